@@ -1,0 +1,92 @@
+# A COCO-format data set of the user's own, and a schedule of any length. The environment says where
+# and how long; class names and counts are read from the annotations:
+#   SSSD_DATA_ROOT    folder of the data set
+#   SSSD_TRAIN_ANN, SSSD_VAL_ANN    annotation files in it
+#   SSSD_TRAIN_IMG, SSSD_VAL_IMG    image folders in it
+#   SSSD_MAX_EPOCHS   length of the schedule; learning-rate drops and phases follow
+#   SSSD_BATCH_SIZE   images per process
+#   SSSD_IMAGE_SCALE  longest x shortest side that images are resized to, keeping their ratio
+_base_ = []  # lets mmengine read a config that imports
+
+from mmdet_sssd.datasets import read_coco_summary  # noqa: E402
+
+data_root = '{{$SSSD_DATA_ROOT:data/own}}'
+train_ann = '{{$SSSD_TRAIN_ANN:annotations/train.json}}'
+val_ann = '{{$SSSD_VAL_ANN:annotations/val.json}}'
+train_img = '{{$SSSD_TRAIN_IMG:images}}'
+val_img = '{{$SSSD_VAL_IMG:images}}'
+max_epochs = int('{{$SSSD_MAX_EPOCHS:24}}')
+batch_size = int('{{$SSSD_BATCH_SIZE:2}}')
+image_scale = tuple(int(side) for side in '{{$SSSD_IMAGE_SCALE:1333x800}}'.split('x'))
+
+classes, num_images = read_coco_summary(data_root, train_ann, 'SSSD_DATA_ROOT and SSSD_TRAIN_ANN')
+num_classes = len(classes)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        type='CocoDataset',
+        metainfo=dict(classes=classes),
+        data_root=data_root,
+        ann_file=train_ann,
+        data_prefix=dict(img=train_img),
+        filter_cfg=dict(filter_empty_gt=False),  # images without objects teach too
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=2,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        metainfo=dict(classes=classes),
+        data_root=data_root,
+        ann_file=val_ann,
+        data_prefix=dict(img=val_img),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann}', metric='bbox')
+test_evaluator = val_evaluator
+
+# The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.
+warmup_iters = min(1000, max_epochs * num_images // batch_size // 20)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=warmup_iters),
+    dict(
+        type='MultiStepLR',
+        begin=0,
+        end=max_epochs,
+        by_epoch=True,
+        milestones=[round(max_epochs * 8 / 12), round(max_epochs * 32 / 36)],
+        gamma=0.1,
+    ),
+]

@@ -1,0 +1,11 @@
+"""Self-distillation for MMDetection; importing it registers its modules in mmdet's registries."""
+
+from .environment import check_environment
+from .version import __version__
+
+check_environment()
+
+from . import checkpoint_loading, config_scope, hooks, models  # noqa: E402
+from .errors import ConfigError  # noqa: E402
+
+__all__ = ['ConfigError', '__version__', 'checkpoint_loading', 'config_scope', 'hooks', 'models']

@@ -1,0 +1,67 @@
+"""Loads mmengine checkpoints on torch 2.6 and later.
+
+Since 2.6 ``torch.load`` refuses files that hold more than tensors and plain Python values, and
+mmengine 0.10's training checkpoints do (its message hub's history buffers). Local files are
+therefore loaded in full when the restricted load refuses them; downloads never are.
+"""
+
+import functools
+import logging
+import os.path as osp
+from pickle import UnpicklingError
+from typing import Any
+
+import mmengine.runner.checkpoint
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+
+from .errors import ConfigError
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Load a checkpoint from a local file, restricted if it can be, in full if it must be.
+
+    Args:
+        filename: Path of the file; ``~`` is expanded.
+        map_location: As in :func:`torch.load`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    filename = osp.expanduser(filename)
+    if not osp.isfile(filename):
+        raise FileNotFoundError(f'checkpoint {filename} cannot be found')
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except UnpicklingError:
+        print_log(
+            f'{filename} holds Python objects beside weights (a training checkpoint does), and '
+            'reading them can run code: open only checkpoints that you trust.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return torch.load(filename, map_location=map_location, weights_only=False)
+
+
+_load_url = mmengine.runner.checkpoint.load_url
+
+
+@functools.wraps(_load_url)
+def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
+    """Download a checkpoint and refuse it if it holds more than tensors and plain values."""
+    try:
+        return _load_url(url, *args, weights_only=True, **kwargs)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f'{url} holds Python objects beside weights, which a download may not. If you trust '
+            'its source, download it yourself and give the path of the file.'
+        ) from error
+
+
+# Every scheme that downloads (http, torchvision://, open-mmlab:// …) goes through this name.
+mmengine.runner.checkpoint.load_url = _load_url_restricted

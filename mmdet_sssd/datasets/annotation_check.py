@@ -1,0 +1,116 @@
+"""Checks the files that a config names before anything slow is done with it."""
+
+import json
+import logging
+import os.path as osp
+from collections.abc import Iterator
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from ..errors import ConfigError
+
+
+def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
+    """Check the data sets and evaluators of a config.
+
+    Files on other storage than the local one are not looked at.
+
+    Args:
+        cfg: The whole config.
+        stages: Which of its loaders and evaluators: ``'train'``, ``'val'``, ``'test'``.
+
+    Raises:
+        ConfigError: if a file or folder is missing, an annotation file is no COCO file, none of the
+            class names is a category in it, or an annotation's category is not. The message names
+            the config key.
+    """
+    for stage in stages:
+        loader = cfg.get(f'{stage}_dataloader')
+        if loader and loader.get('dataset'):
+            for key, dataset in _leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
+                _check_dataset(dataset, key)
+        for key, evaluator in _evaluators(cfg, f'{stage}_evaluator'):
+            _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
+
+
+def _leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Look through wrapping data set configs at those that name files, with their keys."""
+    if dataset.get('datasets'):
+        for index, inner in enumerate(dataset['datasets']):
+            yield from _leaf_configs(inner, f'{key}.datasets.{index}')
+    elif dataset.get('dataset'):
+        yield from _leaf_configs(dataset['dataset'], f'{key}.dataset')
+    else:
+        yield key, dataset
+
+
+def _evaluators(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    evaluators = cfg.get(key) or []
+    if isinstance(evaluators, dict):
+        yield key, evaluators
+    else:
+        yield from ((f'{key}.{index}', x) for index, x in enumerate(evaluators))
+
+
+def _check_dataset(dataset: ConfigDict, key: str) -> None:
+    root = dataset.get('data_root') or ''
+    ann_file = dataset.get('ann_file') or ''
+    path = osp.join(root, ann_file) if ann_file else ''
+    _check_exists(f'{key}.ann_file', path)
+    for name, prefix in (dataset.get('data_prefix') or {}).items():
+        _check_exists(f'{key}.data_prefix.{name}', osp.join(root, prefix or ''))
+    dataset_class = DATASETS.get(dataset.get('type', ''))
+    is_coco = isinstance(dataset_class, type) and issubclass(dataset_class, CocoDataset)
+    if is_coco and osp.isfile(path):
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        _check_coco(path, classes or dataset_class.METAINFO.get('classes'), key)
+
+
+def _check_exists(key: str, path: str | None) -> None:
+    if path and '://' not in path and not osp.exists(path):
+        raise ConfigError(
+            f'{key}: there is no {path} (looked for from {osp.abspath(osp.curdir)}); set the '
+            "data set's data_root, or this key, to where the data lies"
+        )
+
+
+def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> None:
+    """Check the categories of one COCO annotation file against the class names."""
+    with open(path, encoding='utf-8') as file:
+        try:
+            content = json.load(file)
+            names = {category['id']: category['name'] for category in content['categories']}
+            annotations = content.get('annotations', [])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f'{key}.ann_file: {path} is no COCO annotation file ({type(error).__name__}: '
+                f'{error}); accepted: JSON with images, annotations and categories'
+            ) from error
+    unknown = next((x for x in annotations if x['category_id'] not in names), None)
+    if unknown is not None:
+        raise ConfigError(
+            f'{key}.ann_file: annotation {unknown["id"]} in {path} has category_id '
+            f'{unknown["category_id"]}; its categories are {sorted(names)}'
+        )
+    missing = [name for name in classes or () if name not in names.values()]
+    found = ', '.join(map(str, names.values()))
+    if missing and len(missing) == len(classes):
+        raise ConfigError(
+            f'{key}.metainfo.classes: none of {_shortened(missing)} is a category in {path}, which '
+            f'has: {found}'
+        )
+    if missing:
+        print_log(
+            f'{key}.metainfo.classes: {_shortened(missing)} not among the categories of {path} '
+            f'({found}); nothing can be learnt or measured of them',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _shortened(names: list[str]) -> str:
+    shown = ', '.join(names[:10])
+    return f'{shown} … ({len(names)} names)' if len(names) > 10 else shown

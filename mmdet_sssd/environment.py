@@ -1,0 +1,55 @@
+"""Checks, before anything is imported from them, that the installed packages can work together."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED = {
+    'torch': '>=2.1',
+    'mmengine': '>=0.10,<1',
+    'mmcv': '>=2.0.0,<2.2',
+    'mmdet': '>=3.3,<3.4',
+    'setuptools': '<81',
+}
+"""Versions that can work, by package; ``requirements.txt`` has the tested ones."""
+
+REBUILD_MMCV = (
+    'pip cache remove mmcv; MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps '
+    '--force-reinstall mmcv==2.1.0'
+)
+
+
+def check_environment() -> None:
+    """Make sure that the packages of :data:`SUPPORTED` are there and that mmcv's ops load.
+
+    Raises:
+        ImportError: if a package is missing or of a version that cannot work, or mmcv has no
+            compiled ops for the installed torch. The message says what to run.
+    """
+    wrong = [problem for name in SUPPORTED if (problem := _version_problem(name))]
+    if wrong:
+        raise ImportError(
+            f'mmdet_sssd cannot work with this environment: {"; ".join(wrong)}. '
+            'Run `bash tools/setup.sh` in a checkout of mmdet_sssd, or `pip install '
+            f'{" ".join(repr(name + spec) for name, spec in SUPPORTED.items())}`.'
+        )
+    try:
+        import mmcv.ops  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'mmcv {version("mmcv")} has no compiled ops that load with torch '
+            f'{version("torch")} ({error}). Run `bash tools/setup.sh` in a checkout of mmdet_sssd, '
+            f'or build them here: `{REBUILD_MMCV}`.'
+        ) from error
+
+
+def _version_problem(name: str) -> str | None:
+    """Say what is wrong with the installed version of a package, if anything."""
+    spec = SUPPORTED[name]
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return f'{name} is not installed ({spec} is needed)'
+    if SpecifierSet(spec, prereleases=True).contains(found):
+        return None
+    return f'{name} {found} is installed, {spec} is needed'

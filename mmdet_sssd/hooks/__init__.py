@@ -1,0 +1,12 @@
+from .adaptive_distill_coef_hook import AdaptiveDistillCoefHook
+from .check_dataset_hook import CheckDatasetHook
+from .phase_hooks import DetachStudentHook, FreezeBackboneHook
+from .random_state_hook import RandomStateHook
+
+__all__ = [
+    'AdaptiveDistillCoefHook',
+    'CheckDatasetHook',
+    'DetachStudentHook',
+    'FreezeBackboneHook',
+    'RandomStateHook',
+]

@@ -1,0 +1,79 @@
+from collections.abc import Iterator
+
+from mmdet.registry import HOOKS
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..errors import ConfigError
+from .runner_access import distiller_of
+
+
+@HOOKS.register_module()
+class CheckDatasetHook(Hook):
+    """Checks the labels of the training data against the student's classes before training.
+
+    A label outside the classes would otherwise be a wrong result or, on a GPU, a device assertion
+    somewhere in the first epoch.
+
+    Raises:
+        ConfigError: before the first iteration, if a label is outside the student's classes or no
+            image has an object.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Read the labels of every training image (on the CPU, from what is loaded already)."""
+        self.distiller = distiller_of(runner, type(self).__name__)
+        num_classes = self.distiller.teacher.num_classes
+        datasets = list(_leaf_datasets(runner.train_dataloader.dataset))
+        num_objects = sum(_check_labels(dataset, num_classes) for dataset in datasets)
+        if datasets and not num_objects:
+            raise ConfigError(
+                'train_dataloader.dataset has no labelled object in any of its '
+                f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
+                'metainfo.classes and filter_cfg'
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        """Say how many boxes were too small to train on, over the whole run."""
+        if self.distiller.num_dropped_boxes:
+            runner.logger.warning(
+                f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were '
+                'met) covered less than a pixel of their image and were left out of training.'
+            )
+
+
+def _leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
+    """Look through wrappers (concatenated, repeated, mixed …) at the data sets that read files."""
+    if hasattr(dataset, 'datasets'):
+        for inner in dataset.datasets:
+            yield from _leaf_datasets(inner)
+    elif hasattr(dataset, 'dataset'):
+        yield from _leaf_datasets(dataset.dataset)
+    elif isinstance(dataset, BaseDataset):
+        yield dataset
+
+
+def _check_labels(dataset: BaseDataset, num_classes: int) -> int:
+    """Check one data set's labels and count its objects."""
+    num_objects = 0
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        instances = info.get('instances', [])
+        num_objects += len(instances)
+        for label in (x['bbox_label'] for x in instances if 'bbox_label' in x):
+            if not 0 <= label < num_classes:
+                raise ConfigError(
+                    f'{_names([dataset])}: {info.get("img_path")} has an object with label {label}, '
+                    f'but the student has {num_classes} classes (labels 0 to {num_classes - 1}); '
+                    f'the data set names {len(dataset.metainfo.get("classes") or ())} classes. Make '
+                    "the num_classes of the student's heads and "
+                    'train_dataloader.dataset.metainfo.classes agree'
+                )
+    return num_objects
+
+
+def _names(datasets: list[BaseDataset]) -> str:
+    return ', '.join(str(dataset.ann_file or type(dataset).__name__) for dataset in datasets)

@@ -1,0 +1,101 @@
+"""Runs a detector's own loss on given features, and without a trace where that is asked for."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn as nn
+from mmdet.models import BaseDetector
+from mmdet.structures import DetDataSample
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # what a replayed loss never runs
+MODULE_INTERNALS = frozenset(vars(nn.Module())) - {'_buffers'}
+
+
+@contextmanager
+def replay_features(detector: BaseDetector, feats: Sequence[Tensor]) -> Iterator[None]:
+    """Let ``detector.extract_feat`` return the given features inside the context.
+
+    Args:
+        detector: The detector whose loss is to be computed on them.
+        feats: One map of shape (B, C, h, w) per feature level.
+    """
+    shadowed = vars(detector).get('extract_feat')  # set only if somebody else replaced it
+    detector.extract_feat = lambda *_args, **_kwargs: type(feats)(feats)
+    try:
+        yield
+    finally:
+        if shadowed is None:
+            del detector.extract_feat
+        else:
+            detector.extract_feat = shadowed
+
+
+@contextmanager
+def untouched_heads(detector: BaseDetector) -> Iterator[None]:
+    """Undo, at the end of the context, what its heads' forward changed beside gradients.
+
+    That is all buffers (BN statistics, running counts) and plain attributes (sampling histories,
+    counters) of the modules that are no part of feature extraction, and of their assigners,
+    samplers and other helpers. The context works on copies, so that tensors which autograd has
+    saved are not written to.
+    """
+    before = [(vars(owner), dict(vars(owner))) for owner in _state_owners(detector)]
+    for attributes, values in before:
+        for name, value in values.items():
+            if name == '_buffers':
+                attributes[name] = {k: _copy(v) for k, v in value.items()}
+            elif name not in MODULE_INTERNALS:
+                attributes[name] = _copy(value)
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            attributes.clear()
+            attributes.update(values)
+
+
+def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
+    """Copy data samples as deep as heads change them: tensors are shared, their holders are not."""
+    copies = [sample.clone() for sample in batch_data_samples]
+    for sample in copies:
+        for name, value in sample.items():
+            if isinstance(value, BaseDataElement):
+                setattr(sample, name, value.clone())
+    return copies
+
+
+def _state_owners(detector: BaseDetector) -> list[Any]:
+    """List the modules of a detector's heads and, once each, the mmdet objects that they hold."""
+    heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
+    owners = {id(module): module for head in heads for module in head.modules()}
+    pending = list(owners.values())
+    while pending:
+        for value in vars(pending.pop()).values():
+            for helper in value if isinstance(value, (list, tuple)) else [value]:
+                if id(helper) not in owners and _is_helper(helper):
+                    owners[id(helper)] = helper
+                    pending.append(helper)
+    return list(owners.values())
+
+
+def _copy(value: Any) -> Any:
+    """Copy what can be written to in place: tensors, and the outer layer of containers."""
+    if isinstance(value, nn.Parameter):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (list, dict, set):
+        return copy.copy(value)
+    return value
+
+
+def _is_helper(value: Any) -> bool:
+    return (
+        type(value).__module__.startswith('mmdet.')
+        and not isinstance(value, nn.Module)
+        and hasattr(value, '__dict__')
+    )

@@ -1,0 +1,291 @@
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+from mmdet.models import BaseDetector
+from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import get_box_tensor
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmengine.logging import print_log
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..layers import instance_norm
+from .replay import fresh_samples, replay_features, untouched_heads
+
+DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
+
+
+@MODELS.register_module()
+class SSSDDistiller(BaseDetector):
+    r"""Trains a detector, the student, together with an implicit teacher that it learns from.
+
+    .. math:: L = L_{det}(x) + w \, L_{det}(t) + \lambda \, L_{distill}(A(x), t)
+
+    with the student's features x, the teacher's features t (made from x and the labels), and the
+    adapter A. Both detection losses are the student's own: its ``loss`` is replayed on the teacher's
+    features. In :math:`L_{distill}` both sides are instance-normalised and the teacher's is detached.
+    Inference is the student's alone.
+
+    Sources: SSSD (https://arxiv.org/abs/2303.05015); with ``NormedMSELoss`` and constant λ it is LGD
+    (https://arxiv.org/abs/2109.11496).
+
+    The log has the student's losses under their own names, the teacher's with the prefix
+    ``teacher.``, and ``loss_distill``, which includes λ. The state dict is ``student.*``,
+    ``teacher.*`` and ``adapter.*``; a stock detector's state dict loads into the student.
+    Attributes that this class lacks (``bbox_head``, ``with_rpn`` …) are the student's.
+
+    Args:
+        student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
+        teacher: Config of the teacher; ``type`` defaults to ``'LabelEncoderTeacher'``,
+            ``num_classes`` and ``in_channels`` to what is read off the student.
+        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels``
+            likewise.
+        distill_loss: Config of the loss between two pyramids; ``type`` defaults to
+            ``'JSDistanceLoss'``.
+        distill_coef: λ, >= 0; hooks may change it during training. Defaults to 10.
+        teacher_loss_weight: w, >= 0. With 0 the teacher is not trained at all (for experiments).
+            Defaults to 1.
+        data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
+            it goes to a student that has none. Otherwise the student's is used.
+        init_cfg: As in mmengine.
+
+    Attributes:
+        distill_coef: λ as it is now.
+        detach_student: Whether the student's features are detached in the distillation loss, so that
+            it trains the adapter only (the first phase of training).
+        num_dropped_boxes: How many labelled boxes were left out because they cover less than a pixel
+            of the image; stock losses are not finite on some of them.
+
+    Raises:
+        ConfigError: if an argument is not one of these, or the student is no detector that can be
+            distilled; the message names the key.
+    """
+
+    def __init__(
+        self,
+        student: ConfigType,
+        teacher: OptConfigType = None,
+        adapter: OptConfigType = None,
+        distill_loss: OptConfigType = None,
+        distill_coef: float = 10.0,
+        teacher_loss_weight: float = 1.0,
+        data_preprocessor: OptConfigType = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        _check_not_negative('model.distill_coef', distill_coef)
+        _check_not_negative('model.teacher_loss_weight', teacher_loss_weight)
+        built_student = _build_student(student, data_preprocessor)
+        super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
+        self.student = built_student
+        teacher = {'type': 'LabelEncoderTeacher', **(teacher or {})}
+        adapter = {'type': 'FeatureAdapter', **(adapter or {})}
+        with _own_random_numbers():
+            teacher.setdefault('num_classes', count_classes(self.student))
+            if 'in_channels' not in teacher or 'in_channels' not in adapter:
+                channels = read_channels(self.student)
+                teacher.setdefault('in_channels', channels)
+                adapter.setdefault('in_channels', channels)
+            self.teacher = MODELS.build(teacher)
+            self.adapter = MODELS.build(adapter)
+        self.distill_loss = MODELS.build({'type': 'JSDistanceLoss', **(distill_loss or {})})
+        self.teacher.requires_grad_(teacher_loss_weight > 0)
+        self.teacher_loss_weight = teacher_loss_weight
+        self.distill_coef = float(distill_coef)
+        self.detach_student = False
+        self.num_dropped_boxes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == 'student':  # not built yet
+                raise
+            return getattr(self.student, name)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        """Compute the losses of student and teacher and the distillation loss.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ground truth.
+
+        Returns:
+            The student's losses, ``teacher.*`` and ``loss_distill``.
+        """
+        student_samples = self._without_degenerate_boxes(batch_data_samples)
+        teacher_samples = fresh_samples(student_samples)
+        student_feats = self.student.extract_feat(batch_inputs)
+        with replay_features(self.student, student_feats):
+            losses = self.student.loss(batch_inputs, student_samples)
+        teacher_feats = self.teacher(student_feats, batch_inputs, teacher_samples)
+        if self.teacher_loss_weight > 0:
+            losses.update(self._teacher_loss(teacher_feats, batch_inputs, teacher_samples))
+        losses['loss_distill'] = self._distill_loss(student_feats, teacher_feats)
+        return losses
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
+        """Predict with the student alone; see its ``predict``."""
+        return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        return self.student._forward(batch_inputs, batch_data_samples)
+
+    def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
+        """Extract the student's features, one map of shape (B, C, h, w) per level."""
+        return self.student.extract_feat(batch_inputs)
+
+    def _teacher_loss(
+        self, teacher_feats: Sequence[Tensor], batch_inputs: Tensor, samples: SampleList
+    ) -> dict[str, Any]:
+        """Compute the student's loss on the teacher's features, leaving no trace in the student."""
+        with replay_features(self.student, teacher_feats), untouched_heads(self.student):
+            losses = self.student.loss(batch_inputs, samples)
+        if self.teacher_loss_weight != 1:
+            losses = reweight_loss_dict(losses, self.teacher_loss_weight)
+        return rename_loss_dict('teacher.', losses)
+
+    def _distill_loss(
+        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    ) -> Tensor:
+        """Compute λ times the loss between adapted student and detached teacher features."""
+        if self.detach_student:
+            student_feats = [x.detach() for x in student_feats]
+        adapted = [instance_norm(x) for x in self.adapter(student_feats)]
+        target = [instance_norm(x.detach()) for x in teacher_feats]
+        return self.distill_coef * self.distill_loss(adapted, target)
+
+    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
+        """Leave out the labelled objects whose box covers less than a pixel of its image.
+
+        One answer is read from the device for the whole batch, right after the copy of the batch to
+        the device has waited for it anyway.
+        """
+        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
+        kept = [
+            _covers_a_pixel(x, sample.get('img_shape', None))
+            for x, sample in zip(boxes, batch_data_samples, strict=True)
+        ]
+        flags = torch.cat(kept).cpu()
+        if flags.all():
+            return batch_data_samples
+        samples = fresh_samples(batch_data_samples)
+        for sample, keep in zip(samples, kept, strict=True):
+            sample.gt_instances = sample.gt_instances[keep]
+        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
+        return samples
+
+    def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
+        """Count the boxes that are left out, and say so the first time."""
+        if not self.num_dropped_boxes:
+            images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
+            print_log(
+                f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
+                'of their image after the training pipeline; such boxes are left out of training '
+                f'and this is said once. The images of the batch: {", ".join(images) or "unnamed"}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self.num_dropped_boxes += num_dropped
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Take a stock detector's state dict as the student's."""
+        ours = tuple(f'{prefix}{name}.' for name in ('student', 'teacher', 'adapter'))
+        if not any(key.startswith(ours) for key in state_dict):
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_not_negative(key: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(f'{key} is {value!r}; accepted: a number >= 0')
+
+
+def _build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
+    if data_preprocessor is not None and student.get('data_preprocessor') is None:
+        student = {**student, 'data_preprocessor': data_preprocessor}
+    built = MODELS.build(student)
+    if not isinstance(built, BaseDetector):
+        raise ConfigError(
+            f'model.student.type is {student["type"]!r}, a {type(built).__name__}; accepted: a '
+            "detector of mmdet's (a subclass of BaseDetector)"
+        )
+    return built
+
+
+def count_classes(student: BaseDetector) -> int:
+    """Read the number of classes off a detector's heads.
+
+    Raises:
+        ConfigError: if none of them has a ``num_classes``.
+    """
+    heads = ('bbox_head', 'roi_head.bbox_head', 'roi_head.mask_head', 'mask_head', 'panoptic_head')
+    for path in heads:
+        head: Any = student
+        for name in path.split('.'):
+            head = getattr(head, name, None)
+        if isinstance(head, nn.ModuleList):  # a cascade's stages have the same classes
+            head = head[0]
+        num_classes = getattr(head, 'num_classes', None)
+        if num_classes is not None:
+            return num_classes
+    raise ConfigError(
+        f'model.student is a {type(student).__name__} without a num_classes in any of its heads '
+        f'(looked at {", ".join(heads)}); set model.teacher.num_classes'
+    )
+
+
+def read_channels(student: BaseDetector) -> int:
+    """Find the number of channels of a detector's feature levels by one dry run on a blank image.
+
+    Raises:
+        ConfigError: if the dry run fails or its result is not a pyramid of equal channels.
+    """
+    was_training = student.training
+    student.eval()
+    try:
+        with torch.no_grad():
+            feats = student.extract_feat(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE))
+    except Exception as error:
+        raise ConfigError(
+            f'model.student ({type(student).__name__}) cannot be distilled: its extract_feat failed '
+            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image ({type(error).__name__}: {error}). '
+            'If it works on real images, set model.teacher.in_channels and '
+            'model.adapter.in_channels'
+        ) from error
+    finally:
+        student.train(was_training)
+    is_pyramid = isinstance(feats, (tuple, list)) and all(
+        isinstance(x, Tensor) and x.ndim == 4 for x in feats
+    )
+    channels = {x.shape[1] for x in feats} if is_pyramid else set()
+    if len(channels) != 1:
+        found = f'levels of {sorted(channels)} channels' if channels else type(feats).__name__
+        raise ConfigError(
+            f'model.student ({type(student).__name__}): its extract_feat gives {found}; accepted: a '
+            'tuple of maps, one per level, with the same number of channels'
+        )
+    return channels.pop()
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Draw from a stream of its own, so that the student is initialised as it would be alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch.initial_seed() + 1)
+        yield
+
+
+def _covers_a_pixel(boxes: Tensor, img_shape: tuple[int, int] | None) -> Tensor:
+    """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image."""
+    height, width = img_shape or (math.inf, math.inf)
+    x1, y1 = boxes[:, 0].clamp(min=0), boxes[:, 1].clamp(min=0)
+    x2, y2 = boxes[:, 2].clamp(max=width), boxes[:, 3].clamp(max=height)
+    return (x2 - x1 >= 1) & (y2 - y1 >= 1)

@@ -1,0 +1,73 @@
+from itertools import pairwise
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+def normed_linears(*channels: int) -> nn.Sequential:
+    """Stack linear → LayerNorm (no affine parameters) → ReLU through the given channel counts."""
+    layers: list[nn.Module] = []
+    for c_in, c_out in pairwise(channels):
+        layers += [
+            nn.Linear(c_in, c_out),
+            nn.LayerNorm(c_out, elementwise_affine=False),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+class ObjectTransform(nn.Module):
+    """Multiplies each object's vector by a matrix worked out from that vector alone.
+
+    Args:
+        channels: Length d of the vectors; the matrix is d×d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_hidden = normed_linears(channels, 64, 128, 1024, 512, 256)
+        self.to_matrix = nn.Linear(256, channels * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform vectors of shape (B, N, d) to vectors of the same shape."""
+        matrix = self.to_matrix(self.to_hidden(x)).unflatten(-1, (x.shape[-1], x.shape[-1]))
+        return torch.einsum('bnd,bnde->bne', x, matrix)
+
+
+class LabelEncoder(nn.Module):
+    """Turns the label descriptors of an image's objects into label embeddings, after PointNet.
+
+    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.1, and its reference code.
+
+    Args:
+        descriptor_channels: Length k of a descriptor.
+        out_channels: Length C of an embedding.
+    """
+
+    def __init__(self, descriptor_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.descriptor_transform = ObjectTransform(descriptor_channels)
+        self.to_local = normed_linears(descriptor_channels, 64)
+        self.local_transform = ObjectTransform(64)
+        self.to_global = normed_linears(64, 128, 1024)
+        self.fuse = normed_linears(64 + 1024, 256)
+        self.to_embedding = normed_linears(256, out_channels)
+
+    def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
+        """Encode the objects of each image, together.
+
+        Args:
+            descriptors: Descriptors of shape (B, N, k), padded to N ≥ 1 objects.
+            valid: Which of them are objects, bool of shape (B, N).
+
+        Returns:
+            Label embeddings of shape (B, N, C); those of padding mean nothing, but are finite.
+        """
+        local = self.to_local(self.descriptor_transform(descriptors))
+        local = self.local_transform(local)
+        features = self.to_global(local)
+        # The features are ReLU outputs: a zero never wins over an object's.
+        over_objects = features.masked_fill(~valid.unsqueeze(-1), 0).amax(1, keepdim=True)
+        fused = torch.cat([local, over_objects.expand(-1, local.shape[1], -1)], -1)
+        return self.to_embedding(self.fuse(fused))

@@ -1,0 +1,197 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmcv.ops import roi_align
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ...errors import ConfigError
+
+MASK_SIZE = 7  # side of the instance mask in a descriptor
+
+
+@dataclass
+class LabelledObjects:
+    """The ground truth of a batch, padded to the same number of objects N ≥ 1 for each image.
+
+    Attributes:
+        boxes: Boxes (x1, y1, x2, y2) in input pixels, clipped to the batch's images (padding
+            included), of shape (B, N, 4); zero where padded.
+        labels: Class indices of shape (B, N); -1 where padded.
+        valid: Which of the N are objects, bool of shape (B, N).
+        image_size: Height and width of the batch's images, padding included.
+        content_sizes: Height and width of each image without the padding.
+        masks: Per image, the instance masks as a uint8 array of shape (n_b, h, w) on the CPU; None
+            if masks are not used.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    image_size: tuple[int, int]
+    content_sizes: list[tuple[int, int]]
+    masks: list[np.ndarray] | None = None
+
+    @classmethod
+    def from_samples(
+        cls, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample], use_masks: bool
+    ) -> 'LabelledObjects':
+        """Gather the ground truth of a batch.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples.
+            use_masks: Whether to take the instance masks too.
+
+        Raises:
+            ConfigError: if ``use_masks`` and a data sample has no masks.
+        """
+        height, width = batch_inputs.shape[-2:]
+        instances = [sample.gt_instances for sample in batch_data_samples]
+        boxes = [_clip(get_box_tensor(x.bboxes).float(), height, width) for x in instances]
+        return cls(
+            boxes=_pad(boxes, 0),
+            labels=_pad([x.labels for x in instances], -1),
+            valid=_pad([torch.ones_like(x.labels, dtype=torch.bool) for x in instances], False),
+            image_size=(height, width),
+            content_sizes=[
+                s.metainfo.get('img_shape', (height, width)) for s in batch_data_samples
+            ],
+            masks=[_mask_array(x) for x in instances] if use_masks else None,
+        )
+
+    def descriptors(self, num_classes: int) -> Tensor:
+        """Describe each object by box, class and, with masks, shape; everything in [-1, 1].
+
+        Args:
+            num_classes: Number of classes K.
+
+        Returns:
+            Descriptors of shape (B, N, 4 + K), or (B, N, 4 + K + 49) with masks.
+        """
+        height, width = self.image_size
+        boxes = self.boxes / self.boxes.new_tensor([width, height, width, height])
+        classes = torch.arange(num_classes, device=self.labels.device)
+        parts = [boxes, (self.labels.unsqueeze(-1) == classes).to(boxes)]
+        if self.masks is not None:
+            crops = [
+                _crop_masks(torch.from_numpy(masks).to(boxes), boxes_of_image[: len(masks)])
+                for masks, boxes_of_image in zip(self.masks, self.boxes, strict=True)
+            ]
+            parts.append(_pad(crops, 0))
+        return 2 * torch.cat(parts, -1) - 1
+
+    def context_descriptors(self, num_classes: int) -> Tensor:
+        """Describe each image's context object: as large as the image and of no class.
+
+        Args:
+            num_classes: Number of classes K.
+
+        Returns:
+            Descriptors of shape (B, 1, k), k as in :meth:`descriptors`.
+        """
+        height, width = self.image_size
+        box = [0, 0, (width - 1) / width, (height - 1) / height]
+        shape = [] if self.masks is None else [1] * MASK_SIZE**2
+        descriptor = self.boxes.new_tensor([*box, *[0] * num_classes, *shape])
+        return (2 * descriptor - 1).expand(len(self.boxes), 1, -1)
+
+    def regions(self, level_size: tuple[int, int]) -> Tensor:
+        """Mark the pixels of a feature level that belong to each object.
+
+        Args:
+            level_size: Height h and width w of the level.
+
+        Returns:
+            Regions, 0 or 1, in float32 of shape (B, N, h, w); empty where padded.
+        """
+        if self.masks is None:
+            return _box_regions(self.boxes, self.image_size, level_size)
+        rows, columns = self._nearest_pixels(level_size)
+        regions = []
+        for masks in self.masks:
+            height, width = masks.shape[1:]
+            region = np.zeros((len(masks), *level_size), np.uint8)
+            seen = masks[:, rows[rows < height]][:, :, columns[columns < width]]
+            region[:, : seen.shape[1], : seen.shape[2]] = seen
+            regions.append(torch.from_numpy(region))
+        return _pad(regions, 0).to(self.boxes)
+
+    def context_regions(self, level_size: tuple[int, int]) -> Tensor:
+        """Mark the pixels of a feature level that belong to the images' context objects.
+
+        With boxes that is the whole map, with masks what the image covers without its padding.
+
+        Args:
+            level_size: Height h and width w of the level.
+
+        Returns:
+            Regions, 0 or 1, in float32 of shape (B, 1, h, w).
+        """
+        if self.masks is None:
+            return self.boxes.new_ones(len(self.boxes), 1, *level_size)
+        rows, columns = self._nearest_pixels(level_size)
+        regions = [
+            np.outer(rows < height, columns < width)[None] for height, width in self.content_sizes
+        ]
+        return torch.from_numpy(np.stack(regions)).to(self.boxes)
+
+    def _nearest_pixels(self, level_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the image that nearest-neighbour resizing takes for a level."""
+        (height, width), (h, w) = self.image_size, level_size
+        return np.arange(h) * height // h, np.arange(w) * width // w
+
+
+def _pad(per_image: list[Tensor], value: float) -> Tensor:
+    """Stack tensors of shape (n_b, ...) to (B, N, ...) with N the largest n_b, or 1."""
+    padded = pad_sequence(per_image, batch_first=True, padding_value=value)
+    if padded.shape[1]:
+        return padded
+    return padded.new_full((len(padded), 1, *padded.shape[2:]), value)
+
+
+def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Clip boxes to the pixels of an image; coordinates that are no numbers become 0."""
+    limit = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    return torch.nan_to_num(boxes).clamp(min=0).minimum(limit)
+
+
+def _box_regions(boxes: Tensor, image_size: tuple[int, int], level_size: tuple[int, int]) -> Tensor:
+    """Mark the pixels of a level that lie in boxes of shape (B, N, 4); empty boxes have none."""
+    inside = []
+    for axis in (1, 0):  # y over rows, then x over columns
+        low, high = boxes[..., axis], boxes[..., axis + 2]
+        scale = level_size[1 - axis] / image_size[1 - axis]
+        size, centre = (high - low) * scale, (high + low) * (scale / 2)
+        pixels = torch.arange(level_size[1 - axis], device=boxes.device, dtype=boxes.dtype)
+        distance = (pixels - centre.unsqueeze(-1)).abs()
+        inside.append((distance <= size.unsqueeze(-1) / 2) & (size > 0).unsqueeze(-1))
+    rows, columns = inside
+    return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).to(boxes.dtype)
+
+
+def _mask_array(instances: InstanceData) -> np.ndarray:
+    """Read an image's instance masks as a uint8 array of shape (n, h, w)."""
+    masks = instances.get('masks')
+    if masks is None:
+        raise ConfigError(
+            'model.teacher.use_masks is True, but the training data has no instance masks; load them '
+            "(dict(type='LoadAnnotations', with_bbox=True, with_mask=True) in the training "
+            'pipeline) or set model.teacher.use_masks=False'
+        )
+    if isinstance(masks, Tensor):
+        return masks.cpu().numpy().astype(np.uint8)
+    return masks.to_ndarray().astype(np.uint8, copy=False)
+
+
+def _crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Crop each of n masks to its box and resize it to a flat binary vector of shape (n, 49)."""
+    indices = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
+    rois = torch.cat([indices[:, None], boxes], 1)
+    crops = roi_align(masks[:, None], rois, (MASK_SIZE, MASK_SIZE), 1.0, 0, 'avg', True)
+    return (crops.flatten(1) >= 0.5).to(boxes)

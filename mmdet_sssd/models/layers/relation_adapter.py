@@ -1,0 +1,80 @@
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_HEADS = 8
+
+
+class AppearanceEncoder(nn.Module):
+    """Averages each object's region of a feature level into one vector.
+
+    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. The convolution is shared by all
+    levels.
+
+    Args:
+        channels: Channels C of every level.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(1, channels, affine=False)
+
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        """Embed the objects as they look on one level.
+
+        Args:
+            x: Student features of shape (B, C, h, w).
+            regions: Regions of the objects, 0 or 1, of shape (B, N, h, w).
+
+        Returns:
+            Appearance embeddings of shape (B, N, C), zero where a region is empty.
+        """
+        y = F.relu(self.norm(self.conv(x))).flatten(2)
+        area = regions.flatten(2).sum(-1, keepdim=True).clamp(min=1)
+        with torch.autocast(x.device.type, enabled=False):  # sums over a level overflow float16
+            weights = regions.flatten(2).to(torch.float32) / area
+            return torch.bmm(weights, y.to(torch.float32).transpose(1, 2))
+
+
+class RelationAdapter(nn.Module):
+    """Attention from appearance to labels among the objects of each image.
+
+    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. Shared by all levels, which are
+    attended in one call.
+
+    Args:
+        channels: Length C of the embeddings, a multiple of 8 (the number of heads).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, NUM_HEADS, batch_first=True)
+
+    def forward(
+        self, appearance: Sequence[Tensor], label_embeddings: Tensor, valid: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Relate the objects of each image.
+
+        Args:
+            appearance: Per level, queries of shape (B, N, C).
+            label_embeddings: Keys and values of shape (B, N, C).
+            valid: Which of the N are objects, bool of shape (B, N).
+
+        Returns:
+            Per level, the objects' vectors of shape (B, N, C); those of padding mean nothing, but
+            are finite.
+        """
+        attendable = valid.clone()
+        attendable[:, 0] = True  # padding in an image without objects: a softmax needs one key
+        out, _ = self.attention(
+            torch.cat(tuple(appearance), 1),
+            label_embeddings,
+            label_embeddings,
+            key_padding_mask=~attendable,
+            need_weights=False,
+        )
+        return out.chunk(len(appearance), 1)

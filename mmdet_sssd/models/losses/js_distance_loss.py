@@ -1,0 +1,156 @@
+import math
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...errors import ConfigError
+from .levels import FeatureLevels, check_levels
+
+LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
+SERIES_LIMIT = 0.1  # below it the series of `_divergence_density` is exact to float32
+
+
+class _JSDistance(torch.autograd.Function):
+    """Square root of the Jensen-Shannon divergence of softmax distributions, with its gradient.
+
+    The root's derivative is infinite where both distributions are equal, and automatic
+    differentiation would keep about ten maps per level alive. Here the gradient is worked out in the
+    forward pass, one map per side that needs it, and is zero where the distance is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+        log_p, log_q = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+        p, q = log_p.exp(), log_q.exp()
+        r = torch.tanh((log_p - log_q) / 2)  # (p - q) / (p + q), also where both underflow
+        density = (p + q) * _divergence_density(r)
+        distance = (density.sum(dim, keepdim=True) / (4 * math.log(2))).clamp(0, 1).sqrt()
+        ctx.save_for_backward(
+            _distance_gradient(p, r, distance, dim) if ctx.needs_input_grad[0] else None,
+            _distance_gradient(q, -r, distance, dim) if ctx.needs_input_grad[1] else None,
+        )
+        ctx.dim = dim
+        return distance.squeeze(dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_output = grad_output.unsqueeze(ctx.dim)
+        grads = [None if grad is None else grad_output * grad for grad in ctx.saved_tensors]
+        return grads[0], grads[1], None
+
+
+def _divergence_density(r: Tensor) -> Tensor:
+    """(1 + r) ln(1 + r) + (1 - r) ln(1 - r) for r in [-1, 1], without cancellation at 0."""
+    r2 = r.square()
+    series = r2 * (1 + r2 * (1 / 6 + r2 * (1 / 15 + r2 / 28)))
+    exact = torch.special.xlog1py(1 + r, r) + torch.special.xlog1py(1 - r, -r)
+    return torch.where(r.abs() < SERIES_LIMIT, series, exact)
+
+
+def _distance_gradient(p: Tensor, r: Tensor, distance: Tensor, dim: int) -> Tensor:
+    """Gradient of the distance with respect to the logits of ``p``, where p / m = 1 + r."""
+    below_one = torch.finfo(r.dtype).eps / 2 - 1  # p is 0 there; its logarithm must not be -inf
+    score = torch.log1p(r.clamp(min=below_one))
+    grad = p * (score - (p * score).sum(dim, keepdim=True))
+    scale = torch.where(distance > 0, 1 / (4 * math.log(2) * distance), 0)
+    return grad * scale
+
+
+def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: float = 1.0) -> Tensor:
+    r"""Jensen-Shannon distances between the softmax distributions of two feature maps.
+
+    .. math:: \sqrt{D_{JS}(P \| Q)}, \quad D_{JS} = \tfrac12 D_{KL}(P \| M)
+        + \tfrac12 D_{KL}(Q \| M), \quad M = \tfrac12 (P + Q)
+
+    with :math:`P = \mathrm{softmax}(x / \tau)` and logarithms to base 2, so that each distance is a
+    metric in [0, 1] (SSSD, https://arxiv.org/abs/2303.05015, which leaves the distributions open).
+
+    Args:
+        student: Map of shape (B, C, h, w).
+        teacher: Map of the same shape.
+        dim: What one distribution runs over: ``'spatial'`` (one per channel, over h·w),
+            ``'channel'`` (one per pixel, over C) or ``'all'`` (one per image, over C·h·w).
+        tau: Temperature of the softmax, > 0.
+
+    Returns:
+        The distances in float32 or wider, of shape (B, C), (B, h, w) or (B,). Both they and their
+        gradients are finite for any finite maps, equal ones too (where the gradient is 0).
+
+    Example:
+        >>> js_distance(torch.tensor([[[[50., 0.]]]]), torch.tensor([[[[0., 50.]]]]))
+        tensor([[1.]])
+    """
+    dtype = torch.promote_types(student.dtype, torch.float32)
+
+    def logits(x: Tensor) -> Tensor:
+        x = (x.to(dtype) / tau).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        return {'spatial': x.flatten(2), 'channel': x, 'all': x.flatten(1)}[dim]
+
+    return _JSDistance.apply(logits(student), logits(teacher), 1 if dim == 'channel' else -1)
+
+
+@MODELS.register_module()
+class JSDistanceLoss(nn.Module):
+    r"""SSSD's distillation loss: the Jensen-Shannon distance, averaged over levels.
+
+    .. math:: \frac{w}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
+
+    over N levels; see :func:`js_distance` for the distributions. The loss is in [0, ``loss_weight``].
+
+    Args:
+        dim: What one distribution runs over: ``'spatial'``, ``'channel'`` or ``'all'``. Defaults to
+            ``'spatial'``.
+        tau: Temperature of the softmax, > 0. Defaults to 1.
+        loss_weight: Factor of the loss, >= 0. Defaults to 1.
+
+    Raises:
+        ConfigError: if an argument is not one of these.
+
+    Example:
+        >>> loss = JSDistanceLoss(dim='channel')
+        >>> feats = [torch.rand(2, 8, 16, 16), torch.rand(2, 8, 8, 8)]
+        >>> loss(feats, feats)
+        tensor(0.)
+    """
+
+    DIMS = ('spatial', 'channel', 'all')
+
+    def __init__(self, dim: str = 'spatial', tau: float = 1.0, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        if dim not in self.DIMS:
+            raise ConfigError(f'distill_loss.dim is {dim!r}; accepted: {", ".join(self.DIMS)}')
+        if not 0 < tau < math.inf:
+            raise ConfigError(f'distill_loss.tau is {tau!r}; accepted: a number > 0')
+        if not 0 <= loss_weight < math.inf:
+            raise ConfigError(
+                f'distill_loss.loss_weight is {loss_weight!r}; accepted: numbers >= 0'
+            )
+        self.dim = dim
+        self.tau = tau
+        self.loss_weight = loss_weight
+
+    def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            student_feats: Levels of shape (B, C, h_p, w_p).
+            teacher_feats: Levels of the same shapes.
+
+        Returns:
+            A scalar in float32 or wider; a level without elements counts as 0.
+
+        Raises:
+            ValueError: if the shapes of the two sides differ or there are no levels.
+        """
+        check_levels(student_feats, teacher_feats)
+        per_level = []
+        for student, teacher in zip(student_feats, teacher_feats, strict=True):
+            distances = js_distance(student, teacher, self.dim, self.tau)
+            per_level.append(distances.sum() / max(distances.numel(), 1))
+        return self.loss_weight * torch.stack(per_level).mean()

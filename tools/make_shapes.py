@@ -1,0 +1,159 @@
+"""Write a small COCO-format data set of drawn shapes: boxes, instance masks, five classes.
+
+Usage: make_shapes.py OUT_DIR [--train N] [--val N] [--size PIXELS] [--seed S]. The same arguments
+give the same files.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
+MAX_OBJECTS = 7
+MIN_VISIBLE = 0.35  # part of a shape that must not be covered by later ones
+MIN_AREA = 16  # visible pixels
+
+Polygon = np.ndarray  # (n, 2) corners in pixels
+
+
+def main() -> None:
+    """Write the two splits."""
+    args = parse_args()
+    for index, (split, num_images) in enumerate((('train', args.train), ('val', args.val))):
+        rng = np.random.default_rng([args.seed, index])
+        write_split(args.out_dir, split, num_images, args.size, rng)
+    print(f'{args.train} + {args.val} images of {", ".join(CLASSES)} lie in {args.out_dir}')
+
+
+def parse_args() -> Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out_dir', type=Path, help='folder to write to; made if it is not there')
+    parser.add_argument('--train', type=int, default=400, help='training images')
+    parser.add_argument('--val', type=int, default=100, help='validation images')
+    parser.add_argument('--size', type=int, default=128, help='side of an image in pixels')
+    parser.add_argument('--seed', type=int, default=0, help='what the drawings depend on')
+    args = parser.parse_args()
+    if min(args.train, args.val) < 1 or args.size < 32:
+        parser.error('--train and --val must be 1 or more, --size 32 or more')
+    return args
+
+
+def write_split(
+    out_dir: Path, split: str, num_images: int, size: int, rng: np.random.Generator
+) -> None:
+    """Draw one split and write its images and its annotation file.
+
+    Args:
+        out_dir: Folder of the data set.
+        split: Name of the split, of the image folder and the annotation file.
+        num_images: How many images.
+        size: Side of an image in pixels.
+        rng: Source of all randomness.
+    """
+    (out_dir / 'annotations').mkdir(parents=True, exist_ok=True)
+    (out_dir / split).mkdir(exist_ok=True)
+    images, annotations = [], []
+    for image_id in range(1, num_images + 1):
+        image, objects = draw_image(size, rng)
+        name = f'{image_id:06d}.png'
+        cv2.imwrite(str(out_dir / split / name), image)
+        images.append({'id': image_id, 'file_name': name, 'width': size, 'height': size})
+        for label, mask in objects:
+            annotations.append(annotation(len(annotations) + 1, image_id, label, mask))
+    content = {
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, 1)],
+    }
+    path = out_dir / 'annotations' / f'{split}.json'
+    path.write_text(json.dumps(content), encoding='utf-8')
+
+
+def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list]:
+    """Draw one image.
+
+    Returns:
+        The image (size, size, 3) in uint8, and (class index, visible mask) for each shape of which
+        enough is visible.
+    """
+    image = background(size, rng)
+    labels, masks = [], []
+    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
+        label = int(rng.integers(len(CLASSES)))
+        radius = size * np.exp(rng.uniform(np.log(0.04), np.log(0.32)))
+        polygon = shape(CLASSES[label], rng.uniform(0, size, 2), radius, rng)
+        mask = np.zeros((size, size), np.uint8)
+        fill(mask, polygon, 1)
+        fill(image, polygon, rng.integers(40, 256, 3).tolist())
+        labels.append((label, mask.sum()))
+        masks = [*(m & ~mask for m in masks), mask]  # later shapes cover earlier ones
+    image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    visible = [
+        (label, mask)
+        for (label, area), mask in zip(labels, masks, strict=True)
+        if mask.sum() >= max(MIN_AREA, MIN_VISIBLE * area)
+    ]
+    return image, visible
+
+
+def background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Paint a shaded ground with clutter: lines and flecks that are no object."""
+    corners = rng.uniform(20, 140, (2, 2, 3)).astype(np.float32)
+    image = cv2.resize(corners, (size, size)).astype(np.uint8)
+    for _ in range(rng.integers(3, 9)):
+        start, end = rng.integers(0, size, (2, 2)).tolist()
+        cv2.line(image, start, end, rng.integers(0, 200, 3).tolist(), int(rng.integers(1, 3)))
+    for _ in range(rng.integers(5, 20)):
+        centre = rng.integers(0, size, 2).tolist()
+        cv2.circle(image, centre, 1, rng.integers(0, 256, 3).tolist(), -1)
+    return image
+
+
+def shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator) -> Polygon:
+    """Make one shape's outline, turned at random."""
+    corners, inner = {
+        'circle': (40, 1.0),
+        'square': (4, 1.0),
+        'triangle': (3, 1.0),
+        'star': (10, 0.4),
+        'cross': (12, None),
+    }[name]
+    if inner is None:  # a plus sign: the twelve corners in turn
+        plus = [(-1, 3), (1, 3), (1, 1), (3, 1), (3, -1), (1, -1)]
+        points = np.array(plus + [(-x, -y) for x, y in plus]) / np.hypot(1, 3)
+    else:
+        angles = np.arange(corners) * 2 * np.pi / corners
+        lengths = np.where(np.arange(corners) % 2, inner, 1.0)
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * lengths[:, None]
+    turn = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return centre + radius * points @ rotation.T
+
+
+def fill(canvas: np.ndarray, polygon: Polygon, color: int | list[int]) -> None:
+    """Fill a polygon in place."""
+    cv2.fillPoly(canvas, [polygon.round().astype(np.int32)], color)
+
+
+def annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) -> dict:
+    """Describe one visible mask in COCO's format; holes and loose parts become polygons too."""
+    x, y, width, height = cv2.boundingRect(mask)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    polygons = [outline.ravel().tolist() for outline in outlines if len(outline) >= 3]
+    return {
+        'id': annotation_id,
+        'image_id': image_id,
+        'category_id': label + 1,
+        'bbox': [x, y, width, height],
+        'area': int(mask.sum()),
+        'iscrowd': 0,
+        'segmentation': polygons,
+    }
+
+
+if __name__ == '__main__':
+    main()
