@@ -15,6 +15,8 @@ CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
 MIN_VISIBLE = 0.35  # part of a shape that must not be covered by later ones
 MIN_AREA = 16  # visible pixels
+HUE_SPREAD = 0.08  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
+MAX_TURN = np.pi / 4
 
 Polygon = np.ndarray  # (n, 2) corners in pixels
 
@@ -88,7 +90,7 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list]:
         polygon = shape(CLASSES[label], rng.uniform(0, size, 2), radius, rng)
         mask = np.zeros((size, size), np.uint8)
         fill(mask, polygon, 1)
-        fill(image, polygon, rng.integers(40, 256, 3).tolist())
+        fill(image, polygon, color(label, rng))
         labels.append((label, mask.sum()))
         masks = [*(m & ~mask for m in masks), mask]  # later shapes cover earlier ones
     image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
@@ -114,7 +116,7 @@ def background(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator) -> Polygon:
-    """Make one shape's outline, turned at random."""
+    """Make one shape's outline, turned at random but not so far that shapes look alike."""
     corners, inner = {
         'circle': (40, 1.0),
         'square': (4, 1.0),
@@ -129,9 +131,16 @@ def shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator
         angles = np.arange(corners) * 2 * np.pi / corners
         lengths = np.where(np.arange(corners) % 2, inner, 1.0)
         points = np.stack([np.cos(angles), np.sin(angles)], 1) * lengths[:, None]
-    turn = rng.uniform(0, 2 * np.pi)
+    turn = rng.uniform(-MAX_TURN, MAX_TURN)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return centre + radius * points @ rotation.T
+
+
+def color(label: int, rng: np.random.Generator) -> list[int]:
+    """Draw a color (blue, green, red) that hints at the class, but is shared with its neighbours."""
+    hue = (label / len(CLASSES) + rng.normal(0, HUE_SPREAD)) % 1
+    hsv = np.uint8([[[hue * 180, rng.uniform(120, 256), rng.uniform(90, 256)]]])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()
 
 
 def fill(canvas: np.ndarray, polygon: Polygon, color: int | list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: `mim test mmdet_sssd CONFIG`, or this file with mmdet's test.py's arguments."""
+"""Evaluate a checkpoint: `mim test mmdet_sssd CONFIG`, or this file with mmdet's arguments."""
 
 from mmdet_sssd.command_line import run_mmdet_tool
 

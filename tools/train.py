@@ -1,4 +1,4 @@
-"""Train a detector: `mim train mmdet_sssd CONFIG`, or this file with mmdet's train.py's arguments."""
+"""Train a detector: `mim train mmdet_sssd CONFIG`, or this file with mmdet's arguments."""
 
 from mmdet_sssd.command_line import run_mmdet_tool
 

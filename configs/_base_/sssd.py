@@ -3,13 +3,10 @@
 #   default_hooks = _base_.sssd_hooks
 custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
 
-# `_scope_` because a config that comes from another package is built in that package's registries.
 sssd_hooks = dict(
-    distill_coef=dict(
-        type='AdaptiveDistillCoefHook', _scope_='mmdet', policy='step', factor=2.0, max_decays=1
-    ),
-    detach_student=dict(type='DetachStudentHook', _scope_='mmdet', first=1 / 6, last=0.0),
-    freeze_backbone=dict(type='FreezeBackboneHook', _scope_='mmdet', first=1 / 9),
-    random_state=dict(type='RandomStateHook', _scope_='mmdet'),
-    check_dataset=dict(type='CheckDatasetHook', _scope_='mmdet'),
+    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='step', factor=2.0, max_decays=1),
+    detach_student=dict(type='DetachStudentHook', first=1 / 6, last=0.0),
+    freeze_backbone=dict(type='FreezeBackboneHook', first=1 / 9),
+    random_state=dict(type='RandomStateHook'),
+    check_dataset=dict(type='CheckDatasetHook'),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from mmdet.models import BaseDetector
+from mmdet.models import BaseDetector, RPNHead
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -234,7 +234,7 @@ def count_classes(student: BaseDetector) -> int:
         if isinstance(head, nn.ModuleList):  # a cascade's stages have the same classes
             head = head[0]
         num_classes = getattr(head, 'num_classes', None)
-        if num_classes is not None:
+        if num_classes is not None and not isinstance(head, RPNHead):  # which knows no classes
             return num_classes
     raise ConfigError(
         f'model.student is a {type(student).__name__} without a num_classes in any of its heads '

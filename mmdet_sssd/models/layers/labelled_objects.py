@@ -39,7 +39,11 @@ class LabelledObjects:
 
     @classmethod
     def from_samples(
-        cls, batch_inputs: Tensor, batch_data_samples: Sequence[DetDataSample], use_masks: bool
+        cls,
+        batch_inputs: Tensor,
+        batch_data_samples: Sequence[DetDataSample],
+        use_masks: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> 'LabelledObjects':
         """Gather the ground truth of a batch.
 
@@ -47,13 +51,14 @@ class LabelledObjects:
             batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples.
             use_masks: Whether to take the instance masks too.
+            dtype: Floating-point type of boxes, descriptors and regions.
 
         Raises:
             ConfigError: if ``use_masks`` and a data sample has no masks.
         """
         height, width = batch_inputs.shape[-2:]
         instances = [sample.gt_instances for sample in batch_data_samples]
-        boxes = [_clip(get_box_tensor(x.bboxes).float(), height, width) for x in instances]
+        boxes = [_clip(get_box_tensor(x.bboxes).to(dtype), height, width) for x in instances]
         return cls(
             boxes=_pad(boxes, 0),
             labels=_pad([x.labels for x in instances], -1),
@@ -108,7 +113,7 @@ class LabelledObjects:
             level_size: Height h and width w of the level.
 
         Returns:
-            Regions, 0 or 1, in float32 of shape (B, N, h, w); empty where padded.
+            Regions, 0 or 1, of shape (B, N, h, w); empty where padded.
         """
         if self.masks is None:
             return _box_regions(self.boxes, self.image_size, level_size)
@@ -131,7 +136,7 @@ class LabelledObjects:
             level_size: Height h and width w of the level.
 
         Returns:
-            Regions, 0 or 1, in float32 of shape (B, 1, h, w).
+            Regions, 0 or 1, of shape (B, 1, h, w).
         """
         if self.masks is None:
             return self.boxes.new_ones(len(self.boxes), 1, *level_size)
@@ -192,6 +197,7 @@ def _mask_array(instances: InstanceData) -> np.ndarray:
 def _crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
     """Crop each of n masks to its box and resize it to a flat binary vector of shape (n, 49)."""
     indices = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
-    rois = torch.cat([indices[:, None], boxes], 1)
+    corners = boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2])  # roi_align refuses reversed boxes
+    rois = torch.cat([indices[:, None], *corners], 1)
     crops = roi_align(masks[:, None], rois, (MASK_SIZE, MASK_SIZE), 1.0, 0, 'avg', True)
     return (crops.flatten(1) >= 0.5).to(boxes)

@@ -28,16 +28,16 @@ class AppearanceEncoder(nn.Module):
 
         Args:
             x: Student features of shape (B, C, h, w).
-            regions: Regions of the objects, 0 or 1, of shape (B, N, h, w).
+            regions: Regions of the objects, 0 or 1, of shape (B, N, h, w), in float32 or wider.
 
         Returns:
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
         """
         y = F.relu(self.norm(self.conv(x))).flatten(2)
-        area = regions.flatten(2).sum(-1, keepdim=True).clamp(min=1)
-        with torch.autocast(x.device.type, enabled=False):  # sums over a level overflow float16
-            weights = regions.flatten(2).to(torch.float32) / area
-            return torch.bmm(weights, y.to(torch.float32).transpose(1, 2))
+        weights = regions.flatten(2)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+        with torch.autocast(x.device.type, enabled=False):  # 1 / area is too small for float16
+            return torch.bmm(weights, y.to(weights.dtype).transpose(1, 2))
 
 
 class RelationAdapter(nn.Module):

@@ -101,7 +101,10 @@ class LabelEncoderTeacher(BaseModule):
             ConfigError: if the levels have not ``in_channels`` channels, or masks are missing.
         """
         self._check_channels(student_feats)
-        objects = LabelledObjects.from_samples(batch_inputs, batch_data_samples, self.use_masks)
+        dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
+        objects = LabelledObjects.from_samples(
+            batch_inputs, batch_data_samples, self.use_masks, dtype
+        )
         descriptors, valid = objects.descriptors(self.num_classes), objects.valid
         regions = [objects.regions(tuple(x.shape[-2:])) for x in student_feats]
         seen = regions

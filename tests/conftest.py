@@ -1,0 +1,21 @@
+import pytest
+import torch
+from mmdet.utils import register_all_modules
+
+import mmdet_sssd  # noqa: F401  (registers the package's modules)
+
+
+@pytest.fixture(autouse=True)
+def _mmdet_scope():
+    register_all_modules()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_initialisation(monkeypatch):
+    """Init_weights writes a paragraph for each parameter."""
+    monkeypatch.setattr('mmengine.model.BaseModule._dump_init_info', lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)

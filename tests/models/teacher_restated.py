@@ -1,0 +1,195 @@
+"""The implicit teacher, written out object by object and pixel by pixel as its paper has it.
+
+Only single-tensor arithmetic; slow. It reads the weights of a LabelEncoderTeacher and shares no
+code with it.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-5
+
+
+def linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return torch.stack([(row * x).sum() for row in module.weight]) + module.bias
+
+
+def norm_relu(x: Tensor) -> Tensor:
+    """Norm over all elements (a vector, or all channels and pixels of a map), then ReLU."""
+    return norm(x).clamp(min=0)
+
+
+def norm(x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(unbiased=False) + EPS).sqrt()
+
+
+def linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+def conv3x3(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """x: C×h×w. Correlation with zero padding, pixel by pixel."""
+    _, h, w = x.shape
+    out = torch.zeros(module.out_channels, h, w, dtype=x.dtype)
+    for i in range(h):
+        for j in range(w):
+            value = module.bias.clone()
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < h and 0 <= j + dj < w:
+                        value = value + module.weight[:, :, di + 1, dj + 1] @ x[:, i + di, j + dj]
+            out[:, i, j] = value
+    return out
+
+
+def transform(module: nn.Module, x: Tensor) -> Tensor:
+    hidden = x
+    *stack, last = linears(module)
+    for layer in stack:
+        hidden = norm_relu(linear(layer, hidden))
+    d = len(x)
+    matrix = linear(last, hidden).view(d, d)
+    return torch.stack([sum(x[i] * matrix[i, j] for i in range(d)) for j in range(d)])
+
+
+def label_embeddings(encoder: nn.Module, descriptors: list[Tensor]) -> list[Tensor]:
+    local, global_ = [], []
+    for descriptor in descriptors:
+        x = transform(encoder.descriptor_transform, descriptor)
+        (first,) = linears(encoder.to_local)
+        x = transform(encoder.local_transform, norm_relu(linear(first, x)))
+        local.append(x)
+        for layer in linears(encoder.to_global):
+            x = norm_relu(linear(layer, x))
+        global_.append(x)
+    over_objects = torch.stack(global_).amax(0)
+    (fuse,), (out,) = linears(encoder.fuse), linears(encoder.to_embedding)
+    return [
+        norm_relu(linear(out, norm_relu(linear(fuse, torch.cat([x, over_objects]))))) for x in local
+    ]
+
+
+def attend(
+    module: nn.MultiheadAttention, queries: list[Tensor], keys: list[Tensor]
+) -> list[Tensor]:
+    channels, heads = module.embed_dim, module.num_heads
+    size = channels // heads
+    weights = module.in_proj_weight.split(channels)
+    biases = module.in_proj_bias.split(channels)
+    out = []
+    for query in queries:
+        q = weights[0] @ query + biases[0]
+        k = [weights[1] @ key + biases[1] for key in keys]
+        v = [weights[2] @ key + biases[2] for key in keys]
+        parts = []
+        for head in range(heads):
+            at = slice(head * size, (head + 1) * size)
+            scores = torch.stack([(q[at] * x[at]).sum() / math.sqrt(size) for x in k]).softmax(0)
+            parts.append(sum(s * x[at] for s, x in zip(scores, v, strict=True)))
+        out.append(linear(module.out_proj, torch.cat(parts)))
+    return out
+
+
+def clipped(box: Tensor, height: int, width: int) -> list[float]:
+    limits = (width - 1, height - 1, width - 1, height - 1)
+    return [min(max(v, 0.0), limit) for v, limit in zip(box.tolist(), limits, strict=True)]
+
+
+def descriptor(box: list[float], label: int, num_classes: int, height: int, width: int) -> Tensor:
+    """label -1 is no class."""
+    one_hot = [1.0 if c == label else 0.0 for c in range(num_classes)]
+    values = [box[0] / width, box[1] / height, box[2] / width, box[3] / height, *one_hot]
+    return torch.tensor([2 * v - 1 for v in values], dtype=torch.float64)
+
+
+def box_region(box: list[float], image: tuple[int, int], level: tuple[int, int]) -> Tensor:
+    (height, width), (h, w) = image, level
+    x1, x2 = box[0] * w / width, box[2] * w / width
+    y1, y2 = box[1] * h / height, box[3] * h / height
+    bw, bh, cx, cy = x2 - x1, y2 - y1, (x1 + x2) / 2, (y1 + y2) / 2
+    region = torch.zeros(h, w, dtype=torch.float64)
+    for i in range(h):
+        for j in range(w):
+            if bw > 0 and bh > 0 and abs(j - cx) <= bw / 2 and abs(i - cy) <= bh / 2:
+                region[i, j] = 1
+    return region
+
+
+def mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
+    """Zero-pad to the image, then take the nearest pixel (rounded down) of each level pixel."""
+    padded = torch.zeros(image, dtype=torch.float64)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    (height, width), (h, w) = image, level
+    return torch.stack(
+        [
+            torch.stack([padded[int(i * height / h), int(j * width / w)] for j in range(w)])
+            for i in range(h)
+        ]
+    )
+
+
+def teacher_features_of_image(
+    teacher: nn.Module,
+    feats: list[Tensor],
+    boxes: Tensor,
+    labels: Tensor,
+    image: tuple[int, int],
+    content: tuple[int, int],
+    masks: Tensor | None = None,
+    mask_descriptors: Tensor | None = None,
+) -> list[Tensor]:
+    """One image: feats are C×h×w, boxes n×4, labels n; masks n×h'×w' with their 49-vectors."""
+    height, width = image
+    objects = [clipped(box, height, width) for box in boxes]
+    described = [
+        descriptor(box, int(label), teacher.num_classes, height, width)
+        for box, label in zip(objects, labels, strict=True)
+    ]
+    if teacher.use_masks:
+        described = [
+            torch.cat([d, 2 * m.double() - 1])
+            for d, m in zip(described, mask_descriptors, strict=True)
+        ]
+    if teacher.add_context_box:
+        context_box = clipped(torch.tensor([0.0, 0.0, width, height]), height, width)
+        context = descriptor(context_box, -1, teacher.num_classes, height, width)
+        if teacher.use_masks:
+            context = torch.cat([context, torch.ones(49, dtype=torch.float64)])
+        described.append(context)
+    embeddings = label_embeddings(teacher.label_encoder, described) if described else []
+    mapper, out = teacher.knowledge_mapper, []
+    for x in feats:
+        level = tuple(x.shape[1:])
+        if teacher.use_masks:
+            regions = [mask_region(mask, image, level) for mask in masks]
+        else:
+            regions = [box_region(box, image, level) for box in objects]
+        seen = list(regions)
+        if teacher.add_context_box:
+            seen.append(
+                mask_region(torch.ones(content), image, level)
+                if teacher.use_masks
+                else box_region(context_box, image, level)
+            )
+        y = norm_relu(conv3x3(teacher.appearance_encoder.conv, x))
+        queries = [
+            (y * region).sum((1, 2)) / region.sum()
+            if region.any()
+            else torch.zeros_like(y[:, 0, 0])
+            for region in seen
+        ]
+        vectors = attend(teacher.relation_adapter.attention, queries, embeddings)
+        painted = torch.zeros_like(x)
+        for vector, region in zip(vectors, regions, strict=False):
+            painted += linear(mapper.object_proj, vector)[:, None, None] * region
+        painted = conv3x3(mapper.object_conv, painted)
+        if teacher.add_context_box:
+            painted = painted + linear(mapper.context_proj, vectors[-1])[:, None, None]
+        painted = painted.clamp(min=0)
+        convs = [m for m in mapper.refine if isinstance(m, nn.Conv2d)]
+        for conv in convs[:-1]:
+            painted = norm_relu(conv3x3(conv, painted))
+        out.append(norm(conv3x3(convs[-1], painted)))
+    return out

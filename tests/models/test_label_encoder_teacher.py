@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.structures import InstanceData
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import LabelEncoderTeacher
+
+from .teacher_restated import teacher_features_of_image
+
+IMAGE = (40, 56)  # padded batch size
+CONTENT = [(40, 50), (33, 56), (40, 56)]
+LEVELS = [(5, 7), (3, 4), (1, 1)]  # strides 8, about 16, and everything in a pixel
+
+
+def sample(boxes, labels, content=IMAGE, masks=None) -> DetDataSample:
+    data_sample = DetDataSample(metainfo=dict(img_shape=content))
+    data_sample.gt_instances = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float64).view(-1, 4),
+        labels=torch.tensor(labels).long(),
+    )
+    if masks is not None:
+        data_sample.gt_instances.masks = masks
+    return data_sample
+
+
+def batch_of_boxes() -> list[DetDataSample]:
+    return [
+        sample([[3, 4, 30, 21], [10, 2, 55.5, 39], [-9, 30, 12, 80]], [0, 2, 1], CONTENT[0]),
+        sample([[20, 20, 20, 30], [1, 1, 4, 3]], [1, 1], CONTENT[1]),  # no width; tiny
+        sample([[17.3, 5.1, 40.2, 33.7]], [2], CONTENT[2]),
+    ]
+
+
+def batch_of_masks() -> list[DetDataSample]:
+    rng = np.random.default_rng(0)
+    batch = []
+    for data_sample, (height, width) in zip(batch_of_boxes(), CONTENT, strict=True):
+        masks = np.zeros((len(data_sample.gt_instances), height, width), np.uint8)
+        for mask, box in zip(masks, data_sample.gt_instances.bboxes.int().tolist(), strict=True):
+            x1, y1, x2, y2 = (max(v, 0) for v in box)
+            mask[y1 : y2 + 1, x1 : x2 + 1] = rng.random(mask[y1 : y2 + 1, x1 : x2 + 1].shape) < 0.7
+        data_sample.gt_instances.masks = BitmapMasks(masks, height, width)
+        batch.append(data_sample)
+    return batch
+
+
+def features(batch: int, channels: int = 16, dtype=torch.float64) -> list[torch.Tensor]:
+    return [torch.randn(batch, channels, *size, dtype=dtype) for size in LEVELS]
+
+
+def make_teacher(channels: int = 16, dtype=torch.float64, **kwargs) -> LabelEncoderTeacher:
+    teacher = LabelEncoderTeacher(in_channels=channels, num_classes=3, **kwargs)
+    for name, parameter in teacher.named_parameters():
+        if 'bias' in name:  # MultiheadAttention's are zero at first, which would hide a mistake
+            torch.nn.init.normal_(parameter, std=0.1)
+    return teacher.to(dtype)
+
+
+def restate(teacher, feats, batch, crops=None):
+    per_image = [
+        teacher_features_of_image(
+            teacher,
+            [x[b] for x in feats],
+            s.gt_instances.bboxes,
+            s.gt_instances.labels,
+            IMAGE,
+            s.img_shape,
+            torch.from_numpy(s.gt_instances.masks.masks) if crops else None,
+            crops[b] if crops else None,
+        )
+        for b, s in enumerate(batch)
+    ]
+    return [torch.stack(level) for level in zip(*per_image, strict=True)]
+
+
+@pytest.mark.parametrize('add_context_box', [True, False])
+def test_teacher_equals_the_restatement_with_boxes(add_context_box):
+    teacher = make_teacher(add_context_box=add_context_box)
+    feats, batch = features(3), batch_of_boxes()
+    actual = teacher(feats, torch.zeros(3, 3, *IMAGE), batch)
+    with torch.no_grad():
+        expected = restate(teacher, feats, batch)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('add_context_box', [True, False])
+def test_teacher_equals_the_restatement_with_masks(add_context_box):
+    teacher = make_teacher(add_context_box=add_context_box, use_masks=True)
+    feats, batch = features(3), batch_of_masks()
+    crops = []
+    for s in batch:  # mmdet's own mask cropping
+        boxes = s.gt_instances.bboxes.float().clamp(min=0)
+        boxes = boxes.minimum(torch.tensor([IMAGE[1] - 1, IMAGE[0] - 1] * 2))
+        cropped = s.gt_instances.masks.crop_and_resize(boxes, (7, 7), torch.arange(len(boxes)))
+        crops.append(torch.from_numpy(cropped.masks.reshape(len(boxes), 49).astype(np.uint8)))
+    actual = teacher(feats, torch.zeros(3, 3, *IMAGE), batch)
+    with torch.no_grad():
+        expected = restate(teacher, feats, batch, crops)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('use_masks', [True, False])
+@pytest.mark.parametrize('add_context_box', [True, False])
+def test_an_image_gives_the_same_alone_and_in_a_batch(use_masks, add_context_box):
+    """Padding to the batch's object count must not leak, nor may other images' objects."""
+    teacher = make_teacher(add_context_box=add_context_box, use_masks=use_masks)
+    feats, batch = features(3), batch_of_masks()
+    together = teacher(feats, torch.zeros(3, 3, *IMAGE), batch)
+    for b, s in enumerate(batch):
+        alone = teacher([x[b : b + 1] for x in feats], torch.zeros(1, 3, *IMAGE), [s])
+        for x, y in zip(together, alone, strict=True):
+            torch.testing.assert_close(x[b : b + 1], y)
+
+
+@pytest.mark.parametrize('add_context_box', [True, False])
+@pytest.mark.parametrize('use_masks', [True, False])
+@pytest.mark.parametrize('counts', [(0, 0, 0), (0, 2, 0)])
+def test_images_without_objects(add_context_box, use_masks, counts):
+    """They are finite, and every parameter gets a gradient, as DDP wants it."""
+    teacher = make_teacher(
+        add_context_box=add_context_box, use_masks=use_masks, dtype=torch.float32
+    )
+    feats = features(3, dtype=torch.float32)
+    batch = [
+        sample(
+            [[2, 2, 20, 20]] * n, [1] * n, masks=BitmapMasks(np.ones((n, *IMAGE), np.uint8), *IMAGE)
+        )
+        for n in counts
+    ]
+    out = teacher(feats, torch.zeros(3, 3, *IMAGE), batch)
+    sum((x * torch.randn_like(x)).sum() for x in out).backward()
+    for name, parameter in teacher.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_without_context_an_image_without_objects_is_painted_with_zeros():
+    teacher = make_teacher(add_context_box=False)
+    zero = sample([], [])
+    out = teacher(features(1), torch.zeros(1, 3, *IMAGE), [zero])
+    bias = teacher.knowledge_mapper.object_conv.bias
+    for x in out:
+        painted = bias[:, None, None].expand(x.shape[1:]).relu()[None]
+        torch.testing.assert_close(x, teacher.knowledge_mapper.refine(painted))
+
+
+@pytest.mark.parametrize('detach', [True, False])
+def test_detach_appearance_decides_whether_the_student_gets_a_gradient(detach):
+    teacher = make_teacher(detach_appearance=detach)
+    feats = [x.requires_grad_() for x in features(3)]
+    sum(x.square().sum() for x in teacher(feats, torch.zeros(3, 3, *IMAGE), batch_of_boxes()))
+    out = teacher(feats, torch.zeros(3, 3, *IMAGE), batch_of_boxes())
+    sum((x * torch.randn_like(x)).sum() for x in out).backward()
+    assert all((x.grad is None) == detach for x in feats)
+
+
+@pytest.mark.parametrize(
+    'box',
+    [
+        [5, 5, 5, 5],
+        [30, 30, 10, 10],
+        [-50, -50, -10, -10],
+        [1e9, 1e9, 2e9, 2e9],
+        [float('nan'), 0, 10, 10],
+        [float('-inf'), 0, float('inf'), 10],
+    ],
+)
+@pytest.mark.parametrize('use_masks', [True, False])
+def test_any_box_is_finite(box, use_masks):
+    teacher = make_teacher(use_masks=use_masks, dtype=torch.float32)
+    masks = BitmapMasks(np.ones((1, *IMAGE), np.uint8), *IMAGE)
+    out = teacher(
+        features(1, dtype=torch.float32),
+        torch.zeros(1, 3, *IMAGE),
+        [sample([box], [0], masks=masks)],
+    )
+    sum(x.square().sum() for x in out).backward()
+    assert all(x.isfinite().all() for x in out)
+    assert all(p.grad.isfinite().all() for p in teacher.parameters() if p.grad is not None)
+
+
+def test_polygon_masks_are_read():
+    square = np.array([8.0, 8, 30, 8, 30, 30, 8, 30])
+    polygons = PolygonMasks([[square]], *IMAGE)
+    bitmaps = BitmapMasks(polygons.to_ndarray(), *IMAGE)
+    teacher, feats = make_teacher(use_masks=True), features(1)
+    outs = [
+        teacher(feats, torch.zeros(1, 3, *IMAGE), [sample([[8, 8, 30, 30]], [0], masks=masks)])
+        for masks in (polygons, bitmaps)
+    ]
+    for x, y in zip(*outs, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_missing_masks_are_named():
+    teacher = make_teacher(use_masks=True)
+    with pytest.raises(ConfigError, match=r'model\.teacher\.use_masks is True.*with_mask=True'):
+        teacher(features(3), torch.zeros(3, 3, *IMAGE), batch_of_boxes())
+
+
+def test_channels_that_disagree_are_named():
+    with pytest.raises(
+        ConfigError, match=r'in_channels is 16, but .* levels of \[8, 8, 8\] channels'
+    ):
+        make_teacher()(features(3, channels=8), torch.zeros(3, 3, *IMAGE), batch_of_boxes())
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(in_channels=12, num_classes=3), 'in_channels is 12; accepted: multiples of 8'),
+        (dict(in_channels=16, num_classes=0), 'num_classes is 0; accepted: 1 or more'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        LabelEncoderTeacher(**kwargs)
+
+
+def test_teacher_is_registered():
+    cfg = dict(type='LabelEncoderTeacher', in_channels=16, num_classes=3)
+    assert isinstance(MODELS.build(cfg), LabelEncoderTeacher)

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from scipy.spatial.distance import jensenshannon
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss
+from mmdet_sssd.models.losses import js_distance
+
+DIMS = ('spatial', 'channel', 'all')
+
+
+def distributions(x: np.ndarray, dim: str) -> np.ndarray:
+    """One distribution a row: over h·w, over C, or over everything of an image."""
+    batch, channels, height, width = x.shape
+    rows = {
+        'spatial': x.reshape(batch * channels, height * width),
+        'channel': x.transpose(0, 2, 3, 1).reshape(-1, channels),
+        'all': x.reshape(batch, -1),
+    }[dim]
+    rows = np.exp(rows - rows.max(1, keepdims=True))
+    return rows / rows.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('tau', [0.3, 1.0, 4.0])
+def test_js_distance_equals_scipy(dim, tau):
+    student, teacher = (torch.randn(2, 5, 4, 3, dtype=torch.float64) * 3 for _ in range(2))
+    expected = [
+        jensenshannon(p, q, base=2)
+        for p, q in zip(
+            distributions(student.numpy() / tau, dim),
+            distributions(teacher.numpy() / tau, dim),
+            strict=True,
+        )
+    ]
+    actual = js_distance(student, teacher, dim, tau).flatten()
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+def test_js_loss_is_the_mean_over_levels_of_means_over_distributions():
+    shapes = [(2, 3, 6, 5), (2, 3, 2, 2), (2, 3, 1, 1)]
+    student, teacher = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
+    means = []
+    for x, y in zip(student, teacher, strict=True):
+        pairs = zip(
+            distributions(x.numpy(), 'channel'), distributions(y.numpy(), 'channel'), strict=True
+        )
+        means.append(np.mean([jensenshannon(p, q, base=2) for p, q in pairs]))
+    loss = JSDistanceLoss(dim='channel', loss_weight=3.0)(student, teacher)
+    assert loss.item() == pytest.approx(3 * np.mean(means), rel=1e-10)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+def test_js_loss_gradient(dim):
+    student, teacher = (
+        torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    loss = JSDistanceLoss(dim=dim, tau=0.7)
+    assert torch.autograd.gradcheck(lambda x, y: loss([x], [y]), (student, teacher))
+
+
+def test_js_distance_is_accurate_between_nearly_equal_maps():
+    """For small d, D_JS of softmax(x) and softmax(x + d) is Var_p(d) / 8 nats."""
+    x, d = torch.randn(1, 1, 8, 8), 1e-3 * torch.randn(1, 1, 8, 8)
+    p, d64 = x.double().flatten().softmax(0), d.double().flatten()
+    variance = (p * d64**2).sum() - (p * d64).sum() ** 2
+    expected = (variance / 8 / np.log(2)).sqrt().item()
+    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_js_loss_is_finite_and_bounded(dim, dtype):
+    x = torch.randn(2, 4, 5, 5, dtype=dtype)
+    huge = torch.full_like(x, torch.finfo(dtype).max)
+    huge[:, :, 0] *= -1
+    cases = {
+        'equal': (x, x.clone()),
+        'nearly equal': (x, x * (1 + torch.finfo(dtype).eps)),
+        'constant': (torch.full_like(x, 7), torch.zeros_like(x)),
+        'huge': (huge, -huge),
+        'huge and equal': (huge, huge.clone()),
+        'one pixel': (x[..., :1, :1], -x[..., :1, :1]),
+        'empty': (x[:0], x[:0]),
+    }
+    for name, (student, teacher) in cases.items():
+        student = student.clone().requires_grad_()
+        loss = JSDistanceLoss(dim=dim, tau=0.5)([student], [teacher])
+        loss.backward()
+        assert loss.dtype == torch.float32, name
+        assert 0 <= loss.item() <= 1, name
+        assert student.grad.isfinite().all(), name
+        if 'equal' in name and 'nearly' not in name:
+            assert loss.item() == 0, name
+            assert not student.grad.any(), name
+
+
+def test_js_distance_of_disjoint_distributions_is_one():
+    student = torch.tensor([100.0, 0.0]).view(1, 1, 1, 2)
+    assert js_distance(student, student.flip(-1)).item() == pytest.approx(1)
+
+
+def test_normed_mse_weighs_levels_by_their_size():
+    student = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 1)]
+    teacher = [torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 1, 1), 5.0)]
+    expected = (9 * 32 + 25 * 2) / 34
+    assert NormedMSELoss(loss_weight=2)(student, teacher).item() == pytest.approx(2 * expected)
+
+
+def test_losses_are_registered():
+    assert isinstance(MODELS.build(dict(type='JSDistanceLoss', dim='all')), JSDistanceLoss)
+    assert isinstance(MODELS.build(dict(type='NormedMSELoss')), NormedMSELoss)
+
+
+@pytest.mark.parametrize('loss', [JSDistanceLoss(), NormedMSELoss()])
+def test_levels_that_differ_are_refused(loss):
+    x = torch.rand(1, 2, 3, 3)
+    for student, teacher in (([x], [x, x]), ([x], [x[:, :1]]), ([], [])):
+        with pytest.raises(ValueError, match='same levels'):
+            loss(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(dim='pixel'), r"dim is 'pixel'; accepted: spatial, channel, all"),
+        (dict(tau=0), r'tau is 0; accepted: a number > 0'),
+        (dict(loss_weight=-1), r'loss_weight is -1; accepted'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        JSDistanceLoss(**kwargs)

@@ -1,0 +1,361 @@
+import copy
+import logging
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import nn
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import SSSDDistiller
+from mmdet_sssd.models.detectors.replay import fresh_samples, replay_features
+
+from ..stock_detectors import CONFIGS, NUM_CLASSES, demo_batch, stock_config
+
+DETECTORS = sorted(CONFIGS)
+ANCHORED = ('retinanet', 'fcos', 'faster_rcnn')
+
+
+def build(name: str, **kwargs) -> SSSDDistiller:
+    """A distiller as a runner makes it: built, initialised, in training mode."""
+    model = MODELS.build(dict(type='SSSDDistiller', student=stock_config(name), **kwargs))
+    model.init_weights()
+    return model.train()
+
+
+def build_stock(name: str) -> nn.Module:
+    model = MODELS.build(stock_config(name))
+    model.init_weights()
+    return model.train()
+
+
+def losses_of(model, seed=0, **data) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)  # R-CNNs sample at random
+    return model(**data, mode='loss')
+
+
+def flat(losses: dict) -> dict[str, torch.Tensor]:
+    return {k: torch.stack(list(v)) if isinstance(v, list) else v for k, v in losses.items()}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_a_step_gives_all_losses_and_gradients(name):
+    model = build(name)
+    losses = losses_of(model, **demo_batch(model, with_mask=name == 'mask_rcnn'))
+    total, logged = model.parse_losses(losses)
+    total.backward()
+    student = {k for k in logged if k.startswith(('loss_cls', 'loss_bbox', 's0.loss', 'loss_rpn'))}
+    assert student
+    assert {f'teacher.{k}' for k in student} <= set(logged)
+    assert 0 < logged['loss_distill'] <= model.distill_coef
+    assert all(v.isfinite() for v in logged.values())
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_the_student_s_losses_and_buffers_are_the_stock_detector_s(name):
+    """Also after a second step: the teacher's pass leaves no statistics, counts or histories."""
+    torch.manual_seed(1)
+    stock = build_stock(name)
+    model = build(name)
+    model.student.load_state_dict(stock.state_dict())
+    for seed in (0, 1):
+        data = demo_batch(stock, with_mask=name == 'mask_rcnn')
+        expected = flat(losses_of(stock, seed, **copy.deepcopy(data)))
+        actual = flat(losses_of(model, seed, **data))
+        for key, value in expected.items():
+            assert torch.equal(actual[key], value), key
+        for key, value in stock.named_buffers():
+            assert torch.equal(model.student.get_buffer(key), value), key
+    if name == 'dynamic_rcnn':
+        assert model.roi_head.iou_history == stock.roi_head.iou_history
+        assert model.roi_head.beta_history == stock.roi_head.beta_history
+
+
+class Stub(nn.Module):
+    """Stands in for backbone or neck and returns what it was given to return."""
+
+    def __init__(self, feats=None):
+        super().__init__()
+        self.feats = feats
+
+    def forward(self, x):
+        return x if self.feats is None else self.feats
+
+
+@pytest.mark.parametrize('which', ['teacher', 'random'])
+@pytest.mark.parametrize('name', ANCHORED)
+def test_replayed_loss_equals_a_detector_that_computes_these_features(name, which):
+    model = build(name)
+    data = demo_batch(model)
+    feats = model.extract_feat(data['inputs'])
+    if which == 'teacher':
+        feats = model.teacher(feats, data['inputs'], data['data_samples'])
+    else:
+        feats = tuple(torch.randn_like(x) for x in feats)
+    stubbed = copy.deepcopy(model.student)
+    stubbed.backbone, stubbed.neck = Stub(tuple(x.detach() for x in feats)), Stub()
+    expected = flat(losses_of(stubbed, **copy.deepcopy(data)))
+    with replay_features(model.student, feats):
+        actual = flat(losses_of(model.student, **data))
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+
+
+def test_the_whole_loss_is_the_sum_that_the_method_says():
+    model = build('retinanet', distill_coef=7.0, distill_loss=dict(type='NormedMSELoss'))
+    data = demo_batch(model)
+    losses = flat(losses_of(model, **copy.deepcopy(data)))
+    feats = model.extract_feat(data['inputs'])
+    target = model.teacher(feats, data['inputs'], data['data_samples'])
+
+    def normed(x):
+        return (x - x.mean((2, 3), keepdim=True)) / (
+            x.var((2, 3), unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
+
+    squares = [
+        (normed(x) - normed(t)).square() for x, t in zip(model.adapter(feats), target, strict=True)
+    ]
+    expected = 7 * sum(x.sum() for x in squares) / sum(x.numel() for x in squares)
+    torch.testing.assert_close(losses['loss_distill'], expected)
+
+
+def test_one_backbone_forward_a_step():
+    model = build('retinanet')
+    calls = []
+    model.student.backbone.register_forward_hook(lambda *_: calls.append(1))
+    losses_of(model, **demo_batch(model))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize('failing', ['first', 'second'])
+def test_extract_feat_is_back_in_place_after_an_exception(failing, monkeypatch):
+    model = build('retinanet')
+    data = demo_batch(model)
+    calls = []
+    original = model.student.bbox_head.loss
+
+    def loss(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == (1 if failing == 'first' else 2):
+            raise RuntimeError('out of memory')
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model.student.bbox_head, 'loss', loss)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        losses_of(model, **data)
+    assert 'extract_feat' not in vars(model.student)
+    assert len(model.student.extract_feat(data['inputs'])) == 5
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn', 'rtmdet'])
+def test_without_distillation_ten_steps_equal_the_stock_detector_s_to_the_bit(name):
+    torch.manual_seed(3)
+    stock = build_stock(name)
+    torch.manual_seed(3)
+    model = build(name, distill_coef=0.0, teacher_loss_weight=0.0)
+    assert all(
+        torch.equal(x, model.student.state_dict()[key]) for key, x in stock.state_dict().items()
+    ), 'another initialisation'
+    optimizers = [
+        torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        for m in (stock, model)
+    ]
+    for step in range(10):
+        for m, optimizer in zip((stock, model), optimizers, strict=True):
+            total, _ = m.parse_losses(losses_of(m, step, **demo_batch(m)))
+            optimizer.zero_grad()
+            total.backward()
+            nn.utils.clip_grad_value_(m.parameters(), 1.0)
+            optimizer.step()
+    for key, value in stock.state_dict().items():
+        assert torch.equal(model.student.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn', 'mask_rcnn'])
+def test_predictions_are_the_student_s_alone(name):
+    config = stock_config(name)
+    config.test_cfg.get('rcnn', config.test_cfg).score_thr = 0.0
+    stock = MODELS.build(copy.deepcopy(config)).eval()
+    model = MODELS.build(dict(type='SSSDDistiller', student=config)).eval()
+    stock.load_state_dict(model.student.state_dict())
+    with torch.no_grad():
+        ours = model(**demo_batch(model), mode='predict')
+        theirs = stock(**demo_batch(stock), mode='predict')
+    assert sum(len(x.pred_instances) for x in theirs) > 20
+    for x, y in zip(ours, theirs, strict=True):
+        for key, value in y.pred_instances.items():
+            assert torch.equal(x.pred_instances[key], value), key
+
+
+def test_state_dict_has_student_teacher_and_adapter_and_nothing_else():
+    assert {key.partition('.')[0] for key in build('retinanet').state_dict()} == {
+        'student',
+        'teacher',
+        'adapter',
+    }
+
+
+def test_a_stock_state_dict_loads_into_the_student():
+    stock, model = build_stock('retinanet'), build('retinanet')
+    result = model.load_state_dict(stock.state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert all(not key.startswith('student.') for key in result.missing_keys)
+    for key, value in stock.state_dict().items():
+        assert torch.equal(model.student.state_dict()[key], value), key
+    again = build('retinanet')
+    again.load_state_dict(model.state_dict())  # strict
+    assert torch.equal(again.student.backbone.conv1.weight, stock.backbone.conv1.weight)
+
+
+def test_attributes_lead_to_the_student():
+    model = build('faster_rcnn')
+    assert model.roi_head is model.student.roi_head
+    assert model.with_rpn
+    assert model.with_neck
+    assert model.with_bbox
+    with pytest.raises(AttributeError, match='no_such_thing'):
+        _ = model.no_such_thing
+
+
+def test_a_copy_is_whole_and_independent():
+    """EMA hooks copy models."""
+    model = build('retinanet')
+    twin = copy.deepcopy(model)
+    data = demo_batch(model)
+    assert torch.equal(
+        losses_of(model, **copy.deepcopy(data))['loss_distill'],
+        losses_of(twin, **data)['loss_distill'],
+    )
+    with torch.no_grad():
+        twin.student.backbone.conv1.weight.zero_()
+    assert model.student.backbone.conv1.weight.any()
+
+
+@pytest.mark.parametrize('detach', [True, False])
+def test_detach_student_leaves_the_distillation_loss_to_the_adapter(detach):
+    model = build('retinanet')
+    model.detach_student = detach
+    losses_of(model, **demo_batch(model))['loss_distill'].backward()
+    assert all(p.grad is not None for p in model.adapter.parameters())
+    assert all(p.grad is None for p in model.teacher.parameters())
+    assert (model.student.backbone.conv1.weight.grad is None) == detach
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('counts', [(0, 2), (0, 0)])
+def test_images_without_objects_train_on(name, counts):
+    model = build(name)
+    data = demo_batch(model, counts, with_mask=name == 'mask_rcnn')
+    total, _ = model.parse_losses(losses_of(model, **data))
+    total.backward()
+    assert total.isfinite()
+    ours = [*model.teacher.named_parameters(), *model.adapter.named_parameters()]
+    assert [n for n, p in ours if p.grad is None] == []
+
+
+BAD_BOXES = {
+    'empty': [20, 20, 20, 20],
+    'thin': [20, 20, 20.5, 60],
+    'reversed': [60, 60, 20, 20],
+    'outside': [500, 500, 600, 600],
+    'sliver at the edge': [-30, 10, 0.4, 40],
+    'nan': [float('nan'), 10, 40, 40],
+}
+
+
+@pytest.mark.parametrize('bad', BAD_BOXES)
+@pytest.mark.parametrize('name', ANCHORED)
+def test_degenerate_boxes_are_left_out_of_both_passes(name, bad):
+    model = build(name)
+    data = demo_batch(model)
+    expected = flat(losses_of(model, **copy.deepcopy(data)))
+    for sample in data['data_samples']:
+        instances = sample.gt_instances
+        box = torch.tensor([BAD_BOXES[bad]], dtype=torch.float32)
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([instances.bboxes, box]),
+            labels=torch.cat([instances.labels, torch.tensor([1])]),
+        )
+    actual = flat(losses_of(model, **data))
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    assert model.num_dropped_boxes == 2
+    assert len(data['data_samples'][0].gt_instances) == 4, "the caller's samples were changed"
+
+
+def test_degenerate_boxes_are_reported_once(caplog):
+    model = build('retinanet')
+    data = demo_batch(model)
+    data['data_samples'][0].gt_instances.bboxes[0] = 0
+    with caplog.at_level(logging.WARNING, logger='mmengine'):
+        for _ in range(2):
+            losses_of(model, **copy.deepcopy(data))
+    messages = [r.getMessage() for r in caplog.records if 'less than a pixel' in r.getMessage()]
+    assert model.num_dropped_boxes == 2
+    assert len(messages) <= 1
+
+
+def test_fresh_samples_can_be_changed_without_a_trace():
+    sample = DetDataSample(metainfo=dict(img_shape=(8, 8)))
+    sample.gt_instances = InstanceData(labels=torch.tensor([1]))
+    (twin,) = fresh_samples([sample])
+    twin.gt_instances.labels = torch.tensor([2])
+    twin.gt_instances.masks = torch.zeros(1)
+    twin.proposals = InstanceData()
+    assert sample.gt_instances.labels.tolist() == [1]
+    assert 'masks' not in sample.gt_instances
+    assert 'proposals' not in sample
+    assert twin.img_shape == (8, 8)
+
+
+def test_classes_and_channels_are_read_off_the_student():
+    for name in DETECTORS:
+        model = build(name)
+        assert model.teacher.num_classes == NUM_CLASSES, name
+        feats = model.extract_feat(torch.zeros(2, 3, 64, 64))
+        assert {x.shape[1] for x in feats} == {model.teacher.in_channels}, name
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(distill_coef=-1.0), r'model\.distill_coef is -1\.0; accepted: a number >= 0'),
+        (dict(teacher_loss_weight=-1), r'model\.teacher_loss_weight is -1; accepted'),
+        (dict(distill_loss=dict(dim='pixel')), r"distill_loss\.dim is 'pixel'; accepted: spatial"),
+        (dict(teacher=dict(in_channels=12)), r'model\.teacher\.in_channels is 12; accepted'),
+    ],
+)
+def test_bad_settings_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        build('retinanet', **kwargs)
+
+
+def test_channels_that_disagree_are_named():
+    model = build('retinanet', teacher=dict(in_channels=16))
+    with pytest.raises(
+        ConfigError, match=r'in_channels is 16, but .* \[32, 32, 32, 32, 32\] channels'
+    ):
+        losses_of(model, **demo_batch(model))
+
+
+def test_students_that_cannot_be_distilled_are_refused():
+    no_detector = dict(type='ResNet', depth=18)
+    with pytest.raises(
+        ConfigError, match=r"model\.student\.type is 'ResNet'.* accepted: a detector"
+    ):
+        MODELS.build(dict(type='SSSDDistiller', student=no_detector))
+    rpn = stock_config('faster_rcnn')
+    rpn.type = 'RPN'
+    rpn.pop('roi_head')
+    with pytest.raises(ConfigError, match=r'RPN without a num_classes .* set model\.teacher\.num'):
+        MODELS.build(dict(type='SSSDDistiller', student=rpn))
+    no_neck = stock_config('retinanet')
+    no_neck.pop('neck')
+    with pytest.raises(ConfigError, match=r'levels of \[16, 32, 64, 128\] channels; accepted'):
+        MODELS.build(dict(type='SSSDDistiller', student=no_neck))

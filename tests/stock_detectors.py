@@ -1,0 +1,68 @@
+"""Stock detectors of mmdet's, shrunk until a step takes a fraction of a second."""
+
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config, ConfigDict
+
+NUM_CLASSES = 3
+CONFIGS = {
+    'retinanet': 'retinanet/retinanet_r18_fpn_1x_coco.py',
+    'fcos': 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'faster_rcnn': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mask_rcnn': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'dynamic_rcnn': 'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py',
+    'cascade_rcnn': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+    'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+}
+
+
+def stock_config(name: str) -> ConfigDict:
+    """Read a stock model config and make it small: narrow ResNet-18, 3 classes, no weights."""
+    base = f'_base_ = "mmdet::{CONFIGS[name]}"'
+    model = Config.fromstring(base, '.py').model
+    model.backbone.init_cfg = None
+    if model.backbone.type == 'ResNet':
+        model.backbone.update(depth=18, base_channels=16, frozen_stages=-1, style='pytorch')
+        model.backbone.norm_cfg.requires_grad = True
+        model.backbone.norm_eval = False
+        model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+    for head in _heads(model):
+        if 'num_classes' in head:
+            head.num_classes = NUM_CLASSES
+        for key in ('in_channels', 'feat_channels', 'conv_out_channels'):
+            if key in head and model.backbone.type == 'ResNet':
+                head[key] = 32
+        if 'fc_out_channels' in head:
+            head.fc_out_channels = 32
+        if 'stacked_convs' in head:
+            head.stacked_convs = 2
+    if 'roi_head' in model:
+        for extractor in ('bbox_roi_extractor', 'mask_roi_extractor'):
+            if extractor in model.roi_head:
+                model.roi_head[extractor].out_channels = 32
+    return model
+
+
+def demo_batch(model, num_items=(3, 1), with_mask=False):
+    """Make a batch of two images of different sizes, as the model's data preprocessor gives it."""
+    data = demo_mm_inputs(
+        2,
+        [[3, 96, 128], [3, 128, 90]],
+        num_items=list(num_items),
+        num_classes=NUM_CLASSES,
+        with_mask=with_mask,
+    )
+    return model.data_preprocessor(data, True)
+
+
+def _heads(config):
+    for key in ('bbox_head', 'rpn_head', 'roi_head', 'mask_head'):
+        for head in _listed(config.get(key)):
+            yield head
+            if key == 'roi_head':
+                yield from _heads(head)
+
+
+def _listed(head):
+    if head is None:
+        return []
+    return head if isinstance(head, list) else [head]

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint and test, after setting up what is needed: bash tools/test.sh [--active] (see setup.sh).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup.sh "$@"
+# shellcheck disable=SC1091
+[ "${1:-}" = --active ] || . .venv/bin/activate
+ruff check .
+ruff format --check .
+python -m pytest
