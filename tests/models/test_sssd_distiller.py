@@ -75,6 +75,7 @@ def test_the_student_s_losses_and_buffers_are_the_stock_detector_s(name):
         assert model.roi_head.beta_history == stock.roi_head.beta_history
 
 
+@MODELS.register_module()
 class Stub(nn.Module):
     """Stands in for backbone or neck and returns what it was given to return."""
 
@@ -356,6 +357,6 @@ def test_students_that_cannot_be_distilled_are_refused():
     with pytest.raises(ConfigError, match=r'RPN without a num_classes .* set model\.teacher\.num'):
         MODELS.build(dict(type='SSSDDistiller', student=rpn))
     no_neck = stock_config('retinanet')
-    no_neck.pop('neck')
+    no_neck.neck = dict(type='Stub')
     with pytest.raises(ConfigError, match=r'levels of \[16, 32, 64, 128\] channels; accepted'):
         MODELS.build(dict(type='SSSDDistiller', student=no_neck))

@@ -49,7 +49,7 @@ class SSSDDistiller(BaseDetector):
             likewise.
         distill_loss: Config of the loss between two pyramids; ``type`` defaults to
             ``'JSDistanceLoss'``.
-        distill_coef: λ, >= 0; hooks may change it during training. Defaults to 10.
+        distill_coef: λ, >= 0; hooks may change it during training. Defaults to 1.
         teacher_loss_weight: w, >= 0. With 0 the teacher is not trained at all (for experiments).
             Defaults to 1.
         data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
@@ -74,7 +74,7 @@ class SSSDDistiller(BaseDetector):
         teacher: OptConfigType = None,
         adapter: OptConfigType = None,
         distill_loss: OptConfigType = None,
-        distill_coef: float = 10.0,
+        distill_coef: float = 1.0,
         teacher_loss_weight: float = 1.0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,

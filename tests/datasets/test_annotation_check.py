@@ -1,0 +1,118 @@
+import json
+
+import pytest
+from mmengine.config import Config
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.datasets import check_annotations, read_coco_summary
+
+
+def coco(**changes) -> dict:
+    return {
+        'images': [{'id': 1, 'file_name': 'a.jpg', 'height': 8, 'width': 8}],
+        'annotations': [
+            {
+                'id': 5,
+                'image_id': 1,
+                'category_id': 2,
+                'bbox': [1, 1, 4, 4],
+                'area': 16,
+                'iscrowd': 0,
+            }
+        ],
+        'categories': [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}],
+        **changes,
+    }
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config whose files are all there."""
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'train.json').write_text(json.dumps(coco()))
+    dataset = dict(
+        type='CocoDataset',
+        data_root=str(tmp_path),
+        ann_file='train.json',
+        data_prefix=dict(img='images'),
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+    return Config(
+        dict(
+            train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dataset)),
+            val_dataloader=dict(dataset=dataset),
+            val_evaluator=dict(type='CocoMetric', ann_file=str(tmp_path / 'train.json')),
+        )
+    )
+
+
+def test_a_good_config_passes(config):
+    check_annotations(config)
+
+
+def test_a_missing_annotation_file_is_named_with_its_key(config):
+    config.train_dataloader.dataset.dataset.ann_file = 'missing.json'
+    with pytest.raises(
+        ConfigError,
+        match=r'train_dataloader\.dataset\.dataset\.ann_file: there is no .*missing\.json',
+    ):
+        check_annotations(config)
+
+
+def test_a_missing_image_folder_is_named_with_its_key(config):
+    config.val_dataloader.dataset.data_prefix.img = 'pictures'
+    with pytest.raises(
+        ConfigError, match=r'val_dataloader\.dataset\.data_prefix\.img: there is no'
+    ):
+        check_annotations(config)
+
+
+def test_a_missing_evaluator_file_is_named_with_its_key(config):
+    config.val_evaluator.ann_file = 'nowhere.json'
+    with pytest.raises(ConfigError, match=r'val_evaluator\.ann_file: there is no nowhere\.json'):
+        check_annotations(config)
+
+
+def test_class_names_that_match_nothing_are_named_with_what_there_is(config):
+    config.val_dataloader.dataset.metainfo.classes = ('lion', 'tiger')
+    with pytest.raises(
+        ConfigError, match=r'metainfo\.classes: none of lion, tiger is a category .* has: cat, dog'
+    ):
+        check_annotations(config)
+
+
+def test_coco_s_own_classes_count_where_none_are_given(config, tmp_path):
+    (tmp_path / 'train.json').write_text(
+        json.dumps(coco(categories=[{'id': 1, 'name': 'Katze'}, {'id': 2, 'name': 'Hund'}]))
+    )
+    config.val_dataloader.dataset.pop('metainfo')
+    config.pop('train_dataloader')
+    with pytest.raises(ConfigError, match=r'person, bicycle.*80 names.* has: Katze, Hund'):
+        check_annotations(config)
+
+
+def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
+    content = coco()
+    content['annotations'][0]['category_id'] = 7
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r'annotation 5 .* has category_id 7; its categories are \[1, 2\]'
+    ):
+        check_annotations(config)
+
+
+@pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
+def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
+    (tmp_path / 'train.json').write_text(content)
+    with pytest.raises(ConfigError, match=r'train\.json is no COCO annotation file'):
+        check_annotations(config)
+    with pytest.raises(ConfigError, match=r'train\.json is no COCO annotation file'):
+        read_coco_summary(str(tmp_path), 'train.json', 'SSSD_DATA_ROOT')
+
+
+def test_summary(config, tmp_path):
+    assert read_coco_summary(str(tmp_path), 'train.json', '') == (('cat', 'dog'), 1)
+    with pytest.raises(
+        ConfigError, match=r'no annotation file .*none\.json .* set by SSSD_DATA_ROOT'
+    ):
+        read_coco_summary(str(tmp_path), 'none.json', 'SSSD_DATA_ROOT')

@@ -1,0 +1,156 @@
+import math
+
+import pytest
+from mmengine.hooks import Hook
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks import AdaptiveDistillCoefHook
+
+from ..toy_detector import toy_runner
+
+BASE = 2.0  # toy_runner's λ
+ITERS = 40
+ITER_LOOP = dict(type='IterBasedTrainLoop', max_iters=ITERS)
+WARM_UP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=8)
+
+
+class Recorder(Hook):
+    """Notes, for each iteration, the model's λ, the logged λ, and the rate of the student's neck."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.rows = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        neck = runner.model.student.neck.weight
+        (lr,) = [
+            group['lr']
+            for group in runner.optim_wrapper.param_groups
+            if any(p is neck for p in group['params'])
+        ]
+        logged = runner.message_hub.get_scalar('train/distill_coef').current()
+        self.rows.append((runner.model.distill_coef, logged, lr))
+
+
+def run(tmp_path, hook, schedulers=(), train_cfg=ITER_LOOP, **kwargs):
+    recorder = Recorder()
+    hooks = [dict(type='AdaptiveDistillCoefHook', **hook), recorder]
+    runner = toy_runner(tmp_path, hooks=hooks, schedulers=schedulers, train_cfg=train_cfg, **kwargs)
+    runner.train()
+    coefs, logged, lrs = zip(*recorder.rows, strict=True)
+    assert coefs == logged
+    return list(coefs), list(lrs)
+
+
+def multi_step(*milestones, gamma=0.1, **kwargs):
+    return dict(
+        type='MultiStepLR', by_epoch=False, milestones=list(milestones), gamma=gamma, **kwargs
+    )
+
+
+def test_step_policy_with_warm_up_and_multi_step(tmp_path):
+    coefs, lrs = run(tmp_path, dict(policy='step', factor=3.0), [WARM_UP, multi_step(20, 30)])
+    assert lrs[0] == pytest.approx(0.01), 'warm-up did not run'
+    assert coefs == [BASE] * 20 + [BASE * 3] * 10 + [BASE * 9] * 10
+
+
+def test_step_policy_stops_after_max_decays(tmp_path):
+    coefs, _ = run(tmp_path, dict(factor=3.0, max_decays=1), [multi_step(20, 30)])
+    assert coefs == [BASE] * 20 + [BASE * 3] * 20
+
+
+@pytest.mark.parametrize('gamma', [0.5, 0.1, 0.01])
+def test_a_drop_counts_once_whatever_its_size(tmp_path, gamma):
+    coefs, _ = run(tmp_path, dict(factor=3.0), [multi_step(20, gamma=gamma)])
+    assert coefs == [BASE] * 20 + [BASE * 3] * 20
+
+
+def test_step_policy_counts_halvings_of_a_cosine(tmp_path):
+    cosine = dict(type='CosineAnnealingLR', by_epoch=False, T_max=ITERS, eta_min=0.02)
+    coefs, lrs = run(tmp_path, dict(policy='step', factor=3.0), [cosine])
+    reference, decays = lrs[0], 0
+    for coef, lr in zip(coefs, lrs, strict=True):
+        if lr <= reference / 2:
+            reference, decays = lr, decays + 1
+        assert coef == pytest.approx(BASE * 3**decays)
+    assert decays == 2
+
+
+@pytest.mark.parametrize(
+    'schedule',
+    [
+        multi_step(20, 30),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=8, T_max=ITERS - 8, eta_min=1e-3),
+        dict(type='PolyLR', by_epoch=False, begin=8, end=ITERS, power=0.9, eta_min=1e-3),
+    ],
+    ids=lambda schedule: schedule['type'],
+)
+def test_inverse_lr_policy_follows_any_schedule(tmp_path, schedule):
+    hook = dict(policy='inverse_lr', power=0.5, max_scale=4.0)
+    coefs, lrs = run(tmp_path, hook, [WARM_UP, schedule])
+    assert coefs[:8] == [BASE] * 8, 'warm-up was taken for decay'
+    peak = max(lrs)
+    start = lrs.index(peak)
+    for coef, lr in zip(coefs[start:], lrs[start:], strict=True):
+        assert coef == pytest.approx(BASE * min(math.sqrt(peak / lr), 4.0))
+    assert coefs[-1] > 2 * BASE
+
+
+def test_constant_policy(tmp_path):
+    coefs, _ = run(tmp_path, dict(policy='constant'), [WARM_UP, multi_step(20)])
+    assert coefs == [BASE] * ITERS
+
+
+def test_epoch_schedule_and_several_parameter_groups(tmp_path):
+    """Rates that differ by constant factors, and groups that hold no student parameter."""
+    optim_wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.1),
+        paramwise_cfg=dict(
+            custom_keys={'backbone': dict(lr_mult=0.1), 'teacher': dict(lr_mult=50.0)},
+            bias_lr_mult=0.5,
+        ),
+    )
+    coefs, lrs = run(
+        tmp_path,
+        dict(policy='inverse_lr'),
+        [dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
+        optim_wrapper=optim_wrapper,
+    )
+    assert lrs == pytest.approx([0.1] * 12 + [0.01] * 6)
+    assert coefs == pytest.approx([BASE] * 12 + [BASE * 10] * 6)
+
+
+def test_warm_restarts_begin_anew(tmp_path):
+    schedules = [
+        dict(type='CosineRestartLR', by_epoch=False, periods=[20, 20], restart_weights=[1, 1],
+             eta_min=1e-3)
+    ]  # fmt: skip
+    coefs, lrs = run(tmp_path, dict(policy='step', factor=3.0), schedules)
+    assert lrs[20] == pytest.approx(lrs[0])
+    assert coefs[19] > BASE
+    assert coefs[20] == BASE
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(policy='cosine'), r"policy is 'cosine'; accepted: step, inverse_lr, constant"),
+        (dict(factor=0), r'factor is 0; accepted: a number > 0'),
+        (dict(max_decays=-1), r'max_decays is -1; accepted: 0 or more, or None'),
+        (dict(decay_ratio=1.0), r'decay_ratio is 1\.0; accepted: a number between 0 and 1'),
+        (dict(power=-1), r'power is -1; accepted'),
+        (dict(max_scale=0.5), r'max_scale is 0\.5; accepted'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        AdaptiveDistillCoefHook(**kwargs)
+
+
+def test_a_model_that_is_no_distiller_is_refused(tmp_path):
+    runner = toy_runner(tmp_path, hooks=[dict(type='AdaptiveDistillCoefHook')], train_cfg=ITER_LOOP)
+    runner.model = runner.model.student
+    with pytest.raises(ConfigError, match=r'needs model\.type=SSSDDistiller, found ToyDetector'):
+        runner.train()

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+from mmdet.registry import DATASETS
+
+from mmdet_sssd import ConfigError
+
+from ..toy_detector import toy_runner
+
+
+def coco_dataset(tmp_path, labels, classes, **kwargs):
+    content = {
+        'images': [
+            {'id': i, 'file_name': f'{i}.jpg', 'height': 32, 'width': 32}
+            for i in range(len(labels))
+        ],
+        'annotations': [
+            {
+                'id': i,
+                'image_id': i,
+                'category_id': label,
+                'bbox': [1, 1, 9, 9],
+                'area': 81,
+                'iscrowd': 0,
+            }
+            for i, label in enumerate(labels)
+            if label is not None
+        ],
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes)],
+    }
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    return dict(
+        type='CocoDataset',
+        ann_file=str(tmp_path / 'train.json'),
+        metainfo=dict(classes=classes),
+        data_prefix=dict(img=''),
+        pipeline=[],
+        **kwargs,
+    )
+
+
+def run_with(tmp_path, dataset):
+    """The check comes before the first iteration, which these data sets without images would fail."""
+    runner = toy_runner(
+        tmp_path,
+        hooks=[dict(type='CheckDatasetHook')],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+    )
+    runner._train_dataloader['dataset'] = dataset
+    runner.train()
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_a_label_outside_the_student_s_classes_is_found(tmp_path, wrapped):
+    dataset = coco_dataset(tmp_path, [0, 1, 2, 0], ('a', 'b', 'c'))
+    if wrapped:
+        dataset = dict(type='RepeatDataset', times=2, dataset=DATASETS.build(dataset))
+    with pytest.raises(
+        ConfigError,
+        match=r'train\.json: .*2\.jpg has an object with label 2, but the student has 2 classes '
+        r'\(labels 0 to 1\); the data set names 3 classes',
+    ):
+        run_with(tmp_path, dataset)
+
+
+def test_a_data_set_without_objects_is_refused(tmp_path):
+    dataset = coco_dataset(
+        tmp_path, [None, None], ('a', 'b'), filter_cfg=dict(filter_empty_gt=False)
+    )
+    with pytest.raises(
+        ConfigError, match=r'no labelled object in any of its 2 images .*train\.json'
+    ):
+        run_with(tmp_path, dataset)
