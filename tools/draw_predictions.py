@@ -9,8 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmdet.apis import inference_detector, init_detector
-from mmdet.models import BaseDetector
+from mmdet.apis import DetInferencer
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -29,13 +28,15 @@ def main() -> None:
     """Predict, draw and write."""
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    model = init_detector(cfg, str(args.checkpoint), device=args.device)
+    inferencer = DetInferencer(
+        args.config, str(args.checkpoint), device=args.device, show_progress=False
+    )
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
     visualizer.dataset_meta = dataset.metainfo
     indices = np.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).astype(int)
     pictures = [
-        draw(model, visualizer, dataset.get_data_info(int(i)), args.score_thr) for i in indices
+        draw(inferencer, visualizer, dataset.get_data_info(int(i)), args.score_thr) for i in indices
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(args.out), grid(pictures))
@@ -57,12 +58,13 @@ def parse_args() -> Namespace:
 
 
 def draw(
-    model: BaseDetector, visualizer: DetLocalVisualizer, info: dict, score_thr: float
+    inferencer: DetInferencer, visualizer: DetLocalVisualizer, info: dict, score_thr: float
 ) -> np.ndarray:
-    """Draw one image twice, with its ground truth and with the model's predictions (BGR, uint8)."""
+    """Draw one image twice, with its ground truth and with what is predicted (BGR, uint8)."""
     image = cv2.imread(info['img_path'])
     factor = CELL_HEIGHT / image.shape[0]
-    predictions = inference_detector(model, image).pred_instances
+    (sample,) = inferencer(image, return_datasamples=True)['predictions']
+    predictions = sample.pred_instances
     truth = InstanceData(
         bboxes=torch.tensor([x['bbox'] for x in info['instances']]).view(-1, 4) * factor,
         labels=torch.tensor([x['bbox_label'] for x in info['instances']], dtype=torch.long),

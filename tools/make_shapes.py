@@ -15,7 +15,7 @@ CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
 MIN_VISIBLE = 0.35  # part of a shape that must not be covered by later ones
 MIN_AREA = 16  # visible pixels
-HUE_SPREAD = 0.08  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
+HUE_SPREAD = 0.06  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
 MAX_TURN = np.pi / 4
 
 Polygon = np.ndarray  # (n, 2) corners in pixels
@@ -86,7 +86,7 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list]:
     labels, masks = [], []
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
         label = int(rng.integers(len(CLASSES)))
-        radius = size * np.exp(rng.uniform(np.log(0.04), np.log(0.32)))
+        radius = size * np.exp(rng.uniform(np.log(0.05), np.log(0.33)))
         polygon = shape(CLASSES[label], rng.uniform(0, size, 2), radius, rng)
         mask = np.zeros((size, size), np.uint8)
         fill(mask, polygon, 1)

@@ -360,3 +360,31 @@ def test_students_that_cannot_be_distilled_are_refused():
     no_neck.neck = dict(type='Stub')
     with pytest.raises(ConfigError, match=r'levels of \[16, 32, 64, 128\] channels; accepted'):
         MODELS.build(dict(type='SSSDDistiller', student=no_neck))
+
+
+@pytest.mark.parametrize('dropped', [[0], [0, 1, 2]])
+def test_masks_are_left_out_with_their_boxes(dropped):
+    model = build('mask_rcnn', teacher=dict(use_masks=True))
+    data = demo_batch(model, with_mask=True)
+    whole = data['data_samples'][0].gt_instances
+    kept = [i for i in range(3) if i not in dropped]
+    whole.bboxes[dropped] = 0
+    (sample, _) = model._without_degenerate_boxes(data['data_samples'])
+    masks = sample.gt_instances.masks
+    assert len(sample.gt_instances) == len(masks) == len(kept)
+    assert (masks.to_ndarray() == whole.masks.to_ndarray()[kept]).all()
+    total, _ = model.parse_losses(losses_of(model, **data))
+    assert total.isfinite()
+
+
+def test_bfloat16_autocast_keeps_the_losses_finite_and_close():
+    model = build('retinanet')
+    data = demo_batch(model)
+    exact = flat(losses_of(model, **copy.deepcopy(data)))
+    with torch.autocast('cpu', torch.bfloat16):
+        rough = flat(losses_of(model, **data))
+    assert rough['loss_distill'].dtype == torch.float32
+    for key, value in exact.items():
+        torch.testing.assert_close(rough[key].float(), value, rtol=0.05, atol=0.02, msg=key)
+    sum(x.sum() for k, x in rough.items() if 'loss' in k).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

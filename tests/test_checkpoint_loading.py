@@ -1,0 +1,86 @@
+import logging
+import os
+import pickle
+
+import mmengine.runner.checkpoint
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from mmdet_sssd import ConfigError
+
+WEIGHTS = {'a': torch.arange(3.0)}
+
+
+class Marker:
+    """Unpickling it leaves a folder behind, as something worse could."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the loader logs as a warning."""
+    logged = []
+
+    def note(message, logger=None, level=logging.INFO):
+        if level == logging.WARNING:
+            logged.append(message)
+
+    monkeypatch.setattr('mmdet_sssd.checkpoint_loading.print_log', note)
+    return logged
+
+
+def test_plain_checkpoints_load_restricted(tmp_path, warnings):
+    path = tmp_path / 'plain.pth'
+    torch.save({'meta': {'epoch': 1}, 'state_dict': WEIGHTS}, path)
+    loaded = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    assert torch.equal(loaded['state_dict']['a'], WEIGHTS['a'])
+    assert warnings == []
+
+
+def test_training_checkpoints_load_in_full_with_a_warning_that_names_the_file(tmp_path, warnings):
+    path = tmp_path / 'training.pth'
+    torch.save({'state_dict': WEIGHTS, 'message_hub': {'loss': HistoryBuffer([1.5], [1])}}, path)
+    loaded = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    assert loaded['message_hub']['loss'].current() == 1.5
+    (message,) = warnings
+    assert str(path) in message
+    assert 'open only checkpoints that you trust' in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nothing\.pth cannot be found'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'nothing.pth'))
+
+
+def test_downloads_stay_restricted(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    plain, marked = tmp_path / 'plain.pth', tmp_path / 'marked.pth'
+    torch.save(WEIGHTS, plain)
+    torch.save({'state_dict': WEIGHTS, 'extra': Marker(tmp_path / 'unpickled')}, marked)
+    load_url = mmengine.runner.checkpoint.load_url
+    assert torch.equal(load_url(plain.as_uri(), progress=False)['a'], WEIGHTS['a'])
+    with pytest.raises(
+        ConfigError, match=r'marked\.pth holds Python objects .* a download may not'
+    ):
+        load_url(marked.as_uri(), progress=False)
+    assert not (tmp_path / 'unpickled').exists()
+    CheckpointLoader.load_checkpoint(str(marked), 'cpu')  # the marker does work
+    assert (tmp_path / 'unpickled').exists()
+
+
+def test_every_downloading_scheme_uses_the_restricted_loader(monkeypatch):
+    def refuse(url, *args, **kwargs):
+        assert kwargs['weights_only'] is True
+        raise pickle.UnpicklingError
+
+    monkeypatch.setattr('mmdet_sssd.checkpoint_loading._load_url', refuse)
+    for url in ('http://a.b/c.pth', 'https://a.b/c.pth', 'open-mmlab://detectron/resnet50_caffe'):
+        with pytest.raises(ConfigError, match='a download may not'):
+            CheckpointLoader.load_checkpoint(url)

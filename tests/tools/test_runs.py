@@ -1,0 +1,183 @@
+"""Real runs, each in a process of its own, through mim or the tools that it calls."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet_sssd.checkpoint_loading import load_from_local
+
+ROOT = Path(__file__).parents[2]
+SMALL = 'sssd_retinanet_r18-small_own-data.py'
+FASTER_RCNN = """
+_base_ = ['{own_data}', '{sssd}', 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+          'mmdet::_base_/default_runtime.py']
+student = _base_.model
+student.backbone.update(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None)
+student.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+student.rpn_head.update(in_channels=32, feat_channels=32)
+student.roi_head.bbox_roi_extractor.out_channels = 32
+student.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32, num_classes=_base_.num_classes)
+student.train_cfg.rcnn.sampler.num = 16
+model = dict(_delete_=True, type='SSSDDistiller', student=student)
+_base_.sssd_hooks.detach_student.first = 1 / 3
+default_hooks = dict(logger=dict(interval=1), **_base_.sssd_hooks)
+train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']
+train_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+val_evaluator = dict(metric='bbox')
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(type='value', clip_value=1.))
+randomness = dict(seed=0)
+"""
+ITERATIONS = """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=24, val_interval=8)
+train_dataloader['sampler'] = dict(_delete_=True, type='InfiniteSampler', shuffle=True)
+train_dataloader['batch_sampler'] = None
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3),
+    dict(type='MultiStepLR', by_epoch=False, milestones=[16, 21], gamma=0.1)]
+default_hooks['checkpoint'] = dict(type='CheckpointHook', by_epoch=False, interval=3)
+log_processor = dict(by_epoch=False)
+"""
+LOOPS = {'epochs': '', 'iterations': ITERATIONS}  # 6 epochs of 4 iterations, or 24 iterations
+KILLED_BEFORE = {'the phase change': 8, 'the λ step': 16}  # iterations
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    """A drawn data set of 16 + 8 images, and the environment that points configs to it."""
+    out = tmp_path_factory.mktemp('shapes')
+    run([sys.executable, 'tools/make_shapes.py', out, '--train', 16, '--val', 8, '--size', 64])
+    return dict(
+        SSSD_DATA_ROOT=str(out),
+        SSSD_TRAIN_IMG='train',
+        SSSD_VAL_IMG='val',
+        SSSD_IMAGE_SCALE='64x64',
+        SSSD_BATCH_SIZE='4',
+        SSSD_MAX_EPOCHS='6',
+    )
+
+
+def run(command, env=None, code=0, cwd=ROOT) -> str:
+    """Run a command to its end and give what it printed."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT), **(env or {})},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code, result.stdout[-4000:]
+    return result.stdout
+
+
+def train(config, work_dir, env, *args, **kwargs) -> str:
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, *args]
+    return run(command, env, **kwargs)
+
+
+def scalars(work_dir) -> dict[int, dict]:
+    """The logged training scalars by iteration, without what is time or memory."""
+    rows = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                rows[row['step']] = {
+                    k: v for k, v in row.items() if k not in ('time', 'data_time', 'memory')
+                }
+    return rows
+
+
+def assert_equal_states(x, y, path=''):
+    """Compare nested checkpoints to the bit."""
+    if isinstance(x, torch.Tensor):
+        assert torch.equal(x, y), path
+    elif isinstance(x, dict):
+        assert x.keys() == y.keys(), path
+        for key in x:
+            assert_equal_states(x[key], y[key], f'{path}.{key}')
+    elif isinstance(x, (list, tuple)):
+        assert len(x) == len(y), path
+        for index, pair in enumerate(zip(x, y, strict=True)):
+            assert_equal_states(*pair, f'{path}.{index}')
+    else:
+        assert x == y, path
+
+
+@pytest.fixture(scope='module', params=LOOPS)
+def uninterrupted(request, shapes, tmp_path_factory):
+    """A whole run of a small Faster R-CNN, which samples RoIs at random."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = folder / 'config.py'
+    bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
+    config.write_text(FASTER_RCNN.format(**bases) + LOOPS[request.param])
+    train(config, folder / 'whole', shapes)
+    return config, folder
+
+
+@pytest.mark.parametrize('moment', KILLED_BEFORE)
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    uninterrupted, shapes, moment, tmp_path
+):
+    config, folder = uninterrupted
+    change = KILLED_BEFORE[moment]
+    whole = scalars(folder / 'whole')
+    assert len(whole) == 24
+    log = next((folder / 'whole').glob('*/*.log')).read_text()
+    assert 'learns from the teacher from here on' in log
+    assert [whole[i]['distill_coef'] for i in (16, 17)] == [1, 2]  # steps count from 1
+
+    killing = config.with_name(f'killed_before_{change}.py')
+    killing.write_text(
+        config.read_text()
+        + "custom_imports = dict(imports=['mmdet_sssd', 'tests.tools.interruption'])\n"
+        + f"custom_hooks = [dict(type='KillHook', before_iter={change - 1})]\n"
+    )
+    train(killing, tmp_path, shapes, code=-signal.SIGKILL)
+    assert max(scalars(tmp_path)) == change - 1
+    resumed = train(config, tmp_path, shapes, '--resume')
+    assert re.search(r'resumed epoch: \d+, iter: [1-9]', resumed)
+
+    ours, expected = (
+        load_from_local(next(path.glob('*_6.pth'), path / 'iter_24.pth'))
+        for path in (tmp_path, folder / 'whole')
+    )
+    for key in ('state_dict', 'optimizer', 'param_schedulers', 'adaptive_distill_coef'):
+        assert_equal_states(ours[key], expected[key], key)
+    assert scalars(tmp_path) == whole
+    assert 'open only checkpoints that you trust' in resumed
+
+
+def test_mim_train_resume_and_test(shapes, tmp_path):
+    """As a user does it: from another folder, by the config's name."""
+    mim = Path(sys.executable).with_name('mim')
+    env = {**shapes, 'SSSD_MAX_EPOCHS': '2', 'PYTHONPATH': ''}  # the installed package
+    options = ['--cfg-options', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+               'train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False',
+               'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']  # fmt: skip
+    command = [mim, 'train', 'mmdet_sssd', SMALL, '--work-dir', tmp_path]
+    first = run([*command, *options], env, cwd=tmp_path)
+    assert 'Epoch(val) [2]' in first
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    env['SSSD_MAX_EPOCHS'] = '3'
+    second = run([*command, '--resume', *options], env, cwd=tmp_path)
+    assert 'resumed epoch: 2, iter: 8' in second
+    assert 'Epoch(train) [3]' in second.replace('  ', ' ')
+    command = [mim, 'test', 'mmdet_sssd', SMALL, '--checkpoint', tmp_path / 'epoch_3.pth']
+    tested = run([*command, '--work-dir', tmp_path / 'test', *options], env, cwd=tmp_path)
+    metric = 'coco/bbox_mAP:'
+    ap = tested.split(metric)[-1].split()[0]
+    assert ap == second.split(metric)[-1].split()[0]
+    assert 0 <= float(ap) <= 1
