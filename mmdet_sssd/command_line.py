@@ -5,6 +5,7 @@ import os.path as osp
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ def run_mmdet_tool(name: str, stages: tuple[str, ...]) -> None:
         stages: Which loaders and evaluators of the config are checked: ``'train'``, ``'val'``,
             ``'test'``.
     """
+    # mmengine imports pkg_resources anew for each config that it reads.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     script = osp.join(osp.dirname(mmdet.__file__), '.mim', 'tools', f'{name}.py')
     with user_errors_last(), _configs_checked(stages):
         runpy.run_path(script, run_name='__main__')

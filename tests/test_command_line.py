@@ -1,6 +1,7 @@
 """What a user sees who got something wrong: the message alone, and no traceback of ours."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def test_the_message_is_the_process_s_last_line_and_there_is_no_traceback(data):
     result = subprocess.run(
         [sys.executable, 'tools/train.py', CONFIG, '--cfg-options', 'model.distill_coef=-1'],
         cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -8,16 +8,16 @@
 #   SSSD_IMAGE_SCALE  longest x shortest side that images are resized to, keeping their ratio
 _base_ = []  # lets mmengine read a config that imports
 
-from mmdet_sssd.datasets import read_coco_summary  # noqa: E402
+from mmdet_sssd.datasets import positive_integers, read_coco_summary  # noqa: E402
 
 data_root = '{{$SSSD_DATA_ROOT:data/own}}'
 train_ann = '{{$SSSD_TRAIN_ANN:annotations/train.json}}'
 val_ann = '{{$SSSD_VAL_ANN:annotations/val.json}}'
 train_img = '{{$SSSD_TRAIN_IMG:images}}'
 val_img = '{{$SSSD_VAL_IMG:images}}'
-max_epochs = int('{{$SSSD_MAX_EPOCHS:24}}')
-batch_size = int('{{$SSSD_BATCH_SIZE:2}}')
-image_scale = tuple(int(side) for side in '{{$SSSD_IMAGE_SCALE:1333x800}}'.split('x'))
+(max_epochs,) = positive_integers('{{$SSSD_MAX_EPOCHS:24}}', 'SSSD_MAX_EPOCHS')
+(batch_size,) = positive_integers('{{$SSSD_BATCH_SIZE:2}}', 'SSSD_BATCH_SIZE')
+image_scale = positive_integers('{{$SSSD_IMAGE_SCALE:1333x800}}', 'SSSD_IMAGE_SCALE', count=2)
 
 classes, num_images = read_coco_summary(data_root, train_ann, 'SSSD_DATA_ROOT and SSSD_TRAIN_ANN')
 num_classes = len(classes)

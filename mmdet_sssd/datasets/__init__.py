@@ -1,4 +1,4 @@
 from .annotation_check import check_annotations
-from .coco_summary import read_coco_summary
+from .own_data import positive_integers, read_coco_summary
 
-__all__ = ['check_annotations', 'read_coco_summary']
+__all__ = ['check_annotations', 'positive_integers', 'read_coco_summary']

@@ -24,8 +24,8 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
     Raises:
         ConfigError: if a file or folder is missing, an annotation file is no COCO file, none of the
-            class names is a category in it, or an annotation's category is not. The message names
-            the config key.
+            class names is a category in it, they stand in another order, or an annotation's
+            category is not defined. The message names the config key.
     """
     for stage in stages:
         loader = cfg.get(f'{stage}_dataloader')
@@ -66,7 +66,9 @@ def _check_dataset(dataset: ConfigDict, key: str) -> None:
     is_coco = isinstance(dataset_class, type) and issubclass(dataset_class, CocoDataset)
     if is_coco and osp.isfile(path):
         classes = (dataset.get('metainfo') or {}).get('classes')
-        _check_coco(path, classes or dataset_class.METAINFO.get('classes'), key)
+        found = _check_coco(path, classes or dataset_class.METAINFO.get('classes'), key)
+        if dataset_class is CocoDataset:  # those derived from it have orders of their own
+            _check_order(path, classes, found, key)
 
 
 def _check_exists(key: str, path: str | None) -> None:
@@ -77,8 +79,8 @@ def _check_exists(key: str, path: str | None) -> None:
         )
 
 
-def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> None:
-    """Check the categories of one COCO annotation file against the class names."""
+def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> list[str]:
+    """Check one COCO annotation file's categories against the class names, and give their names."""
     with open(path, encoding='utf-8') as file:
         try:
             content = json.load(file)
@@ -108,6 +110,19 @@ def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> None:
             f'({found}); nothing can be learnt or measured of them',
             logger='current',
             level=logging.WARNING,
+        )
+    return list(names.values())
+
+
+def _check_order(path: str, classes: tuple[str, ...] | None, found: list[str], key: str) -> None:
+    """Make sure that names and labels belong together: CocoDataset numbers classes as the file does."""
+    expected = [name for name in classes or () if name in found]
+    actual = [name for name in found if name in expected]
+    if actual != expected:
+        raise ConfigError(
+            f'{key}.metainfo.classes: {_shortened(expected)} stand in another order in {path}: '
+            f'{_shortened(actual)}. Classes are numbered in the order of the annotation file, so '
+            'names would be swapped; use its order here and in all annotation files'
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.datasets import check_annotations, read_coco_summary
+from mmdet_sssd.datasets import check_annotations
 
 
 def coco(**changes) -> dict:
@@ -81,6 +81,19 @@ def test_class_names_that_match_nothing_are_named_with_what_there_is(config):
         check_annotations(config)
 
 
+def test_another_order_of_classes_is_refused(config, tmp_path):
+    """CocoDataset numbers classes as the file does: the names would be swapped, silently."""
+    swapped = coco(categories=[{'id': 2, 'name': 'dog'}, {'id': 1, 'name': 'cat'}])
+    (tmp_path / 'val.json').write_text(json.dumps(swapped))
+    config.val_dataloader.dataset.ann_file = 'val.json'
+    with pytest.raises(
+        ConfigError,
+        match=r'val_dataloader\.dataset\.metainfo\.classes: cat, dog stand in another order in '
+        r'.*val\.json: dog, cat',
+    ):
+        check_annotations(config)
+
+
 def test_coco_s_own_classes_count_where_none_are_given(config, tmp_path):
     (tmp_path / 'train.json').write_text(
         json.dumps(coco(categories=[{'id': 1, 'name': 'Katze'}, {'id': 2, 'name': 'Hund'}]))
@@ -106,13 +119,3 @@ def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
     (tmp_path / 'train.json').write_text(content)
     with pytest.raises(ConfigError, match=r'train\.json is no COCO annotation file'):
         check_annotations(config)
-    with pytest.raises(ConfigError, match=r'train\.json is no COCO annotation file'):
-        read_coco_summary(str(tmp_path), 'train.json', 'SSSD_DATA_ROOT')
-
-
-def test_summary(config, tmp_path):
-    assert read_coco_summary(str(tmp_path), 'train.json', '') == (('cat', 'dog'), 1)
-    with pytest.raises(
-        ConfigError, match=r'no annotation file .*none\.json .* set by SSSD_DATA_ROOT'
-    ):
-        read_coco_summary(str(tmp_path), 'none.json', 'SSSD_DATA_ROOT')

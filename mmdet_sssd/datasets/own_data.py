@@ -1,3 +1,5 @@
+"""What the config for a user's own data reads from the environment and the annotations."""
+
 import json
 import os.path as osp
 
@@ -33,3 +35,23 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
             f'{path} is no COCO annotation file ({type(error).__name__}: {error}); accepted: JSON '
             f'with images, annotations and categories. It is set by {set_by} in the environment'
         ) from error
+
+
+def positive_integers(text: str, set_by: str, count: int = 1) -> tuple[int, ...]:
+    """Read whole numbers above 0, separated by ``x``.
+
+    Args:
+        text: What the user set, such as ``'24'`` or ``'1333x800'``.
+        set_by: Name of the environment variable, for the error.
+        count: How many numbers there have to be.
+
+    Raises:
+        ConfigError: if the text is anything else.
+    """
+    parts = text.split('x')
+    if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(
+            f'{set_by} is {text!r} in the environment; accepted: {"x".join("N" * count)}, each N a '
+            'whole number above 0'
+        )
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.datasets import positive_integers, read_coco_summary
+
+CATEGORIES = [{'id': 7, 'name': 'dog'}, {'id': 2, 'name': 'cat'}]
+
+
+def test_summary(tmp_path):
+    content = {'images': [{'id': i} for i in range(3)], 'categories': CATEGORIES}
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
+
+
+@pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
+def test_a_file_that_is_no_coco_file_is_named(tmp_path, content):
+    (tmp_path / 'train.json').write_text(content)
+    with pytest.raises(
+        ConfigError, match=r'train\.json is no COCO annotation file .* set by VARIABLE'
+    ):
+        read_coco_summary(str(tmp_path), 'train.json', 'VARIABLE')
+
+
+def test_a_missing_file_is_named_with_what_sets_it(tmp_path):
+    with pytest.raises(ConfigError, match=r'no annotation file .*none\.json .* set by VARIABLE'):
+        read_coco_summary(str(tmp_path), 'none.json', 'VARIABLE')
+
+
+def test_positive_integers():
+    assert positive_integers('24', 'N') == (24,)
+    assert positive_integers('1333x800', 'N', count=2) == (1333, 800)
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [('', 1), ('0', 1), ('-3', 1), ('2.5', 1), ('many', 1), ('800', 2), ('1x2x3', 2)],
+)
+def test_other_text_is_named_with_the_variable(text, count):
+    with pytest.raises(ConfigError, match=rf"SSSD_X is '{text}' in the environment; accepted: N"):
+        positive_integers(text, 'SSSD_X', count)
