@@ -24,7 +24,7 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
     Raises:
         ConfigError: if a file or folder is missing, an annotation file is no COCO file, none of the
-            class names is a category in it, they stand in another order, or an annotation's
+            class names is a category in it, they belong to other labels, or an annotation's
             category is not defined. The message names the config key.
     """
     for stage in stages:
@@ -66,9 +66,11 @@ def _check_dataset(dataset: ConfigDict, key: str) -> None:
     is_coco = isinstance(dataset_class, type) and issubclass(dataset_class, CocoDataset)
     if is_coco and osp.isfile(path):
         classes = (dataset.get('metainfo') or {}).get('classes')
-        found = _check_coco(path, classes or dataset_class.METAINFO.get('classes'), key)
+        classes = list(classes or dataset_class.METAINFO.get('classes') or ())
+        found = _read_categories(path, key)
+        _check_classes(classes, found, path, key)
         if dataset_class is CocoDataset:  # those derived from it have orders of their own
-            _check_order(path, classes, found, key)
+            _check_order(classes, found, path, key)
 
 
 def _check_exists(key: str, path: str | None) -> None:
@@ -79,8 +81,8 @@ def _check_exists(key: str, path: str | None) -> None:
         )
 
 
-def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> list[str]:
-    """Check one COCO annotation file's categories against the class names, and give their names."""
+def _read_categories(path: str, key: str) -> list[str]:
+    """Read the names of a COCO annotation file's categories and check its annotations' ids."""
     with open(path, encoding='utf-8') as file:
         try:
             content = json.load(file)
@@ -97,32 +99,39 @@ def _check_coco(path: str, classes: tuple[str, ...] | None, key: str) -> list[st
             f'{key}.ann_file: annotation {unknown["id"]} in {path} has category_id '
             f'{unknown["category_id"]}; its categories are {sorted(names)}'
         )
-    missing = [name for name in classes or () if name not in names.values()]
-    found = ', '.join(map(str, names.values()))
+    return list(names.values())
+
+
+def _check_classes(classes: list[str], found: list[str], path: str, key: str) -> None:
+    """Make sure that class names are categories of the file; warn of those that are not."""
+    missing = [name for name in classes if name not in found]
     if missing and len(missing) == len(classes):
         raise ConfigError(
             f'{key}.metainfo.classes: none of {_shortened(missing)} is a category in {path}, which '
-            f'has: {found}'
+            f'has: {_shortened(found)}'
         )
     if missing:
         print_log(
             f'{key}.metainfo.classes: {_shortened(missing)} not among the categories of {path} '
-            f'({found}); nothing can be learnt or measured of them',
+            f'({_shortened(found)}); nothing can be learnt or measured of them',
             logger='current',
             level=logging.WARNING,
         )
-    return list(names.values())
 
 
-def _check_order(path: str, classes: tuple[str, ...] | None, found: list[str], key: str) -> None:
-    """Make sure that names and labels belong together: CocoDataset numbers classes as the file does."""
-    expected = [name for name in classes or () if name in found]
-    actual = [name for name in found if name in expected]
-    if actual != expected:
+def _check_order(classes: list[str], found: list[str], path: str, key: str) -> None:
+    """Make sure that names and labels belong together.
+
+    CocoDataset numbers the categories that it uses in the file's order, whatever the order of the
+    class names, and leaves no number free for one that is missing.
+    """
+    labelled = [name for name in found if name in classes]
+    if labelled != classes[: len(labelled)]:
         raise ConfigError(
-            f'{key}.metainfo.classes: {_shortened(expected)} stand in another order in {path}: '
-            f'{_shortened(actual)}. Classes are numbered in the order of the annotation file, so '
-            'names would be swapped; use its order here and in all annotation files'
+            f'{key}.metainfo.classes is {_shortened(classes)}, but labels 0 to {len(labelled) - 1} '
+            f'will be {_shortened(labelled)}: they are numbered in the order of the categories in '
+            f'{path}, so names would be swapped. Write the classes in that order, and the categories '
+            'of all annotation files alike'
         )
 
 

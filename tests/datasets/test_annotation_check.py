@@ -81,17 +81,29 @@ def test_class_names_that_match_nothing_are_named_with_what_there_is(config):
         check_annotations(config)
 
 
-def test_another_order_of_classes_is_refused(config, tmp_path):
-    """CocoDataset numbers classes as the file does: the names would be swapped, silently."""
-    swapped = coco(categories=[{'id': 2, 'name': 'dog'}, {'id': 1, 'name': 'cat'}])
-    (tmp_path / 'val.json').write_text(json.dumps(swapped))
-    config.val_dataloader.dataset.ann_file = 'val.json'
+@pytest.mark.parametrize(
+    ('classes', 'labelled'),
+    [
+        (('dog', 'cat'), 'cat, dog'),
+        (('lion', 'cat', 'dog'), 'cat, dog'),
+        (('cat', 'lion', 'dog'), ''),
+    ],
+)
+def test_names_that_would_belong_to_other_labels_are_refused(config, classes, labelled):
+    """CocoDataset numbers categories as the file does: names would be swapped, silently."""
+    config.val_dataloader.dataset.metainfo.classes = classes
     with pytest.raises(
         ConfigError,
-        match=r'val_dataloader\.dataset\.metainfo\.classes: cat, dog stand in another order in '
-        r'.*val\.json: dog, cat',
+        match=rf'val_dataloader\.dataset\.metainfo\.classes is {", ".join(classes)}, but labels 0 to 1 '
+        rf'will be {labelled}',
     ):
         check_annotations(config)
+
+
+@pytest.mark.parametrize('classes', [('cat',), ('dog',), ('cat', 'dog', 'lion')])
+def test_names_of_a_part_of_the_categories_pass(config, classes):
+    config.val_dataloader.dataset.metainfo.classes = classes
+    check_annotations(config)
 
 
 def test_coco_s_own_classes_count_where_none_are_given(config, tmp_path):
