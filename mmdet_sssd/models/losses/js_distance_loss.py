@@ -26,13 +26,14 @@ class _JSDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
         log_p, log_q = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
-        p, q = log_p.exp(), log_q.exp()
-        r = torch.tanh((log_p - log_q) / 2)  # (p - q) / (p + q), also where both underflow
-        density = (p + q) * _divergence_density(r)
-        distance = (density.sum(dim, keepdim=True) / (4 * math.log(2))).clamp(0, 1).sqrt()
+        ratio = _relative_difference(log_p, log_q)
+        p, q = log_p.exp_(), log_q.exp_()
+        log_p_m, log_q_m = torch.log1p(ratio), torch.log1p(-ratio)  # of p / m and q / m
+        density = _divergence_density(ratio, log_p_m, log_q_m).mul_(p + q)
+        distance = (density.sum(dim, keepdim=True) / (4 * math.log(2))).clamp_(0, 1).sqrt_()
         ctx.save_for_backward(
-            _distance_gradient(p, r, distance, dim) if ctx.needs_input_grad[0] else None,
-            _distance_gradient(q, -r, distance, dim) if ctx.needs_input_grad[1] else None,
+            _distance_gradient(p, log_p_m, distance, dim) if ctx.needs_input_grad[0] else None,
+            _distance_gradient(q, log_q_m, distance, dim) if ctx.needs_input_grad[1] else None,
         )
         ctx.dim = dim
         return distance.squeeze(dim)
@@ -45,21 +46,26 @@ class _JSDistance(torch.autograd.Function):
         return grads[0], grads[1], None
 
 
-def _divergence_density(r: Tensor) -> Tensor:
-    """(1 + r) ln(1 + r) + (1 - r) ln(1 - r) for r in [-1, 1], without cancellation at 0."""
+def _relative_difference(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """(p - q) / (p + q), also where both underflow, and strictly between -1 and 1."""
+    limit = 1 - torch.finfo(log_p.dtype).eps / 2
+    return (log_p - log_q).div_(2).tanh_().clamp_(-limit, limit)
+
+
+def _divergence_density(r: Tensor, log_1_plus_r: Tensor, log_1_minus_r: Tensor) -> Tensor:
+    """(1 + r) ln(1 + r) + (1 - r) ln(1 - r), without cancellation at 0."""
     r2 = r.square()
-    series = r2 * (1 + r2 * (1 / 6 + r2 * (1 / 15 + r2 / 28)))
-    exact = torch.special.xlog1py(1 + r, r) + torch.special.xlog1py(1 - r, -r)
-    return torch.where(r.abs() < SERIES_LIMIT, series, exact)
+    series = (r2 / 28).add_(1 / 15).mul_(r2).add_(1 / 6).mul_(r2).add_(1).mul_(r2)
+    exact = torch.addcmul(log_1_plus_r + log_1_minus_r, r, log_1_plus_r - log_1_minus_r)
+    return torch.where(r2 < SERIES_LIMIT**2, series, exact)
 
 
-def _distance_gradient(p: Tensor, r: Tensor, distance: Tensor, dim: int) -> Tensor:
-    """Gradient of the distance with respect to the logits of ``p``, where p / m = 1 + r."""
-    below_one = torch.finfo(r.dtype).eps / 2 - 1  # p is 0 there; its logarithm must not be -inf
-    score = torch.log1p(r.clamp(min=below_one))
-    grad = p * (score - (p * score).sum(dim, keepdim=True))
+def _distance_gradient(p: Tensor, log_p_m: Tensor, distance: Tensor, dim: int) -> Tensor:
+    """Gradient of the distance with respect to the logits of ``p``; ``log_p_m`` is ln(p / m)."""
+    grad = p * log_p_m
+    grad = torch.addcmul(grad, p, grad.sum(dim, keepdim=True), value=-1)
     scale = torch.where(distance > 0, 1 / (4 * math.log(2) * distance), 0)
-    return grad * scale
+    return grad.mul_(scale)
 
 
 def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: float = 1.0) -> Tensor:
