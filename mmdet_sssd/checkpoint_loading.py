@@ -8,13 +8,17 @@ therefore loaded in full when the restricted load refuses them; downloads never 
 import functools
 import logging
 import os.path as osp
+from importlib.util import find_spec
 from pickle import UnpicklingError
 from typing import Any
+from urllib.error import URLError
 
+import mmengine
 import mmengine.runner.checkpoint
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_http
 
 from .errors import ConfigError
 
@@ -32,10 +36,20 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ConfigError: if the file is no checkpoint or not a whole one.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} cannot be found')
+    try:
+        return _load_restricted_or_in_full(filename, map_location)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise ConfigError(
+            f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: {error})'
+        ) from error
+
+
+def _load_restricted_or_in_full(filename: str, map_location: Any) -> dict:
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except UnpicklingError:
@@ -56,6 +70,11 @@ def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
     """Download a checkpoint and refuse it if it holds more than tensors and plain values."""
     try:
         return _load_url(url, *args, weights_only=True, **kwargs)
+    except URLError as error:
+        raise ConfigError(
+            f'{url} cannot be downloaded ({error.reason}); give a local file where a config names '
+            'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or set init_cfg=None'
+        ) from error
     except UnpicklingError as error:
         raise ConfigError(
             f'{url} holds Python objects beside weights, which a download may not. If you trust '
@@ -65,3 +84,21 @@ def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
 
 # Every scheme that downloads (http, torchvision://, open-mmlab:// …) goes through this name.
 mmengine.runner.checkpoint.load_url = _load_url_restricted
+
+
+def load_from_torchvision(filename: str, map_location: Any = None) -> dict:
+    """Load ``torchvision://NAME`` weights without torchvision, from the addresses mmengine lists."""
+    urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub/torchvision_0.12.json'))
+    name = filename.partition('://')[2]
+    if name not in urls:
+        raise ConfigError(
+            f'{filename}: mmengine lists no weights of that name; install torchvision for its newer '
+            'ones, or give a file'
+        )
+    return load_from_http(urls[name], map_location)
+
+
+if find_spec('torchvision') is None:
+    CheckpointLoader.register_scheme(
+        ('modelzoo://', 'torchvision://'), load_from_torchvision, force=True
+    )

@@ -28,10 +28,11 @@ def check_environment() -> None:
     """
     wrong = [problem for name in SUPPORTED if (problem := _version_problem(name))]
     if wrong:
+        others = [repr(name + spec) for name, spec in SUPPORTED.items() if name != 'mmcv']
         raise ImportError(
-            f'mmdet_sssd cannot work with this environment: {"; ".join(wrong)}. '
-            'Run `bash tools/setup.sh` in a checkout of mmdet_sssd, or `pip install '
-            f'{" ".join(repr(name + spec) for name, spec in SUPPORTED.items())}`.'
+            f'mmdet_sssd cannot work with this environment: {"; ".join(wrong)}. Run `bash '
+            f'tools/setup.sh` in a checkout of mmdet_sssd, or `pip install {" ".join(others)}` and '
+            f'then `{REBUILD_MMCV}`.'
         )
     try:
         import mmcv.ops  # noqa: F401

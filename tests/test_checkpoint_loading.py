@@ -9,6 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoint_loading import load_from_torchvision
 
 WEIGHTS = {'a': torch.arange(3.0)}
 
@@ -84,3 +85,26 @@ def test_every_downloading_scheme_uses_the_restricted_loader(monkeypatch):
     for url in ('http://a.b/c.pth', 'https://a.b/c.pth', 'open-mmlab://detectron/resnet50_caffe'):
         with pytest.raises(ConfigError, match='a download may not'):
             CheckpointLoader.load_checkpoint(url)
+
+
+@pytest.mark.parametrize('content', ['empty', 'text', 'truncated'])
+def test_a_file_that_is_no_whole_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / 'broken.pth'
+    torch.save(WEIGHTS, path)
+    whole = path.read_bytes()
+    path.write_bytes({'empty': b'', 'text': b'text', 'truncated': whole[:-100]}[content])
+    with pytest.raises(ConfigError, match=r'broken\.pth cannot be read as a whole checkpoint'):
+        CheckpointLoader.load_checkpoint(str(path))
+
+
+def test_torchvision_weights_need_no_torchvision(monkeypatch):
+    urls = []
+    monkeypatch.setattr(
+        'mmdet_sssd.checkpoint_loading.load_from_http', lambda url, _: urls.append(url) or WEIGHTS
+    )
+    assert load_from_torchvision('torchvision://resnet50') is WEIGHTS
+    assert urls == ['https://download.pytorch.org/models/resnet50-0676ba61.pth']
+    with pytest.raises(
+        ConfigError, match=r'torchvision://resnet9: mmengine lists no weights of that name'
+    ):
+        load_from_torchvision('torchvision://resnet9')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from pycocotools import mask as mask_api
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
@@ -149,10 +150,10 @@ def fill(canvas: np.ndarray, polygon: Polygon, color: int | list[int]) -> None:
 
 
 def annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) -> dict:
-    """Describe one visible mask in COCO's format; holes and loose parts become polygons too."""
+    """Describe one visible mask in COCO's format, run-length encoded: it may have holes and parts."""
     x, y, width, height = cv2.boundingRect(mask)
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    polygons = [outline.ravel().tolist() for outline in outlines if len(outline) >= 3]
+    segmentation = mask_api.encode(np.asfortranarray(mask))
+    segmentation['counts'] = segmentation['counts'].decode()
     return {
         'id': annotation_id,
         'image_id': image_id,
@@ -160,7 +161,7 @@ def annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) 
         'bbox': [x, y, width, height],
         'area': int(mask.sum()),
         'iscrowd': 0,
-        'segmentation': polygons,
+        'segmentation': segmentation,
     }
 
 

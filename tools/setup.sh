@@ -42,7 +42,9 @@ has_ops() {  # whether mmcv's ops load with the torch that is there, and work
     python -W ignore - >/dev/null 2>&1 <<'PY'
 import torch
 from mmcv.ops import nms
-assert len(nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([.5]), .5)[1]) == 1
+for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
+    boxes, scores = torch.tensor([[0., 0., 1., 1.]], device=device), torch.ones(1, device=device)
+    assert len(nms(boxes, scores, .5)[1]) == 1
 PY
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
 from ..errors import ConfigError
@@ -33,7 +34,8 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
             for key, dataset in _leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
                 _check_dataset(dataset, key)
         for key, evaluator in _evaluators(cfg, f'{stage}_evaluator'):
-            _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
+            if not evaluator.get('backend_args'):
+                _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
 
 
 def _leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
@@ -56,16 +58,22 @@ def _evaluators(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def _check_dataset(dataset: ConfigDict, key: str) -> None:
+    if dataset.get('backend_args'):
+        return
     root = dataset.get('data_root') or ''
     ann_file = dataset.get('ann_file') or ''
     path = osp.join(root, ann_file) if ann_file else ''
     _check_exists(f'{key}.ann_file', path)
     for name, prefix in (dataset.get('data_prefix') or {}).items():
         _check_exists(f'{key}.data_prefix.{name}', osp.join(root, prefix or ''))
-    dataset_class = DATASETS.get(dataset.get('type', ''))
+    dataset_class = dataset.get('type', '')
+    if isinstance(dataset_class, str):
+        dataset_class = DATASETS.get(dataset_class)
     is_coco = isinstance(dataset_class, type) and issubclass(dataset_class, CocoDataset)
     if is_coco and osp.isfile(path):
         classes = (dataset.get('metainfo') or {}).get('classes')
+        if isinstance(classes, str):  # a file, as mmengine has it
+            classes = list_from_file(classes)
         classes = list(classes or dataset_class.METAINFO.get('classes') or ())
         found = _read_categories(path, key)
         _check_classes(classes, found, path, key)
@@ -87,16 +95,18 @@ def _read_categories(path: str, key: str) -> list[str]:
         try:
             content = json.load(file)
             names = {category['id']: category['name'] for category in content['categories']}
-            annotations = content.get('annotations', [])
+            used = {
+                x['category_id']: x for x in content.get('annotations', []) if 'category_id' in x
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f'{key}.ann_file: {path} is no COCO annotation file ({type(error).__name__}: '
                 f'{error}); accepted: JSON with images, annotations and categories'
             ) from error
-    unknown = next((x for x in annotations if x['category_id'] not in names), None)
+    unknown = next((x for category, x in used.items() if category not in names), None)
     if unknown is not None:
         raise ConfigError(
-            f'{key}.ann_file: annotation {unknown["id"]} in {path} has category_id '
+            f'{key}.ann_file: annotation {unknown.get("id")} in {path} has category_id '
             f'{unknown["category_id"]}; its categories are {sorted(names)}'
         )
     return list(names.values())

@@ -1,6 +1,4 @@
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
@@ -8,22 +6,7 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from .runner_access import distiller_of, optim_wrappers_of
-
-
-@dataclass
-class _LRHistory:
-    """What the coefficient depends on beside the present learning rate.
-
-    Attributes:
-        highest: Highest learning rate seen.
-        reference: Learning rate after the last decay that counted.
-        num_decays: How many decays counted.
-    """
-
-    highest: float = 0.0
-    reference: float = 0.0
-    num_decays: int = 0
+from .distiller_of import distiller_of
 
 
 @HOOKS.register_module()
@@ -32,20 +15,19 @@ class AdaptiveDistillCoefHook(Hook):
 
     The lower the learning rate, the higher λ, "to sustain the impact of distillation" (SSSD,
     https://arxiv.org/abs/2303.05015, which raises λ once, at the first decay). The hook reads the
-    rate that the optimizer really uses, whatever schedulers made it, before every iteration. A
-    rising rate is warm-up, and as long as it is at its highest λ is the model's own
+    rate that the optimizer really uses, whatever schedulers made it, before every iteration. As long
+    as the rate is at its highest so far (during warm-up it is), λ is the model's own
     ``distill_coef``, λ₀. Then:
 
     - ``policy='step'``: λ = λ₀ · ``factor``\ :sup:`k` after the k-th decay. A decay counts when the
       rate has fallen to ``decay_ratio`` of what it was after the last one or below: each drop of a
-      multi-step schedule, each halving of a smooth one.
+      multi-step schedule, each halving of a smooth one. It is undone when the rate rises above that
+      again (restarts).
     - ``policy='inverse_lr'``: λ = λ₀ · (highest lr / lr)\ :sup:`power`.
     - ``policy='constant'``: λ = λ₀.
 
     λ never exceeds λ₀ · ``max_scale``. It is logged as ``distill_coef``. A resumed run continues with
-    the same λ; a rate that returns to its highest (warm restarts) begins anew.
-
-    Of several parameter groups, the student's group with the highest rate counts.
+    the same λ. Of several parameter groups, the student's group with the highest rate counts.
 
     Args:
         policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
@@ -54,7 +36,7 @@ class AdaptiveDistillCoefHook(Hook):
             None.
         decay_ratio: Fall of the rate that counts as a decay, in (0, 1). Defaults to 0.5.
         power: Exponent of ``'inverse_lr'``, > 0. Defaults to 1.
-        max_scale: Highest λ / λ₀, >= 1. Defaults to 100.
+        max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
 
     Raises:
         ConfigError: if an argument is not one of these or the model is no distiller.
@@ -70,7 +52,7 @@ class AdaptiveDistillCoefHook(Hook):
         max_decays: int | None = None,
         decay_ratio: float = 0.5,
         power: float = 1.0,
-        max_scale: float = 100.0,
+        max_scale: float = 10.0,
     ) -> None:
         where = type(self).__name__
         if policy not in self.POLICIES:
@@ -90,13 +72,18 @@ class AdaptiveDistillCoefHook(Hook):
         self.decay_ratio = decay_ratio
         self.power = power
         self.max_scale = max_scale
-        self.history = _LRHistory()
+        self.references: list[float] = []  # highest rate, then the rate after each decay
 
     def before_train(self, runner: Runner) -> None:
         """Find the model's λ₀ and the student's parameter groups."""
         self.distiller = distiller_of(runner, type(self).__name__)
         self.base_coef = self.distiller.distill_coef
-        self.groups = list(self._student_groups(runner))
+        student = {id(p) for p in self.distiller.student.parameters()}
+        self.groups = [
+            group
+            for group in runner.optim_wrapper.param_groups
+            if any(id(p) in student for p in group['params'])
+        ]
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -107,32 +94,29 @@ class AdaptiveDistillCoefHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what λ depends on."""
-        checkpoint[self.STATE_KEY] = asdict(self.history)
+        checkpoint[self.STATE_KEY] = list(self.references)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore it when a run is resumed; weights alone do not bring it along."""
         if runner._resume and self.STATE_KEY in checkpoint:
-            self.history = _LRHistory(**checkpoint[self.STATE_KEY])
-
-    def _student_groups(self, runner: Runner) -> Iterator[dict]:
-        students = {id(p) for p in self.distiller.student.parameters()}
-        for wrapper in optim_wrappers_of(runner):
-            for group in wrapper.optimizer.param_groups:
-                if any(id(p) in students for p in group['params']):
-                    yield group
+            self.references = list(checkpoint[self.STATE_KEY])
 
     def _scale(self) -> float:
         """Note the present learning rate and work out λ / λ₀."""
-        lr, history = max(float(group['lr']) for group in self.groups), self.history
-        if lr >= history.highest:
-            self.history = history = _LRHistory(highest=lr, reference=lr)
-        elif lr <= self.decay_ratio * history.reference * (1 + 1e-6):
-            history.reference = lr
-            history.num_decays += 1
+        lr = max(float(group['lr']) for group in self.groups)
+        if not self.references or lr >= self.references[0]:
+            self.references = [lr]
+        while len(self.references) > 1 and not self._is_decay(lr, self.references[-2]):
+            self.references.pop()
+        if self._is_decay(lr, self.references[-1]):
+            self.references.append(lr)
         if self.policy == 'step':
-            return min(self.factor ** min(history.num_decays, self.max_decays), self.max_scale)
+            num_decays = min(len(self.references) - 1, self.max_decays)
+            return min(self.factor**num_decays, self.max_scale)
         if self.policy == 'inverse_lr':
-            return (
-                min((history.highest / lr) ** self.power, self.max_scale) if lr else self.max_scale
-            )
+            ratio = self.references[0] / lr if lr else math.inf
+            return min(ratio**self.power, self.max_scale)
         return 1.0
+
+    def _is_decay(self, lr: float, reference: float) -> bool:
+        return lr < reference and lr <= self.decay_ratio * reference * (1 + 1e-6)

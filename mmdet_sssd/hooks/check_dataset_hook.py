@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from .runner_access import distiller_of
+from .distiller_of import distiller_of
 
 
 @HOOKS.register_module()
@@ -37,11 +37,11 @@ class CheckDatasetHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Say how many boxes were too small to train on, over the whole run."""
+        """Say how many boxes were too small to train on."""
         if self.distiller.num_dropped_boxes:
             runner.logger.warning(
-                f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were '
-                'met) covered less than a pixel of their image and were left out of training.'
+                f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were met '
+                'by this process) covered less than a pixel of their image and were left out.'
             )
 
 
@@ -67,7 +67,7 @@ def _check_labels(dataset: BaseDataset, num_classes: int) -> int:
             if not 0 <= label < num_classes:
                 raise ConfigError(
                     f'{_names([dataset])}: {info.get("img_path")} has an object with label {label}, '
-                    f'but the student has {num_classes} classes (labels 0 to {num_classes - 1}); '
+                    f'but the model has {num_classes} classes (labels 0 to {num_classes - 1}); '
                     f'the data set names {len(dataset.metainfo.get("classes") or ())} classes. Make '
                     "the num_classes of the student's heads and "
                     'train_dataloader.dataset.metainfo.classes agree'

@@ -6,11 +6,10 @@ from typing import Any
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..errors import ConfigError
-from .runner_access import distiller_of, optim_wrappers_of
+from .distiller_of import distiller_of
 
 
 def run_progress(runner: Runner, batch_idx: int) -> float:
@@ -107,8 +106,7 @@ class FreezeBackboneHook(Hook):
                 'has none; remove the hook'
             )
         self.parameters = list(student.backbone.parameters())
-        for wrapper in optim_wrappers_of(runner):
-            wrapper.step = self._step_of(wrapper)
+        runner.optim_wrapper.step = self._without_backbone(runner.optim_wrapper.step)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -123,12 +121,10 @@ class FreezeBackboneHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Give the optimizer its own step back."""
-        for wrapper in optim_wrappers_of(runner):
-            del wrapper.step
+        del runner.optim_wrapper.step
 
-    def _step_of(self, wrapper: OptimWrapper) -> Callable[..., None]:
+    def _without_backbone(self, step: Callable[..., None]) -> Callable[..., None]:
         """Wrap ``step``: mmengine calls no hook between the backward pass and the clipping in it."""
-        step = wrapper.step
 
         def step_without_backbone(*args: Any, **kwargs: Any) -> None:
             if self.frozen:

@@ -16,9 +16,11 @@ class RandomStateHook(Hook):
     when training resumes. Validation is kept from moving them, because a resumed run does not
     repeat the validation that followed its checkpoint.
 
-    With a fixed ``randomness.seed`` and no random augmentation in the main process, training is
-    resumed to the bit: from checkpoints at epoch ends in an epoch loop, from any in an iteration
-    loop. With several processes this holds for the first one; the others go on from their seeds.
+    With a fixed ``randomness.seed`` training is then resumed to the bit, on one process: in an epoch
+    loop from checkpoints at epoch ends, if no augmentation draws random numbers in worker processes
+    (persistent workers start anew); in an iteration loop from any checkpoint, if no augmentation is
+    random. On several processes the first one's numbers are resumed; the others start from their
+    seeds.
     """
 
     priority = 'VERY_HIGH'

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
@@ -130,4 +131,20 @@ def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
 def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
     (tmp_path / 'train.json').write_text(content)
     with pytest.raises(ConfigError, match=r'train\.json is no COCO annotation file'):
+        check_annotations(config)
+
+
+def test_what_the_check_does_not_know_passes(config, tmp_path):
+    """Panoptic annotations, other storage, class names in a file, classes instead of their names."""
+    panoptic = coco(annotations=[{'image_id': 1, 'segments_info': []}])
+    (tmp_path / 'panoptic.json').write_text(json.dumps(panoptic))
+    (tmp_path / 'classes.txt').write_text('cat\ndog\n')
+    dataset = config.val_dataloader.dataset
+    for changes in (
+        dict(type='CocoPanopticDataset', ann_file='panoptic.json'),
+        dict(backend_args=dict(backend='petrel'), ann_file='elsewhere.json'),
+        dict(metainfo=dict(classes=str(tmp_path / 'classes.txt'))),
+        dict(type=CocoDataset),
+    ):
+        config.val_dataloader = dict(dataset=dict(dataset, **changes))
         check_annotations(config)

@@ -122,15 +122,17 @@ def test_epoch_schedule_and_several_parameter_groups(tmp_path):
     assert coefs == pytest.approx([BASE] * 12 + [BASE * 10] * 6)
 
 
-def test_warm_restarts_begin_anew(tmp_path):
-    schedules = [
-        dict(type='CosineRestartLR', by_epoch=False, periods=[20, 20], restart_weights=[1, 1],
-             eta_min=1e-3)
-    ]  # fmt: skip
-    coefs, lrs = run(tmp_path, dict(policy='step', factor=3.0), schedules)
-    assert lrs[20] == pytest.approx(lrs[0])
-    assert coefs[19] > BASE
-    assert coefs[20] == BASE
+@pytest.mark.parametrize('weight', [1.0, 0.7, 0.5])
+def test_warm_restarts_undo_decays(tmp_path, weight):
+    """Back to the highest rate, or to a part of it: a half is a decay, 0.7 is none."""
+    schedule = dict(
+        type='CosineRestartLR', by_epoch=False, periods=[20, 20], restart_weights=[1, weight],
+        eta_min=1e-3,
+    )  # fmt: skip
+    coefs, lrs = run(tmp_path, dict(policy='step', factor=3.0), [schedule])
+    assert lrs[20] == pytest.approx(lrs[0] * weight)
+    assert coefs[19] == BASE * 10  # max_scale
+    assert coefs[20] == (BASE * 3 if weight == 0.5 else BASE)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_label_outside_the_student_s_classes_is_found(tmp_path, wrapped):
         dataset = dict(type='RepeatDataset', times=2, dataset=DATASETS.build(dataset))
     with pytest.raises(
         ConfigError,
-        match=r'train\.json: .*2\.jpg has an object with label 2, but the student has 2 classes '
+        match=r'train\.json: .*2\.jpg has an object with label 2, but the model has 2 classes '
         r'\(labels 0 to 1\); the data set names 3 classes',
     ):
         run_with(tmp_path, dataset)

@@ -44,9 +44,9 @@ class SSSDDistiller(BaseDetector):
     Args:
         student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
         teacher: Config of the teacher; ``type`` defaults to ``'LabelEncoderTeacher'``,
-            ``num_classes`` and ``in_channels`` to what is read off the student.
-        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels``
-            likewise.
+            ``in_channels`` and ``num_classes`` are read off the student.
+        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` is
+            read off the student.
         distill_loss: Config of the loss between two pyramids; ``type`` defaults to
             ``'JSDistanceLoss'``.
         distill_coef: λ, >= 0; hooks may change it during training. Defaults to 1.
@@ -84,22 +84,31 @@ class SSSDDistiller(BaseDetector):
         built_student = _build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
-        teacher = {'type': 'LabelEncoderTeacher', **(teacher or {})}
-        adapter = {'type': 'FeatureAdapter', **(adapter or {})}
         with _own_random_numbers():
-            teacher.setdefault('num_classes', count_classes(self.student))
-            if 'in_channels' not in teacher or 'in_channels' not in adapter:
-                channels = read_channels(self.student)
-                teacher.setdefault('in_channels', channels)
-                adapter.setdefault('in_channels', channels)
-            self.teacher = MODELS.build(teacher)
-            self.adapter = MODELS.build(adapter)
+            self.teacher, self.adapter = self._build_teacher_and_adapter(teacher, adapter)
         self.distill_loss = MODELS.build({'type': 'JSDistanceLoss', **(distill_loss or {})})
         self.teacher.requires_grad_(teacher_loss_weight > 0)
         self.teacher_loss_weight = teacher_loss_weight
         self.distill_coef = float(distill_coef)
         self.detach_student = False
         self.num_dropped_boxes = 0
+
+    def _build_teacher_and_adapter(
+        self, teacher: OptConfigType, adapter: OptConfigType
+    ) -> tuple[nn.Module, nn.Module]:
+        """Build them with what is read off the student, and refuse what disagrees with that."""
+        channels = read_channels(self.student)
+        teacher = {'type': 'LabelEncoderTeacher', 'in_channels': channels, **(teacher or {})}
+        adapter = {'type': 'FeatureAdapter', 'in_channels': channels, **(adapter or {})}
+        for key, config in (('teacher', teacher), ('adapter', adapter)):
+            if config['in_channels'] != channels:
+                raise ConfigError(
+                    f'model.{key}.in_channels is {config["in_channels"]}, but the feature levels of '
+                    f'model.student have {channels} channels; leave it out to read it off the student'
+                )
+        if 'num_classes' not in teacher:
+            teacher['num_classes'] = count_classes(self.student)
+        return MODELS.build(teacher), MODELS.build(adapter)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -124,7 +133,8 @@ class SSSDDistiller(BaseDetector):
         student_feats = self.student.extract_feat(batch_inputs)
         with replay_features(self.student, student_feats):
             losses = self.student.loss(batch_inputs, student_samples)
-        teacher_feats = self.teacher(student_feats, batch_inputs, teacher_samples)
+        repeats = len(student_feats[0]) // len(teacher_samples)  # 3 in TridentNet's training
+        teacher_feats = self.teacher(student_feats, batch_inputs, teacher_samples * repeats)
         if self.teacher_loss_weight > 0:
             losses.update(self._teacher_loss(teacher_feats, batch_inputs, teacher_samples))
         losses['loss_distill'] = self._distill_loss(student_feats, teacher_feats)
@@ -164,8 +174,8 @@ class SSSDDistiller(BaseDetector):
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
         """Leave out the labelled objects whose box covers less than a pixel of its image.
 
-        One answer is read from the device for the whole batch, right after the copy of the batch to
-        the device has waited for it anyway.
+        One answer is read from the device for the whole batch, before anything of the step is
+        queued there.
         """
         boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
         kept = [
@@ -209,9 +219,17 @@ def _check_not_negative(key: str, value: float) -> None:
 
 
 def _build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
+    if not isinstance(student, dict) or 'type' not in student:
+        raise ConfigError(f'model.student is {student!r}; accepted: the config of a detector')
     if data_preprocessor is not None and student.get('data_preprocessor') is None:
         student = {**student, 'data_preprocessor': data_preprocessor}
-    built = MODELS.build(student)
+    try:
+        built = MODELS.build(student)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(
+            f'model.student ({student["type"]}) cannot be built: {error}; accepted: a whole config of '
+            'a detector that mmdet builds alone'
+        ) from error
     if not isinstance(built, BaseDetector):
         raise ConfigError(
             f'model.student.type is {student["type"]!r}, a {type(built).__name__}; accepted: a '
@@ -256,9 +274,7 @@ def read_channels(student: BaseDetector) -> int:
     except Exception as error:
         raise ConfigError(
             f'model.student ({type(student).__name__}) cannot be distilled: its extract_feat failed '
-            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image ({type(error).__name__}: {error}). '
-            'If it works on real images, set model.teacher.in_channels and '
-            'model.adapter.in_channels'
+            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image ({type(error).__name__}: {error})'
         ) from error
     finally:
         student.train(was_training)

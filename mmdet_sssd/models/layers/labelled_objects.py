@@ -80,12 +80,13 @@ class LabelledObjects:
             Descriptors of shape (B, N, 4 + K), or (B, N, 4 + K + 49) with masks.
         """
         height, width = self.image_size
-        boxes = self.boxes / self.boxes.new_tensor([width, height, width, height])
+        x1, y1, x2, y2 = self.boxes.unbind(-1)
+        boxes = torch.stack([x1 / width, y1 / height, x2 / width, y2 / height], -1)
         classes = torch.arange(num_classes, device=self.labels.device)
         parts = [boxes, (self.labels.unsqueeze(-1) == classes).to(boxes)]
         if self.masks is not None:
             crops = [
-                _crop_masks(torch.from_numpy(masks).to(boxes), boxes_of_image[: len(masks)])
+                _crop_masks(torch.from_numpy(masks), boxes_of_image[: len(masks)])
                 for masks, boxes_of_image in zip(self.masks, self.boxes, strict=True)
             ]
             parts.append(_pad(crops, 0))
@@ -101,10 +102,12 @@ class LabelledObjects:
             Descriptors of shape (B, 1, k), k as in :meth:`descriptors`.
         """
         height, width = self.image_size
-        box = [0, 0, (width - 1) / width, (height - 1) / height]
-        shape = [] if self.masks is None else [1] * MASK_SIZE**2
-        descriptor = self.boxes.new_tensor([*box, *[0] * num_classes, *shape])
-        return (2 * descriptor - 1).expand(len(self.boxes), 1, -1)
+        length = 4 + num_classes + (0 if self.masks is None else MASK_SIZE**2)
+        descriptors = self.boxes.new_zeros(len(self.boxes), 1, length)
+        descriptors[..., 2] = (width - 1) / width
+        descriptors[..., 3] = (height - 1) / height
+        descriptors[..., 4 + num_classes :] = 1
+        return 2 * descriptors - 1
 
     def regions(self, level_size: tuple[int, int]) -> Tensor:
         """Mark the pixels of a feature level that belong to each object.
@@ -162,8 +165,10 @@ def _pad(per_image: list[Tensor], value: float) -> Tensor:
 
 def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
     """Clip boxes to the pixels of an image; coordinates that are no numbers become 0."""
-    limit = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
-    return torch.nan_to_num(boxes).clamp(min=0).minimum(limit)
+    x1, y1, x2, y2 = torch.nan_to_num(boxes).unbind(-1)
+    x1, x2 = x1.clamp(0, width - 1), x2.clamp(0, width - 1)
+    y1, y2 = y1.clamp(0, height - 1), y2.clamp(0, height - 1)
+    return torch.stack([x1, y1, x2, y2], -1)
 
 
 def _box_regions(boxes: Tensor, image_size: tuple[int, int], level_size: tuple[int, int]) -> Tensor:
@@ -196,6 +201,9 @@ def _mask_array(instances: InstanceData) -> np.ndarray:
 
 def _crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
     """Crop each of n masks to its box and resize it to a flat binary vector of shape (n, 49)."""
+    if not len(boxes):  # roi_align cannot be launched for nothing
+        return boxes.new_zeros(0, MASK_SIZE**2)
+    masks = masks.to(boxes.device).to(boxes.dtype)
     indices = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
     corners = boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2])  # roi_align refuses reversed boxes
     rois = torch.cat([indices[:, None], *corners], 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import ConfigError
-from .levels import FeatureLevels, check_levels
+from .feature_loss import FeatureLevels, check_levels, check_loss_weight
 
 LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
 SERIES_LIMIT = 0.1  # below it the series of `_divergence_density` is exact to float32
@@ -133,10 +133,7 @@ class JSDistanceLoss(nn.Module):
             raise ConfigError(f'distill_loss.dim is {dim!r}; accepted: {", ".join(self.DIMS)}')
         if not 0 < tau < math.inf:
             raise ConfigError(f'distill_loss.tau is {tau!r}; accepted: a number > 0')
-        if not 0 <= loss_weight < math.inf:
-            raise ConfigError(
-                f'distill_loss.loss_weight is {loss_weight!r}; accepted: numbers >= 0'
-            )
+        check_loss_weight(loss_weight)
         self.dim = dim
         self.tau = tau
         self.loss_weight = loss_weight

@@ -3,7 +3,7 @@ import torch.nn as nn
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .levels import FeatureLevels, check_levels
+from .feature_loss import FeatureLevels, check_levels, check_loss_weight
 
 
 def normed_mse_loss(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
@@ -44,11 +44,15 @@ class NormedMSELoss(nn.Module):
     :func:`normed_mse_loss` for the formula.
 
     Args:
-        loss_weight: Factor of the loss. Defaults to 1.
+        loss_weight: Factor of the loss, >= 0. Defaults to 1.
+
+    Raises:
+        ConfigError: if it is not.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
+        check_loss_weight(loss_weight)
         self.loss_weight = loss_weight
 
     def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:

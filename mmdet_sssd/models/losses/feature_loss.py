@@ -1,8 +1,11 @@
-"""What the feature losses ask of their two pyramids."""
+"""What the feature losses have in common."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
+
+from ...errors import ConfigError
 
 FeatureLevels = Sequence[Tensor]
 """One map of shape (B, C, h, w) per feature level."""
@@ -21,3 +24,13 @@ def check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> 
             'a feature loss needs the same levels on both sides, one or more; the student has '
             f'{student_shapes}, the teacher {teacher_shapes}'
         )
+
+
+def check_loss_weight(loss_weight: float) -> None:
+    """Make sure that a loss's factor is a number >= 0.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if not 0 <= loss_weight < math.inf:
+        raise ConfigError(f'distill_loss.loss_weight is {loss_weight!r}; accepted: a number >= 0')

@@ -1,7 +1,4 @@
-"""Finds in a runner what the hooks work on."""
-
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
@@ -25,9 +22,3 @@ def distiller_of(runner: Runner, hook: str) -> SSSDDistiller:
             "or write model = dict(_delete_=True, type='SSSDDistiller', student=_base_.model)"
         )
     return model
-
-
-def optim_wrappers_of(runner: Runner) -> list[OptimWrapper]:
-    """List the optimizer wrappers that a runner trains with: one, or those of a dictionary."""
-    wrapper = runner.optim_wrapper
-    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
