@@ -43,7 +43,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
         raise FileNotFoundError(f'checkpoint {filename} cannot be found')
     try:
         return _load_restricted_or_in_full(filename, map_location)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
+    except Exception as error:  # torch.load has many ways to fail on a broken file
         raise ConfigError(
             f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: {error})'
         ) from error
