@@ -106,6 +106,7 @@ class AdaptiveDistillCoefHook(Hook):
         lr = max(float(group['lr']) for group in self.groups)
         if not self.references or lr >= self.references[0]:
             self.references = [lr]
+            return 1.0
         while len(self.references) > 1 and not self._is_decay(lr, self.references[-2]):
             self.references.pop()
         if self._is_decay(lr, self.references[-1]):
