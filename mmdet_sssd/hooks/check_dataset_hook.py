@@ -1,5 +1,7 @@
+import math
 from collections.abc import Iterator
 
+from mmdet.models import RPN
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -26,7 +28,8 @@ class CheckDatasetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Read the labels of every training image (on the CPU, from what is loaded already)."""
         self.distiller = distiller_of(runner, type(self).__name__)
-        num_classes = self.distiller.teacher.num_classes
+        is_rpn = isinstance(self.distiller.student, RPN)  # to which all classes are one
+        num_classes = math.inf if is_rpn else self.distiller.teacher.num_classes
         datasets = list(_leaf_datasets(runner.train_dataloader.dataset))
         num_objects = sum(_check_labels(dataset, num_classes) for dataset in datasets)
         if datasets and not num_objects:
@@ -56,7 +59,7 @@ def _leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
         yield dataset
 
 
-def _check_labels(dataset: BaseDataset, num_classes: int) -> int:
+def _check_labels(dataset: BaseDataset, num_classes: float) -> int:
     """Check one data set's labels and count its objects."""
     num_objects = 0
     for index in range(len(dataset)):

@@ -7,7 +7,9 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import LabelEncoderTeacher
+from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
+from mmdet_sssd.models.layers import EmbeddedClass, OneHotClass
+from mmdet_sssd.models.layers.label_encoder import ObjectTransform
 
 from .teacher_restated import teacher_features_of_image
 
@@ -205,7 +207,7 @@ def test_missing_masks_are_named():
 
 def test_channels_that_disagree_are_named():
     with pytest.raises(
-        ConfigError, match=r'in_channels is 16, but .* levels of \[8, 8, 8\] channels'
+        ConfigError, match=r'in_channels is \[16\], but .* levels of \[8, 8, 8\] channels'
     ):
         make_teacher()(features(3, channels=8), torch.zeros(3, 3, *IMAGE), batch_of_boxes())
 
@@ -213,7 +215,10 @@ def test_channels_that_disagree_are_named():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(in_channels=12, num_classes=3), 'in_channels is 12; accepted: multiples of 8'),
+        (
+            dict(in_channels=[16, 0], num_classes=3),
+            r'in_channels is \[16, 0\]; accepted: 1 or more',
+        ),
         (dict(in_channels=16, num_classes=0), 'num_classes is 0; accepted: 1 or more'),
     ],
 )
@@ -225,3 +230,79 @@ def test_bad_arguments_are_named(kwargs, message):
 def test_teacher_is_registered():
     cfg = dict(type='LabelEncoderTeacher', in_channels=16, num_classes=3)
     assert isinstance(MODELS.build(cfg), LabelEncoderTeacher)
+
+
+@pytest.mark.parametrize(
+    ('in_channels', 'width'),
+    [(16, 16), ([16, 16], 16), (12, 256), ([16, 32], 256), (1024, 256), ([512] * 3, 512)],
+)
+def test_levels_are_worked_on_in_one_width(in_channels, width):
+    for module in (LabelEncoderTeacher(in_channels, num_classes=2), FeatureAdapter(in_channels)):
+        convs = (
+            module.convs if isinstance(module, FeatureAdapter) else module.knowledge_mapper.refine
+        )
+        # The adapter has no attention, and so no need of a multiple of 8.
+        expected = 12 if in_channels == 12 and isinstance(module, FeatureAdapter) else width
+        assert convs[0].in_channels == expected
+        projected = {c for c in np.atleast_1d(in_channels).tolist() if c != expected}
+        assert {int(c) for c in module.projection.inward} == projected
+
+
+def test_a_projected_teacher_is_a_plain_one_between_two_projections():
+    channels = [16, 24]
+    teacher = LabelEncoderTeacher(channels, num_classes=3).double()
+    plain = LabelEncoderTeacher(256, num_classes=3).double()
+    weights = {k: v for k, v in teacher.state_dict().items() if not k.startswith('projection')}
+    plain.load_state_dict(weights)
+    feats = [
+        torch.randn(3, c, *size, dtype=torch.float64)
+        for c, size in zip(channels, LEVELS[:2], strict=True)
+    ]
+    inputs, batch = torch.zeros(3, 3, *IMAGE), batch_of_boxes()
+    into, back = teacher.projection.inward, teacher.projection.outward
+    wide = [into[str(c)](x) for c, x in zip(channels, feats, strict=True)]
+    expected = plain(wide, inputs, batch)
+    for c, x, y in zip(channels, teacher(feats, inputs, batch), expected, strict=True):
+        torch.testing.assert_close(x, back[str(c)](y))
+
+
+def test_many_objects_matrices_made_in_parts_give_the_same(monkeypatch):
+    transform = ObjectTransform(20).double()
+    x = torch.randn(3, 7, 20, dtype=torch.float64, requires_grad=True)
+    whole = transform(x)
+    expected = torch.autograd.grad(whole.square().sum(), [x, *transform.parameters()])
+    monkeypatch.setattr('mmdet_sssd.models.layers.label_encoder.MATRIX_ELEMENTS', 4 * 20**2)
+    parts = transform(x)
+    actual = torch.autograd.grad(parts.square().sum(), [x, *transform.parameters()])
+    torch.testing.assert_close(parts, whole)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_classes_of_lvis_are_embedded_and_few_ones_are_not(monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        'mmdet_sssd.models.necks.label_encoder_teacher.print_log', lambda m, **_: logged.append(m)
+    )
+    few, many = LabelEncoderTeacher(16, 256), LabelEncoderTeacher(16, 1203)
+    assert isinstance(few.class_code, OneHotClass)
+    assert isinstance(many.class_code, EmbeddedClass)
+    assert sum(p.numel() for p in many.parameters()) < 5e6
+    (message,) = logged
+    assert message.startswith('1203 classes are more than 256')
+    assert isinstance(LabelEncoderTeacher(16, 1203, embed_classes=True).class_code, EmbeddedClass)
+    assert len(logged) == 1
+
+
+def test_embedded_classes_tell_classes_apart():
+    teacher = LabelEncoderTeacher(16, num_classes=300)
+    inputs, feats = torch.zeros(1, 3, *IMAGE), features(1, dtype=torch.float32)
+
+    def first_level(label):
+        return teacher(feats, inputs, [sample([[3, 4, 30, 21]], [label])])[0]
+
+    assert torch.equal(first_level(7), first_level(7))
+    assert not torch.allclose(first_level(7), first_level(299), atol=1e-3)
+    first_level(299).square().sum().backward()
+    touched = teacher.class_code.embedding.weight.grad.abs().sum(1).nonzero().flatten()
+    assert touched.tolist() == [299]

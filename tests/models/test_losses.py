@@ -109,6 +109,14 @@ def test_normed_mse_weighs_levels_by_their_size():
     assert NormedMSELoss(loss_weight=2)(student, teacher).item() == pytest.approx(2 * expected)
 
 
+@pytest.mark.parametrize('loss', [JSDistanceLoss(loss_weight=3), NormedMSELoss(loss_weight=3)])
+def test_level_distances_are_the_unweighted_losses_of_each_level_alone(loss):
+    shapes = [(2, 3, 6, 5), (2, 4, 2, 2)]
+    student, teacher = ([torch.randn(s) for s in shapes] for _ in range(2))
+    alone = [loss([x], [y]) / 3 for x, y in zip(student, teacher, strict=True)]
+    torch.testing.assert_close(loss.level_distances(student, teacher), torch.stack(alone))
+
+
 def test_losses_are_registered():
     assert isinstance(MODELS.build(dict(type='JSDistanceLoss', dim='all')), JSDistanceLoss)
     assert isinstance(MODELS.build(dict(type='NormedMSELoss')), NormedMSELoss)

@@ -2,8 +2,10 @@ import copy
 
 import pytest
 import torch
+from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.runner import load_state_dict as load_checkpoint_weights
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -213,6 +215,29 @@ def test_a_stock_state_dict_loads_into_the_student():
     assert torch.equal(again.student.backbone.conv1.weight, stock.backbone.conv1.weight)
 
 
+def test_another_number_of_classes_leaves_the_layers_that_differ_as_they_were():
+    """Fine-tuning, through the loader that load_from and init_cfg use."""
+    config = stock_config('retinanet')
+    config.bbox_head.num_classes = NUM_CLASSES + 2
+    stock, model = MODELS.build(config), build('retinanet')
+    before = copy.deepcopy(model.state_dict())
+    load_checkpoint_weights(model, stock.state_dict())
+    for key, value in stock.state_dict().items():
+        expected = before[f'student.{key}'] if 'retina_cls' in key else value
+        assert torch.equal(model.student.state_dict()[key], expected), key
+
+
+def test_mixtures_and_strangers_are_refused():
+    model, weights = build('retinanet'), build('retinanet').state_dict()
+    mixture = {**weights, 'neck.fpn_convs.0.conv.bias': torch.zeros(32)}
+    with pytest.raises(
+        ConfigError, match=r'of a distiller \(student\..*stock detector \(neck\.fpn'
+    ):
+        load_checkpoint_weights(model, mixture)
+    with pytest.raises(ConfigError, match=r'none of the 1 weights .* model\.student, a RetinaNet'):
+        load_checkpoint_weights(model, {'conv1.weight': torch.zeros(64, 3, 7, 7)})
+
+
 def test_attributes_lead_to_the_student():
     model = build('faster_rcnn')
     assert model.roi_head is model.student.roi_head
@@ -324,7 +349,7 @@ def test_classes_and_channels_are_read_off_the_student():
         model = build(name)
         assert model.teacher.num_classes == NUM_CLASSES, name
         feats = model.extract_feat(torch.zeros(2, 3, 64, 64))
-        assert {x.shape[1] for x in feats} == {model.teacher.in_channels}, name
+        assert tuple(x.shape[1] for x in feats) == model.teacher.in_channels, name
 
 
 @pytest.mark.parametrize(
@@ -344,7 +369,7 @@ def test_bad_settings_are_named(kwargs, message):
 def test_channels_that_disagree_are_named_before_training(part):
     with pytest.raises(
         ConfigError,
-        match=rf'model\.{part}\.in_channels is 16, but .* model\.student have 32 channels',
+        match=rf'model\.{part}\.in_channels is 16, but .* have \[32, 32, 32, 32, 32\] ch',
     ):
         build('retinanet', **{part: dict(in_channels=16)})
 
@@ -384,15 +409,79 @@ def test_students_that_cannot_be_distilled_are_refused():
         ConfigError, match=r"model\.student\.type is 'ResNet'.* accepted: a detector"
     ):
         MODELS.build(dict(type='SSSDDistiller', student=no_detector))
-    rpn = stock_config('faster_rcnn')
-    rpn.type = 'RPN'
-    rpn.pop('roi_head')
-    with pytest.raises(ConfigError, match=r'RPN without a num_classes .* set model\.teacher\.num'):
-        MODELS.build(dict(type='SSSDDistiller', student=rpn))
-    no_neck = stock_config('retinanet')
-    no_neck.neck = dict(type='Stub')
-    with pytest.raises(ConfigError, match=r'levels of \[16, 32, 64, 128\] channels; accepted'):
-        MODELS.build(dict(type='SSSDDistiller', student=no_neck))
+    for kind, reason in (
+        ('SoftTeacher', 'trains two detectors on mixed batches'),
+        ('Detectron2Wrapper', 'has a detectron2 model inside'),
+        ('NoSuchDetector', 'no package has registered'),
+        ('QDTrack', 'is no detector.* Trackers'),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.student\.type is '{kind}', which {reason}"):
+            MODELS.build(dict(type='SSSDDistiller', student=dict(type=kind)))
+    reads_texts = dict(type='GLIP', language_model=dict(type='BertModel'))
+    with pytest.raises(ConfigError, match='reads texts too; accepted: detectors that take images'):
+        MODELS.build(dict(type='SSSDDistiller', student=reads_texts))
+
+
+class LevelHead(nn.Module):
+    """A head for levels of unequal channels: a conv each."""
+
+    num_classes = NUM_CLASSES
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 1, 1) for c in (16, 32, 64, 128))
+
+    def loss(self, feats, samples):
+        means = [conv(x).square().mean() for conv, x in zip(self.convs, feats, strict=True)]
+        return dict(loss_cls=torch.stack(means))
+
+
+@MODELS.register_module()
+class LevelDetector(BaseDetector):
+    def __init__(self, backbone, data_preprocessor):
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.backbone = MODELS.build(backbone)
+        self.bbox_head = LevelHead()
+
+    def extract_feat(self, batch_inputs):
+        return self.backbone(batch_inputs)
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return self.bbox_head.loss(self.extract_feat(batch_inputs), batch_data_samples)
+
+    def predict(self, batch_inputs, batch_data_samples):
+        return batch_data_samples
+
+    def _forward(self, batch_inputs, batch_data_samples=None):
+        return self.extract_feat(batch_inputs)
+
+
+def test_levels_of_unequal_channels_and_no_neck():
+    stock = stock_config('retinanet')
+    student = dict(
+        type='LevelDetector', backbone=stock.backbone, data_preprocessor=stock.data_preprocessor
+    )
+    model = MODELS.build(dict(type='SSSDDistiller', student=student)).train()
+    assert model.teacher.in_channels == (16, 32, 64, 128)
+    total, logged = model.parse_losses(losses_of(model, **demo_batch(model)))
+    total.backward()
+    assert {'teacher.loss_cls', 'distill_distance.0', 'distill_distance.3'} <= set(logged)
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_an_rpn_takes_all_classes_for_one():
+    student = stock_config('faster_rcnn')
+    student.type = 'RPN'
+    student.pop('roi_head')
+    model = MODELS.build(dict(type='SSSDDistiller', student=student)).train()
+    assert model.teacher.num_classes == 1
+    data = demo_batch(model)
+    (feats, inputs) = model.extract_feat(data['inputs']), data['inputs']
+    expected = model.teacher(feats, inputs, data['data_samples'])
+    for sample in data['data_samples']:
+        sample.gt_instances.labels[:] = 0
+    for x, y in zip(model.teacher(feats, inputs, data['data_samples']), expected, strict=True):
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize('dropped', [[0], [0, 1, 2]])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from mmdet.models import BaseDetector, RPNHead
+from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBaseDetector
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -16,9 +16,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..layers import instance_norm
+from ..layers import as_levels, instance_norm
 from .replay import fresh_samples, replay_features, untouched_heads
 
+OUR_PREFIXES = ('student.', 'teacher.', 'adapter.')
 DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
 
 
@@ -37,7 +38,8 @@ class SSSDDistiller(BaseDetector):
     (https://arxiv.org/abs/2109.11496).
 
     The log has the student's losses under their own names, the teacher's with the prefix
-    ``teacher.``, and ``loss_distill``, which includes λ. The state dict is ``student.*``,
+    ``teacher.``, ``loss_distill``, which includes λ, and, not part of the sum, ``distill_distance.p``
+    of each feature level p, which does not. The state dict is ``student.*``,
     ``teacher.*`` and ``adapter.*``; a stock detector's state dict loads into the student.
     Attributes that this class lacks (``bbox_head``, ``with_rpn`` …) are the student's.
 
@@ -47,8 +49,8 @@ class SSSDDistiller(BaseDetector):
             ``in_channels`` and ``num_classes`` are read off the student.
         adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` is
             read off the student.
-        distill_loss: Config of the loss between two pyramids; ``type`` defaults to
-            ``'JSDistanceLoss'``.
+        distill_loss: Config of the loss between two pyramids, a ``FeatureLoss``; ``type`` defaults
+            to ``'JSDistanceLoss'``.
         distill_coef: λ, >= 0; hooks may change it during training. Defaults to 1.
         teacher_loss_weight: w, >= 0. With 0 the teacher is not trained at all (for experiments).
             Defaults to 1.
@@ -81,7 +83,7 @@ class SSSDDistiller(BaseDetector):
     ) -> None:
         _check_not_negative('model.distill_coef', distill_coef)
         _check_not_negative('model.teacher_loss_weight', teacher_loss_weight)
-        built_student = _build_student(student, data_preprocessor)
+        built_student = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
         with _own_random_numbers():
@@ -101,10 +103,11 @@ class SSSDDistiller(BaseDetector):
         teacher = {'type': 'LabelEncoderTeacher', 'in_channels': channels, **(teacher or {})}
         adapter = {'type': 'FeatureAdapter', 'in_channels': channels, **(adapter or {})}
         for key, config in (('teacher', teacher), ('adapter', adapter)):
-            if config['in_channels'] != channels:
+            if set(as_levels(config['in_channels'])) != set(channels):
                 raise ConfigError(
                     f'model.{key}.in_channels is {config["in_channels"]}, but the feature levels of '
-                    f'model.student have {channels} channels; leave it out to read it off the student'
+                    f'model.student have {[*channels]} channels; leave it out to read it off the '
+                    'student'
                 )
         if 'num_classes' not in teacher:
             teacher['num_classes'] = count_classes(self.student)
@@ -126,7 +129,7 @@ class SSSDDistiller(BaseDetector):
             batch_data_samples: Their B data samples with ground truth.
 
         Returns:
-            The student's losses, ``teacher.*`` and ``loss_distill``.
+            The student's losses, ``teacher.*``, ``loss_distill`` and ``distill_distance.*``.
         """
         student_samples = self._without_degenerate_boxes(batch_data_samples)
         teacher_samples = fresh_samples(student_samples)
@@ -137,7 +140,7 @@ class SSSDDistiller(BaseDetector):
         teacher_feats = self.teacher(student_feats, batch_inputs, teacher_samples * repeats)
         if self.teacher_loss_weight > 0:
             losses.update(self._teacher_loss(teacher_feats, batch_inputs, teacher_samples))
-        losses['loss_distill'] = self._distill_loss(student_feats, teacher_feats)
+        losses.update(self._distill_loss(student_feats, teacher_feats))
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
@@ -163,13 +166,18 @@ class SSSDDistiller(BaseDetector):
 
     def _distill_loss(
         self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
-    ) -> Tensor:
-        """Compute λ times the loss between adapted student and detached teacher features."""
+    ) -> dict[str, Tensor]:
+        """Compare adapted student and detached teacher features; λ is in the loss only."""
         if self.detach_student:
             student_feats = [x.detach() for x in student_feats]
         adapted = [instance_norm(x) for x in self.adapter(student_feats)]
         target = [instance_norm(x.detach()) for x in teacher_feats]
-        return self.distill_coef * self.distill_loss(adapted, target)
+        distances = self.distill_loss.level_distances(adapted, target)
+        logged = {f'distill_distance.{i}': x for i, x in enumerate(distances.detach())}
+        return {
+            'loss_distill': self.distill_coef * self.distill_loss.average(distances, adapted),
+            **logged,
+        }
 
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
         """Leave out the labelled objects whose box covers less than a pixel of its image.
@@ -205,9 +213,28 @@ class SSSDDistiller(BaseDetector):
         self.num_dropped_boxes += num_dropped
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take a stock detector's state dict as the student's."""
-        ours = tuple(f'{prefix}{name}.' for name in ('student', 'teacher', 'adapter'))
-        if not any(key.startswith(ours) for key in state_dict):
+        """Take a stock detector's state dict as the student's.
+
+        Raises:
+            ConfigError: if it has weights of a distiller and of a stock detector, or is a stock
+                detector's of which nothing fits the student.
+        """
+        own = {f'{prefix}{key}' for key in self.state_dict()}
+        stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
+        ours = [key for key in state_dict if key.startswith(OUR_PREFIXES, len(prefix))]
+        if stock and ours:
+            raise ConfigError(
+                f'a checkpoint has weights of a distiller ({ours[0]}) and of a stock detector '
+                f'({min(stock)}); remove those of one of them'
+            )
+        if state_dict and not (stock or ours):
+            raise ConfigError(
+                f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
+                f'{type(self.student).__name__}: it has {min(state_dict)}, model.student has '
+                f'{min(self.student.state_dict())}. Weights of a backbone alone are set by '
+                'model.student.backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
+            )
+        if not ours:
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -218,53 +245,83 @@ def _check_not_negative(key: str, value: float) -> None:
         raise ConfigError(f'{key} is {value!r}; accepted: a number >= 0')
 
 
-def _build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
+def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
+    """Build the detector that is to be distilled.
+
+    Args:
+        student: Its config.
+        data_preprocessor: Config of the data preprocessor for a student that names none.
+
+    Raises:
+        ConfigError: if it is no config of a detector, or of one that cannot be distilled.
+    """
     if not isinstance(student, dict) or 'type' not in student:
         raise ConfigError(f'model.student is {student!r}; accepted: the config of a detector')
+    check_scope(student)
     if data_preprocessor is not None and student.get('data_preprocessor') is None:
         student = {**student, 'data_preprocessor': data_preprocessor}
     try:
-        built = MODELS.build(student)
+        return MODELS.build(student)
     except (TypeError, KeyError) as error:
         raise ConfigError(
             f'model.student ({student["type"]}) cannot be built: {error}; accepted: a whole config of '
             'a detector that mmdet builds alone'
         ) from error
-    if not isinstance(built, BaseDetector):
-        raise ConfigError(
-            f'model.student.type is {student["type"]!r}, a {type(built).__name__}; accepted: a '
-            "detector of mmdet's (a subclass of BaseDetector)"
+
+
+def check_scope(student: ConfigType) -> None:
+    """Make sure that a model is a detector of the kind that can be distilled, by its config alone.
+
+    Raises:
+        ConfigError: if it is not; the message says what it is instead.
+    """
+    student_type = student['type']
+    cls = MODELS.get(student_type) if isinstance(student_type, str) else student_type
+    if cls is None:
+        reason = (
+            "which no package has registered; accepted: the type of a detector of mmdet's, or of one "
+            'that a module in custom_imports registers'
         )
-    return built
+    elif not (isinstance(cls, type) and issubclass(cls, BaseDetector)):
+        reason = (
+            "which is no detector; accepted: a detector of mmdet's (a subclass of BaseDetector). "
+            'Trackers and re-identification models cannot be distilled: distill the detector that '
+            'they contain'
+        )
+    elif issubclass(cls, SemiBaseDetector):
+        reason = 'which trains two detectors on mixed batches; distill the detector in it'
+    elif issubclass(cls, Detectron2Wrapper):
+        reason = "which has a detectron2 model inside; accepted: mmdet's own detectors"
+    elif 'language_model' in student:
+        reason = 'which reads texts too; accepted: detectors that take images alone'
+    else:
+        return
+    raise ConfigError(f'model.student.type is {student_type!r}, {reason}')
 
 
 def count_classes(student: BaseDetector) -> int:
-    """Read the number of classes off a detector's heads.
+    """Read the number of classes off a detector's heads; an RPN takes all classes for one.
 
     Raises:
         ConfigError: if none of them has a ``num_classes``.
     """
-    heads = ('bbox_head', 'roi_head.bbox_head', 'roi_head.mask_head', 'mask_head', 'panoptic_head')
-    for path in heads:
-        head: Any = student
-        for name in path.split('.'):
-            head = getattr(head, name, None)
-        if isinstance(head, nn.ModuleList):  # a cascade's stages have the same classes
-            head = head[0]
-        num_classes = getattr(head, 'num_classes', None)
-        if num_classes is not None and not isinstance(head, RPNHead):  # which knows no classes
-            return num_classes
-    raise ConfigError(
-        f'model.student is a {type(student).__name__} without a num_classes in any of its heads '
-        f'(looked at {", ".join(heads)}); set model.teacher.num_classes'
-    )
+    if isinstance(student, RPN):
+        return 1
+    heads = [m for m in student.modules() if not isinstance(m, RPNHead)]
+    counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
+    if not counts:
+        raise ConfigError(
+            f'model.student is a {type(student).__name__} without a num_classes in any of its heads; '
+            'set model.teacher.num_classes'
+        )
+    return counts[0]
 
 
-def read_channels(student: BaseDetector) -> int:
-    """Find the number of channels of a detector's feature levels by one dry run on a blank image.
+def read_channels(student: BaseDetector) -> tuple[int, ...]:
+    """Find the channels of each of a detector's feature levels by one dry run on a blank image.
 
     Raises:
-        ConfigError: if the dry run fails or its result is not a pyramid of equal channels.
+        ConfigError: if the dry run fails or its result is not a pyramid.
     """
     was_training = student.training
     student.eval()
@@ -278,17 +335,18 @@ def read_channels(student: BaseDetector) -> int:
         ) from error
     finally:
         student.train(was_training)
-    is_pyramid = isinstance(feats, (tuple, list)) and all(
-        isinstance(x, Tensor) and x.ndim == 4 for x in feats
-    )
-    channels = {x.shape[1] for x in feats} if is_pyramid else set()
-    if len(channels) != 1:
-        found = f'levels of {sorted(channels)} channels' if channels else type(feats).__name__
+    if not is_pyramid(feats):
         raise ConfigError(
-            f'model.student ({type(student).__name__}): its extract_feat gives {found}; accepted: a '
-            'tuple of maps, one per level, with the same number of channels'
+            f'model.student ({type(student).__name__}): its extract_feat gives a '
+            f'{type(feats).__name__}; accepted: a tuple of maps of shape (B, C, h, w), one per level'
         )
-    return channels.pop()
+    return tuple(x.shape[1] for x in feats)
+
+
+def is_pyramid(feats: Any) -> bool:
+    """Tell whether this is a sequence of maps of shape (B, C, h, w), one or more."""
+    is_sequence = isinstance(feats, (tuple, list)) and len(feats) > 0
+    return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+from .channel_projection import ChannelProjection, as_levels, common_width
+from .class_code import EmbeddedClass, OneHotClass
 from .feature_adapter import FeatureAdapter, instance_norm
 from .knowledge_mapper import KnowledgeMapper
 from .label_encoder import LabelEncoder
@@ -6,10 +8,15 @@ from .relation_adapter import AppearanceEncoder, RelationAdapter
 
 __all__ = [
     'AppearanceEncoder',
+    'ChannelProjection',
+    'EmbeddedClass',
     'FeatureAdapter',
     'KnowledgeMapper',
     'LabelEncoder',
     'LabelledObjects',
+    'OneHotClass',
     'RelationAdapter',
+    'as_levels',
+    'common_width',
     'instance_norm',
 ]

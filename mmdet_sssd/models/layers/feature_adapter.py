@@ -6,6 +6,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from .channel_projection import ChannelProjection, as_levels, common_width
+
 
 def instance_norm(x: Tensor) -> Tensor:
     """Normalise each channel of each image over its pixels, padding included.
@@ -27,27 +29,34 @@ class FeatureAdapter(BaseModule):
     """Three 3×3 convolutions between the student's features and the distillation loss.
 
     They are shared by all levels and dropped with the teacher (LGD,
-    https://arxiv.org/abs/2109.11496).
+    https://arxiv.org/abs/2109.11496). Levels of unequal or very many channels reach them through 1×1
+    convolutions, see :func:`common_width`.
 
     Args:
-        in_channels: Channels C of every level.
+        in_channels: Channels C_p of each level, or one number for all.
 
     Example:
-        >>> adapter = FeatureAdapter(in_channels=16)
-        >>> [x.shape for x in adapter([torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)])]
-        [torch.Size([1, 16, 8, 8]), torch.Size([1, 16, 4, 4])]
+        >>> adapter = FeatureAdapter(in_channels=[16, 32])
+        >>> [x.shape for x in adapter([torch.rand(1, 16, 8, 8), torch.rand(1, 32, 4, 4)])]
+        [torch.Size([1, 16, 8, 8]), torch.Size([1, 32, 4, 4])]
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int | Sequence[int]) -> None:
         super().__init__()
+        in_channels = as_levels(in_channels)
+        width = common_width(in_channels)
+        self.projection = ChannelProjection(in_channels, width)
         self.convs = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(in_channels, in_channels, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(in_channels, in_channels, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
         )
 
     def forward(self, student_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Adapt each level, a map of shape (B, C, h, w), to one of the same shape."""
-        return tuple(self.convs(x) for x in student_feats)
+        """Adapt each level, a map of shape (B, C_p, h, w), to one of the same shape."""
+        return tuple(
+            self.projection.from_width(self.convs(self.projection.to_width(x)), x.shape[1])
+            for x in student_feats
+        )

@@ -3,6 +3,9 @@ from itertools import pairwise
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+MATRIX_ELEMENTS = 2**24  # of all objects' d×d matrices that are kept for the backward pass
 
 
 def normed_linears(*channels: int) -> nn.Sequential:
@@ -30,9 +33,25 @@ class ObjectTransform(nn.Module):
         self.to_matrix = nn.Linear(256, channels * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform vectors of shape (B, N, d) to vectors of the same shape."""
-        matrix = self.to_matrix(self.to_hidden(x)).unflatten(-1, (x.shape[-1], x.shape[-1]))
-        return torch.einsum('bnd,bnde->bne', x, matrix)
+        """Transform vectors of shape (B, N, d) to vectors of the same shape.
+
+        Many objects' matrices are made some objects at a time, and made again in the backward pass.
+        """
+        objects, hidden = x.flatten(0, 1), self.to_hidden(x).flatten(0, 1)
+        at_a_time = max(MATRIX_ELEMENTS // x.shape[-1] ** 2, 1)
+        if len(objects) <= at_a_time:
+            return self._multiply(objects, hidden).view_as(x)
+        parts = [
+            checkpoint(self._multiply, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(objects.split(at_a_time), hidden.split(at_a_time), strict=True)
+        ]
+        return torch.cat(parts).view_as(x)
+
+    def _multiply(self, objects: Tensor, hidden: Tensor) -> Tensor:
+        """Multiply vectors of shape (n, d) by the matrices that ``hidden`` of (n, 256) gives."""
+        channels = objects.shape[-1]
+        matrices = self.to_matrix(hidden).unflatten(-1, (channels, channels))
+        return torch.bmm(objects.unsqueeze(1).to(matrices.dtype), matrices).squeeze(1)
 
 
 class LabelEncoder(nn.Module):

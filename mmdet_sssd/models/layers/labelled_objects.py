@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ...errors import ConfigError
 
 MASK_SIZE = 7  # side of the instance mask in a descriptor
+
+ClassCode = Callable[[Tensor], Tensor]
+"""Codes labels of shape (B, N), -1 for no class, as (B, N, E)."""
 
 
 @dataclass
@@ -70,44 +73,47 @@ class LabelledObjects:
             masks=[_mask_array(x) for x in instances] if use_masks else None,
         )
 
-    def descriptors(self, num_classes: int) -> Tensor:
-        """Describe each object by box, class and, with masks, shape; everything in [-1, 1].
+    def descriptors(self, class_code: ClassCode) -> Tensor:
+        """Describe each object by box, class and, with masks, shape; boxes and shapes in [-1, 1].
 
         Args:
-            num_classes: Number of classes K.
+            class_code: Codes labels of shape (B, N) as (B, N, E).
 
         Returns:
-            Descriptors of shape (B, N, 4 + K), or (B, N, 4 + K + 49) with masks.
+            Descriptors of shape (B, N, 4 + E), or (B, N, 4 + E + 49) with masks.
         """
         height, width = self.image_size
         x1, y1, x2, y2 = self.boxes.unbind(-1)
         boxes = torch.stack([x1 / width, y1 / height, x2 / width, y2 / height], -1)
-        classes = torch.arange(num_classes, device=self.labels.device)
-        parts = [boxes, (self.labels.unsqueeze(-1) == classes).to(boxes)]
+        parts = [2 * boxes - 1, class_code(self.labels)]
         if self.masks is not None:
             crops = [
                 _crop_masks(torch.from_numpy(masks), boxes_of_image[: len(masks)])
                 for masks, boxes_of_image in zip(self.masks, self.boxes, strict=True)
             ]
-            parts.append(_pad(crops, 0))
-        return 2 * torch.cat(parts, -1) - 1
+            parts.append(2 * _pad(crops, 0) - 1)
+        return torch.cat(parts, -1)
 
-    def context_descriptors(self, num_classes: int) -> Tensor:
+    def context_descriptors(self, class_code: ClassCode) -> Tensor:
         """Describe each image's context object: as large as the image and of no class.
 
         Args:
-            num_classes: Number of classes K.
+            class_code: As in :meth:`descriptors`.
 
         Returns:
             Descriptors of shape (B, 1, k), k as in :meth:`descriptors`.
         """
         height, width = self.image_size
-        length = 4 + num_classes + (0 if self.masks is None else MASK_SIZE**2)
-        descriptors = self.boxes.new_zeros(len(self.boxes), 1, length)
-        descriptors[..., 2] = (width - 1) / width
-        descriptors[..., 3] = (height - 1) / height
-        descriptors[..., 4 + num_classes :] = 1
-        return 2 * descriptors - 1
+        boxes = self.boxes.new_tensor(
+            [-1, -1, 2 * (width - 1) / width - 1, 2 * (height - 1) / height - 1]
+        )
+        parts = [
+            boxes.expand(len(self.boxes), 1, 4),
+            class_code(torch.full_like(self.labels[:, :1], -1)),
+        ]
+        if self.masks is not None:
+            parts.append(self.boxes.new_ones(len(self.boxes), 1, MASK_SIZE**2))
+        return torch.cat(parts, -1)
 
     def regions(self, level_size: tuple[int, int]) -> Tensor:
         """Mark the pixels of a feature level that belong to each object.

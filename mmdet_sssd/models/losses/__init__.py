@@ -1,4 +1,5 @@
+from .feature_loss import FeatureLoss
 from .js_distance_loss import JSDistanceLoss, js_distance
-from .normed_mse_loss import NormedMSELoss, normed_mse_loss
+from .normed_mse_loss import NormedMSELoss
 
-__all__ = ['JSDistanceLoss', 'NormedMSELoss', 'js_distance', 'normed_mse_loss']
+__all__ = ['FeatureLoss', 'JSDistanceLoss', 'NormedMSELoss', 'js_distance']

@@ -1,22 +1,81 @@
 """What the feature losses have in common."""
 
 import math
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
+import torch
+import torch.nn as nn
 from torch import Tensor
 
 from ...errors import ConfigError
 
 FeatureLevels = Sequence[Tensor]
-"""One map of shape (B, C, h, w) per feature level."""
+"""One map of shape (B, C_p, h_p, w_p) per feature level p."""
 
 
-def check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> None:
-    """Make sure that two pyramids can be compared level by level.
+class FeatureLoss(nn.Module, metaclass=ABCMeta):
+    """A loss between two feature pyramids: a distance per level, and how the levels are averaged.
+
+    Args:
+        loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
     Raises:
-        ValueError: if there are no levels, or the shapes of the two sides differ.
+        ConfigError: if it is not.
     """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= loss_weight < math.inf:
+            raise ConfigError(
+                f'distill_loss.loss_weight is {loss_weight!r}; accepted: a number >= 0'
+            )
+        self.loss_weight = loss_weight
+
+    def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            student_feats: Levels of shape (B, C_p, h_p, w_p).
+            teacher_feats: Levels of the same shapes.
+
+        Returns:
+            A scalar in float32 or wider; a level without elements counts as 0.
+
+        Raises:
+            ValueError: if the shapes of the two sides differ or there are no levels.
+        """
+        return self.average(self.level_distances(student_feats, teacher_feats), student_feats)
+
+    def level_distances(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
+        """Compute each level's distance; arguments and errors are those of :meth:`forward`.
+
+        Returns:
+            The distances of the L levels in float32 or wider, of shape (L,), without the weight.
+        """
+        _check_levels(student_feats, teacher_feats)
+        pairs = zip(student_feats, teacher_feats, strict=True)
+        return torch.stack([self.distance(student, teacher) for student, teacher in pairs])
+
+    @abstractmethod
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the distance of one level's two maps of shape (B, C, h, w), a scalar."""
+
+    def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
+        """Make the loss of the levels' distances.
+
+        Args:
+            distances: Distances of shape (L,), from :meth:`level_distances`.
+            feats: The L levels of either side.
+
+        Returns:
+            ``loss_weight`` times the mean of the distances, a scalar.
+        """
+        return self.loss_weight * distances.mean()
+
+
+def _check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> None:
+    """Make sure that two pyramids can be compared level by level."""
     student_shapes = [tuple(x.shape) for x in student_feats]
     teacher_shapes = [tuple(x.shape) for x in teacher_feats]
     if not student_shapes or student_shapes != teacher_shapes:
@@ -24,13 +83,3 @@ def check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> 
             'a feature loss needs the same levels on both sides, one or more; the student has '
             f'{student_shapes}, the teacher {teacher_shapes}'
         )
-
-
-def check_loss_weight(loss_weight: float) -> None:
-    """Make sure that a loss's factor is a number >= 0.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    if not 0 <= loss_weight < math.inf:
-        raise ConfigError(f'distill_loss.loss_weight is {loss_weight!r}; accepted: a number >= 0')

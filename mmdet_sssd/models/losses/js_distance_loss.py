@@ -2,14 +2,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import ConfigError
-from .feature_loss import FeatureLevels, check_levels, check_loss_weight
+from .feature_loss import FeatureLoss
 
 LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
 SERIES_LIMIT = 0.1  # below it the series of `_divergence_density` is exact to float32
@@ -102,7 +101,7 @@ def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: flo
 
 
 @MODELS.register_module()
-class JSDistanceLoss(nn.Module):
+class JSDistanceLoss(FeatureLoss):
     r"""SSSD's distillation loss: the Jensen-Shannon distance, averaged over levels.
 
     .. math:: \frac{w}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
@@ -128,32 +127,15 @@ class JSDistanceLoss(nn.Module):
     DIMS = ('spatial', 'channel', 'all')
 
     def __init__(self, dim: str = 'spatial', tau: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         if dim not in self.DIMS:
             raise ConfigError(f'distill_loss.dim is {dim!r}; accepted: {", ".join(self.DIMS)}')
         if not 0 < tau < math.inf:
             raise ConfigError(f'distill_loss.tau is {tau!r}; accepted: a number > 0')
-        check_loss_weight(loss_weight)
         self.dim = dim
         self.tau = tau
-        self.loss_weight = loss_weight
 
-    def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            student_feats: Levels of shape (B, C, h_p, w_p).
-            teacher_feats: Levels of the same shapes.
-
-        Returns:
-            A scalar in float32 or wider; a level without elements counts as 0.
-
-        Raises:
-            ValueError: if the shapes of the two sides differ or there are no levels.
-        """
-        check_levels(student_feats, teacher_feats)
-        per_level = []
-        for student, teacher in zip(student_feats, teacher_feats, strict=True):
-            distances = js_distance(student, teacher, self.dim, self.tau)
-            per_level.append(distances.sum() / max(distances.numel(), 1))
-        return self.loss_weight * torch.stack(per_level).mean()
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the mean distance of two maps of shape (B, C, h, w), a scalar in [0, 1]."""
+        distances = js_distance(student, teacher, self.dim, self.tau)
+        return distances.sum() / max(distances.numel(), 1)

@@ -1,21 +1,30 @@
+import logging
 from collections.abc import Sequence
 
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from ...errors import ConfigError
 from ..layers import (
     AppearanceEncoder,
+    ChannelProjection,
+    EmbeddedClass,
     KnowledgeMapper,
     LabelEncoder,
     LabelledObjects,
+    OneHotClass,
     RelationAdapter,
+    as_levels,
+    common_width,
 )
 from ..layers.labelled_objects import MASK_SIZE
 from ..layers.relation_adapter import NUM_HEADS
+
+MOST_ONE_HOT_CLASSES = 256
 
 
 @MODELS.register_module()
@@ -31,8 +40,11 @@ class LabelEncoderTeacher(BaseModule):
     (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike LGD's, an image may have no
     object.
 
+    All levels are worked on in one width: their own number of channels if they agree on one that is
+    a multiple of 8 and no more than 512; else in 256 channels, with 1×1 convolutions to and fro.
+
     Args:
-        in_channels: Channels C of every level, a multiple of 8.
+        in_channels: Channels C_p of each level, or one number for all.
         num_classes: Number of classes K; labels are in 0..K-1.
         add_context_box: Whether every image gets one more object, as large as the image and of no
             class, whose vector is broadcast over the whole map. Defaults to True.
@@ -40,6 +52,9 @@ class LabelEncoderTeacher(BaseModule):
             so that the teacher's detection loss trains teacher and head only. Defaults to False.
         use_masks: Whether instance masks, not boxes, are the objects' regions, and part of their
             descriptors. Defaults to False.
+        embed_classes: Whether a class enters the descriptor as a learned vector of 64 numbers
+            instead of the sources' one-hot code, whose weights grow with K². Defaults to None: for
+            more than 256 classes.
 
     Raises:
         ConfigError: if an argument is not one of these.
@@ -56,30 +71,33 @@ class LabelEncoderTeacher(BaseModule):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | Sequence[int],
         num_classes: int,
         add_context_box: bool = True,
         detach_appearance: bool = False,
         use_masks: bool = False,
+        embed_classes: bool | None = None,
     ) -> None:
         super().__init__()
-        if in_channels < 1 or in_channels % NUM_HEADS:
+        self.in_channels = as_levels(in_channels)
+        if not self.in_channels or min(self.in_channels) < 1:
             raise ConfigError(
-                f'model.teacher.in_channels is {in_channels}; accepted: multiples of {NUM_HEADS}, '
-                'the number of its attention heads'
+                f'model.teacher.in_channels is {in_channels}; accepted: 1 or more each'
             )
         if num_classes < 1:
             raise ConfigError(f'model.teacher.num_classes is {num_classes}; accepted: 1 or more')
-        self.in_channels = in_channels
         self.num_classes = num_classes
         self.add_context_box = add_context_box
         self.detach_appearance = detach_appearance
         self.use_masks = use_masks
-        descriptor_channels = 4 + num_classes + (MASK_SIZE**2 if use_masks else 0)
-        self.label_encoder = LabelEncoder(descriptor_channels, in_channels)
-        self.appearance_encoder = AppearanceEncoder(in_channels)
-        self.relation_adapter = RelationAdapter(in_channels)
-        self.knowledge_mapper = KnowledgeMapper(in_channels, add_context_box)
+        self.class_code = _class_code(num_classes, embed_classes)
+        descriptor_channels = 4 + self.class_code.channels + (MASK_SIZE**2 if use_masks else 0)
+        width = common_width(self.in_channels, multiple_of=NUM_HEADS)
+        self.projection = ChannelProjection(self.in_channels, width)
+        self.label_encoder = LabelEncoder(descriptor_channels, width)
+        self.appearance_encoder = AppearanceEncoder(width)
+        self.relation_adapter = RelationAdapter(width)
+        self.knowledge_mapper = KnowledgeMapper(width, add_context_box)
 
     def forward(
         self,
@@ -90,7 +108,7 @@ class LabelEncoderTeacher(BaseModule):
         """Make the teacher's features.
 
         Args:
-            student_feats: The student's feature levels of shape (B, C, h_p, w_p).
+            student_feats: The student's feature levels of shape (B, C_p, h_p, w_p).
             batch_inputs: Images of shape (B, 3, H, W); only their size is used.
             batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
 
@@ -98,40 +116,64 @@ class LabelEncoderTeacher(BaseModule):
             Teacher features of the same shapes.
 
         Raises:
-            ConfigError: if the levels have not ``in_channels`` channels, or masks are missing.
+            ConfigError: if a level has not one of ``in_channels``, or masks are missing.
         """
         self._check_channels(student_feats)
         dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
         objects = LabelledObjects.from_samples(
             batch_inputs, batch_data_samples, self.use_masks, dtype
         )
-        descriptors, valid = objects.descriptors(self.num_classes), objects.valid
+        descriptors, valid = objects.descriptors(self.class_code), objects.valid
         regions = [objects.regions(tuple(x.shape[-2:])) for x in student_feats]
         seen = regions
         if self.add_context_box:  # the context object stands first
-            context = objects.context_descriptors(self.num_classes)
+            context = objects.context_descriptors(self.class_code)
             descriptors = torch.cat([context, descriptors], 1)
             valid = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
             seen = [torch.cat([objects.context_regions(x.shape[-2:]), x], 1) for x in regions]
         label_embeddings = self.label_encoder(descriptors, valid)
         appearance = [
-            self.appearance_encoder(x.detach() if self.detach_appearance else x, region)
-            for x, region in zip(student_feats, seen, strict=True)
+            self._appearance(x, region) for x, region in zip(student_feats, seen, strict=True)
         ]
         related = self.relation_adapter(appearance, label_embeddings, valid)
         return tuple(
-            self.knowledge_mapper(
-                vectors[:, 1:] if self.add_context_box else vectors,
-                region,
-                vectors[:, 0] if self.add_context_box else None,
-            )
-            for vectors, region in zip(related, regions, strict=True)
+            self._paint(vectors, region, x.shape[1])
+            for vectors, region, x in zip(related, regions, student_feats, strict=True)
+        )
+
+    def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
+        """Embed the objects, (B, N, C), as they look on a level of shape (B, C_p, h, w)."""
+        if self.detach_appearance:
+            x = x.detach()
+        return self.appearance_encoder(self.projection.to_width(x), regions)
+
+    def _paint(self, vectors: Tensor, regions: Tensor, channels: int) -> Tensor:
+        """Make the teacher features of a level, (B, ``channels``, h, w), of the objects' vectors."""
+        context = None
+        if self.add_context_box:
+            context, vectors = vectors[:, 0], vectors[:, 1:]
+        return self.projection.from_width(
+            self.knowledge_mapper(vectors, regions, context), channels
         )
 
     def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
         channels = [x.shape[1] for x in student_feats]
-        if set(channels) != {self.in_channels}:
+        if not set(channels) <= set(self.in_channels):
             raise ConfigError(
-                f'model.teacher.in_channels is {self.in_channels}, but the student has feature '
+                f'model.teacher.in_channels is {[*self.in_channels]}, but the student has feature '
                 f'levels of {channels} channels; leave in_channels out to read it off the student'
             )
+
+
+def _class_code(num_classes: int, embed_classes: bool | None) -> OneHotClass | EmbeddedClass:
+    if embed_classes is None:
+        embed_classes = num_classes > MOST_ONE_HOT_CLASSES
+        if embed_classes:
+            print_log(
+                f'{num_classes} classes are more than {MOST_ONE_HOT_CLASSES}: the teacher describes '
+                "an object's class by a learned vector, not by the one-hot code of the papers; "
+                'model.teacher.embed_classes=True or False says which without this warning.',
+                logger='current',
+                level=logging.WARNING,
+            )
+    return EmbeddedClass(num_classes) if embed_classes else OneHotClass(num_classes)

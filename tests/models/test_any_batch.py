@@ -1,0 +1,108 @@
+"""Whatever the labels are: the distiller's own terms and all gradients stay finite."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+
+from .. import toy_detector  # noqa: F401  (registers ToyDetector)
+from ..stock_detectors import NUM_CLASSES, stock_config
+
+KINDS = ('inside', 'empty', 'thin', 'reversed', 'outside', 'huge', 'not a number')
+SEEDS = st.integers(0, 2**32 - 1)
+COUNTS = st.one_of(st.integers(0, 12), st.integers(0, 300))  # objects in an image
+MANY = settings(
+    max_examples=450,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+FEW = settings(MANY, max_examples=30)
+
+
+def boxes_of(kind: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    height, width = size
+    x1, x2 = np.sort(rng.uniform(0, width, (2, count)), 0)
+    y1, y2 = np.sort(rng.uniform(0, height, (2, count)), 0)
+    boxes = {
+        'inside': (x1, y1, x2, y2),
+        'empty': (x1, y1, x1, y2),
+        'thin': (x1, y1, x2, y1 + 0.3),
+        'reversed': (x2, y2, x1, y1),
+        'outside': (x1 + width, y1 - 2 * height, x2 + width, y2 - 2 * height),
+        'huge': (-1e6 * x1, -1e30 * y1, 1e6 * x2, 1e30 * y2),
+        'not a number': (x1 * np.nan, y1, x2 * np.inf, y2),
+    }[kind]
+    return np.stack(boxes, 1)
+
+
+def any_batch(seed, counts, size, num_classes, with_masks=False) -> dict:
+    rng = np.random.default_rng(seed)
+    samples = []
+    for count in counts:
+        kinds = rng.integers(len(KINDS), size=count)
+        boxes = [boxes_of(KINDS[kind], 1, size, rng)[0] for kind in kinds]
+        content = tuple(int(rng.integers(16, side + 1)) for side in size)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=content, pad_shape=size, batch_input_shape=size)
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32),
+            labels=torch.from_numpy(rng.integers(num_classes, size=count)),
+        )
+        if with_masks:
+            masks = rng.integers(0, 2, (count, *content), dtype=np.uint8)
+            sample.gt_instances.masks = BitmapMasks(masks, *content)
+        samples.append(sample)
+    inputs = torch.from_numpy(rng.standard_normal((len(counts), 3, *size), dtype=np.float32))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def assert_a_step_is_finite(model, batch) -> None:
+    losses = model(**batch, mode='loss')
+    total, logged = model.parse_losses(losses)
+    total.backward()
+    assert all(value.isfinite() for value in logged.values()), logged
+    wrong = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert wrong == []
+
+
+@given(
+    seed=SEEDS,
+    counts=st.lists(COUNTS, min_size=1, max_size=3),
+    size=st.tuples(st.integers(17, 90), st.integers(17, 90)),
+    num_classes=st.one_of(st.integers(1, 90), st.integers(1, 1200)),
+    with_masks=st.booleans(),
+    context=st.booleans(),
+)
+@MANY
+def test_teacher_and_distillation_loss(seed, counts, size, num_classes, with_masks, context):
+    torch.manual_seed(0)
+    teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    assert_a_step_is_finite(model, any_batch(seed, counts, size, num_classes, with_masks))
+
+
+@pytest.fixture(scope='module', params=['retinanet', 'fcos'])
+def small_detector(request):
+    return MODELS.build(dict(type='SSSDDistiller', student=stock_config(request.param)))
+
+
+@given(  # stock's BN wants more than one value a channel
+    seed=SEEDS,
+    counts=st.lists(COUNTS, min_size=2, max_size=3),
+    size=st.tuples(st.integers(65, 130), st.integers(65, 130)),
+)
+@FEW
+def test_whole_step_of_a_stock_detector(small_detector, seed, counts, size):
+    small_detector.train().zero_grad()
+    assert_a_step_is_finite(small_detector, any_batch(seed, counts, size, NUM_CLASSES))
