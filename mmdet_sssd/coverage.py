@@ -32,7 +32,11 @@ STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
 SMALL = ('r18', 'r34', '_tiny', '_t_', '-t_', '-t-', '_nano', '-b0', 'r50')
 LARGE = ('r101', 'x101', 'r152', '-l_', '-x_', '_l_', '_x_', 'swin-l', 'swin-b', 'hourglass104')
-BOXES = ((0.1, 0.15, 0.6, 0.7), (0.3, 0.4, 0.95, 0.9), (0.05, 0.5, 0.35, 0.85))  # of width, height
+BOXES = (
+    (0.1, 0.15, 0.6, 0.7),
+    (0.3, 0.4, 0.95, 0.9),
+    (0.05, 0.5, 0.35, 0.85),
+)  # of the image's side
 
 
 @dataclass
@@ -125,7 +129,8 @@ def check_apart(configs: Sequence[Path], memory: float, seconds: float) -> Cover
 
 
 def _check_one_apart(config: Path, memory: float, seconds: float) -> Coverage:
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('fork')  # mmdet need not be imported anew
+    register_all_modules()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, config, memory))
     process.start()
@@ -145,7 +150,6 @@ def _check_one_apart(config: Path, memory: float, seconds: float) -> Coverage:
 def _send_result(sender: Connection, config: Path, memory: float) -> None:
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    register_all_modules()
     MMLogger.get_current_instance().setLevel(logging.ERROR)  # not a line for each weight
     sender.send(check_config(config))
 
@@ -188,6 +192,9 @@ def check_config(config: Path) -> Coverage:
 def cpu_model(config: Config) -> ConfigDict:
     """Read a config's model, without weights to download and with BN for SyncBN.
 
+    BN normalises by the batch: with the statistics of pretrained weights it would not normalise
+    random ones, and deep backbones would overflow.
+
     Raises:
         ConfigError: if the config has no model.
     """
@@ -202,6 +209,8 @@ def cpu_model(config: Config) -> ConfigDict:
         for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
             if key in part:
                 part[key] = None
+        if 'norm_eval' in part:
+            part['norm_eval'] = False
         if part.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             part['type'] = 'BN'
     return model
@@ -311,42 +320,38 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
 
     Args:
         detector: Whose classes the labels are of.
-        size: Side of the images in pixels; the second one is narrower.
+        size: Side of the images in pixels.
     """
     num_classes = count_classes(
         detector.student if isinstance(detector, SSSDDistiller) else detector
     )
     generator = torch.Generator().manual_seed(0)
-    shapes = [(size, size), (size, size * 3 // 4)]
-    images = [torch.randint(256, (3, *s), generator=generator, dtype=torch.uint8) for s in shapes]
-    samples = [_sample(0, shapes[0], 3, num_classes), _sample(1, shapes[1], 1, num_classes)]
-    return {'inputs': images, 'data_samples': samples}
+    images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    samples = [_sample(index, size, count, num_classes) for index, count in enumerate((3, 1))]
+    return {'inputs': list(images), 'data_samples': samples}
 
 
-def _sample(
-    index: int, shape: tuple[int, int], num_objects: int, num_classes: int
-) -> DetDataSample:
-    height, width = shape
-    boxes = torch.tensor(BOXES[:num_objects]) * torch.tensor([width, height, width, height])
-    masks = np.zeros((num_objects, height, width), np.uint8)
+def _sample(index: int, size: int, num_objects: int, num_classes: int) -> DetDataSample:
+    boxes = torch.tensor(BOXES[:num_objects]) * size
+    masks = np.zeros((num_objects, size, size), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
     sample = DetDataSample(
         metainfo=dict(
             img_id=index,
             img_path='',
-            img_shape=shape,
-            ori_shape=shape,
+            img_shape=(size, size),
+            ori_shape=(size, size),
             scale_factor=(1.0, 1.0),
             flip=False,
             flip_direction=None,
-            border=(0, height, 0, width),  # CenterNet's test pipeline gives it
+            border=(0, size, 0, size),  # CenterNet's test pipeline gives it
         )
     )
     sample.gt_instances = InstanceData(
         bboxes=boxes,
         labels=torch.arange(num_objects) % num_classes,
-        masks=BitmapMasks(masks, height, width),
+        masks=BitmapMasks(masks, size, size),
     )
     sample.ignored_instances = InstanceData(
         bboxes=boxes.new_zeros(0, 4), labels=torch.zeros(0).long()

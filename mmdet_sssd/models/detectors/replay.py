@@ -68,10 +68,15 @@ def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSa
     return copies
 
 
+def head_modules(detector: BaseDetector) -> list[nn.Module]:
+    """List a detector's modules that are no part of feature extraction, outer ones first."""
+    heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
+    return [module for head in heads for module in head.modules()]
+
+
 def _state_owners(detector: BaseDetector) -> list[Any]:
     """List the modules of a detector's heads and, once each, the mmdet objects that they hold."""
-    heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
-    owners = {id(module): module for head in heads for module in head.modules()}
+    owners = {id(module): module for module in head_modules(detector)}
     pending = list(owners.values())
     while pending:
         for value in vars(pending.pop()).values():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..layers import as_levels, instance_norm
-from .replay import fresh_samples, replay_features, untouched_heads
+from .replay import fresh_samples, head_modules, replay_features, untouched_heads
 
 OUR_PREFIXES = ('student.', 'teacher.', 'adapter.')
 DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
@@ -307,7 +307,7 @@ def count_classes(student: BaseDetector) -> int:
     """
     if isinstance(student, RPN):
         return 1
-    heads = [m for m in student.modules() if not isinstance(m, RPNHead)]
+    heads = [m for m in head_modules(student) if not isinstance(m, RPNHead)]
     counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
     if not counts:
         raise ConfigError(
