@@ -219,7 +219,7 @@ def _stock_types() -> dict[str, str | None]:
     types = {}
     for registry in vars(mmdet.registry).values():
         classes = registry.module_dict if isinstance(registry, Registry) else {}
-        for name, cls in classes.items():
+        for name, cls in list(classes.items()):  # looking types up may import and register more
             if cls.__module__.partition('.')[0] == PACKAGE:
                 names = (base.__name__ for base in cls.__mro__ if _is_stock(base, registry))
                 types[name] = next(names, None)
