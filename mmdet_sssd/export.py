@@ -15,7 +15,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
-from mmengine.utils import apply_to
 
 from .checkpoint_loading import load_from_local
 from .errors import ConfigError
@@ -50,9 +49,9 @@ def export_student(
 
     Raises:
         FileNotFoundError: if there is no such checkpoint or config.
-        ConfigError: if the checkpoint is unreadable, is no distiller's or holds no config, the
-            config's model is no distiller, the weights do not fit its student exactly, or the
-            folder cannot be written to.
+        ConfigError: if the checkpoint is unreadable, is no distiller's or holds no config that can
+            be read, the config's model is no distiller, the weights do not fit its student exactly,
+            or the folder cannot be written to.
     """
     checkpoint = load_from_local(str(checkpoint_file), map_location='cpu')
     weights = _student_weights(checkpoint, checkpoint_file)
@@ -93,8 +92,8 @@ def stock_config(cfg: Config) -> Config:
         ConfigError: if its model is no distiller.
     """
     content = cfg.to_dict()
-    model = content.get('model', {})
-    distiller = MODELS.get(model.get('type', ''))
+    model = content.get('model') or {}
+    distiller = MODELS.get(str(model.get('type')))
     if not isinstance(distiller, type) or not issubclass(distiller, SSSDDistiller):
         raise ConfigError(
             f'model.type of the config is {model.get("type")!r}, which is no distiller; accepted: '
@@ -143,7 +142,13 @@ def _training_config(
     text = checkpoint.get('meta', {}).get('cfg')
     if not text:
         raise ConfigError(f"{file} holds no config in meta['cfg']; give the run's with --config")
-    return Config.fromstring(text, '.py')
+    try:
+        return Config.fromstring(text, '.py')
+    except Exception as error:  # it is a program, and imports what custom_imports names
+        raise ConfigError(
+            f"the config that {file} holds in meta['cfg'] cannot be read "
+            f"({type(error).__name__}: {error}); mend that, or give the run's with --config"
+        ) from error
 
 
 def _check_fit(weights: OrderedDict, cfg: Config) -> None:
@@ -173,9 +178,15 @@ def _first(keys: set[str], count: int = 5) -> str:
     return ', '.join(sorted(keys)[:count]) + ', …' * (len(keys) > count)
 
 
-def _plain(meta: dict) -> dict:
-    """Turn NumPy values, which a data set's metainfo may have, into what torch loads restricted."""
-    return apply_to(meta, lambda x: isinstance(x, (np.ndarray, np.generic)), lambda x: x.tolist())
+def _plain(value: Any) -> Any:
+    """Turn what a data set's metainfo may hold into what torch's restricted load takes."""
+    if isinstance(value, dict):  # a ConfigDict too
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return value
 
 
 def _serialized(checkpoint: dict) -> bytes:
@@ -218,13 +229,15 @@ def _stock_types() -> dict[str, str | None]:
     """Map each type that this package registers to the stock type that it refines, if any."""
     types = {}
     for registry in vars(mmdet.registry).values():
-        classes = registry.module_dict if isinstance(registry, Registry) else {}
-        for name, cls in list(classes.items()):  # looking types up may import and register more
-            if cls.__module__.partition('.')[0] == PACKAGE:
-                names = (base.__name__ for base in cls.__mro__ if _is_stock(base, registry))
-                types[name] = next(names, None)
+        if isinstance(registry, Registry):
+            inherited = registry.parent.module_dict if registry.parent else {}
+            known = {**inherited, **registry.module_dict}
+            stock = {cls: name for name, cls in known.items() if not _is_ours(cls)}
+            for name, cls in registry.module_dict.items():
+                if _is_ours(cls):
+                    types[name] = next((stock[x] for x in cls.__mro__ if x in stock), None)
     return types
 
 
-def _is_stock(cls: type, registry: Registry) -> bool:
-    return cls.__module__.partition('.')[0] != PACKAGE and registry.get(cls.__name__) is cls
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition('.')[0] == PACKAGE

@@ -14,7 +14,7 @@ from mmdet.apis import DetInferencer
 from mmdet.registry import HOOKS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.analysis.print_helper import _format_size
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
@@ -80,7 +80,9 @@ def save_checkpoint(path, cfg, **changes) -> Path:
         cfg=cfg.pretty_text,
         epoch=1,
         iter=np.int64(7),
-        dataset_meta=dict(classes=tuple('abc'), palette=np.arange(9).reshape(3, 3)),
+        dataset_meta=dict(
+            classes=tuple('abc'), palette=np.arange(9).reshape(3, 3), x=ConfigDict(y=[1])
+        ),
     )
     checkpoint = dict(
         meta=meta,
@@ -151,7 +153,7 @@ def test_checkpoint_has_mmdet_s_publish_format(in_stock_mmdet):
     assert result['keys'] == ['meta', 'state_dict']
     meta = result['meta']
     assert meta['dataset_meta'] == dict(
-        classes=tuple('abc'), palette=[[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+        classes=tuple('abc'), palette=[[0, 1, 2], [3, 4, 5], [6, 7, 8]], x=dict(y=[1])
     )
     assert (meta['epoch'], meta['iter'], type(meta['iter'])) == (1, 7, int)
 
@@ -275,6 +277,14 @@ def without_config(checkpoint):
     del checkpoint['meta']['cfg']
 
 
+def with_a_config_that_cannot_be_imported(checkpoint):
+    checkpoint['meta']['cfg'] += "custom_imports = dict(imports=['no_such_module'])\n"
+
+
+def with_no_model(checkpoint):
+    checkpoint['meta']['cfg'] = 'x = 1'
+
+
 def with_a_stock_config(checkpoint):
     checkpoint['meta']['cfg'] = "model = dict(type='RetinaNet')"
 
@@ -293,6 +303,11 @@ def with_misfits(checkpoint):
             r'c\.pth has no weights under student\.\* \(found: backbone, bbox_head, neck\)',
         ),
         (without_config, r"c\.pth holds no config in meta\['cfg'\]; give the run's with --config"),
+        (
+            with_a_config_that_cannot_be_imported,
+            r"config that .*c\.pth holds in meta\['cfg'\] cannot be read \(ImportError: .*no_such_mod",
+        ),
+        (with_no_model, r'model\.type of the config is None, which is no distiller'),
         (with_a_stock_config, r"model\.type of the config is 'RetinaNet', which is no distiller"),
         (
             with_misfits,
