@@ -45,7 +45,7 @@ def export_student(
     Returns:
         The paths of the checkpoint, ``NAME-<8 hex digits of its SHA-256>.pth``, in mmdet's publish
         format (``meta`` with the stock config's text, and ``state_dict``), and of the config,
-        ``NAME.py``. The same student gives the same files.
+        ``NAME.py``. The same checkpoint gives the same files.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint or config.
