@@ -198,7 +198,7 @@ def _serialized(checkpoint: dict) -> bytes:
 
 def _drop_import(content: dict) -> None:
     """Take this package out of ``custom_imports``."""
-    imports = content.get('custom_imports', {}).get('imports', [])
+    imports = (content.get('custom_imports') or {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else imports
     others = [x for x in imports if x.partition('.')[0] != PACKAGE]
     if others:
