@@ -12,6 +12,7 @@ CONFIGS = {
     'dynamic_rcnn': 'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py',
     'cascade_rcnn': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'deformable_detr': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
 }
 
 
@@ -24,7 +25,8 @@ def stock_config(name: str) -> ConfigDict:
         model.backbone.update(depth=18, base_channels=16, frozen_stages=-1, style='pytorch')
         model.backbone.norm_cfg.requires_grad = True
         model.backbone.norm_eval = False
-        model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
+        in_channels = [16 * 2**stage for stage in model.backbone.out_indices]
+        model.neck.update(in_channels=in_channels, out_channels=32)
     for head in _heads(model):
         if 'num_classes' in head:
             head.num_classes = NUM_CLASSES
@@ -39,7 +41,20 @@ def stock_config(name: str) -> ConfigDict:
         for extractor in ('bbox_roi_extractor', 'mask_roi_extractor'):
             if extractor in model.roi_head:
                 model.roi_head[extractor].out_channels = 32
+    if 'encoder' in model:
+        _shrink_transformer(model)
     return model
+
+
+def _shrink_transformer(model):
+    model.num_queries = 40
+    model.positional_encoding.num_feats = 16
+    model.bbox_head.embed_dims = 32
+    for stack in (model.encoder, model.decoder):
+        stack.num_layers = 1
+        for part in stack.layer_cfg.values():
+            part.embed_dims = 32
+        stack.layer_cfg.ffn_cfg.feedforward_channels = 64
 
 
 def demo_batch(model, num_items=(3, 1), with_mask=False):

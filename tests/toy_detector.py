@@ -1,5 +1,7 @@
 """A detector, a data set and a runner as small as they can be, for what hooks do to a real run."""
 
+import copy
+
 import torch
 from mmdet.models import BaseDetector
 from mmdet.registry import DATASETS, MODELS
@@ -12,6 +14,11 @@ from torch.utils.data import Dataset
 NUM_IMAGES = 12
 BATCH_SIZE = 2
 ITERS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
+TOY_MODEL = dict(
+    type='SSSDDistiller',
+    student=dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor')),
+    distill_coef=2.0,
+)
 
 
 class ToyHead(nn.Module):
@@ -63,18 +70,21 @@ class ToyDataset(Dataset):
 
 
 def toy_runner(
-    work_dir, *, hooks, train_cfg, schedulers=(), optim_wrapper=None, **kwargs
+    work_dir,
+    *,
+    hooks,
+    train_cfg,
+    schedulers=(),
+    optim_wrapper=None,
+    checkpoint=None,
+    model=TOY_MODEL,
+    **kwargs,
 ) -> Runner:
     """Make a runner that trains a distilled ToyDetector."""
     infinite = train_cfg['type'] == 'IterBasedTrainLoop'
-    model = dict(
-        type='SSSDDistiller',
-        student=dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor')),
-        distill_coef=2.0,
-    )
     return Runner(
         **dict(
-            model=model,
+            model=copy.deepcopy(model),
             work_dir=str(work_dir),
             train_dataloader=dict(
                 dataset=dict(type='ToyDataset'),
@@ -90,7 +100,10 @@ def toy_runner(
             or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
             param_scheduler=list(schedulers) or None,
             custom_hooks=hooks,
-            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1),
+                checkpoint=dict(type='CheckpointHook', **(checkpoint or {})),
+            ),
             log_processor=dict(by_epoch=not infinite),
             default_scope='mmdet',
             randomness=dict(seed=0),

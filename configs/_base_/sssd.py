@@ -9,4 +9,5 @@ sssd_hooks = dict(
     freeze_backbone=dict(type='FreezeBackboneHook', first=1 / 9),
     random_state=dict(type='RandomStateHook'),
     check_dataset=dict(type='CheckDatasetHook'),
+    export_student=dict(type='ExportStudentHook'),
 )

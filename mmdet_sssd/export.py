@@ -1,0 +1,243 @@
+"""Takes a trained student out of a checkpoint: a stock checkpoint and a stock config."""
+
+import copy
+import hashlib
+import io
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import mmdet.registry
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import Registry, init_default_scope
+
+from .checkpoint_loading import load_from_local
+from .errors import ConfigError
+from .models import SSSDDistiller
+
+PACKAGE = __name__.partition('.')[0]
+PREFIX = 'student.'
+DROPPED = object()
+
+
+def export_student(
+    checkpoint_file: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    config_file: str | os.PathLike | None = None,
+    name: str | None = None,
+) -> tuple[Path, Path]:
+    """Write the student of a training checkpoint as stock mmdet has it.
+
+    The weights are the ones that the run evaluated: of a run with an ``EMAHook`` the averaged ones,
+    which mmengine saves as the checkpoint's ``state_dict``.
+
+    Args:
+        checkpoint_file: A local checkpoint of a run with a distiller, at its end or before.
+        out_dir: Folder to write to; made if it is not there.
+        config_file: Config of the run. Defaults to the one that the checkpoint holds.
+        name: What the files are called. Defaults to the checkpoint's own name.
+
+    Returns:
+        The paths of the checkpoint, ``NAME-<8 hex digits of its SHA-256>.pth``, in mmdet's publish
+        format (``meta`` with the stock config's text, and ``state_dict``), and of the config,
+        ``NAME.py``. The same checkpoint gives the same files.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint or config.
+        ConfigError: if the checkpoint is unreadable, is no distiller's or holds no config that can
+            be read, the config's model is no distiller, the weights do not fit its student exactly,
+            or the folder cannot be written to.
+    """
+    checkpoint = load_from_local(str(checkpoint_file), map_location='cpu')
+    weights = _student_weights(checkpoint, checkpoint_file)
+    cfg = stock_config(_training_config(checkpoint, checkpoint_file, config_file))
+    _check_fit(weights, cfg)
+    meta = {**_plain(checkpoint.get('meta', {})), 'cfg': cfg.pretty_text}
+    content = _serialized(dict(meta=meta, state_dict=weights))
+    name = name or Path(checkpoint_file).stem
+    sha = hashlib.sha256(content).hexdigest()
+    paths = Path(out_dir, f'{name}-{sha[:8]}.pth'), Path(out_dir, f'{name}.py')
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        paths[0].write_bytes(content)
+        paths[1].write_text(meta['cfg'], encoding='utf-8')
+    except OSError as error:
+        raise ConfigError(
+            f'{out_dir} cannot be written to ({error}); give another folder'
+        ) from error
+    which = 'averaged (EMA)' if 'ema_state_dict' in checkpoint else 'trained'
+    print_log(
+        f"The student's {which} weights lie in {paths[0]}, its config in {paths[1]}.", 'current'
+    )
+    return paths
+
+
+def stock_config(cfg: Config) -> Config:
+    """Make the config of a distiller's run the config of its student.
+
+    ``model`` becomes ``model.student``. Whatever else is of this package goes: its import, and each
+    dict whose ``type`` is one of its classes, with the containers that this empties. A class that
+    refines a stock one becomes that one and keeps its arguments. Paths that belong to the run
+    (``load_from``, ``resume``, ``work_dir``) are cleared.
+
+    Args:
+        cfg: A config with a distiller; it is left as it is.
+
+    Raises:
+        ConfigError: if its model is no distiller.
+    """
+    content = cfg.to_dict()
+    model = content.get('model') or {}
+    distiller = MODELS.get(str(model.get('type')))
+    if not isinstance(distiller, type) or not issubclass(distiller, SSSDDistiller):
+        raise ConfigError(
+            f'model.type of the config is {model.get("type")!r}, which is no distiller; accepted: '
+            'the config of a run with model.type=SSSDDistiller'
+        )
+    content['model'] = student = model['student']
+    for owner in (model, content):  # the runner hands the latter's on, other tools do not
+        if student.get('data_preprocessor') is None and owner.get('data_preprocessor'):
+            student['data_preprocessor'] = owner['data_preprocessor']
+    _drop_import(content)
+    content.update(load_from=None, resume=False)
+    for key in ('work_dir', 'launcher'):
+        content.pop(key, None)
+    return Config(_without_package(content, _stock_types()))
+
+
+def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
+    """Take the student's part of a distiller's state dict, with its modules' versions."""
+    state_dict = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else {}
+    weights = _without_prefix(state_dict)
+    if not weights:
+        found = sorted({key.partition('.')[0] for key in state_dict})
+        raise ConfigError(
+            f'{file} has no weights under {PREFIX}* (found: {", ".join(found) or "none at all"}); '
+            'accepted: a checkpoint of a run with model.type=SSSDDistiller. A stock checkpoint needs '
+            'no export'
+        )
+    # Heads rename the keys of what they take for an older version's state dict.
+    weights._metadata = _without_prefix(getattr(state_dict, '_metadata', {}))
+    return weights
+
+
+def _without_prefix(items: dict) -> OrderedDict:
+    """Keep what is the student's, or the student itself, under its name in the student."""
+    dotted = ((f'{key}.', value) for key, value in items.items())
+    return OrderedDict(
+        (key[len(PREFIX) : -1], value) for key, value in dotted if key.startswith(PREFIX)
+    )
+
+
+def _training_config(
+    checkpoint: dict, file: str | os.PathLike, config_file: str | os.PathLike | None
+) -> Config:
+    if config_file is not None:
+        return Config.fromfile(config_file)
+    text = checkpoint.get('meta', {}).get('cfg')
+    if not text:
+        raise ConfigError(f"{file} holds no config in meta['cfg']; give the run's with --config")
+    try:
+        return Config.fromstring(text, '.py')
+    except Exception as error:  # it is a program, and imports what custom_imports names
+        raise ConfigError(
+            f"the config that {file} holds in meta['cfg'] cannot be read "
+            f"({type(error).__name__}: {error}); mend that, or give the run's with --config"
+        ) from error
+
+
+def _check_fit(weights: OrderedDict, cfg: Config) -> None:
+    """Make sure that a stock detector built from the config takes exactly these weights."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    detector = MODELS.build(copy.deepcopy(cfg.model))  # some write into their config
+    expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
+    wrong = {
+        'missing': expected.keys() - shapes.keys(),
+        'unexpected': shapes.keys() - expected.keys(),
+        'of another shape': {
+            f'{key} {shapes[key]} instead of {expected[key]}'
+            for key in shapes.keys() & expected.keys()
+            if shapes[key] != expected[key]
+        },
+    }
+    if any(wrong.values()):
+        found = '; '.join(f'{len(x)} {kind}: {_first(x)}' for kind, x in wrong.items() if x)
+        raise ConfigError(
+            f"the checkpoint's student does not fit the config's, a {cfg.model.type} ({found}); give "
+            "the run's own config with --config"
+        )
+
+
+def _first(keys: set[str], count: int = 5) -> str:
+    return ', '.join(sorted(keys)[:count]) + ', …' * (len(keys) > count)
+
+
+def _plain(value: Any) -> Any:
+    """Turn what a data set's metainfo may hold into what torch's restricted load takes."""
+    if isinstance(value, dict):  # a ConfigDict too
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return value
+
+
+def _serialized(checkpoint: dict) -> bytes:
+    """Write a checkpoint to memory, where unlike in a file it does not depend on the file's name."""
+    with io.BytesIO() as stream:
+        torch.save(checkpoint, stream)
+        return stream.getvalue()
+
+
+def _drop_import(content: dict) -> None:
+    """Take this package out of ``custom_imports``."""
+    imports = (content.get('custom_imports') or {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else imports
+    others = [x for x in imports if x.partition('.')[0] != PACKAGE]
+    if others:
+        content['custom_imports']['imports'] = others
+    else:
+        content.pop('custom_imports', None)
+
+
+def _without_package(value: Any, stock_types: dict[str, str | None]) -> Any:
+    """Drop the dicts with a type of this package, or give them the stock type that it refines."""
+    if isinstance(value, dict):
+        name = str(value.get('type')).rpartition('.')[2]  # it may be written with scope or module
+        if name in stock_types:
+            if stock_types[name] is None:
+                return DROPPED
+            value = {**value, 'type': stock_types[name]}
+        items = {key: _without_package(x, stock_types) for key, x in value.items()}
+        kept = {key: x for key, x in items.items() if x is not DROPPED}
+    elif isinstance(value, (list, tuple)):
+        items = [_without_package(x, stock_types) for x in value]
+        kept = type(value)(x for x in items if x is not DROPPED)
+    else:
+        return value
+    return DROPPED if items and not kept else kept
+
+
+def _stock_types() -> dict[str, str | None]:
+    """Map each type that this package registers to the stock type that it refines, if any."""
+    types = {}
+    for registry in vars(mmdet.registry).values():
+        if isinstance(registry, Registry):
+            inherited = registry.parent.module_dict if registry.parent else {}
+            known = {**inherited, **registry.module_dict}
+            stock = {cls: name for name, cls in known.items() if not _is_ours(cls)}
+            for name, cls in registry.module_dict.items():
+                if _is_ours(cls):
+                    types[name] = next((stock[x] for x in cls.__mro__ if x in stock), None)
+    return types
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition('.')[0] == PACKAGE

@@ -1,0 +1,171 @@
+import pytest
+import torch
+from mmdet.registry import METRICS
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+
+from mmdet_sssd import ConfigError
+
+from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL, toy_runner
+
+ITERS = 3 * ITERS_PER_EPOCH
+LOOPS = {
+    'epochs': dict(type='EpochBasedTrainLoop', max_epochs=3),
+    'iterations': dict(type='IterBasedTrainLoop', max_iters=ITERS, val_interval=ITERS_PER_EPOCH),
+}
+NAMES = {  # of the last and of the best checkpoints: the second validation is the best
+    'epochs': ['best_ap_epoch_2', 'epoch_3'],
+    'iterations': ['best_ap_iter_12', 'iter_18'],
+}
+MOMENTUM = 0.3
+
+
+@METRICS.register_module()
+class ScriptedMetric(BaseMetric):
+    """Gives a script's values, one after the other."""
+
+    def __init__(self, **scripts):
+        super().__init__()
+        self.scripts = {name: iter(script) for name, script in scripts.items()}
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {name: next(script) for name, script in self.scripts.items()}
+
+
+class Averager(Hook):
+    """Keeps the student's weights after each iteration, and works their moving average out."""
+
+    def __init__(self):
+        self.average = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.trained = {k: v.clone() for k, v in runner.model.student.state_dict().items()}
+        self.average = {
+            k: v if self.average is None else (1 - MOMENTUM) * self.average[k] + MOMENTUM * v
+            for k, v in self.trained.items()
+        }
+
+
+def run(work_dir, loop='epochs', hooks=(), scripts=None, save_best='ap', **kwargs):
+    by_epoch = loop == 'epochs'
+    loader = dict(
+        dataset=dict(type='ToyDataset'),
+        batch_size=6,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    scripts = scripts or dict(ap=[0.1, 0.3, 0.2])
+    interval = 1 if by_epoch else ITERS_PER_EPOCH
+    settings = dict(
+        hooks=[dict(type='ExportStudentHook'), *hooks],
+        train_cfg=LOOPS[loop],
+        checkpoint=dict(by_epoch=by_epoch, interval=interval, save_best=save_best, rule='greater'),
+        val_dataloader=loader,
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='ScriptedMetric', **scripts),
+        cfg=Config(dict(model=TOY_MODEL)),
+    )
+    runner = toy_runner(work_dir, **{**settings, **kwargs})
+    runner.train()
+    return runner
+
+
+def exported(work_dir) -> dict[str, dict]:
+    """The exported weights by their names, each of which has a config."""
+    files = sorted((work_dir / 'export').glob('*.pth'))
+    names = [path.stem.rpartition('-')[0] for path in files]
+    configs = sorted(path.stem for path in (work_dir / 'export').glob('*.py'))
+    assert sorted(names) == configs
+    return {
+        name: torch.load(path, weights_only=True)['state_dict']
+        for name, path in zip(names, files, strict=True)
+    }
+
+
+def assert_close(ours, expected):
+    torch.testing.assert_close(dict(ours), expected)
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_the_last_and_the_best_checkpoint_are_exported(tmp_path, loop):
+    weights = Averager()
+    run(tmp_path, loop, hooks=[weights])
+    found = exported(tmp_path)
+    assert sorted(found) == NAMES[loop]
+    best, last = (found[name] for name in NAMES[loop])
+    assert_close(last, weights.trained)
+    assert not torch.equal(best['neck.weight'], last['neck.weight'])
+
+
+def test_the_best_of_several_metrics_are_exported(tmp_path):
+    scripts = dict(ap=[0.1, 0.3, 0.2], ar=[0.3, 0.2, 0.1])
+    run(tmp_path, scripts=scripts, save_best=['ap', 'ar'])
+    assert sorted(exported(tmp_path)) == ['best_ap_epoch_2', 'best_ar_epoch_1', 'epoch_3']
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_averaged_weights_are_exported_if_there_are_any(tmp_path, loop, capsys):
+    weights = Averager()
+    ema = dict(type='EMAHook', momentum=MOMENTUM)
+    run(tmp_path, loop, hooks=[weights, ema])
+    last = exported(tmp_path)[NAMES[loop][1]]
+    assert_close(last, weights.average)
+    with pytest.raises(AssertionError, match='not close'):
+        assert_close(last, weights.trained)
+    assert "The student's averaged (EMA) weights lie in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_a_resumed_run_that_was_complete_is_exported(tmp_path, loop):
+    run(tmp_path / 'whole', loop)
+    last = tmp_path / 'whole' / f'{NAMES[loop][1]}.pth'
+    run(tmp_path / 'resumed', loop, resume=True, load_from=str(last))
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / 'export').iterdir()}
+        for name in ('whole', 'resumed')
+    ]
+    assert len(files[0]) == 4
+    assert files[0] == files[1]
+
+
+def test_what_cannot_be_exported_does_not_end_the_run(tmp_path, capsys):
+    runner = run(tmp_path, cfg=Config(dict(model=dict(type='ToyDetector'))))
+    assert runner.iter == ITERS
+    assert (tmp_path / 'epoch_3.pth').exists()
+    assert not (tmp_path / 'export').exists()
+    printed = capsys.readouterr().out
+    assert f'The student of {tmp_path}/epoch_3.pth was not exported: model.type' in printed
+    assert 'Traceback' not in printed
+
+
+def test_an_unforeseen_failure_does_not_end_the_run_and_is_traced(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError('by zero')
+
+    monkeypatch.setattr('mmdet_sssd.hooks.export_student_hook.export_student', fail)
+    runner = run(tmp_path)
+    assert runner.iter == ITERS
+    printed = capsys.readouterr().out
+    assert 'epoch_3.pth was not exported: by zero. Training is complete' in printed
+    assert 'Traceback' in printed
+
+
+def test_the_first_process_alone_exports(tmp_path, monkeypatch):
+    class SecondProcess(Hook):
+        def after_train(self, runner):
+            monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+
+    run(tmp_path, hooks=[SecondProcess()])
+    assert (tmp_path / 'epoch_3.pth').exists()
+    assert not (tmp_path / 'export').exists()
+
+
+def test_a_model_without_a_student_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match=r'ExportStudentHook needs model\.type=SSSDDistiller'):
+        run(tmp_path, model=TOY_MODEL['student'])
+    assert not list(tmp_path.glob('*.pth'))

@@ -1,0 +1,349 @@
+import copy
+import hashlib
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.registry import HOOKS, MODELS
+from mmdet.utils import register_all_modules
+from mmengine.analysis.print_helper import _format_size
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.export import export_student, stock_config
+from tools import make_shapes
+
+from .stock_detectors import NUM_CLASSES
+from .stock_detectors import stock_config as detector_config
+
+ROOT = Path(__file__).parents[1]
+DETECTORS = ('retinanet', 'faster_rcnn', 'mask_rcnn', 'deformable_detr')
+NUM_IMAGES = 2
+CONFIG = """
+_base_ = ['mmdet::_base_/default_runtime.py', '{root}/configs/_base_/sssd.py']
+default_hooks = _base_.sssd_hooks
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackDetInputs',
+         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+val_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='CocoDataset', metainfo=dict(classes={classes}), data_root='{data}',
+                 ann_file='annotations/val.json', data_prefix=dict(img='val'), test_mode=True,
+                 pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CocoMetric', ann_file='{data}/annotations/val.json', metric='bbox')
+test_evaluator = val_evaluator
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+load_from = 'somewhere.pth'
+resume = True
+work_dir = 'work_dirs/somewhere'
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('shapes')
+    make_shapes.write_split(out, 'val', NUM_IMAGES, 96, np.random.default_rng(0))
+    return out
+
+
+def training_config(name, data) -> Config:
+    """The config of a small detector's distillation, whose detections are many."""
+    classes = make_shapes.CLASSES[:NUM_CLASSES]
+    cfg = Config.fromstring(CONFIG.format(root=ROOT, data=data, classes=classes), '.py')
+    student = detector_config(name)
+    for test_cfg in (student.test_cfg, student.test_cfg.get('rcnn', {})):
+        if 'score_thr' in test_cfg:
+            test_cfg.score_thr = 0.0
+    cfg.model = dict(type='SSSDDistiller', student=student)
+    return cfg
+
+
+def save_checkpoint(path, cfg, **changes) -> Path:
+    """A checkpoint with what mmengine's have in the middle of a run."""
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    model.init_weights()
+    meta = dict(
+        cfg=cfg.pretty_text,
+        epoch=1,
+        iter=np.int64(7),
+        dataset_meta=dict(
+            classes=tuple('abc'), palette=np.arange(9).reshape(3, 3), x=ConfigDict(y=[1])
+        ),
+    )
+    checkpoint = dict(
+        meta=meta,
+        state_dict=model.state_dict(),
+        message_hub=dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])}),
+        optimizer=dict(state={0: dict(momentum_buffer=torch.ones(3))}),
+        random_state=torch.get_rng_state(),
+    )
+    torch.save({**checkpoint, **changes}, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def in_stock_mmdet(data, tmp_path_factory):
+    """What stock mmdet makes of each exported detector, and what the distiller predicts."""
+    register_all_modules()
+    folder = tmp_path_factory.mktemp('export')
+    images = sorted(str(path) for path in (data / 'val').iterdir())
+    expected, pairs = {}, []
+    for name in DETECTORS:
+        cfg = training_config(name, data)
+        checkpoint = save_checkpoint(folder / f'{name}.pth', cfg)
+        distiller = DetInferencer(cfg, str(checkpoint), device='cpu', show_progress=False)
+        assert type(distiller.model).__name__ == 'SSSDDistiller'
+        expected[name] = distiller(images, return_datasamples=True)['predictions']
+        weights, config = export_student(checkpoint, folder / 'out')
+        pairs += [config, weights]
+    subprocess.run(
+        [sys.executable, ROOT / 'tests/stock_process.py', data / 'val', folder / 'out.pkl', *pairs],
+        env={**os.environ, 'PYTHONWARNINGS': 'ignore'},
+        cwd=folder,
+        check=True,
+    )
+    return pickle.loads((folder / 'out.pkl').read_bytes()), expected
+
+
+def assert_equal_instances(ours, expected, fields):
+    for field in fields:
+        x, y = (torch.as_tensor(instances[field]) for instances in (ours, expected))
+        assert torch.equal(x, y), field
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_stock_mmdet_without_this_package_predicts_what_the_distiller_does(in_stock_mmdet, name):
+    results, expected = (x[name] for x in in_stock_mmdet)
+    instances = [sample.pred_instances for sample in expected]
+    assert sum(map(len, instances)) >= 20
+    fields = list(instances[0].keys())
+    assert ('masks' in fields) == (name == 'mask_rcnn')
+    for key in ('predictions', 'predictions_of_the_checkpoint_alone'):
+        for ours, theirs in zip(results[key], instances, strict=True):
+            assert_equal_instances(ours.pred_instances, theirs, fields)
+    for ours, theirs in zip(results['tested'], instances, strict=True):
+        assert_equal_instances(ours['pred_instances'], theirs, ('bboxes', 'scores', 'labels'))
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_stock_tools_take_the_pair(in_stock_mmdet, data, name):
+    result = in_stock_mmdet[0][name]
+    student = MODELS.build(detector_config(name))
+    assert result['detector'] == type(student).__name__
+    num_params = _format_size(sum(p.numel() for p in student.parameters()))
+    assert f'Params: {num_params}\n' in result['flops']
+
+
+def test_checkpoint_has_mmdet_s_publish_format(in_stock_mmdet):
+    result = in_stock_mmdet[0]['retinanet']
+    assert result['keys'] == ['meta', 'state_dict']
+    meta = result['meta']
+    assert meta['dataset_meta'] == dict(
+        classes=tuple('abc'), palette=[[0, 1, 2], [3, 4, 5], [6, 7, 8]], x=dict(y=[1])
+    )
+    assert (meta['epoch'], meta['iter'], type(meta['iter'])) == (1, 7, int)
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    """A training checkpoint and its config."""
+    register_all_modules()
+    cfg = training_config('retinanet', data)
+    return save_checkpoint(tmp_path_factory.mktemp('run') / 'epoch_1.pth', cfg), cfg
+
+
+def test_the_tool_writes_the_same_files_that_the_package_does(run, tmp_path, monkeypatch):
+    weights, config = export_student(run[0], tmp_path / 'a')
+    sha = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (weights.name, config.name) == (f'epoch_1-{sha[:8]}.pth', 'epoch_1.py')
+    run_tool(monkeypatch, run[0], '--out', tmp_path / 'b' / 'deep')
+    for path in (weights, config):
+        assert (tmp_path / 'b' / 'deep' / path.name).read_bytes() == path.read_bytes()
+    run_tool(
+        monkeypatch, run[0], '--out', tmp_path / 'c', '--name', 'mine', '--config', config_of(run)
+    )
+    assert sorted(x.name for x in (tmp_path / 'c').iterdir()) == [f'mine-{sha[:8]}.pth', 'mine.py']
+
+
+def config_of(run):
+    path = run[0].with_suffix('.py')
+    run[1].dump(path)
+    return path
+
+
+def run_tool(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['export_student', *map(str, args)])
+    runpy.run_path(str(ROOT / 'tools/export_student.py'), run_name='__main__')
+
+
+def test_weights_keep_the_versions_of_their_modules(run, tmp_path):
+    weights, _ = export_student(run[0], tmp_path)
+    state_dict = torch.load(weights, weights_only=True)['state_dict']
+    student = MODELS.build(detector_config('retinanet'))
+    assert state_dict._metadata == student.state_dict()._metadata
+    assert state_dict.keys() == student.state_dict().keys()
+
+
+def test_exported_config_is_the_stock_twin_s(data, monkeypatch):
+    monkeypatch.setenv('SSSD_DATA_ROOT', str(data))
+    monkeypatch.setenv('SSSD_TRAIN_ANN', 'annotations/val.json')
+    demo = ROOT / 'configs/demo'
+    cfg = Config.fromfile(demo / 'sssd_retinanet_r18-small_own-data.py')
+    cfg.update(work_dir='work_dirs/a', launcher='pytorch', load_from='b.pth', resume=True)
+    twin = Config.fromfile(demo / 'retinanet_r18-small_own-data.py')
+    before = copy.deepcopy(cfg.to_dict())
+    assert stock_config(cfg).to_dict() == twin.to_dict()
+    assert cfg.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key', 'expected'),
+    [
+        (dict(custom_hooks=[dict(type='mmdet.DetachStudentHook')]), 'custom_hooks', None),
+        (
+            dict(custom_hooks=[dict(type='EMAHook'), dict(type='RandomStateHook')]),
+            'custom_hooks',
+            [dict(type='EMAHook')],
+        ),
+        (dict(custom_hooks=[]), 'custom_hooks', []),
+        (
+            dict(x=dict(type='mmdet_sssd.hooks.phase_hooks.DetachStudentHook', first=0.5)),
+            'x',
+            None,
+        ),
+        (dict(custom_imports=dict(imports='mmdet_sssd')), 'custom_imports', None),
+        (
+            dict(custom_imports=dict(imports=['mmdet_sssd.hooks', 'json'])),
+            'custom_imports',
+            dict(imports=['json']),
+        ),
+    ],
+)
+def test_what_is_of_this_package_leaves_the_config(changes, key, expected):
+    cfg = Config(dict(model=dict(type='SSSDDistiller', student=dict(type='ATSS')), **changes))
+    assert stock_config(cfg).get(key) == expected
+
+
+def test_a_class_that_refines_a_stock_one_becomes_it(monkeypatch):
+    class SaferCheckpointHook(CheckpointHook):
+        __module__ = 'mmdet_sssd.hooks.checkpoint_hook'
+
+    monkeypatch.setitem(HOOKS.module_dict, 'SaferCheckpointHook', SaferCheckpointHook)
+    hooks = dict(checkpoint=dict(type='SaferCheckpointHook', interval=3, save_best='auto'))
+    cfg = Config(
+        dict(model=dict(type='SSSDDistiller', student=dict(type='ATSS')), default_hooks=hooks)
+    )
+    stock = stock_config(cfg).default_hooks
+    assert stock == dict(checkpoint=dict(type='CheckpointHook', interval=3, save_best='auto'))
+
+
+@pytest.mark.parametrize('own', [None, dict(mean=[2])])
+@pytest.mark.parametrize('level', ['distiller', 'runner'])
+def test_the_student_gets_a_data_preprocessor_from_outside_if_it_has_none(level, own):
+    cfg = Config(dict(model=dict(type='SSSDDistiller', student=dict(type='ATSS'))))
+    (cfg.model if level == 'distiller' else cfg).data_preprocessor = dict(mean=[1])
+    cfg.model.student.data_preprocessor = own
+    assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=own or dict(mean=[1]))
+
+
+def resaved(run, path, change) -> Path:
+    """A copy of the training checkpoint with something changed."""
+    checkpoint = torch.load(run[0], weights_only=False)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+def without_student(checkpoint):
+    weights = checkpoint['state_dict']
+    checkpoint['state_dict'] = {k[8:]: v for k, v in weights.items() if k.startswith('student.')}
+
+
+def without_config(checkpoint):
+    del checkpoint['meta']['cfg']
+
+
+def with_a_config_that_cannot_be_imported(checkpoint):
+    checkpoint['meta']['cfg'] += "custom_imports = dict(imports=['no_such_module'])\n"
+
+
+def with_no_model(checkpoint):
+    checkpoint['meta']['cfg'] = 'x = 1'
+
+
+def with_a_stock_config(checkpoint):
+    checkpoint['meta']['cfg'] = "model = dict(type='RetinaNet')"
+
+
+def with_misfits(checkpoint):
+    weights = checkpoint['state_dict']
+    weights['student.bbox_head.retina_cls.bias'] = torch.zeros(3)
+    weights['student.bbox_head.other'] = weights.pop('student.bbox_head.retina_reg.bias')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            without_student,
+            r'c\.pth has no weights under student\.\* \(found: backbone, bbox_head, neck\)',
+        ),
+        (without_config, r"c\.pth holds no config in meta\['cfg'\]; give the run's with --config"),
+        (
+            with_a_config_that_cannot_be_imported,
+            r"config that .*c\.pth holds in meta\['cfg'\] cannot be read \(ImportError: .*no_such_mod",
+        ),
+        (with_no_model, r'model\.type of the config is None, which is no distiller'),
+        (with_a_stock_config, r"model\.type of the config is 'RetinaNet', which is no distiller"),
+        (
+            with_misfits,
+            r"does not fit the config's, a RetinaNet \(1 missing: bbox_head\.retina_reg\.bias; 1 "
+            r'unexpected: bbox_head\.other; 1 of another shape: bbox_head\.retina_cls\.bias \(3,\) '
+            r'instead of \(27,\)\)',
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named(run, tmp_path, change, message):
+    checkpoint = resaved(run, tmp_path / 'c.pth', change)
+    with pytest.raises(ConfigError, match=message):
+        export_student(checkpoint, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_config_that_is_given_is_the_one_that_counts(run, data, tmp_path):
+    checkpoint = resaved(run, tmp_path / 'c.pth', without_config)
+    _, config = export_student(checkpoint, tmp_path, config_of(run))
+    assert Config.fromfile(config).model.type == 'RetinaNet'
+    other = tmp_path / 'other.py'
+    training_config('faster_rcnn', data).dump(other)
+    with pytest.raises(ConfigError, match=r'missing: .*roi_head.*, …; \d+ unexpected: bbox_head'):
+        export_student(checkpoint, tmp_path, other)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=r'file/out cannot be written to \(.*give another folder'):
+        export_student(run[0], tmp_path / 'file' / 'out')
+
+
+def test_the_tool_ends_with_the_message(tmp_path, monkeypatch):
+    broken = tmp_path / 'broken.pth'
+    broken.write_bytes(b'no checkpoint')
+    with pytest.raises(SystemExit, match=r'^error: .*broken\.pth cannot be read as a whole'):
+        run_tool(monkeypatch, broken, '--out', tmp_path)
+    with pytest.raises(SystemExit, match=r'^error: checkpoint .*none\.pth cannot be found'):
+        run_tool(monkeypatch, tmp_path / 'none.pth', '--out', tmp_path)
