@@ -1,0 +1,294 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import METRICS, MODELS
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.fileio import load
+from mmengine.runner import Runner
+from torch import nn
+
+from mmdet_sssd import ConfigError
+from tools import make_shapes
+
+from ..stock_detectors import stock_config
+
+LOAD_IMAGE = dict(type='LoadImageFromFile')
+LOAD_LABELS = dict(type='LoadAnnotations', with_bbox=True)
+STRETCH = dict(type='Resize', scale=(96, 48), keep_ratio=False)
+PACK = dict(
+    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+)
+STOCK = [LOAD_IMAGE, STRETCH, LOAD_LABELS, PACK]
+EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
+
+
+@MODELS.register_module()
+class IdentityTeacher(nn.Module):
+    """Gives the student's features back and notes the data samples that it was given."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.seen = []
+
+    def forward(self, student_feats, batch_inputs, batch_data_samples):
+        if not self.training:
+            self.seen += [sample.clone() for sample in batch_data_samples]
+        return student_feats
+
+
+@METRICS.register_module()
+class SumsMetric(BaseMetric):
+    """Sums of all that is predicted and labelled: no two different predictions give the same."""
+
+    default_prefix = 'sums'
+
+    def process(self, data_batch, data_samples):
+        for sample in data_samples:
+            predicted, labelled = sample['pred_instances'], sample['gt_instances']
+            self.results.append(
+                dict(
+                    bboxes=predicted['bboxes'].double().sum().item(),
+                    scores=predicted['scores'].double().sum().item(),
+                    labelled=labelled['bboxes'].double().sum().item(),
+                )
+            )
+
+    def compute_metrics(self, results):
+        return {key: sum(x[key] for x in results) for key in results[0]}
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    """Eight images of 64x64 to train on and four to validate on."""
+    out = tmp_path_factory.mktemp('shapes')
+    with pytest.MonkeyPatch.context() as patch:
+        args = ['--train', '8', '--val', '4', '--size', '64', '--seed', '3']
+        patch.setattr(sys, 'argv', ['make_shapes.py', str(out), *args])
+        make_shapes.main()
+    return out
+
+
+@pytest.fixture
+def runner_of(shapes, tmp_path):
+    """Makes a function that makes runners of a small distilled RetinaNet on the shapes."""
+
+    def make(name='run', pipeline=STOCK, teacher=None, hooks=EVAL_TEACHER, **kwargs) -> Runner:
+        student = stock_config('retinanet')
+        student.bbox_head.num_classes = 5
+        student.test_cfg.score_thr = 0.0
+        work_dir = tmp_path / name
+        loader = dict(
+            batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False)
+        )
+        val = dict(**loader, dataset=dataset(shapes, 'val', pipeline))
+        coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
+        cfg = dict(
+            model=dict(type='SSSDDistiller', student=student, teacher=teacher),
+            train_dataloader=dict(
+                dataset=dataset(shapes, 'train', [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]),
+                **{**loader, 'sampler': dict(type='DefaultSampler', shuffle=True)},
+            ),
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+            **{f'{stage}_dataloader': val for stage in ('val', 'test')},
+            **{f'{stage}_evaluator': [coco, dict(type='SumsMetric')] for stage in ('val', 'test')},
+            val_cfg=dict(),
+            test_cfg=dict(),
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1, save_best='sums/scores', rule='greater'
+                ),
+                **hooks,
+            ),
+            default_scope='mmdet',
+            randomness=dict(seed=0),
+            work_dir=str(work_dir),
+            experiment_name=str(work_dir),  # two runners of one name would share their logs
+        )
+        return Runner.from_cfg(Config({**cfg, **kwargs}))
+
+    return make
+
+
+def dataset(root, split, pipeline):
+    return dict(
+        type='CocoDataset',
+        metainfo=dict(classes=make_shapes.CLASSES),
+        data_root=str(root),
+        ann_file=f'annotations/{split}.json',
+        data_prefix=dict(img=split),
+        test_mode=split == 'val',
+        pipeline=pipeline,
+    )
+
+
+def logged(work_dir, key):
+    """The rows of a run's scalars that have a key, without times."""
+    (path,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if 'time' not in k} for row in rows if key in row]
+
+
+def test_a_teacher_that_gives_the_student_s_features_has_the_student_s_metrics(runner_of):
+    ema = dict(type='EMAHook', momentum=0.5)  # whose weights are the student's in validation
+    runner = runner_of(teacher=dict(type='IdentityTeacher'), custom_hooks=[ema])
+    runner.train()
+    rows = logged(runner.work_dir, 'teacher/coco/bbox_mAP')
+    assert len(rows) == 2
+    for row in rows:
+        student = {k: v for k, v in row.items() if k.startswith(('coco/', 'sums/'))}
+        assert {k: row[f'teacher/{k}'] for k in student} == student
+        assert len(student) == 9
+        assert row['sums/scores'] > 0
+    assert rows[0]['sums/scores'] != rows[1]['sums/scores']
+    hub = runner.message_hub
+    assert hub.get_scalar('val/teacher/sums/scores').current() == rows[1]['sums/scores']
+    (log,) = Path(runner.work_dir).glob('*/*.log')
+    assert f'teacher/sums/scores: {rows[1]["sums/scores"]:.4f}' in log.read_text()
+
+
+def test_the_hook_changes_nothing_but_the_log(runner_of):
+    """Without RandomStateHook too, which would hide random numbers that the hook draws."""
+    plain, evaluated = (run(runner_of, 'plain', {}), run(runner_of, 'evaluated', EVAL_TEACHER))
+    assert all(row['teacher/sums/scores'] != row['sums/scores'] for row in evaluated['metrics'])
+    for row in evaluated['metrics']:
+        for key in [key for key in row if key.startswith('teacher/')]:
+            del row[key]
+    weights = [x.pop('weights') for x in (plain, evaluated)]
+    assert evaluated == plain
+    assert len(plain['best']) == 1
+    for ours, expected in zip(*weights, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def run(runner_of, name, hooks):
+    """Train and give what came of it."""
+    runner = runner_of(name, hooks=hooks)
+    runner.train()
+    return dict(
+        losses=logged(runner.work_dir, 'loss'),
+        metrics=logged(runner.work_dir, 'coco/bbox_mAP'),
+        weights=runner.model.state_dict().values(),
+        best=[x.name for x in Path(runner.work_dir).glob('best_*')],
+        random_state=torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize('order', ['labels after resizing', 'labels before resizing'])
+def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes, order):
+    pipeline = STOCK if 'after' in order else [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]
+    runner = runner_of(teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
+    metrics = runner.test()
+    hub = runner.message_hub
+    assert hub.get_scalar('test/teacher/sums/labelled').current() == metrics['sums/labelled']
+    annotations = json.loads((shapes / 'annotations/val.json').read_text())['annotations']
+    assert len(runner.model.teacher.seen) == 4
+    for sample in runner.model.teacher.seen:
+        x, y, w, h = torch.tensor(
+            [x['bbox'] for x in annotations if x['image_id'] == sample.img_id], dtype=torch.float
+        ).unbind(1)
+        expected = torch.stack([x * 1.5, y * 0.75, (x + w) * 1.5, (y + h) * 0.75], 1)
+        torch.testing.assert_close(sample.gt_instances.bboxes, expected)
+
+
+def test_masks_are_resized_as_the_pipeline_would(runner_of):
+    load = dict(**LOAD_LABELS, with_mask=True)
+    pipelines = {
+        'after': [LOAD_IMAGE, STRETCH, load, PACK],
+        'before': [LOAD_IMAGE, load, STRETCH, PACK],
+    }
+    seen = []
+    for name, pipeline in pipelines.items():
+        runner = runner_of(name, teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
+        runner.model.teacher.use_masks = True
+        runner.test()
+        seen.append([x.gt_instances.masks.to_ndarray() for x in runner.model.teacher.seen])
+    for ours, expected in zip(*seen, strict=True):
+        assert ours.shape[1:] == (48, 96)
+        assert (ours == expected).all()
+
+
+def test_predictions_are_made_on_features_of_the_labels(runner_of):
+    """The whole way by hand: inputs, boxes, teacher features, head."""
+    model = runner_of().model.eval()
+    runner = runner_of('other')
+    runner.model.load_state_dict(model.state_dict())
+    kept = []
+    predict = runner.model.predict_with_teacher
+    runner.model.predict_with_teacher = lambda *args: kept.extend(predict(*args)) or kept[-4:]
+    runner.test()
+    (batch,) = runner.test_dataloader
+    data = model.data_preprocessor(batch)
+    for sample in data['data_samples']:
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes * torch.tensor([1.5, 0.75] * 2)
+    with torch.no_grad():
+        feats = model.student.extract_feat(data['inputs'])
+        feats = model.teacher(feats, data['inputs'], data['data_samples'])
+        metas = [sample.metainfo for sample in data['data_samples']]
+        scores, bboxes = model.student.bbox_head(feats)
+        expected = model.student.bbox_head.predict_by_feat(
+            scores, bboxes, batch_img_metas=metas, rescale=True
+        )
+    for ours, by_hand in zip(kept, expected, strict=True):
+        assert len(by_hand) > 0
+        assert torch.equal(ours.pred_instances.bboxes, by_hand.bboxes)
+        assert torch.equal(ours.pred_instances.scores, by_hand.scores)
+
+
+def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
+    runner = runner_of()
+    metrics = runner.test_evaluator.metrics
+    metrics[0].outfile_prefix = str(tmp_path / 'results')
+    metrics.append(DumpResults(str(tmp_path / 'results.pkl')))
+    runner.test()
+    student = load(tmp_path / 'results.bbox.json')
+    dumped = torch.cat([x['pred_instances']['scores'] for x in load(tmp_path / 'results.pkl')])
+    assert sorted(x['score'] for x in student) == sorted(dumped.tolist())
+    teacher = load(tmp_path / 'results.teacher.bbox.json')
+    assert sorted(x['score'] for x in student) != sorted(x['score'] for x in teacher)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(pipeline=[LOAD_IMAGE, STRETCH, PACK]),
+            r'val_dataloader\.dataset\.pipeline \(.*val\.json\) loads no gt_bboxes.*LoadAnnotations',
+        ),
+        (
+            dict(teacher=dict(use_masks=True)),
+            r'val_dataloader\.dataset\.pipeline .* loads no gt_bboxes and gt_masks.*with_mask=True',
+        ),
+        (
+            dict(val_dataloader=None, val_cfg=None, val_evaluator=None),
+            r'EvalTeacherHook evaluates after validation, but the config has no val_dataloader',
+        ),
+    ],
+    ids=['no labels', 'no masks', 'no validation'],
+)
+def test_what_is_missing_is_said_before_training(runner_of, kwargs, message):
+    runner = runner_of(**kwargs)
+    with pytest.raises(ConfigError, match=message):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_missing_labels_are_said_before_a_test(runner_of):
+    runner = runner_of(pipeline=[LOAD_IMAGE, STRETCH, PACK])
+    with pytest.raises(ConfigError, match=r'test_dataloader\.dataset\.pipeline'):
+        runner.test()
+
+
+def test_data_sets_that_disagree_are_refused(runner_of, shapes):
+    pipelines = (STOCK, [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK])
+    runner = runner_of()
+    runner._val_dataloader['dataset'] = dict(
+        type='ConcatDataset', datasets=[dataset(shapes, 'val', x) for x in pipelines]
+    )
+    with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
+        runner.val()
