@@ -5,17 +5,18 @@ original image, to which heads bring their predictions.
 """
 
 from mmdet.structures.bbox import get_box_tensor, scale_boxes
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 
 from ..errors import ConfigError
 
 
-def loads_labels_after_resizing(dataset: BaseDataset, key: str, use_masks: bool) -> bool:
-    """Run a data set's pipeline on its first image until the labels are there.
+def loads_labels_after_resizing(pipeline: Compose, info: dict, key: str, use_masks: bool) -> bool:
+    """Run a pipeline on an image until the labels are there.
 
     Args:
-        dataset: A data set with an image or more.
+        pipeline: The pipeline.
+        info: What its data set knows of an image; the pipeline may change it.
         key: Config key of the pipeline, for the error.
         use_masks: Whether instance masks are needed too.
 
@@ -26,17 +27,15 @@ def loads_labels_after_resizing(dataset: BaseDataset, key: str, use_masks: bool)
         ConfigError: if the pipeline loads no boxes, or no masks where they are needed.
     """
     needed = ['gt_bboxes', 'gt_masks'] if use_masks else ['gt_bboxes']
-    results = dataset.get_data_info(0)
-    for transform in dataset.pipeline.transforms:
-        is_resized = 'scale_factor' in results
-        results = transform(results)
-        if all(name in results for name in needed):
+    for transform in pipeline.transforms:
+        is_resized = 'scale_factor' in info
+        info = transform(info)
+        if all(name in info for name in needed):
             return is_resized
     masks = ', with_mask=True' if use_masks else ''
     raise ConfigError(
-        f'{key} ({dataset.ann_file or type(dataset).__name__}) loads no {" and ".join(needed)}, which '
-        "the teacher's features are made from; add to it "
-        f"dict(type='LoadAnnotations', with_bbox=True{masks})"
+        f"{key} loads no {' and '.join(needed)}, which the teacher's features are made from; add "
+        f"dict(type='LoadAnnotations', with_bbox=True{masks}) to it"
     )
 
 

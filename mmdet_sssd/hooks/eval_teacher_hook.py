@@ -80,7 +80,9 @@ class EvalTeacherHook(Hook):
         use_masks = getattr(teacher, 'use_masks', False)
         with kept_random_state():
             found = {
-                loads_labels_after_resizing(dataset, key, use_masks)
+                loads_labels_after_resizing(
+                    dataset.pipeline, dataset.get_data_info(0), key, use_masks
+                )
                 for dataset in leaf_datasets(loader.dataset)
                 if len(dataset)
             }

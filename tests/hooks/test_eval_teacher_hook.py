@@ -1,28 +1,27 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
-from mmengine.runner import Runner
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from tools import make_shapes
 
-from ..stock_detectors import stock_config
-
-LOAD_IMAGE = dict(type='LoadImageFromFile')
-LOAD_LABELS = dict(type='LoadAnnotations', with_bbox=True)
-STRETCH = dict(type='Resize', scale=(96, 48), keep_ratio=False)
-PACK = dict(
-    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+from ..small_runner import (
+    LABELS_FIRST,
+    LABELS_LAST,
+    LOAD_IMAGE,
+    LOAD_LABELS,
+    PACK,
+    STRETCH,
+    draw_shapes,
+    shapes_dataset,
+    small_runner,
 )
-STOCK = [LOAD_IMAGE, STRETCH, LOAD_LABELS, PACK]
+
 EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
 
 
@@ -64,67 +63,24 @@ class SumsMetric(BaseMetric):
 
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
-    """Eight images of 64x64 to train on and four to validate on."""
-    out = tmp_path_factory.mktemp('shapes')
-    with pytest.MonkeyPatch.context() as patch:
-        args = ['--train', '8', '--val', '4', '--size', '64', '--seed', '3']
-        patch.setattr(sys, 'argv', ['make_shapes.py', str(out), *args])
-        make_shapes.main()
-    return out
+    return draw_shapes(tmp_path_factory.mktemp('shapes'))
 
 
 @pytest.fixture
 def runner_of(shapes, tmp_path):
-    """Makes a function that makes runners of a small distilled RetinaNet on the shapes."""
+    """A function that makes runners, with the hook if not told otherwise, that compute sums too."""
 
-    def make(name='run', pipeline=STOCK, teacher=None, hooks=EVAL_TEACHER, **kwargs) -> Runner:
-        student = stock_config('retinanet')
-        student.bbox_head.num_classes = 5
-        student.test_cfg.score_thr = 0.0
-        work_dir = tmp_path / name
-        loader = dict(
-            batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False)
+    def make(name='run', hooks=EVAL_TEACHER, **kwargs):
+        checkpoint = dict(type='CheckpointHook', save_best='sums/scores', rule='greater')
+        return small_runner(
+            tmp_path / name,
+            shapes,
+            metrics=[dict(type='SumsMetric')],
+            default_hooks=dict(checkpoint=checkpoint, **hooks),
+            **kwargs,
         )
-        val = dict(**loader, dataset=dataset(shapes, 'val', pipeline))
-        coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
-        cfg = dict(
-            model=dict(type='SSSDDistiller', student=student, teacher=teacher),
-            train_dataloader=dict(
-                dataset=dataset(shapes, 'train', [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]),
-                **{**loader, 'sampler': dict(type='DefaultSampler', shuffle=True)},
-            ),
-            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
-            **{f'{stage}_dataloader': val for stage in ('val', 'test')},
-            **{f'{stage}_evaluator': [coco, dict(type='SumsMetric')] for stage in ('val', 'test')},
-            val_cfg=dict(),
-            test_cfg=dict(),
-            default_hooks=dict(
-                checkpoint=dict(
-                    type='CheckpointHook', interval=1, save_best='sums/scores', rule='greater'
-                ),
-                **hooks,
-            ),
-            default_scope='mmdet',
-            randomness=dict(seed=0),
-            work_dir=str(work_dir),
-            experiment_name=str(work_dir),  # two runners of one name would share their logs
-        )
-        return Runner.from_cfg(Config({**cfg, **kwargs}))
 
     return make
-
-
-def dataset(root, split, pipeline):
-    return dict(
-        type='CocoDataset',
-        metainfo=dict(classes=make_shapes.CLASSES),
-        data_root=str(root),
-        ann_file=f'annotations/{split}.json',
-        data_prefix=dict(img=split),
-        test_mode=split == 'val',
-        pipeline=pipeline,
-    )
 
 
 def logged(work_dir, key):
@@ -181,7 +137,7 @@ def run(runner_of, name, hooks):
 
 @pytest.mark.parametrize('order', ['labels after resizing', 'labels before resizing'])
 def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes, order):
-    pipeline = STOCK if 'after' in order else [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]
+    pipeline = LABELS_LAST if 'after' in order else LABELS_FIRST
     runner = runner_of(teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
     metrics = runner.test()
     hub = runner.message_hub
@@ -258,11 +214,11 @@ def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
     [
         (
             dict(pipeline=[LOAD_IMAGE, STRETCH, PACK]),
-            r'val_dataloader\.dataset\.pipeline \(.*val\.json\) loads no gt_bboxes.*LoadAnnotations',
+            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes.*LoadAnnotations',
         ),
         (
             dict(teacher=dict(use_masks=True)),
-            r'val_dataloader\.dataset\.pipeline .* loads no gt_bboxes and gt_masks.*with_mask=True',
+            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes and gt_masks.*with_mask=True',
         ),
         (
             dict(val_dataloader=None, val_cfg=None, val_evaluator=None),
@@ -285,10 +241,10 @@ def test_missing_labels_are_said_before_a_test(runner_of):
 
 
 def test_data_sets_that_disagree_are_refused(runner_of, shapes):
-    pipelines = (STOCK, [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK])
+    pipelines = (LABELS_LAST, LABELS_FIRST)
     runner = runner_of()
     runner._val_dataloader['dataset'] = dict(
-        type='ConcatDataset', datasets=[dataset(shapes, 'val', x) for x in pipelines]
+        type='ConcatDataset', datasets=[shapes_dataset(shapes, 'val', x) for x in pipelines]
     )
     with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
         runner.val()
