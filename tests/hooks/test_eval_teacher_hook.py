@@ -1,11 +1,16 @@
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
+from mmengine.visualization import TensorboardVisBackend
 from torch import nn
 
 from mmdet_sssd import ConfigError
@@ -22,6 +27,7 @@ from ..small_runner import (
     small_runner,
 )
 
+GUIDE = Path(__file__).parents[2] / 'docs/user_guide.md'
 EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
 
 
@@ -150,6 +156,29 @@ def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner
         ).unbind(1)
         expected = torch.stack([x * 1.5, y * 0.75, (x + w) * 1.5, (y + h) * 0.75], 1)
         torch.testing.assert_close(sample.gt_instances.bboxes, expected)
+
+
+def test_tensorboard_gets_the_teacher_s_curves_with_the_guide_s_lines(runner_of, monkeypatch):
+    """Through mmengine's backend, on a writer of our own: TensorBoard need not be installed."""
+    curves = defaultdict(list)
+    writer = SimpleNamespace(
+        add_scalar=lambda name, value, step: curves[name].append((step, value)),
+        add_text=lambda *_: None,
+        close=lambda: None,
+    )
+    monkeypatch.setattr(
+        TensorboardVisBackend, '_init_env', lambda backend: setattr(backend, '_tensorboard', writer)
+    )
+    (lines,) = re.findall(r'```python\n(visualizer = .*?)```', GUIDE.read_text(), re.DOTALL)
+    visualizer = Config.fromstring(lines, '.py').visualizer
+    hooks = dict(**EVAL_TEACHER, distill_coef=dict(type='AdaptiveDistillCoefHook'))
+    logger = dict(type='LoggerHook', interval=1)
+    visualizer = dict(type='DetLocalVisualizer', name='curves', **visualizer)
+    runner_of(hooks=dict(**hooks, logger=logger), visualizer=visualizer).train()
+    for name in ('distill_coef', 'teacher.loss_cls', 'teacher.loss_bbox', 'loss_distill'):
+        assert [step for step, _ in curves[name]] == [1, 2, 3, 4], name  # iterations
+    assert [value for _, value in curves['distill_coef']] == [1] * 4
+    assert [step for step, _ in curves['teacher/coco/bbox_mAP']] == [1, 2]  # epochs
 
 
 def test_masks_are_resized_as_the_pipeline_would(runner_of):
