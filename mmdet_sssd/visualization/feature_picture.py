@@ -25,7 +25,6 @@ from ..models.layers import LabelledObjects, instance_norm
 CELL_WIDTH = 3.2  # inches
 DPI = 150
 IMAGE_WIDTH = round(CELL_WIDTH * DPI)  # pixels, so that text is drawn as large as it is shown
-
 BACKGROUND = 0.4  # grey value between outlines and class colours
 
 
