@@ -1,4 +1,15 @@
 from .annotation_check import check_annotations
+from .label_pixels import loads_labels_after_resizing, rescale_labels
+from .labelled_images import find_labelled_images
+from .leaf_datasets import leaf_datasets
 from .own_data import positive_integers, read_coco_summary
 
-__all__ = ['check_annotations', 'positive_integers', 'read_coco_summary']
+__all__ = [
+    'check_annotations',
+    'find_labelled_images',
+    'leaf_datasets',
+    'loads_labels_after_resizing',
+    'positive_integers',
+    'read_coco_summary',
+    'rescale_labels',
+]

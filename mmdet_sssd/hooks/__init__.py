@@ -1,5 +1,6 @@
 from .adaptive_distill_coef_hook import AdaptiveDistillCoefHook
 from .check_dataset_hook import CheckDatasetHook
+from .eval_teacher_hook import EvalTeacherHook
 from .export_student_hook import ExportStudentHook
 from .phase_hooks import DetachStudentHook, FreezeBackboneHook
 from .random_state_hook import RandomStateHook
@@ -8,6 +9,7 @@ __all__ = [
     'AdaptiveDistillCoefHook',
     'CheckDatasetHook',
     'DetachStudentHook',
+    'EvalTeacherHook',
     'ExportStudentHook',
     'FreezeBackboneHook',
     'RandomStateHook',

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 from mmdet.models import RPN
 from mmdet.registry import HOOKS
@@ -7,6 +6,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..datasets import leaf_datasets
 from ..errors import ConfigError
 from .distiller_of import distiller_of
 
@@ -30,7 +30,7 @@ class CheckDatasetHook(Hook):
         self.distiller = distiller_of(runner, type(self).__name__)
         is_rpn = isinstance(self.distiller.student, RPN)  # to which all classes are one
         num_classes = math.inf if is_rpn else self.distiller.teacher.num_classes
-        datasets = list(_leaf_datasets(runner.train_dataloader.dataset))
+        datasets = list(leaf_datasets(runner.train_dataloader.dataset))
         num_objects = sum(_check_labels(dataset, num_classes) for dataset in datasets)
         if datasets and not num_objects:
             raise ConfigError(
@@ -46,17 +46,6 @@ class CheckDatasetHook(Hook):
                 f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were met '
                 'by this process) covered less than a pixel of their image and were left out.'
             )
-
-
-def _leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
-    """Look through wrappers (concatenated, repeated, mixed …) at the data sets that read files."""
-    if hasattr(dataset, 'datasets'):
-        for inner in dataset.datasets:
-            yield from _leaf_datasets(inner)
-    elif hasattr(dataset, 'dataset'):
-        yield from _leaf_datasets(dataset.dataset)
-    elif isinstance(dataset, BaseDataset):
-        yield dataset
 
 
 def _check_labels(dataset: BaseDataset, num_classes: float) -> int:

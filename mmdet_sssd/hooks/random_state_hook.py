@@ -1,4 +1,6 @@
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -62,6 +64,16 @@ class RandomStateHook(Hook):
         if self.resumed_state is not None:
             _set_random_state(self.resumed_state)
             self.resumed_state = None
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put the generators' states back, at the end of the context, to what they were before it."""
+    state = _get_random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
 
 
 def _get_random_state() -> dict:

@@ -147,6 +147,29 @@ class SSSDDistiller(BaseDetector):
         """Predict with the student alone; see its ``predict``."""
         return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
+    def predict_with_teacher(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
+    ) -> SampleList:
+        """Predict with the student's head on the teacher's features, which are made from the labels.
+
+        What comes of it tells what the teacher knows, and is no prediction: it has seen the answer.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
+            **kwargs: As the student's ``predict`` takes them.
+
+        Returns:
+            The data samples with ``pred_instances``, as the student's ``predict`` returns them.
+        """
+        student_feats = self.student.extract_feat(batch_inputs)
+        repeats = len(student_feats[0]) // len(
+            batch_data_samples
+        )  # 3 in some of TridentNet's tests
+        teacher_feats = self.teacher(student_feats, batch_inputs, batch_data_samples * repeats)
+        with replay_features(self.student, teacher_feats):
+            return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
         return self.student._forward(batch_inputs, batch_data_samples)
 

@@ -1,0 +1,135 @@
+import copy
+
+import torch
+from mmdet.registry import HOOKS
+from mmdet.structures import SampleList
+from mmengine.evaluator import DumpResults, Evaluator
+from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.runner import BaseLoop, Runner, autocast
+from torch.utils.data import DataLoader
+
+from ..datasets import leaf_datasets, loads_labels_after_resizing, rescale_labels
+from ..errors import ConfigError
+from ..models import SSSDDistiller
+from ..models.detectors.replay import fresh_samples
+from .distiller_of import distiller_of
+from .random_state_hook import kept_random_state
+
+
+@HOOKS.register_module()
+class EvalTeacherHook(Hook):
+    """Evaluates the teacher too, after each validation and after a test.
+
+    The loader runs once more, the student's head predicts on the teacher's features, and the same
+    metrics are computed and logged with the prefix ``teacher/``, such as
+    ``teacher/coco/bbox_mAP``. The teacher sees the labels, so this is no detector's accuracy: it
+    tells whether the teacher is ahead of the student, which is what distillation has to give.
+
+    The student's metrics stay as they are, and with them the choice of the best checkpoint and
+    schedulers that follow a metric; so do random numbers and weights. With an EMA the averaged
+    weights are evaluated, as the student's are. Validation takes about twice as long.
+
+    The pipeline has to load annotations. Where it does so after resizing, as stock test pipelines do,
+    boxes and masks are in the original image's pixels and are brought into the input's by
+    ``scale_factor``: the inverse of what heads do to their predictions, and as general.
+
+    Raises:
+        ConfigError: before training, validation or test starts, if there is no validation, the
+            pipeline loads no annotations (or no masks, and the teacher uses them), or the model is no
+            distiller.
+    """
+
+    priority = 'HIGH'  # before EMAHook takes its weights away and LoggerHook writes
+
+    def __init__(self) -> None:
+        self.labels_in_original_pixels: dict[str, bool] = {}  # by stage
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the validation data before time is spent."""
+        if runner.val_loop is None:
+            raise ConfigError(
+                f'{type(self).__name__} evaluates after validation, but the config has no '
+                'val_dataloader; give val_dataloader, val_cfg and val_evaluator, or remove the hook'
+            )
+        self._look_at_labels(runner, 'val', runner.val_loop.dataloader)
+
+    def before_val(self, runner: Runner) -> None:
+        """Look at the validation data, if training has not done so."""
+        self._look_at_labels(runner, 'val', runner.val_loop.dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Look at the test data."""
+        self._look_at_labels(runner, 'test', runner.test_loop.dataloader)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Evaluate the teacher and note its metrics where mmengine notes the student's."""
+        teacher_metrics = self._evaluate(runner, 'val', runner.val_loop)
+        RuntimeInfoHook().after_val_epoch(runner, teacher_metrics)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Evaluate the teacher and note its metrics where mmengine notes the student's."""
+        teacher_metrics = self._evaluate(runner, 'test', runner.test_loop)
+        RuntimeInfoHook().after_test_epoch(runner, teacher_metrics)
+
+    def _look_at_labels(self, runner: Runner, stage: str, loader: DataLoader) -> None:
+        """Find out, once for each stage, which pixels its boxes and masks are given in."""
+        if stage in self.labels_in_original_pixels:
+            return
+        teacher = distiller_of(runner, type(self).__name__).teacher
+        key = f'{stage}_dataloader.dataset.pipeline'
+        use_masks = getattr(teacher, 'use_masks', False)
+        with kept_random_state():
+            found = {
+                loads_labels_after_resizing(
+                    dataset.pipeline, dataset.get_data_info(0), key, use_masks
+                )
+                for dataset in leaf_datasets(loader.dataset)
+                if len(dataset)
+            }
+        if len(found) > 1:
+            raise ConfigError(
+                f'{key}: some of the data sets load annotations before resizing, others after it; '
+                'accepted: the same order in all of them'
+            )
+        self.labels_in_original_pixels[stage] = found == {True}
+
+    @torch.no_grad()
+    def _evaluate(self, runner: Runner, stage: str, loop: BaseLoop) -> dict[str, float]:
+        """Run a loop's loader and a copy of its evaluator on the teacher's predictions."""
+        distiller = distiller_of(runner, type(self).__name__)
+        evaluator = _without_files_of_the_student(loop.evaluator)
+        runner.logger.info('Evaluating the teacher, which sees the labels.')
+        with kept_random_state():
+            for data_batch in loop.dataloader:
+                with autocast(enabled=loop.fp16):
+                    outputs = _predict(distiller, data_batch, self.labels_in_original_pixels[stage])
+                evaluator.process(data_samples=outputs, data_batch=data_batch)
+            metrics = evaluator.evaluate(len(loop.dataloader.dataset))
+        return {f'teacher/{name}': value for name, value in metrics.items()}
+
+
+def _predict(
+    distiller: SSSDDistiller, data_batch: dict, labels_in_original_pixels: bool
+) -> SampleList:
+    """Predict with the teacher; the data samples keep the ground truth that metrics expect."""
+    data = distiller.data_preprocessor(data_batch, False)
+    labelled = fresh_samples(data['data_samples'])
+    if labels_in_original_pixels:
+        for sample in labelled:
+            rescale_labels(sample.gt_instances, sample.scale_factor)
+    outputs = distiller.predict_with_teacher(data['inputs'], labelled)
+    for output, sample in zip(outputs, data['data_samples'], strict=True):
+        output.gt_instances = sample.gt_instances
+    return outputs
+
+
+def _without_files_of_the_student(evaluator: Evaluator) -> Evaluator:
+    """Copy an evaluator so that what it writes does not replace the student's files."""
+    evaluator = copy.copy(evaluator)
+    metrics = [copy.copy(x) for x in evaluator.metrics if not isinstance(x, DumpResults)]
+    for metric in metrics:
+        metric.results = []
+        if getattr(metric, 'outfile_prefix', None):
+            metric.outfile_prefix += '.teacher'
+    evaluator.metrics = metrics
+    return evaluator

@@ -1,0 +1,279 @@
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet.registry import METRICS, MODELS
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.fileio import load
+from mmengine.visualization import TensorboardVisBackend
+from torch import nn
+
+from mmdet_sssd import ConfigError
+
+from ..small_runner import (
+    LABELS_FIRST,
+    LABELS_LAST,
+    LOAD_IMAGE,
+    LOAD_LABELS,
+    PACK,
+    STRETCH,
+    draw_shapes,
+    shapes_dataset,
+    small_runner,
+)
+
+GUIDE = Path(__file__).parents[2] / 'docs/user_guide.md'
+EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
+
+
+@MODELS.register_module()
+class IdentityTeacher(nn.Module):
+    """Gives the student's features back and notes the data samples that it was given."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.seen = []
+
+    def forward(self, student_feats, batch_inputs, batch_data_samples):
+        if not self.training:
+            self.seen += [sample.clone() for sample in batch_data_samples]
+        return student_feats
+
+
+@METRICS.register_module()
+class SumsMetric(BaseMetric):
+    """Sums of all that is predicted and labelled: no two different predictions give the same."""
+
+    default_prefix = 'sums'
+
+    def process(self, data_batch, data_samples):
+        for sample in data_samples:
+            predicted, labelled = sample['pred_instances'], sample['gt_instances']
+            self.results.append(
+                dict(
+                    bboxes=predicted['bboxes'].double().sum().item(),
+                    scores=predicted['scores'].double().sum().item(),
+                    labelled=labelled['bboxes'].double().sum().item(),
+                )
+            )
+
+    def compute_metrics(self, results):
+        return {key: sum(x[key] for x in results) for key in results[0]}
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp('shapes'))
+
+
+@pytest.fixture
+def runner_of(shapes, tmp_path):
+    """A function that makes runners, with the hook if not told otherwise, that compute sums too."""
+
+    def make(name='run', hooks=EVAL_TEACHER, **kwargs):
+        checkpoint = dict(type='CheckpointHook', save_best='sums/scores', rule='greater')
+        return small_runner(
+            tmp_path / name,
+            shapes,
+            metrics=[dict(type='SumsMetric')],
+            default_hooks=dict(checkpoint=checkpoint, **hooks),
+            **kwargs,
+        )
+
+    return make
+
+
+def logged(work_dir, key):
+    """The rows of a run's scalars that have a key, without times."""
+    (path,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if 'time' not in k} for row in rows if key in row]
+
+
+def test_a_teacher_that_gives_the_student_s_features_has_the_student_s_metrics(runner_of):
+    ema = dict(type='EMAHook', momentum=0.5)  # whose weights are the student's in validation
+    runner = runner_of(teacher=dict(type='IdentityTeacher'), custom_hooks=[ema])
+    runner.train()
+    rows = logged(runner.work_dir, 'teacher/coco/bbox_mAP')
+    assert len(rows) == 2
+    for row in rows:
+        student = {k: v for k, v in row.items() if k.startswith(('coco/', 'sums/'))}
+        assert {k: row[f'teacher/{k}'] for k in student} == student
+        assert len(student) == 9
+        assert row['sums/scores'] > 0
+    assert rows[0]['sums/scores'] != rows[1]['sums/scores']
+    hub = runner.message_hub
+    assert hub.get_scalar('val/teacher/sums/scores').current() == rows[1]['sums/scores']
+    (log,) = Path(runner.work_dir).glob('*/*.log')
+    assert f'teacher/sums/scores: {rows[1]["sums/scores"]:.4f}' in log.read_text()
+
+
+def test_the_hook_changes_nothing_but_the_log(runner_of):
+    """Without RandomStateHook too, which would hide random numbers that the hook draws."""
+    plain, evaluated = (run(runner_of, 'plain', {}), run(runner_of, 'evaluated', EVAL_TEACHER))
+    assert all(row['teacher/sums/scores'] != row['sums/scores'] for row in evaluated['metrics'])
+    for row in evaluated['metrics']:
+        for key in [key for key in row if key.startswith('teacher/')]:
+            del row[key]
+    weights = [x.pop('weights') for x in (plain, evaluated)]
+    assert evaluated == plain
+    assert len(plain['best']) == 1
+    for ours, expected in zip(*weights, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def run(runner_of, name, hooks):
+    """Train and give what came of it."""
+    runner = runner_of(name, hooks=hooks)
+    runner.train()
+    return dict(
+        losses=logged(runner.work_dir, 'loss'),
+        metrics=logged(runner.work_dir, 'coco/bbox_mAP'),
+        weights=runner.model.state_dict().values(),
+        best=[x.name for x in Path(runner.work_dir).glob('best_*')],
+        random_state=torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize('order', ['labels after resizing', 'labels before resizing'])
+def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes, order):
+    pipeline = LABELS_LAST if 'after' in order else LABELS_FIRST
+    runner = runner_of(teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
+    metrics = runner.test()
+    hub = runner.message_hub
+    assert hub.get_scalar('test/teacher/sums/labelled').current() == metrics['sums/labelled']
+    annotations = json.loads((shapes / 'annotations/val.json').read_text())['annotations']
+    assert len(runner.model.teacher.seen) == 4
+    for sample in runner.model.teacher.seen:
+        x, y, w, h = torch.tensor(
+            [x['bbox'] for x in annotations if x['image_id'] == sample.img_id], dtype=torch.float
+        ).unbind(1)
+        expected = torch.stack([x * 1.5, y * 0.75, (x + w) * 1.5, (y + h) * 0.75], 1)
+        torch.testing.assert_close(sample.gt_instances.bboxes, expected)
+
+
+def test_tensorboard_gets_the_teacher_s_curves_with_the_guide_s_lines(runner_of, monkeypatch):
+    """Through mmengine's backend, on a writer of our own: TensorBoard need not be installed."""
+    curves = defaultdict(list)
+    writer = SimpleNamespace(
+        add_scalar=lambda name, value, step: curves[name].append((step, value)),
+        add_text=lambda *_: None,
+        close=lambda: None,
+    )
+    monkeypatch.setattr(
+        TensorboardVisBackend, '_init_env', lambda backend: setattr(backend, '_tensorboard', writer)
+    )
+    (lines,) = re.findall(r'```python\n(visualizer = .*?)```', GUIDE.read_text(), re.DOTALL)
+    visualizer = Config.fromstring(lines, '.py').visualizer
+    hooks = dict(**EVAL_TEACHER, distill_coef=dict(type='AdaptiveDistillCoefHook'))
+    logger = dict(type='LoggerHook', interval=1)
+    visualizer = dict(type='DetLocalVisualizer', name='curves', **visualizer)
+    runner_of(hooks=dict(**hooks, logger=logger), visualizer=visualizer).train()
+    for name in ('distill_coef', 'teacher.loss_cls', 'teacher.loss_bbox', 'loss_distill'):
+        assert [step for step, _ in curves[name]] == [1, 2, 3, 4], name  # iterations
+    assert [value for _, value in curves['distill_coef']] == [1] * 4
+    assert [step for step, _ in curves['teacher/coco/bbox_mAP']] == [1, 2]  # epochs
+
+
+def test_masks_are_resized_as_the_pipeline_would(runner_of):
+    load = dict(**LOAD_LABELS, with_mask=True)
+    pipelines = {
+        'after': [LOAD_IMAGE, STRETCH, load, PACK],
+        'before': [LOAD_IMAGE, load, STRETCH, PACK],
+    }
+    seen = []
+    for name, pipeline in pipelines.items():
+        runner = runner_of(name, teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
+        runner.model.teacher.use_masks = True
+        runner.test()
+        seen.append([x.gt_instances.masks.to_ndarray() for x in runner.model.teacher.seen])
+    for ours, expected in zip(*seen, strict=True):
+        assert ours.shape[1:] == (48, 96)
+        assert (ours == expected).all()
+
+
+def test_predictions_are_made_on_features_of_the_labels(runner_of):
+    """The whole way by hand: inputs, boxes, teacher features, head."""
+    model = runner_of().model.eval()
+    runner = runner_of('other')
+    runner.model.load_state_dict(model.state_dict())
+    kept = []
+    predict = runner.model.predict_with_teacher
+    runner.model.predict_with_teacher = lambda *args: kept.extend(predict(*args)) or kept[-4:]
+    runner.test()
+    (batch,) = runner.test_dataloader
+    data = model.data_preprocessor(batch)
+    for sample in data['data_samples']:
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes * torch.tensor([1.5, 0.75] * 2)
+    with torch.no_grad():
+        feats = model.student.extract_feat(data['inputs'])
+        feats = model.teacher(feats, data['inputs'], data['data_samples'])
+        metas = [sample.metainfo for sample in data['data_samples']]
+        scores, bboxes = model.student.bbox_head(feats)
+        expected = model.student.bbox_head.predict_by_feat(
+            scores, bboxes, batch_img_metas=metas, rescale=True
+        )
+    for ours, by_hand in zip(kept, expected, strict=True):
+        assert len(by_hand) > 0
+        assert torch.equal(ours.pred_instances.bboxes, by_hand.bboxes)
+        assert torch.equal(ours.pred_instances.scores, by_hand.scores)
+
+
+def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
+    runner = runner_of()
+    metrics = runner.test_evaluator.metrics
+    metrics[0].outfile_prefix = str(tmp_path / 'results')
+    metrics.append(DumpResults(str(tmp_path / 'results.pkl')))
+    runner.test()
+    student = load(tmp_path / 'results.bbox.json')
+    dumped = torch.cat([x['pred_instances']['scores'] for x in load(tmp_path / 'results.pkl')])
+    assert sorted(x['score'] for x in student) == sorted(dumped.tolist())
+    teacher = load(tmp_path / 'results.teacher.bbox.json')
+    assert sorted(x['score'] for x in student) != sorted(x['score'] for x in teacher)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(pipeline=[LOAD_IMAGE, STRETCH, PACK]),
+            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes.*LoadAnnotations',
+        ),
+        (
+            dict(teacher=dict(use_masks=True)),
+            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes and gt_masks.*with_mask=True',
+        ),
+        (
+            dict(val_dataloader=None, val_cfg=None, val_evaluator=None),
+            r'EvalTeacherHook evaluates after validation, but the config has no val_dataloader',
+        ),
+    ],
+    ids=['no labels', 'no masks', 'no validation'],
+)
+def test_what_is_missing_is_said_before_training(runner_of, kwargs, message):
+    runner = runner_of(**kwargs)
+    with pytest.raises(ConfigError, match=message):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_missing_labels_are_said_before_a_test(runner_of):
+    runner = runner_of(pipeline=[LOAD_IMAGE, STRETCH, PACK])
+    with pytest.raises(ConfigError, match=r'test_dataloader\.dataset\.pipeline'):
+        runner.test()
+
+
+def test_data_sets_that_disagree_are_refused(runner_of, shapes):
+    pipelines = (LABELS_LAST, LABELS_FIRST)
+    runner = runner_of()
+    runner._val_dataloader['dataset'] = dict(
+        type='ConcatDataset', datasets=[shapes_dataset(shapes, 'val', x) for x in pipelines]
+    )
+    with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
+        runner.val()

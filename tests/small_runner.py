@@ -1,0 +1,86 @@
+"""A small distilled RetinaNet on drawn shapes, for what needs real data and predictions."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from tools import make_shapes
+
+from .stock_detectors import stock_config
+
+LOAD_IMAGE = dict(type='LoadImageFromFile')
+LOAD_LABELS = dict(type='LoadAnnotations', with_bbox=True)
+STRETCH = dict(type='Resize', scale=(96, 48), keep_ratio=False)
+PACK = dict(
+    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+)
+LABELS_FIRST = [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]  # as stock training pipelines do
+LABELS_LAST = [LOAD_IMAGE, STRETCH, LOAD_LABELS, PACK]  # as stock test pipelines do
+
+
+def draw_shapes(out: Path) -> Path:
+    """Draw eight images of 64x64 to train on and four to validate on."""
+    with pytest.MonkeyPatch.context() as patch:
+        args = ['--train', '8', '--val', '4', '--size', '64', '--seed', '3']
+        patch.setattr(sys, 'argv', ['make_shapes.py', str(out), *args])
+        make_shapes.main()
+    return out
+
+
+def shapes_dataset(root: Path, split: str, pipeline: list[dict]) -> dict:
+    return dict(
+        type='CocoDataset',
+        metainfo=dict(classes=make_shapes.CLASSES),
+        data_root=str(root),
+        ann_file=f'annotations/{split}.json',
+        data_prefix=dict(img=split),
+        test_mode=split == 'val',
+        pipeline=pipeline,
+    )
+
+
+def small_runner(
+    work_dir: Path, shapes: Path, *, pipeline=LABELS_LAST, teacher=None, metrics=(), **kwargs
+) -> Runner:
+    """Make a runner of two epochs of two iterations.
+
+    Args:
+        work_dir: Its folder.
+        shapes: Folder of the data set.
+        pipeline: The pipeline to validate and test with.
+        teacher: Config of the teacher.
+        metrics: What is computed beside COCO's metrics.
+        kwargs: What differs in the config.
+    """
+    student = stock_config('retinanet')
+    student.bbox_head.num_classes = len(make_shapes.CLASSES)
+    student.test_cfg.score_thr = 0.0  # a detector that has seen four batches is sure of nothing
+    loader = dict(batch_size=4, num_workers=0)
+    val = dict(
+        **loader,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=shapes_dataset(shapes, 'val', pipeline),
+    )
+    coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
+    cfg = dict(
+        model=dict(type='SSSDDistiller', student=student, teacher=teacher),
+        train_dataloader=dict(
+            **loader,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            dataset=shapes_dataset(shapes, 'train', LABELS_FIRST),
+        ),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+        **{f'{stage}_dataloader': val for stage in ('val', 'test')},
+        **{f'{stage}_evaluator': [coco, *metrics] for stage in ('val', 'test')},
+        val_cfg=dict(),
+        test_cfg=dict(),
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        work_dir=str(work_dir),
+        experiment_name=str(work_dir),  # two runners of one name would share their logs
+    )
+    return Runner.from_cfg(Config({**cfg, **kwargs}))
