@@ -12,6 +12,7 @@ CONFIGS = {
     'dynamic_rcnn': 'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py',
     'cascade_rcnn': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'yolox': 'yolox/yolox_tiny_8xb8-300e_coco.py',
 }
 
 
@@ -20,6 +21,7 @@ def stock_config(name: str) -> ConfigDict:
     base = f'_base_ = "mmdet::{CONFIGS[name]}"'
     model = Config.fromstring(base, '.py').model
     model.backbone.init_cfg = None
+    model.data_preprocessor.pop('batch_augments', None)  # ask a runner for its iteration
     if model.backbone.type == 'ResNet':
         model.backbone.update(depth=18, base_channels=16, frozen_stages=-1, style='pytorch')
         model.backbone.norm_cfg.requires_grad = True
