@@ -6,6 +6,7 @@ from mmengine.config import Config, ConfigDict
 NUM_CLASSES = 3
 CONFIGS = {
     'retinanet': 'retinanet/retinanet_r18_fpn_1x_coco.py',
+    'atss': 'atss/atss_r50_fpn_1x_coco.py',
     'fcos': 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'faster_rcnn': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'mask_rcnn': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
