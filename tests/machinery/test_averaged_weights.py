@@ -49,7 +49,7 @@ def uninterrupted(tmp_path_factory):
     return folder, runner, by_hand
 
 
-def test_student_teacher_and_adapter_are_averaged_and_λ_is_not(uninterrupted):
+def test_student_teacher_and_adapter_are_averaged_and_distill_coef_is_not(uninterrupted):
     folder, runner, by_hand = uninterrupted
     saved = load_from_local(str(folder / 'epoch_3.pth'))['state_dict']
     assert saved.keys() == by_hand.average.keys() == runner.model.state_dict().keys()

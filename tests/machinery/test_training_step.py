@@ -36,7 +36,7 @@ def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, images
         settings = dict(
             val_dataloader=None, val_evaluator=None, val_cfg=None, **copy.deepcopy(SETTINGS[name])
         )
-        runner = small_runner(tmp_path / folder, images, model, epochs=2, **settings)
+        runner = small_runner(tmp_path / folder, images, model, epochs=1, **settings)
         runner.train()
         runners.append(runner)
     stock, ours = runners
@@ -123,7 +123,7 @@ class Progress(Hook):
         self.backbone.append(runner.model.student.backbone.weight.sum().item())
 
 
-def test_phases_and_λ_count_iterations_under_accumulation(tmp_path):
+def test_phases_and_distill_coef_count_iterations_under_accumulation(tmp_path):
     progress = Progress()
     runner = toy_runner(
         tmp_path,

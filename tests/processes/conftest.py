@@ -6,7 +6,7 @@ import pytest
 from .work import join_group
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def on_two_processes(tmp_path_factory):
     """Two processes of one gloo group; calls a function of `work` on both, gives both results."""
     store = tmp_path_factory.mktemp('group') / 'store'
