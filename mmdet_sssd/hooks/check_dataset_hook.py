@@ -26,15 +26,7 @@ class CheckDatasetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Read the labels of every training image (on the CPU, from what is loaded already)."""
         self.distiller = distiller_of(runner, type(self).__name__)
-        num_classes = self.distiller.teacher.num_classes
-        datasets = list(_leaf_datasets(runner.train_dataloader.dataset))
-        num_objects = sum(_check_labels(dataset, num_classes) for dataset in datasets)
-        if datasets and not num_objects:
-            raise ConfigError(
-                'train_dataloader.dataset has no labelled object in any of its '
-                f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
-                'metainfo.classes and filter_cfg'
-            )
+        check_labels(runner.train_dataloader.dataset, self.distiller.teacher.num_classes)
 
     def after_train(self, runner: Runner) -> None:
         """Say how many boxes were too small to train on."""
@@ -43,6 +35,26 @@ class CheckDatasetHook(Hook):
                 f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were met '
                 'by this process) covered less than a pixel of their image and were left out.'
             )
+
+
+def check_labels(dataset: object, num_classes: int) -> None:
+    """Check the labels of a whole training data set.
+
+    Args:
+        dataset: The data set, as built; wrappers are looked through.
+        num_classes: How many classes the model has.
+
+    Raises:
+        ConfigError: if a label is outside the classes or no image has an object.
+    """
+    datasets = list(_leaf_datasets(dataset))
+    num_objects = sum(_count_objects(dataset, num_classes) for dataset in datasets)
+    if datasets and not num_objects:
+        raise ConfigError(
+            'train_dataloader.dataset has no labelled object in any of its '
+            f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
+            'metainfo.classes and filter_cfg'
+        )
 
 
 def _leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
@@ -56,8 +68,8 @@ def _leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
         yield dataset
 
 
-def _check_labels(dataset: BaseDataset, num_classes: int) -> int:
-    """Check one data set's labels and count its objects."""
+def _count_objects(dataset: BaseDataset, num_classes: int) -> int:
+    """Count one data set's objects, and check their labels."""
     num_objects = 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
