@@ -365,6 +365,16 @@ def test_bad_settings_are_named(kwargs, message):
         build('retinanet', **kwargs)
 
 
+def test_a_key_of_the_detector_is_sent_to_the_student():
+    """As `model=dict(bbox_head=…)` below a distilled config and `--cfg-options` give it."""
+    with pytest.raises(
+        ConfigError,
+        match=r'model\.bbox_head is no setting of SSSDDistiller; .* write model\.student\.bbox_head\. '
+        r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
+    ):
+        build('retinanet', bbox_head=dict(num_classes=2))
+
+
 @pytest.mark.parametrize('part', ['teacher', 'adapter'])
 def test_channels_that_disagree_are_named_before_training(part):
     with pytest.raises(

@@ -1,3 +1,4 @@
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ class SSSDDistiller(BaseDetector):
         data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
             it goes to a student that has none. Otherwise the student's is used.
         init_cfg: As in mmengine.
+        **unknown: Refused with a sentence that says where the key belongs.
 
     Attributes:
         distill_coef: λ as it is now.
@@ -80,7 +82,9 @@ class SSSDDistiller(BaseDetector):
         teacher_loss_weight: float = 1.0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
+        **unknown: Any,
     ) -> None:
+        _check_none_unknown(unknown, type(self))
         _check_not_negative('model.distill_coef', distill_coef)
         _check_not_negative('model.teacher_loss_weight', teacher_loss_weight)
         built_student = build_student(student, data_preprocessor)
@@ -261,6 +265,15 @@ class SSSDDistiller(BaseDetector):
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_none_unknown(unknown: dict[str, Any], distiller: type) -> None:
+    if unknown:
+        accepted = [x for x in inspect.signature(distiller).parameters if x != 'unknown']
+        raise ConfigError(
+            f'model.{next(iter(unknown))} is no setting of {distiller.__name__}; if it is one of the '
+            f"detector's, write model.student.{next(iter(unknown))}. Accepted: {', '.join(accepted)}"
+        )
 
 
 def _check_not_negative(key: str, value: float) -> None:
