@@ -65,36 +65,35 @@ class ToyDataset(Dataset):
 def toy_runner(
     work_dir, *, hooks, train_cfg, schedulers=(), optim_wrapper=None, **kwargs
 ) -> Runner:
-    """Make a runner that trains a distilled ToyDetector."""
+    """Make a runner that trains a distilled ToyDetector; ``kwargs`` replace what it is made of."""
     infinite = train_cfg['type'] == 'IterBasedTrainLoop'
-    model = dict(
-        type='SSSDDistiller',
-        student=dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor')),
-        distill_coef=2.0,
+    settings = dict(
+        model=dict(
+            type='SSSDDistiller',
+            student=dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor')),
+            distill_coef=2.0,
+        ),
+        work_dir=str(work_dir),
+        train_dataloader=toy_loader('InfiniteSampler' if infinite else 'DefaultSampler'),
+        train_cfg=train_cfg,
+        optim_wrapper=optim_wrapper
+        or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
+        param_scheduler=list(schedulers) or None,
+        custom_hooks=hooks,
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        log_processor=dict(by_epoch=not infinite),
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir}',  # two runners of one name would share their logs
     )
-    return Runner(
-        **dict(
-            model=model,
-            work_dir=str(work_dir),
-            train_dataloader=dict(
-                dataset=dict(type='ToyDataset'),
-                batch_size=BATCH_SIZE,
-                num_workers=0,
-                sampler=dict(
-                    type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=True
-                ),
-                collate_fn=dict(type='pseudo_collate'),
-            ),
-            train_cfg=train_cfg,
-            optim_wrapper=optim_wrapper
-            or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
-            param_scheduler=list(schedulers) or None,
-            custom_hooks=hooks,
-            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-            log_processor=dict(by_epoch=not infinite),
-            default_scope='mmdet',
-            randomness=dict(seed=0),
-            experiment_name=f'{work_dir}',  # two runners of one name would share their logs
-            **kwargs,
-        )
+    return Runner(**(settings | kwargs))
+
+
+def toy_loader(sampler='DefaultSampler', shuffle=True) -> dict:
+    return dict(
+        dataset=dict(type='ToyDataset'),
+        batch_size=BATCH_SIZE,
+        num_workers=0,
+        sampler=dict(type=sampler, shuffle=shuffle),
+        collate_fn=dict(type='pseudo_collate'),
     )

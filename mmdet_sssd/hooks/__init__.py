@@ -2,6 +2,7 @@ from .adaptive_distill_coef_hook import AdaptiveDistillCoefHook
 from .check_dataset_hook import CheckDatasetHook
 from .phase_hooks import DetachStudentHook, FreezeBackboneHook
 from .random_state_hook import RandomStateHook
+from .safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
     'AdaptiveDistillCoefHook',
@@ -9,4 +10,5 @@ __all__ = [
     'DetachStudentHook',
     'FreezeBackboneHook',
     'RandomStateHook',
+    'SafeCheckpointHook',
 ]

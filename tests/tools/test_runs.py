@@ -45,7 +45,7 @@ train_dataloader['batch_sampler'] = None
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3),
     dict(type='MultiStepLR', by_epoch=False, milestones=[16, 21], gamma=0.1)]
-default_hooks['checkpoint'] = dict(type='CheckpointHook', by_epoch=False, interval=3)
+default_hooks['checkpoint'].update(by_epoch=False, interval=3)
 log_processor = dict(by_epoch=False)
 """
 LOOPS = {'epochs': '', 'iterations': ITERATIONS}  # 6 epochs of 4 iterations, or 24 iterations
