@@ -14,5 +14,8 @@ sssd_hooks = dict(
     random_state=dict(type='RandomStateHook'),
     # wrong labels are found before training
     check_dataset=dict(type='CheckDatasetHook'),
+    # a run killed at any moment can be resumed
+    checkpoint=dict(type='SafeCheckpointHook'),
+    # the best and the last student, for stock mmdet
     export_student=dict(type='ExportStudentHook'),
 )
