@@ -218,7 +218,7 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
         'classes': f'{len(classes)}: {", ".join(classes[:SHOWN_CLASSES])}{more}',
         'images': f'{len(train)} to train on'
         + (f', {len(val.dataset)} to validate on' if val else ''),
-        'losses': ', '.join(f'{name} {value:.4g}' for name, value in rehearsal.losses.items()),
+        'losses': ', '.join(f'{k} {x:.4g}' for k, x in rehearsal.losses.items() if 'loss' in k),
         'first step': f'{rehearsal.seconds:.2f} s for {rehearsal.batch_size} images'
         + _peak_memory(),
     }

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmdet_sssd.checkpoint_loading import load_from_local
 
