@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .models import SSSDDistiller
-from .models.detectors.sssd_distiller import check_scope, count_classes
+from .models.detectors.student import check_scope, count_classes
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .hooks.check_dataset_hook import CheckDatasetHook, check_labels
 from .models import SSSDDistiller
-from .models.detectors.sssd_distiller import count_classes
+from .models.detectors.student import count_classes
 
 SHOWN_CLASSES = 10
 NEEDS_WORKERS = ('prefetch_factor', 'timeout', 'multiprocessing_context')
