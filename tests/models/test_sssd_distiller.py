@@ -384,6 +384,19 @@ def test_channels_that_disagree_are_named_before_training(part):
         build('retinanet', **{part: dict(in_channels=16)})
 
 
+def test_a_student_that_does_not_run_on_a_cpu_needs_its_channels_given(monkeypatch):
+    cls = type(build('retinanet').student)
+
+    def fail(self, batch_inputs):
+        raise RuntimeError('carafe_forward_impl: implementation for device cpu not found')
+
+    monkeypatch.setattr(cls, 'extract_feat', fail)
+    with pytest.raises(ConfigError, match=r'device cpu not found\).* give the channels'):
+        build('retinanet')
+    given = dict(in_channels=[32] * 5)
+    assert build('retinanet', teacher=given, adapter=given).teacher.in_channels == (32,) * 5
+
+
 @pytest.mark.parametrize('part', ['backbone', 'neck', 'bbox_head'])
 def test_a_student_without_a_part_is_named(part):
     student = stock_config('retinanet')

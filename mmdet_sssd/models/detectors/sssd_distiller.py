@@ -102,8 +102,16 @@ class SSSDDistiller(BaseDetector):
     def _build_teacher_and_adapter(
         self, teacher: OptConfigType, adapter: OptConfigType
     ) -> tuple[nn.Module, nn.Module]:
-        """Build them with what is read off the student, and refuse what disagrees with that."""
-        channels = read_channels(self.student)
+        """Build them with what is read off the student, and refuse what disagrees with that.
+
+        With channels given for both, the student is not run: it may be one that needs a GPU.
+        """
+        given = [
+            config['in_channels']
+            for config in (teacher, adapter)
+            if 'in_channels' in (config or {})
+        ]
+        channels = as_levels(given[0]) if len(given) == 2 else read_channels(self.student)
         teacher = {'type': 'LabelEncoderTeacher', 'in_channels': channels, **(teacher or {})}
         adapter = {'type': 'FeatureAdapter', 'in_channels': channels, **(adapter or {})}
         for key, config in (('teacher', teacher), ('adapter', adapter)):

@@ -100,7 +100,9 @@ def read_channels(student: BaseDetector) -> tuple[int, ...]:
     except Exception as error:
         raise ConfigError(
             f'model.student ({type(student).__name__}) cannot be distilled: its extract_feat failed '
-            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image ({type(error).__name__}: {error})'
+            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image on the CPU ({type(error).__name__}: '
+            f'{error}). If it runs on a GPU alone, give the channels of its feature levels: '
+            'model.teacher.in_channels and model.adapter.in_channels, such as [256, 256, 256]'
         ) from error
     finally:
         student.train(was_training)
