@@ -257,20 +257,25 @@ class StockStep:
 
 def train_step(detector: BaseDetector, size: int) -> dict[str, Tensor]:
     """Compute a detector's losses on :func:`small_batch` and their gradients, from a fixed seed."""
-    MessageHub.get_current_instance().update_info('epoch', 0)
+    progress = MessageHub.get_current_instance()  # what a runner notes there
+    progress.update_info('epoch', 0)
+    progress.update_info('iter', 0)
     data = detector.data_preprocessor(small_batch(detector, size), True)
     torch.manual_seed(1)
     np.random.seed(1)
     losses = detector(**data, mode='loss')
     total, _ = detector.parse_losses(losses)
     total.backward()
-    return {k: torch.stack(list(v)) if isinstance(v, list) else v for k, v in losses.items()}
+    flat = {k: torch.stack(list(v)) if isinstance(v, list) else v for k, v in losses.items()}
+    return {name: value.detach() for name, value in flat.items()}
 
 
 def _check_distilled(model: ConfigDict, stock: StockStep) -> tuple[str, tuple[int, ...]]:
     """Train the same step of the twin; returns what differs, or ``'ok'``, and its levels' channels."""
     try:
+        torch.manual_seed(0)  # some hide a detector with weights of its own, as LAD does
         twin = MODELS.build({'type': 'SSSDDistiller', 'student': copy.deepcopy(model)})
+        twin.init_weights()
         twin.load_state_dict(stock.weights, strict=False)
         twin.train()
         losses = train_step(twin, stock.size)
