@@ -90,6 +90,16 @@ def test_a_missing_checkpoint_is_named(monkeypatch, data):
     assert found == f'error: checkpoint {data}/none.pth cannot be found'
 
 
+def test_broken_checkpoints_are_named_when_a_run_is_resumed(monkeypatch, data):
+    (data / 'work').mkdir()
+    (data / 'work/epoch_1.pth').write_bytes(b'PK')
+    found = error_of(monkeypatch, data, '--resume')
+    assert found.startswith(
+        f'error: --resume: there is no {data}/work/last_checkpoint, and there is'
+    )
+    assert f'not whole: {data}/work/epoch_1.pth' in found
+
+
 def test_a_missing_config_is_named(monkeypatch, data):
     monkeypatch.setattr(sys, 'argv', ['train', 'no_such_config.py'])
     with pytest.raises(SystemExit, match=r'^error: .*no_such_config\.py'):

@@ -51,6 +51,7 @@ def test_config_builds_and_survives_being_written_out(path):
     if path.stem.startswith('sssd'):
         assert model.teacher.num_classes == (80 if path in COCO else 2)
         assert cfg.custom_imports.imports == ['mmdet_sssd']
+        assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
 
 
 @pytest.mark.parametrize('path', COCO, ids=lambda path: path.stem)
@@ -70,6 +71,12 @@ def test_coco_configs_have_the_papers_settings(path):
     assert cfg.default_hooks.detach_student.first == 1 / 6
     assert cfg.default_hooks.freeze_backbone.first == 1 / 9
     assert cfg.default_hooks.distill_coef.max_decays == 1
+    checkpoint = cfg.default_hooks.checkpoint
+    assert (checkpoint.by_epoch, checkpoint.interval, checkpoint.max_keep_ckpts) == (
+        False,
+        10000,
+        3,
+    )
     resize = cfg.train_dataloader.dataset.pipeline[2]
     if 'ms-2x' in path.stem:
         assert resize.scales == [(1333, side) for side in (640, 672, 704, 736, 768, 800)]

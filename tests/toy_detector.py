@@ -80,34 +80,34 @@ def toy_runner(
     model=TOY_MODEL,
     **kwargs,
 ) -> Runner:
-    """Make a runner that trains a distilled ToyDetector."""
+    """Make a runner that trains a distilled ToyDetector; ``kwargs`` replace what it is made of."""
     infinite = train_cfg['type'] == 'IterBasedTrainLoop'
-    return Runner(
-        **dict(
-            model=copy.deepcopy(model),
-            work_dir=str(work_dir),
-            train_dataloader=dict(
-                dataset=dict(type='ToyDataset'),
-                batch_size=BATCH_SIZE,
-                num_workers=0,
-                sampler=dict(
-                    type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=True
-                ),
-                collate_fn=dict(type='pseudo_collate'),
-            ),
-            train_cfg=train_cfg,
-            optim_wrapper=optim_wrapper
-            or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
-            param_scheduler=list(schedulers) or None,
-            custom_hooks=hooks,
-            default_hooks=dict(
-                logger=dict(type='LoggerHook', interval=1),
-                checkpoint=dict(type='CheckpointHook', **(checkpoint or {})),
-            ),
-            log_processor=dict(by_epoch=not infinite),
-            default_scope='mmdet',
-            randomness=dict(seed=0),
-            experiment_name=f'{work_dir}',  # two runners of one name would share their logs
-            **kwargs,
-        )
+    settings = dict(
+        model=copy.deepcopy(model),
+        work_dir=str(work_dir),
+        train_dataloader=toy_loader('InfiniteSampler' if infinite else 'DefaultSampler'),
+        train_cfg=train_cfg,
+        optim_wrapper=optim_wrapper
+        or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
+        param_scheduler=list(schedulers) or None,
+        custom_hooks=hooks,
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', **(checkpoint or {})),
+        ),
+        log_processor=dict(by_epoch=not infinite),
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir}',  # two runners of one name would share their logs
+    )
+    return Runner(**(settings | kwargs))
+
+
+def toy_loader(sampler='DefaultSampler', shuffle=True) -> dict:
+    return dict(
+        dataset=dict(type='ToyDataset'),
+        batch_size=BATCH_SIZE,
+        num_workers=0,
+        sampler=dict(type=sampler, shuffle=shuffle),
+        collate_fn=dict(type='pseudo_collate'),
     )

@@ -8,6 +8,7 @@ sssd_hooks = dict(
     detach_student=dict(type='DetachStudentHook', first=1 / 6, last=0.0),
     freeze_backbone=dict(type='FreezeBackboneHook', first=1 / 9),
     random_state=dict(type='RandomStateHook'),
+    checkpoint=dict(type='SafeCheckpointHook'),
     check_dataset=dict(type='CheckDatasetHook'),
     export_student=dict(type='ExportStudentHook'),
 )

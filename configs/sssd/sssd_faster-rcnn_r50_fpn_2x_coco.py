@@ -10,7 +10,8 @@ model = dict(
     student=_base_.model,
     teacher=dict(add_context_box=False, detach_appearance=True),
 )
-default_hooks = dict(checkpoint=_base_.iter_checkpoint, **_base_.sssd_hooks)
+_base_.sssd_hooks.checkpoint.update(_base_.iter_checkpoint)
+default_hooks = _base_.sssd_hooks
 
 train_cfg = dict(_delete_=True, **_base_.iter_train_cfg)
 train_dataloader = dict(sampler=_base_.iter_sampler)

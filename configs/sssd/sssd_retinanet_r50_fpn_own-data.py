@@ -8,9 +8,8 @@ _base_ = [
 
 _base_.model.bbox_head.num_classes = _base_.num_classes
 model = dict(_delete_=True, type='SSSDDistiller', student=_base_.model)
-default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=2, save_best='coco/bbox_mAP'), **_base_.sssd_hooks
-)
+_base_.sssd_hooks.checkpoint.update(max_keep_ckpts=2, save_best='coco/bbox_mAP')
+default_hooks = _base_.sssd_hooks
 
 optim_wrapper = dict(
     type='OptimWrapper',

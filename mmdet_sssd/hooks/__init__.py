@@ -4,6 +4,7 @@ from .eval_teacher_hook import EvalTeacherHook
 from .export_student_hook import ExportStudentHook
 from .phase_hooks import DetachStudentHook, FreezeBackboneHook
 from .random_state_hook import RandomStateHook
+from .safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
     'AdaptiveDistillCoefHook',
@@ -13,4 +14,5 @@ __all__ = [
     'ExportStudentHook',
     'FreezeBackboneHook',
     'RandomStateHook',
+    'SafeCheckpointHook',
 ]

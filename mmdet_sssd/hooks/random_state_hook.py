@@ -30,11 +30,11 @@ class RandomStateHook(Hook):
 
     def __init__(self) -> None:
         self.resumed_state: dict | None = None
-        self.state_before_val: dict = {}
+        self.state_before_val: dict | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the generators' states."""
-        checkpoint[self.STATE_KEY] = _get_random_state()
+        """Save the generators' states; during validation (a new best) those that training left."""
+        checkpoint[self.STATE_KEY] = self.state_before_val or _get_random_state()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the states of a run that is resumed until training starts."""
@@ -59,6 +59,7 @@ class RandomStateHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Give training its states back."""
         _set_random_state(self.state_before_val)
+        self.state_before_val = None
 
     def _restore(self) -> None:
         if self.resumed_state is not None:

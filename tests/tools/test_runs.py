@@ -1,6 +1,5 @@
 """Real runs, each in a process of its own, through mim or the tools that it calls."""
 
-import json
 import os
 import re
 import signal
@@ -9,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from mmdet_sssd.checkpoint_loading import load_from_local
+
+from .run_comparison import assert_equal_states, scalars
 
 ROOT = Path(__file__).parents[2]
 SMALL = 'sssd_retinanet_r18-small_own-data.py'
@@ -45,7 +45,7 @@ train_dataloader['batch_sampler'] = None
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3),
     dict(type='MultiStepLR', by_epoch=False, milestones=[16, 21], gamma=0.1)]
-default_hooks['checkpoint'] = dict(type='CheckpointHook', by_epoch=False, interval=3)
+default_hooks['checkpoint'].update(by_epoch=False, interval=3)
 log_processor = dict(by_epoch=False)
 """
 LOOPS = {'epochs': '', 'iterations': ITERATIONS}  # 6 epochs of 4 iterations, or 24 iterations
@@ -85,35 +85,6 @@ def run(command, env=None, code=0, cwd=ROOT) -> str:
 def train(config, work_dir, env, *args, **kwargs) -> str:
     command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, *args]
     return run(command, env, **kwargs)
-
-
-def scalars(work_dir) -> dict[int, dict]:
-    """The logged training scalars by iteration, without what is time or memory."""
-    rows = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if 'loss' in row:
-                rows[row['step']] = {
-                    k: v for k, v in row.items() if k not in ('time', 'data_time', 'memory')
-                }
-    return rows
-
-
-def assert_equal_states(x, y, path=''):
-    """Compare nested checkpoints to the bit."""
-    if isinstance(x, torch.Tensor):
-        assert torch.equal(x, y), path
-    elif isinstance(x, dict):
-        assert x.keys() == y.keys(), path
-        for key in x:
-            assert_equal_states(x[key], y[key], f'{path}.{key}')
-    elif isinstance(x, (list, tuple)):
-        assert len(x) == len(y), path
-        for index, pair in enumerate(zip(x, y, strict=True)):
-            assert_equal_states(*pair, f'{path}.{index}')
-    else:
-        assert x == y, path
 
 
 @pytest.fixture(scope='module', params=LOOPS)

@@ -1,0 +1,97 @@
+"""Finds the checkpoint that a run can be resumed from, whatever state it was left in."""
+
+import logging
+import os
+import os.path as osp
+import re
+import zipfile
+
+from mmengine.logging import print_log
+
+from .errors import ConfigError
+
+
+def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
+    """Find what ``last_checkpoint`` names or, if that is lost or broken, the newest whole checkpoint.
+
+    What was found and what is taken is logged.
+
+    Args:
+        work_dir: Folder of the run, where ``last_checkpoint`` is.
+        folder: Local folder of the run's checkpoints.
+        filename_tmpl: Their file names, with ``{}`` for the number of the epoch or iteration; the
+            highest is the newest.
+
+    Returns:
+        Path of a whole checkpoint; None if there is no checkpoint at all.
+
+    Raises:
+        ConfigError: if there are checkpoints and none is whole.
+    """
+    named, problem = _read_last_checkpoint(osp.join(work_dir, 'last_checkpoint'))
+    if not problem:
+        print_log(f'Resuming from {named}.', logger='current')
+        return named
+    broken = [named] if osp.exists(named) else []
+    for path in _checkpoints(folder, filename_tmpl):
+        if path in broken:
+            continue
+        if is_whole(path):
+            _warn(f'{problem}. Resuming from {path}, the newest whole checkpoint in {folder}.')
+            return path
+        _warn(f'{path} is not a whole checkpoint.')
+        broken.append(path)
+    if broken:
+        raise ConfigError(
+            f'--resume: {problem}, and there is no whole checkpoint in {folder}; not whole: '
+            f'{", ".join(broken)}. Give a whole one (--resume FILE), or remove these to train from '
+            'the beginning'
+        )
+    _warn(
+        f'--resume: {problem}, and there is no {filename_tmpl.format("*")} in {folder}. Training '
+        'starts from the beginning.'
+    )
+    return None
+
+
+def is_whole(path: str) -> bool:
+    """Tell whether a checkpoint was written to its end and nothing in it was damaged since.
+
+    Nothing in the file is run or unpickled: torch writes a zip archive with checksums, and these
+    are compared. A folder, as DeepSpeed writes, counts as whole.
+    """
+    if osp.isdir(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # zipfile has many ways to fail on a broken file
+        return False
+
+
+def _read_last_checkpoint(path: str) -> tuple[str, str]:
+    """Read which checkpoint ``last_checkpoint`` names, and say what is wrong with that, if anything."""
+    if not osp.isfile(path):
+        return '', f'there is no {path}'
+    with open(path, encoding='utf-8', errors='replace') as file:
+        named = file.read().strip()
+    if not named:
+        return '', f'{path} is empty'
+    if not osp.exists(named):
+        return named, f'{path} names {named!r}, which is not there'
+    if not is_whole(named):
+        return named, f'{path} names {named}, which is not a whole checkpoint'
+    return named, ''
+
+
+def _checkpoints(folder: str, filename_tmpl: str) -> list[str]:
+    """List the checkpoints in a folder, newest first."""
+    pattern = re.compile(re.sub(r'\\\{.*?\\\}', r'(\\d+)', re.escape(filename_tmpl)))
+    names = os.listdir(folder) if osp.isdir(folder) else []
+    matches = [match for match in map(pattern.fullmatch, names) if match]
+    matches.sort(key=lambda match: int(match[1]), reverse=True)
+    return [osp.join(folder, match[0]) for match in matches]
+
+
+def _warn(message: str) -> None:
+    print_log(message[0].upper() + message[1:], logger='current', level=logging.WARNING)

@@ -1,0 +1,140 @@
+import os
+import os.path as osp
+from glob import escape, glob
+
+from mmdet.registry import HOOKS
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from ..atomic_backend import AtomicLocalBackend
+from ..checkpoint_recovery import find_checkpoint_to_resume
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """Saves checkpoints as mmengine's hook does, so that a run killed at any moment can be resumed.
+
+    - A checkpoint, and ``last_checkpoint``, which names the latest, is written to a temporary file
+      and moved into place when it is whole. Those that it makes outdated are removed after that.
+    - A run with ``resume=True`` and no file to resume from takes the checkpoint that
+      ``last_checkpoint`` names; if that is lost or broken, the newest whole one. If all are broken
+      it ends, if there is none it starts from the beginning; it says so in any case.
+    - What a killed run left half-written is removed when training starts.
+
+    A best checkpoint whose run was killed before it took note of it is left where it is. Checkpoints
+    on other storage than the local one (``out_dir``, ``backend_args``) are written and found as
+    mmengine does it. Works with any model.
+
+    Args:
+        args: As for :class:`mmengine.hooks.CheckpointHook`.
+        kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
+
+    Raises:
+        ConfigError: before training, if a run cannot be resumed because all of its checkpoints are
+            broken.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose what a run is resumed from."""
+        if runner._resume is True and runner._load_from is None and self._is_local(runner):
+            runner._load_from = find_checkpoint_to_resume(
+                runner.work_dir, self._folder(runner), self.filename_tmpl
+            )
+            runner._resume = runner._load_from is not None
+
+    def before_train(self, runner: Runner) -> None:
+        """Make local writing safe, and remove what killed runs left half-written."""
+        if self._is_local(runner):
+            self.backend_args = dict(backend='atomic_local')
+        super().before_train(runner)
+        if is_main_process():
+            for folder in {runner.work_dir, self.out_dir}:
+                for path in glob(osp.join(escape(folder), f'*{AtomicLocalBackend.SUFFIX}')):
+                    os.remove(path)
+
+    def _is_local(self, runner: Runner) -> bool:
+        if self.file_client_args is not None:
+            return False
+        backend = get_file_backend(self.out_dir or runner.work_dir, backend_args=self.backend_args)
+        return type(backend) in (LocalBackend, AtomicLocalBackend)
+
+    def _folder(self, runner: Runner) -> str:
+        """Tell where checkpoints go, as the parent works it out when training starts."""
+        if self.out_dir in (None, runner.work_dir):
+            return runner.work_dir
+        return osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """Save a checkpoint, then let ``last_checkpoint`` name it, then remove the outdated one.
+
+        The saved ``keep_ckpt_ids`` has the outdated one still: should the run be killed before it is
+        removed, the parent removes it when the run is resumed.
+        """
+        outdated = None
+        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
+            kept = [*self.keep_ckpt_ids, step]
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+            outdated = kept[0] if len(kept) > self.max_keep_ckpts else None
+            self.keep_ckpt_ids.append(step)  # the oldest falls out
+        filename = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            last_checkpoint = osp.join(runner.work_dir, 'last_checkpoint')
+            AtomicLocalBackend().put_text(self.last_ckpt, last_checkpoint)
+            if outdated is not None:
+                self._remove(
+                    self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
+                )
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """Save the best checkpoint if there is a new one, then remove the one that it replaces.
+
+        The parent removes, before it saves, what it knows as the best; so it is not told.
+        """
+        if not self.save_best:
+            return
+        previous = self._best_paths
+        self._best_paths = [None] * len(previous)
+        super()._save_best_checkpoint(runner, metrics)
+        self._best_paths = [new or old for new, old in zip(self._best_paths, previous, strict=True)]
+        for path in set(previous) - {None, *self._best_paths}:
+            if is_main_process() and self._remove(path):
+                runner.logger.info(f'The previous best checkpoint {path} is removed')
+
+    @property
+    def _best_paths(self) -> list[str | None]:
+        """The best checkpoint of each metric; the parent keeps that of a single one elsewhere."""
+        if len(self.key_indicators) == 1:
+            return [self.best_ckpt_path]
+        return [self.best_ckpt_path_dict[key] for key in self.key_indicators]
+
+    @_best_paths.setter
+    def _best_paths(self, paths: list[str | None]) -> None:
+        if len(self.key_indicators) == 1:
+            (self.best_ckpt_path,) = paths
+        else:
+            self.best_ckpt_path_dict = dict(zip(self.key_indicators, paths, strict=True))
+
+    def _remove(self, path: str) -> bool:
+        """Remove a checkpoint, which may be a folder (DeepSpeed's), and tell whether it was there."""
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
+        else:
+            return False
+        return True
