@@ -292,6 +292,14 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
         ) from error
 
 
+def is_distiller(model: ConfigType) -> bool:
+    """Tell by a model's config whether it is a distiller; ``type`` may be a name or a class."""
+    cls = model.get('type')
+    if isinstance(cls, str):
+        cls = MODELS.get(cls)
+    return isinstance(cls, type) and issubclass(cls, SSSDDistiller)
+
+
 def check_scope(student: ConfigType) -> None:
     """Make sure that a model is a detector of the kind that can be distilled, by its config alone.
 
