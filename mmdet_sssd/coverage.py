@@ -26,7 +26,8 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .models import SSSDDistiller
-from .models.detectors.sssd_distiller import check_scope, count_classes, is_distiller
+from .models.detectors.sssd_distiller import is_distiller
+from .models.detectors.student import check_scope, count_classes
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
@@ -94,8 +95,8 @@ def find_configs(names: Sequence[str]) -> list[list[Path]]:
     found = {name: _find(name) for name in names or folders}
     if names and (missing := [name for name, tries in found.items() if not tries]):
         raise ConfigError(
-            f'there is no config {missing[0]}, no folder with configs there, and none of that name '
-            "in mmdet's"
+            f'there is no file {missing[0]}, no folder with configs there, and none of that name in '
+            "mmdet's"
         )
     return [configs for tries in found.values() for configs in tries]
 

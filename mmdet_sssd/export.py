@@ -104,7 +104,7 @@ def stock_config(cfg: Config) -> Config:
             student['data_preprocessor'] = owner['data_preprocessor']
     _drop_import(content)
     content.update(load_from=None, resume=False)
-    for key in ('work_dir', 'launcher'):
+    for key in ('work_dir', 'launcher', 'sssd_hooks'):
         content.pop(key, None)
     return Config(_without_package(content, _stock_types()))
 

@@ -6,6 +6,7 @@ from mmengine.config import Config, ConfigDict
 NUM_CLASSES = 3
 CONFIGS = {
     'retinanet': 'retinanet/retinanet_r18_fpn_1x_coco.py',
+    'atss': 'atss/atss_r50_fpn_1x_coco.py',
     'fcos': 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'faster_rcnn': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'mask_rcnn': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
@@ -13,6 +14,7 @@ CONFIGS = {
     'cascade_rcnn': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'deformable_detr': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'yolox': 'yolox/yolox_tiny_8xb8-300e_coco.py',
 }
 
 
@@ -21,6 +23,7 @@ def stock_config(name: str) -> ConfigDict:
     base = f'_base_ = "mmdet::{CONFIGS[name]}"'
     model = Config.fromstring(base, '.py').model
     model.backbone.init_cfg = None
+    model.data_preprocessor.pop('batch_augments', None)  # ask a runner for its iteration
     if model.backbone.type == 'ResNet':
         model.backbone.update(depth=18, base_channels=16, frozen_stages=-1, style='pytorch')
         model.backbone.norm_cfg.requires_grad = True

@@ -58,6 +58,16 @@ def error_of(monkeypatch, data, *args, tool='train'):
         ),
         (['model.distill_coef=-1'], 'error: model.distill_coef is -1; accepted: a number >= 0'),
         (
+            ['model.bbox_head.num_classes=2'],
+            'error: model.bbox_head is no setting of SSSDDistiller; if it is one of the '
+            "detector's, write model.student.bbox_head.",
+        ),
+        (
+            ["custom_imports.imports=['json']"],
+            "error: custom_imports.imports is ['json'], without 'mmdet_sssd', which "
+            'model.type=SSSDDistiller needs',
+        ),
+        (
             ['default_hooks.distill_coef.policy=cosine'],
             "error: AdaptiveDistillCoefHook.policy is 'cosine'; accepted: step, inverse_lr, constant",
         ),

@@ -77,13 +77,12 @@ def toy_runner(
     schedulers=(),
     optim_wrapper=None,
     checkpoint=None,
-    model=TOY_MODEL,
     **kwargs,
 ) -> Runner:
     """Make a runner that trains a distilled ToyDetector; ``kwargs`` replace what it is made of."""
     infinite = train_cfg['type'] == 'IterBasedTrainLoop'
     settings = dict(
-        model=copy.deepcopy(model),
+        model=copy.deepcopy(TOY_MODEL),
         work_dir=str(work_dir),
         train_dataloader=toy_loader('InfiniteSampler' if infinite else 'DefaultSampler'),
         train_cfg=train_cfg,

@@ -19,7 +19,9 @@ val_img = '{{$SSSD_VAL_IMG:images}}'
 (batch_size,) = positive_integers('{{$SSSD_BATCH_SIZE:2}}', 'SSSD_BATCH_SIZE')
 image_scale = positive_integers('{{$SSSD_IMAGE_SCALE:1333x800}}', 'SSSD_IMAGE_SCALE', count=2)
 
-classes, num_images = read_coco_summary(data_root, train_ann, 'SSSD_DATA_ROOT and SSSD_TRAIN_ANN')
+classes, num_images = read_coco_summary(
+    data_root, train_ann, 'SSSD_DATA_ROOT and SSSD_TRAIN_ANN in the environment'
+)
 num_classes = len(classes)
 
 train_pipeline = [

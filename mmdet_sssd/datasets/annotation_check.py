@@ -31,25 +31,26 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
     for stage in stages:
         loader = cfg.get(f'{stage}_dataloader')
         if loader and loader.get('dataset'):
-            for key, dataset in _leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
+            for key, dataset in leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
                 _check_dataset(dataset, key)
-        for key, evaluator in _evaluators(cfg, f'{stage}_evaluator'):
+        for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
 
 
-def _leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
+def leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
     """Look through wrapping data set configs at those that name files, with their keys."""
     if dataset.get('datasets'):
         for index, inner in enumerate(dataset['datasets']):
-            yield from _leaf_configs(inner, f'{key}.datasets.{index}')
+            yield from leaf_configs(inner, f'{key}.datasets.{index}')
     elif dataset.get('dataset'):
-        yield from _leaf_configs(dataset['dataset'], f'{key}.dataset')
+        yield from leaf_configs(dataset['dataset'], f'{key}.dataset')
     else:
         yield key, dataset
 
 
-def _evaluators(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
+def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Look at one or several evaluators' configs, with their keys."""
     evaluators = cfg.get(key) or []
     if isinstance(evaluators, dict):
         yield key, evaluators

@@ -12,7 +12,7 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
     Args:
         data_root: Folder of the data set.
         ann_file: Annotation file, relative to it.
-        set_by: What the user sets these two by, for the error.
+        set_by: What the user sets these two by and where, for the error.
 
     Returns:
         The names of the categories, in the file's order, and the number of images.
@@ -28,12 +28,12 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
     except FileNotFoundError as error:
         raise ConfigError(
             f'there is no annotation file {path} (looked for from {osp.abspath(osp.curdir)}); it is '
-            f'set by {set_by} in the environment'
+            f'set by {set_by}'
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{path} is no COCO annotation file ({type(error).__name__}: {error}); accepted: JSON '
-            f'with images, annotations and categories. It is set by {set_by} in the environment'
+            f'with images, annotations and categories. It is set by {set_by}'
         ) from error
 
 

@@ -1,6 +1,6 @@
 import math
 
-from mmdet.models import RPN
+from mmdet.models import RPN, BaseDetector
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -28,16 +28,11 @@ class CheckDatasetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Read the labels of every training image (on the CPU, from what is loaded already)."""
         self.distiller = distiller_of(runner, type(self).__name__)
-        is_rpn = isinstance(self.distiller.student, RPN)  # to which all classes are one
-        num_classes = math.inf if is_rpn else self.distiller.teacher.num_classes
-        datasets = list(leaf_datasets(runner.train_dataloader.dataset))
-        num_objects = sum(_check_labels(dataset, num_classes) for dataset in datasets)
-        if datasets and not num_objects:
-            raise ConfigError(
-                'train_dataloader.dataset has no labelled object in any of its '
-                f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
-                'metainfo.classes and filter_cfg'
-            )
+        check_labels(
+            runner.train_dataloader.dataset,
+            self.distiller.student,
+            self.distiller.teacher.num_classes,
+        )
 
     def after_train(self, runner: Runner) -> None:
         """Say how many boxes were too small to train on."""
@@ -48,8 +43,30 @@ class CheckDatasetHook(Hook):
             )
 
 
-def _check_labels(dataset: BaseDataset, num_classes: float) -> int:
-    """Check one data set's labels and count its objects."""
+def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> None:
+    """Check the labels of a whole training data set.
+
+    Args:
+        dataset: The data set, as built; wrappers are looked through.
+        detector: The detector that is to be trained.
+        num_classes: How many classes it has; an RPN alone takes all classes for one.
+
+    Raises:
+        ConfigError: if a label is outside the classes or no image has an object.
+    """
+    most = math.inf if isinstance(detector, RPN) else num_classes
+    datasets = list(leaf_datasets(dataset))
+    num_objects = sum(_count_objects(dataset, most) for dataset in datasets)
+    if datasets and not num_objects:
+        raise ConfigError(
+            'train_dataloader.dataset has no labelled object in any of its '
+            f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
+            'metainfo.classes and filter_cfg'
+        )
+
+
+def _count_objects(dataset: BaseDataset, num_classes: float) -> int:
+    """Count one data set's objects, and check their labels."""
     num_objects = 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)

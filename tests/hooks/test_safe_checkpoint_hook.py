@@ -9,12 +9,12 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import register_backend
 from mmengine.fileio.backends import BaseStorageBackend
 from mmengine.logging import MessageHub
-from torch.utils._pytree import tree_flatten_with_path
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoint_loading import load_from_local
 from mmdet_sssd.checkpoint_recovery import is_whole
 
+from ..tools.run_comparison import assert_equal_states
 from ..toy_detector import ITERS_PER_EPOCH, toy_loader, toy_runner
 
 LOOPS = {
@@ -68,9 +68,7 @@ class Killed(BaseException):
     """The process ends here; nothing that an ordinary error would set off is done."""
 
 
-def make_runner(
-    work_dir, loop='epochs', resume=False, val=False, hooks=(), stock=False, **checkpoint
-):
+def make_runner(work_dir, loop='epochs', resume=False, val=False, stock=False, **checkpoint):
     """Make a runner; ``checkpoint`` are the hook's arguments."""
     by_epoch = loop == 'epochs'
     interval = 1 if by_epoch else ITERS_PER_EPOCH
@@ -94,7 +92,7 @@ def make_runner(
         preprocessor = dict(type='DetDataPreprocessor')
         settings |= dict(model=dict(type='ToyDetector', data_preprocessor=preprocessor))
     train_cfg = LOOPS[loop] | (dict(val_interval=interval) if val else {})
-    hooks = [dict(type='RandomStateHook'), *hooks]
+    hooks = [dict(type='RandomStateHook')]
     return toy_runner(work_dir, hooks=hooks, train_cfg=train_cfg, **settings)
 
 
@@ -112,19 +110,13 @@ def last_checkpoint(work_dir):
     return Path((Path(work_dir) / 'last_checkpoint').read_text())
 
 
-def state(work_dir):
-    """Everything that training has led to, from the last checkpoint."""
-    checkpoint = load_from_local(str(last_checkpoint(work_dir)))
-    state = {key: checkpoint[key] for key in ('state_dict', 'optimizer', 'random_state')}
-    return dict(tree_flatten_with_path(state)[0])
-
-
 def assert_equal_runs(ours, expected):
-    assert last_checkpoint(ours).name == last_checkpoint(expected).name
-    ours, expected = state(ours), state(expected)
-    for key in ours.keys() | expected.keys():
-        x, y = ours[key], expected[key]
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else str(x) == str(y), key
+    """Compare what training has led to in two runs."""
+    paths = [last_checkpoint(folder) for folder in (ours, expected)]
+    assert paths[0].name == paths[1].name
+    ours, expected = (load_from_local(str(path)) for path in paths)
+    for key in ('state_dict', 'optimizer', 'random_state'):
+        assert_equal_states(ours[key], expected[key], key)
 
 
 @pytest.fixture

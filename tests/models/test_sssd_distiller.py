@@ -365,6 +365,16 @@ def test_bad_settings_are_named(kwargs, message):
         build('retinanet', **kwargs)
 
 
+def test_a_key_of_the_detector_is_sent_to_the_student():
+    """As `model=dict(bbox_head=…)` below a distilled config and `--cfg-options` give it."""
+    with pytest.raises(
+        ConfigError,
+        match=r'model\.bbox_head is no setting of SSSDDistiller; .* write model\.student\.bbox_head\. '
+        r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
+    ):
+        build('retinanet', bbox_head=dict(num_classes=2))
+
+
 @pytest.mark.parametrize('part', ['teacher', 'adapter'])
 def test_channels_that_disagree_are_named_before_training(part):
     with pytest.raises(
@@ -372,6 +382,19 @@ def test_channels_that_disagree_are_named_before_training(part):
         match=rf'model\.{part}\.in_channels is 16, but .* have \[32, 32, 32, 32, 32\] ch',
     ):
         build('retinanet', **{part: dict(in_channels=16)})
+
+
+def test_a_student_that_does_not_run_on_a_cpu_needs_its_channels_given(monkeypatch):
+    cls = type(build('retinanet').student)
+
+    def fail(self, batch_inputs):
+        raise RuntimeError('carafe_forward_impl: implementation for device cpu not found')
+
+    monkeypatch.setattr(cls, 'extract_feat', fail)
+    with pytest.raises(ConfigError, match=r'device cpu not found\).* give the channels'):
+        build('retinanet')
+    given = dict(in_channels=[32] * 5)
+    assert build('retinanet', teacher=given, adapter=given).teacher.in_channels == (32,) * 5
 
 
 @pytest.mark.parametrize('part', ['backbone', 'neck', 'bbox_head'])
@@ -499,8 +522,9 @@ def test_masks_are_left_out_with_their_boxes(dropped):
     assert total.isfinite()
 
 
-def test_bfloat16_autocast_keeps_the_losses_finite_and_close():
-    model = build('retinanet')
+@pytest.mark.parametrize('name', ['retinanet', 'fcos'])  # mmcv's CPU NMS wants float32: no R-CNN
+def test_bfloat16_autocast_keeps_the_losses_finite_and_close(name):
+    model = build(name)
     data = demo_batch(model)
     exact = flat(losses_of(model, **copy.deepcopy(data)))
     with torch.autocast('cpu', torch.bfloat16):

@@ -1,9 +1,9 @@
 """Kills training runs for real and looks whether the resumed ones end as if nothing had happened.
 
-Run by hand, from the root of the repository (about 25 minutes on one core); everything is kept in the
+Run by hand, from the root of the repository (about half an hour on one core); all is kept in the
 folder that is given, and a study that was interrupted goes on when it is started again:
 
-    export SSSD_DATA_ROOT=data/cells SSSD_TRAIN_IMG=images SSSD_VAL_IMG=images   (see the user guide)
+    export SSSD_DATA_ROOT=data/cells SSSD_IMAGE_SCALE=96x72   (the user guide has the other variables)
     python -m tests.studies.killed_runs work_dirs/killed_runs
 
 For a small RetinaNet and a small Faster R-CNN on real images:

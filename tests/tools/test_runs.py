@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmdet_sssd.checkpoint_loading import load_from_local
 
@@ -15,6 +16,7 @@ from .run_comparison import assert_equal_states, scalars
 
 ROOT = Path(__file__).parents[2]
 SMALL = 'sssd_retinanet_r18-small_own-data.py'
+CONFIG = ROOT / 'configs/demo' / SMALL
 FASTER_RCNN = """
 _base_ = ['{own_data}', '{sssd}', 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
           'mmdet::_base_/default_runtime.py']
@@ -153,3 +155,20 @@ def test_mim_train_resume_and_test(shapes, tmp_path):
     ap = tested.split(metric)[-1].split()[0]
     assert ap == second.split(metric)[-1].split()[0]
     assert 0 <= float(ap) <= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
+def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2]
+    loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
+    loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
+    options = ['--work-dir', tmp_path, '--cfg-options', 'default_hooks.logger.interval=1', *loaders]
+    output = run(
+        [*torchrun, 'tools/train.py', CONFIG, '--launcher', 'pytorch', *options],
+        {**shapes, 'SSSD_MAX_EPOCHS': '1', 'OMP_NUM_THREADS': '1'},
+    )
+    assert re.search(r'Distributed training: True\s+GPU number: 2', output)
+    assert 'Epoch(train) [1][2/2]' in output  # 16 images, 2 processes of 4 each
+    assert 'Epoch(val) [1]' in output
+    assert all(row['loss_distill'] > 0 for row in scalars(tmp_path).values())
+    assert load_from_local(str(tmp_path / 'epoch_1.pth'))['meta']['iter'] == 2

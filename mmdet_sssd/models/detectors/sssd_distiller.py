@@ -1,3 +1,4 @@
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -6,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBaseDetector
+from mmdet.models import BaseDetector
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..layers import as_levels, instance_norm
-from .replay import fresh_samples, head_modules, replay_features, untouched_heads
+from .replay import fresh_samples, replay_features, untouched_heads
+from .student import build_student, count_classes, read_channels
 
 OUR_PREFIXES = ('student.', 'teacher.', 'adapter.')
-DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
 
 
 @MODELS.register_module()
@@ -57,6 +58,7 @@ class SSSDDistiller(BaseDetector):
         data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
             it goes to a student that has none. Otherwise the student's is used.
         init_cfg: As in mmengine.
+        **unknown: Refused with a sentence that says where the key belongs.
 
     Attributes:
         distill_coef: λ as it is now.
@@ -80,7 +82,9 @@ class SSSDDistiller(BaseDetector):
         teacher_loss_weight: float = 1.0,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
+        **unknown: Any,
     ) -> None:
+        _check_none_unknown(unknown, type(self))
         _check_not_negative('model.distill_coef', distill_coef)
         _check_not_negative('model.teacher_loss_weight', teacher_loss_weight)
         built_student = build_student(student, data_preprocessor)
@@ -98,8 +102,16 @@ class SSSDDistiller(BaseDetector):
     def _build_teacher_and_adapter(
         self, teacher: OptConfigType, adapter: OptConfigType
     ) -> tuple[nn.Module, nn.Module]:
-        """Build them with what is read off the student, and refuse what disagrees with that."""
-        channels = read_channels(self.student)
+        """Build them with what is read off the student, and refuse what disagrees with that.
+
+        With channels given for both, the student is not run: it may be one that needs a GPU.
+        """
+        given = [
+            config['in_channels']
+            for config in (teacher, adapter)
+            if 'in_channels' in (config or {})
+        ]
+        channels = as_levels(given[0]) if len(given) == 2 else read_channels(self.student)
         teacher = {'type': 'LabelEncoderTeacher', 'in_channels': channels, **(teacher or {})}
         adapter = {'type': 'FeatureAdapter', 'in_channels': channels, **(adapter or {})}
         for key, config in (('teacher', teacher), ('adapter', adapter)):
@@ -263,33 +275,18 @@ class SSSDDistiller(BaseDetector):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _check_none_unknown(unknown: dict[str, Any], distiller: type) -> None:
+    if unknown:
+        accepted = [x for x in inspect.signature(distiller).parameters if x != 'unknown']
+        raise ConfigError(
+            f'model.{next(iter(unknown))} is no setting of {distiller.__name__}; if it is one of the '
+            f"detector's, write model.student.{next(iter(unknown))}. Accepted: {', '.join(accepted)}"
+        )
+
+
 def _check_not_negative(key: str, value: float) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ConfigError(f'{key} is {value!r}; accepted: a number >= 0')
-
-
-def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
-    """Build the detector that is to be distilled.
-
-    Args:
-        student: Its config.
-        data_preprocessor: Config of the data preprocessor for a student that names none.
-
-    Raises:
-        ConfigError: if it is no config of a detector, or of one that cannot be distilled.
-    """
-    if not isinstance(student, dict) or 'type' not in student:
-        raise ConfigError(f'model.student is {student!r}; accepted: the config of a detector')
-    check_scope(student)
-    if data_preprocessor is not None and student.get('data_preprocessor') is None:
-        student = {**student, 'data_preprocessor': data_preprocessor}
-    try:
-        return MODELS.build(student)
-    except (TypeError, KeyError) as error:
-        raise ConfigError(
-            f'model.student ({student["type"]}) cannot be built: {error}; accepted: a whole config of '
-            'a detector that mmdet builds alone'
-        ) from error
 
 
 def is_distiller(model: ConfigType) -> bool:
@@ -298,86 +295,6 @@ def is_distiller(model: ConfigType) -> bool:
     if isinstance(cls, str):
         cls = MODELS.get(cls)
     return isinstance(cls, type) and issubclass(cls, SSSDDistiller)
-
-
-def check_scope(student: ConfigType) -> None:
-    """Make sure that a model is a detector of the kind that can be distilled, by its config alone.
-
-    Raises:
-        ConfigError: if it is not; the message says what it is instead.
-    """
-    student_type = student['type']
-    cls = MODELS.get(student_type) if isinstance(student_type, str) else student_type
-    if cls is None:
-        reason = (
-            "which no package has registered; accepted: the type of a detector of mmdet's, or of one "
-            'that a module in custom_imports registers'
-        )
-    elif not (isinstance(cls, type) and issubclass(cls, BaseDetector)):
-        reason = (
-            "which is no detector; accepted: a detector of mmdet's (a subclass of BaseDetector). "
-            'Trackers and re-identification models cannot be distilled: distill the detector that '
-            'they contain'
-        )
-    elif issubclass(cls, SemiBaseDetector):
-        reason = 'which trains two detectors on mixed batches; distill the detector in it'
-    elif issubclass(cls, Detectron2Wrapper):
-        reason = "which has a detectron2 model inside; accepted: mmdet's own detectors"
-    elif 'language_model' in student:
-        reason = 'which reads texts too; accepted: detectors that take images alone'
-    else:
-        return
-    raise ConfigError(f'model.student.type is {student_type!r}, {reason}')
-
-
-def count_classes(student: BaseDetector) -> int:
-    """Read the number of classes off a detector's heads; an RPN takes all classes for one.
-
-    Raises:
-        ConfigError: if none of them has a ``num_classes``.
-    """
-    if isinstance(student, RPN):
-        return 1
-    heads = [m for m in head_modules(student) if not isinstance(m, RPNHead)]
-    counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
-    if not counts:
-        raise ConfigError(
-            f'model.student is a {type(student).__name__} without a num_classes in any of its heads; '
-            'set model.teacher.num_classes'
-        )
-    return counts[0]
-
-
-def read_channels(student: BaseDetector) -> tuple[int, ...]:
-    """Find the channels of each of a detector's feature levels by one dry run on a blank image.
-
-    Raises:
-        ConfigError: if the dry run fails or its result is not a pyramid.
-    """
-    was_training = student.training
-    student.eval()
-    try:
-        with torch.no_grad():
-            feats = student.extract_feat(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE))
-    except Exception as error:
-        raise ConfigError(
-            f'model.student ({type(student).__name__}) cannot be distilled: its extract_feat failed '
-            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image ({type(error).__name__}: {error})'
-        ) from error
-    finally:
-        student.train(was_training)
-    if not is_pyramid(feats):
-        raise ConfigError(
-            f'model.student ({type(student).__name__}): its extract_feat gives a '
-            f'{type(feats).__name__}; accepted: a tuple of maps of shape (B, C, h, w), one per level'
-        )
-    return tuple(x.shape[1] for x in feats)
-
-
-def is_pyramid(feats: Any) -> bool:
-    """Tell whether this is a sequence of maps of shape (B, C, h, w), one or more."""
-    is_sequence = isinstance(feats, (tuple, list)) and len(feats) > 0
-    return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)
 
 
 @contextmanager

@@ -1,0 +1,48 @@
+"""Optimizer constructors that tell layers by parameter names, for students under a distiller."""
+
+import copy
+from typing import Any
+
+import torch.nn as nn
+from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as StockLayerDecay
+from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+from ..models import SSSDDistiller
+
+
+class StudentNames:
+    """Mixin that shows an optimizer constructor a distiller as the student it trains.
+
+    Constructors with a rate for each layer tell layers by names such as ``backbone.stages.0``. In a
+    distiller these stand under ``student.``, where no rule of theirs matches and every layer would
+    get the rate of the heads, silently. With this mixin the student's parameters have the names and
+    the settings that they have without distillation; teacher and adapter stand beside its heads, as
+    ``teacher.`` and ``adapter.``. Other models are left as they are.
+
+    Example:
+        >>> @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+        ... class LayerDecayConstructor(StudentNames, TheConstructorOfThatName):
+        ...     pass
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
+        """Append the parameter groups of a model to ``params``; see the constructor's own."""
+        if isinstance(module, SSSDDistiller):
+            module = _with_student_names(module)
+        super().add_params(params, module, **kwargs)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class LearningRateDecayOptimizerConstructor(StudentNames, StockLayerDecay):
+    """mmdet's constructor for ConvNeXt's layer-wise and stage-wise rates, for distillers too."""
+
+
+def _with_student_names(distiller: SSSDDistiller) -> nn.Module:
+    """Make a view of the student that has teacher and adapter as two more of its children."""
+    view = copy.copy(distiller.student)
+    view._modules = {
+        **distiller.student._modules,
+        'teacher': distiller.teacher,
+        'adapter': distiller.adapter,
+    }
+    return view

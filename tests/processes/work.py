@@ -1,0 +1,166 @@
+"""What the tests run on each of two processes, and alone to compare with."""
+
+import os
+from datetime import timedelta
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from mmdet.engine.hooks import SyncNormHook
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.hooks import Hook
+from mmengine.model import BaseModule, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+
+from mmdet_sssd.hooks import FreezeBackboneHook
+
+from ..stock_detectors import NUM_CLASSES, stock_config
+from ..toy_detector import toy_runner
+
+IMAGE_SIZE = (160, 160)  # group norms want more than a pixel on the last level
+WRAPPER = dict(
+    type='MMDistributedDataParallel',
+    device_ids=None,
+    broadcast_buffers=False,
+    find_unused_parameters=False,
+)
+
+
+def join_group(rank: int, store: str) -> None:
+    """Make this process one of two."""
+    torch.set_num_threads(1)
+    BaseModule._dump_init_info = lambda *_: None
+    register_all_modules()
+    os.environ['LOCAL_RANK'] = str(rank)
+    dist.init_process_group(
+        'gloo',
+        init_method=f'file://{store}',
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+
+
+def build(name: str) -> torch.nn.Module:
+    """Build the same distiller on every process, its backbone's statistics fixed."""
+    config = stock_config(name)
+    config.backbone.norm_eval = True
+    torch.manual_seed(0)
+    return MODELS.build(dict(type='SSSDDistiller', student=config)).train()
+
+
+def train_on_counts(name: str, counts: list[int]) -> list[str]:
+    """Train a step for each number of objects in the batch and phase, and one more.
+
+    A parameter that the loss did not reach makes the next forward fail.
+
+    Returns:
+        Names of parameters that got no gradient, in any step.
+    """
+    model = MMDistributedDataParallel(
+        build(name), **{k: v for k, v in WRAPPER.items() if k != 'type'}
+    )
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
+    hook = FreezeBackboneHook()
+    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim_wrapper))
+    without = []
+    update = optim_wrapper.backward
+
+    def backward(loss, **kwargs):
+        update(loss, **kwargs)
+        without.extend(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+
+    optim_wrapper.backward = backward
+    for first_phase in (True, False):
+        model.module.detach_student = hook.frozen = first_phase
+        for count in counts:
+            data = demo_mm_inputs(
+                1,
+                [[3, *IMAGE_SIZE]],
+                num_items=[count],
+                num_classes=NUM_CLASSES,
+                with_mask=name == 'mask_rcnn',
+            )
+            model.train_step(data, optim_wrapper)
+    return without
+
+
+def gradients(name: str, images: list[int]) -> dict[str, torch.Tensor]:
+    """Gradients on some of two images, averaged over the processes, in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = build(name)
+        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[4, 1], num_classes=NUM_CLASSES)
+        data = model.data_preprocessor({k: [v[i] for i in images] for k, v in data.items()}, True)
+        data['inputs'] = data['inputs'].double()
+        wrapped = MMDistributedDataParallel(model) if dist.is_initialized() else model
+        total, _ = model.parse_losses(wrapped(**data, mode='loss'))
+        total.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def synced_statistics(distill: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The statistics of a student's norms as this process has them, and after SyncNormHook."""
+    model = build('retinanet')
+    model = model if distill else model.student
+    wrapped = MMDistributedDataParallel(model)
+    torch.manual_seed(dist.get_rank())
+    for name, buffer in model.named_buffers():
+        if 'running' in name:
+            buffer.uniform_()
+    before = {n.removeprefix('student.'): x.clone() for n, x in model.named_buffers()}
+    SyncNormHook().before_val_epoch(SimpleNamespace(model=wrapped))
+    return before, {n.removeprefix('student.'): x for n, x in model.named_buffers()}
+
+
+class Recorder(Hook):
+    """Notes, for each iteration, the epoch, λ, whether the student is detached, and what moved."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.rows = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before = self._backbone_weight(runner).clone()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        model = getattr(runner.model, 'module', runner.model)
+        moved = not torch.equal(self.before, self._backbone_weight(runner))
+        self.rows.append((runner.epoch, model.distill_coef, model.detach_student, moved))
+
+    @staticmethod
+    def _backbone_weight(runner):
+        return getattr(runner.model, 'module', runner.model).student.backbone.weight.detach()
+
+
+def run_phases(work_dir, resume_from=None) -> list[tuple]:
+    """Train six epochs: backbone frozen for 2, student detached for 3, learning rate drops after 4.
+
+    Returns:
+        A row for each iteration: epoch, λ, student detached, backbone moved.
+    """
+    recorder = Recorder()
+    distributed = dist.is_initialized()
+    runner = toy_runner(
+        work_dir,
+        hooks=[
+            dict(type='AdaptiveDistillCoefHook'),
+            dict(type='DetachStudentHook', first=1 / 2),
+            dict(type='FreezeBackboneHook', first=1 / 3),
+            dict(type='RandomStateHook'),
+            recorder,
+        ],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=6),
+        schedulers=[dict(type='MultiStepLR', milestones=[4], gamma=0.1)],
+        launcher='pytorch' if distributed else 'none',
+        cfg=dict(model_wrapper_cfg=WRAPPER) if distributed else None,
+        resume=resume_from is not None,
+        load_from=resume_from,
+    )
+    runner.train()
+    return recorder.rows
