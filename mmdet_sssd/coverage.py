@@ -33,11 +33,12 @@ STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
 SMALL = ('r18', 'r34', '_tiny', '_t_', '-t_', '-t-', '_nano', '-b0', 'r50')
 LARGE = ('r101', 'x101', 'r152', '-l_', '-x_', '_l_', '_x_', 'swin-l', 'swin-b', 'hourglass104')
-BOXES = (
+BOXES = (  # of the image's side
     (0.1, 0.15, 0.6, 0.7),
     (0.3, 0.4, 0.95, 0.9),
     (0.05, 0.5, 0.35, 0.85),
-)  # of the image's side
+    (0.6, 0.1, 0.9, 0.3),
+)
 
 
 @dataclass
@@ -221,7 +222,7 @@ def cpu_distiller(config: Config) -> ConfigDict:
     if 'data_preprocessor' in config and 'data_preprocessor' not in model.student:
         model.student.data_preprocessor = copy.deepcopy(config.data_preprocessor)
     for part in _dicts(model):
-        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
+        if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
             part['init_cfg'] = None
         for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
             if key in part:
@@ -331,9 +332,10 @@ def _predict_error(detector: BaseDetector, size: int) -> str:
 
 
 def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
-    """Make two labelled images of random pixels, of 3 objects and 1, as a data loader gives them.
+    """Make two labelled images of random pixels, of 4 objects and 2, as a data loader gives them.
 
-    They have everything that some detector asks for: masks, a semantic map and proposals.
+    They have everything that some detector asks for: masks, a semantic map and, without an RPN,
+    proposals.
 
     Args:
         detector: Whose classes the labels are of.
@@ -344,7 +346,11 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    samples = [_sample(index, size, count, num_classes) for index, count in enumerate((3, 1))]
+    samples = [_sample(index, size, count, num_classes) for index, count in enumerate((4, 2))]
+    if not getattr(detector, 'with_rpn', True):
+        for sample in samples:
+            boxes = sample.gt_instances.bboxes + 2
+            sample.proposals = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)))
     return {'inputs': list(images), 'data_samples': samples}
 
 
@@ -373,7 +379,6 @@ def _sample(index: int, size: int, num_objects: int, num_classes: int) -> DetDat
     sample.ignored_instances = InstanceData(
         bboxes=boxes.new_zeros(0, 4), labels=torch.zeros(0).long()
     )
-    sample.proposals = InstanceData(bboxes=boxes + 2, scores=torch.ones(num_objects))
     sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(masks.max(0)[None]).long())
     return sample
 

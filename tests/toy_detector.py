@@ -92,7 +92,7 @@ def toy_runner(
         custom_hooks=hooks,
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', **(checkpoint or {})),
+            checkpoint={'type': 'CheckpointHook', 'interval': 1, **(checkpoint or {})},
         ),
         log_processor=dict(by_epoch=not infinite),
         default_scope='mmdet',
