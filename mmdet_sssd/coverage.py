@@ -1,4 +1,4 @@
-"""Finds out which of mmdet's detectors can be distilled, by training a step of each."""
+"""Finds out which detectors can be distilled, by training a step of each, stock and distilled."""
 
 import copy
 import gc
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .models import SSSDDistiller
+from .models.detectors.sssd_distiller import is_distiller
 from .models.detectors.student import check_scope, count_classes
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
@@ -45,7 +46,7 @@ class Coverage:
     """What became of one config.
 
     Attributes:
-        config: Its path below mmdet's folder of configs.
+        config: Its path, of mmdet's below their folder of configs.
         stock: ``'ok'`` if the stock detector trained a step, or why it did not.
         distilled: ``'ok'`` if its twin did and all checks passed, or what differed; empty if stock
             did not train.
@@ -77,25 +78,38 @@ class Coverage:
 
 
 def find_configs(names: Sequence[str]) -> list[list[Path]]:
-    """Find config files by their paths, or by the names of mmdet's folders of configs.
+    """Find config files by their paths, folders' paths, or the names of mmdet's folders of configs.
 
     Args:
-        names: Paths of configs, or names of mmdet's folders; all folders if there are none.
+        names: Paths of configs or of folders, or names of mmdet's folders; all of mmdet's if there
+            are none.
 
     Returns:
-        For each name, what to try until the stock detector trains: the file, or the folder's three
-        smallest models, going by the files' names.
+        For each config file, of a folder's path each, and for each of mmdet's folders what to try
+        until the stock detector trains: the file, or the folder's three smallest models, going by
+        the files' names.
 
     Raises:
         ConfigError: if there is no such file and no such folder with configs.
     """
     folders = sorted(p.name for p in STOCK_CONFIGS.iterdir() if p.name != '_base_')
-    found = {x: [Path(x)] if Path(x).is_file() else _smallest(x) for x in names or folders}
-    if names and (missing := [name for name, configs in found.items() if not configs]):
+    found = {name: _find(name) for name in names or folders}
+    if names and (missing := [name for name, tries in found.items() if not tries]):
         raise ConfigError(
-            f"there is no file {missing[0]}, and no folder with configs of that name in mmdet's"
+            f'there is no file {missing[0]}, no folder with configs there, and none of that name in '
+            "mmdet's"
         )
-    return [configs for configs in found.values() if configs]
+    return [configs for tries in found.values() for configs in tries]
+
+
+def _find(name: str) -> list[list[Path]]:
+    if Path(name).is_file():
+        return [[Path(name)]]
+    in_folder = sorted(Path(name).glob('*.py'))
+    if in_folder:
+        return [[path] for path in in_folder]
+    smallest = _smallest(name)
+    return [smallest] if smallest else []
 
 
 def _smallest(folder: str) -> list[Path]:
@@ -158,14 +172,15 @@ def _send_result(sender: Connection, config: Path, memory: float) -> None:
 def check_config(config: Path) -> Coverage:
     """Train a step of a config's detector, stock and distilled, on random weights and small images.
 
-    The distilled step is ok if the student's losses equal the stock detector's at the same seed,
-    every parameter that has a gradient in stock has one, every parameter of teacher and adapter has
-    one, the student's buffers equal stock's, and the student predicts.
+    If the config has a distiller, the stock detector is its student. The distilled step is ok if the
+    student's losses equal the stock detector's at the same seed, every parameter that has a gradient
+    in stock has one, every parameter of teacher and adapter has one, the student's buffers equal
+    stock's, and the student predicts.
     """
     result = Coverage(_name(config))
     try:
-        model = cpu_model(Config.fromfile(config))
-        check_scope(model)
+        distiller = cpu_distiller(Config.fromfile(config))
+        check_scope(distiller.student)
     except ConfigError as error:
         result.stock, result.in_scope = _one_line(error), False
         return result
@@ -175,7 +190,7 @@ def check_config(config: Path) -> Coverage:
     for size in IMAGE_SIZES:
         result.image_size = size
         try:
-            stock = StockStep(model, size)
+            stock = StockStep(distiller.student, size)
         except Exception as error:
             if result.stock == _one_line(error):
                 break
@@ -185,16 +200,16 @@ def check_config(config: Path) -> Coverage:
         result.stock = (
             f'ok, but predict fails: {stock.predict_error}' if stock.predict_error else 'ok'
         )
-        result.distilled, result.levels = _check_distilled(model, stock)
+        result.distilled, result.levels = _check_distilled(distiller, stock)
         break
     return result
 
 
-def cpu_model(config: Config) -> ConfigDict:
-    """Read a config's model, without weights to download and with BN for SyncBN.
+def cpu_distiller(config: Config) -> ConfigDict:
+    """Read a config's distiller, or make one of its detector, to be trained from random weights.
 
-    BN normalises by the batch: with the statistics of pretrained weights it would not normalise
-    random ones, and deep backbones would overflow.
+    Weights are not downloaded, and SyncBN is BN. BN normalises by the batch: with the statistics of
+    pretrained weights it would not normalise random ones, and deep backbones would overflow.
 
     Raises:
         ConfigError: if the config has no model.
@@ -202,8 +217,10 @@ def cpu_model(config: Config) -> ConfigDict:
     if 'model' not in config:
         raise ConfigError('it has no model')
     model = copy.deepcopy(config.model)
-    if 'data_preprocessor' in config and 'data_preprocessor' not in model:
-        model.data_preprocessor = copy.deepcopy(config.data_preprocessor)
+    if not is_distiller(model):
+        model = ConfigDict(type='SSSDDistiller', student=model)
+    if 'data_preprocessor' in config and 'data_preprocessor' not in model.student:
+        model.student.data_preprocessor = copy.deepcopy(config.data_preprocessor)
     for part in _dicts(model):
         if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
             part['init_cfg'] = None
@@ -270,11 +287,11 @@ def train_step(detector: BaseDetector, size: int) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in flat.items()}
 
 
-def _check_distilled(model: ConfigDict, stock: StockStep) -> tuple[str, tuple[int, ...]]:
+def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tuple[int, ...]]:
     """Train the same step of the twin; returns what differs, or ``'ok'``, and its levels' channels."""
     try:
         torch.manual_seed(0)  # some hide a detector with weights of its own, as LAD does
-        twin = MODELS.build({'type': 'SSSDDistiller', 'student': copy.deepcopy(model)})
+        twin = MODELS.build(copy.deepcopy(distiller))
         twin.init_weights()
         twin.load_state_dict(stock.weights, strict=False)
         twin.train()

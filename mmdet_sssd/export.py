@@ -18,7 +18,7 @@ from mmengine.registry import Registry, init_default_scope
 
 from .checkpoint_loading import load_from_local
 from .errors import ConfigError
-from .models import SSSDDistiller
+from .models.detectors.sssd_distiller import is_distiller
 
 PACKAGE = __name__.partition('.')[0]
 PREFIX = 'student.'
@@ -93,8 +93,7 @@ def stock_config(cfg: Config) -> Config:
     """
     content = cfg.to_dict()
     model = content.get('model') or {}
-    distiller = MODELS.get(str(model.get('type')))
-    if not isinstance(distiller, type) or not issubclass(distiller, SSSDDistiller):
+    if not is_distiller(model):
         raise ConfigError(
             f'model.type of the config is {model.get("type")!r}, which is no distiller; accepted: '
             'the config of a run with model.type=SSSDDistiller'

@@ -1,5 +1,7 @@
 """The checks of check_detectors, on mmdet's own configs: small ones of every kind of detector."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -86,8 +88,33 @@ def test_one_list_of_configs_for_each_folder_of_mmdet_s():
     assert {'retinanet', 'cornernet', 'yolo', 'ssd', 'dino', 'mask2former'} <= set(folders)
     ((first, *_),) = coverage.find_configs(['retinanet'])
     assert first.name == 'retinanet_r18_fpn_1x_coco.py'
-    with pytest.raises(ConfigError, match=r'no file retinet, and no folder'):
+    with pytest.raises(ConfigError, match=r'no file retinet, no folder'):
         coverage.find_configs(['retinet'])
+
+
+def test_each_config_of_a_folder_s_path(toy_config):
+    other = toy_config.with_name('other.py')
+    other.write_text(toy_config.read_text())
+    assert coverage.find_configs([str(toy_config.parent)]) == [[other], [toy_config]]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'expected'),
+    [
+        (dict(distill_loss=dict(type='NormedMSELoss')), 'ok'),
+        (dict(teacher_loss_weight=0), r'\d+ parameters of the teacher lack a gradient, as .*'),
+    ],
+)
+@pytest.mark.parametrize('beside', [False, True])
+def test_a_config_s_own_distiller_is_trained(toy_config, settings, expected, beside):
+    cfg = Config.fromfile(toy_config)
+    cfg.model = dict(type='SSSDDistiller', student=cfg.model, **settings)
+    if beside:
+        cfg.data_preprocessor = cfg.model.student.pop('data_preprocessor')
+    cfg.dump(toy_config)
+    result = coverage.check_config(toy_config)
+    assert result.stock_trains
+    assert re.fullmatch(expected, result.distilled)
 
 
 def test_the_table_counts():
@@ -118,10 +145,12 @@ def test_models_are_made_fit_for_random_weights_on_a_cpu():
             data_preprocessor=dict(type='P'),
         )
     )
-    model = coverage.cpu_model(config)
-    assert isinstance(model, ConfigDict)
+    distiller = coverage.cpu_distiller(config)
+    assert isinstance(distiller, ConfigDict)
+    assert distiller.type == 'SSSDDistiller'
+    model = distiller.student
     assert model.backbone == dict(norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None)
     assert model.bbox_head == [dict(init_cfg=dict(type='Normal'))]
     assert model.data_preprocessor == dict(type='P')
     with pytest.raises(ConfigError, match='it has no model'):
-        coverage.cpu_model(Config(dict()))
+        coverage.cpu_distiller(Config(dict()))

@@ -2,10 +2,12 @@
 
     mim run mmdet_sssd check_detectors                      one config of each of mmdet's folders
     mim run mmdet_sssd check_detectors ssd my_config.py     these folders and files only
+    python tools/check_detectors.py configs/lgd             all configs of a folder
 
-Random weights, two small random images, on the CPU; each config in a process of its own. A config
-is ok if the student's losses and buffers equal the stock detector's, every parameter that should
-has a gradient, and the student predicts.
+Random weights, two small random images, on the CPU; each config in a process of its own. Of a
+config with a distiller that one is trained, and its student as the stock detector. A config is ok if
+the student's losses and buffers equal the stock detector's, every parameter that should has a
+gradient, and the student predicts.
 """
 
 import argparse
@@ -38,7 +40,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'configs',
         nargs='*',
-        help="config files, or folders of mmdet's configs; all, if none is given",
+        help="config files, folders with configs, or names of mmdet's folders; all of mmdet's, if "
+        'none is given',
     )
     parser.add_argument(
         '--out', type=Path, help='file for the table (Markdown); else it is printed'

@@ -289,6 +289,14 @@ def _check_not_negative(key: str, value: float) -> None:
         raise ConfigError(f'{key} is {value!r}; accepted: a number >= 0')
 
 
+def is_distiller(model: ConfigType) -> bool:
+    """Tell by a model's config whether it is a distiller; ``type`` may be a name or a class."""
+    cls = model.get('type')
+    if isinstance(cls, str):
+        cls = MODELS.get(cls)
+    return isinstance(cls, type) and issubclass(cls, SSSDDistiller)
+
+
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
     """Draw from a stream of its own, so that the student is initialised as it would be alone."""

@@ -1,0 +1,4 @@
+_base_ = '../sssd/sssd_retinanet_r50_fpn_2x_coco.py'
+
+model = dict(distill_loss=dict(type='NormedMSELoss'))
+default_hooks = dict(distill_coef=dict(policy='constant'))

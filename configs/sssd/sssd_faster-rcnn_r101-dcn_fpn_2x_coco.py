@@ -1,0 +1,3 @@
+_base_ = './sssd_faster-rcnn_r101_fpn_2x_coco.py'
+
+model = dict(student=dict(backbone=_base_.dcn))

@@ -1,0 +1,31 @@
+_base_ = [
+    'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    '../_base_/schedule_270k.py',
+    '../_base_/sssd.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='SSSDDistiller',
+    student=_base_.model,
+    teacher=dict(add_context_box=False, detach_appearance=True, use_masks=True),
+)
+_base_.sssd_hooks.checkpoint.update(_base_.iter_checkpoint)
+_base_.sssd_hooks.detach_student.update(first=30 / 270)  # as many iterations as in 2x
+_base_.sssd_hooks.freeze_backbone.update(first=20 / 270)
+default_hooks = _base_.sssd_hooks
+
+train_cfg = dict(_delete_=True, **_base_.iter_train_cfg)
+_base_.ms_train_pipeline[1].update(with_mask=True)
+train_dataloader = dict(
+    sampler=_base_.iter_sampler,
+    dataset=dict(pipeline=_base_.ms_train_pipeline),
+)
+param_scheduler = _base_.iter_param_scheduler
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.0001, weight_decay=0.05),
+    clip_grad=_base_.value_clipping,
+)
+log_processor = _base_.iter_log_processor

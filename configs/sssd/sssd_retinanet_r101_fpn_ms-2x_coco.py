@@ -1,0 +1,3 @@
+_base_ = './sssd_retinanet_r101_fpn_2x_coco.py'
+
+train_dataloader = dict(dataset=dict(pipeline=_base_.ms_train_pipeline))
