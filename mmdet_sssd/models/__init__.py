@@ -1,9 +1,10 @@
 from .detectors import SSSDDistiller
 from .layers import FeatureAdapter
-from .losses import JSDistanceLoss, NormedMSELoss
+from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss
 from .necks import LabelEncoderTeacher
 
 __all__ = [
+    'AdaptiveDistillLoss',
     'FeatureAdapter',
     'JSDistanceLoss',
     'LabelEncoderTeacher',
