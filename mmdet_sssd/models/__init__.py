@@ -1,6 +1,6 @@
 from .detectors import SSSDDistiller
 from .layers import FeatureAdapter
-from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss
+from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     'JSDistanceLoss',
     'LabelEncoderTeacher',
     'NormedMSELoss',
+    'SSIMLoss',
     'SSSDDistiller',
 ]
