@@ -1,12 +1,14 @@
 from .detectors import SSSDDistiller
 from .layers import FeatureAdapter
-from .losses import JSDistanceLoss, NormedMSELoss
+from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
 
 __all__ = [
+    'AdaptiveDistillLoss',
     'FeatureAdapter',
     'JSDistanceLoss',
     'LabelEncoderTeacher',
     'NormedMSELoss',
+    'SSIMLoss',
     'SSSDDistiller',
 ]

@@ -1,5 +1,17 @@
+from .adaptive_distill_loss import AdaptiveDistillLoss, adaptive_distill_loss, soft_positive_count
 from .feature_loss import FeatureLoss
 from .js_distance_loss import JSDistanceLoss, js_distance
 from .normed_mse_loss import NormedMSELoss
+from .ssim_loss import SSIMLoss, ssim
 
-__all__ = ['FeatureLoss', 'JSDistanceLoss', 'NormedMSELoss', 'js_distance']
+__all__ = [
+    'AdaptiveDistillLoss',
+    'FeatureLoss',
+    'JSDistanceLoss',
+    'NormedMSELoss',
+    'SSIMLoss',
+    'adaptive_distill_loss',
+    'js_distance',
+    'soft_positive_count',
+    'ssim',
+]

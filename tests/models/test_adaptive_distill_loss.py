@@ -1,0 +1,262 @@
+import math
+from importlib import import_module
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import AdaptiveDistillLoss
+from mmdet_sssd.models.losses import adaptive_distill_loss, soft_positive_count
+
+
+def logits(*shape: int, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Float64 logits of a student and a teacher."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (
+        torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2)
+    )
+    return scale * student, scale * teacher
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def restated(z: float, t: float, alpha: float, beta: float, gamma: float) -> float:
+    """One element's loss, from probabilities, as the paper writes it."""
+    p, q = sigmoid(z), sigmoid(t)
+    entropy = -q * math.log(q) - (1 - q) * math.log(1 - q)
+    divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    weight = (1 - math.exp(-(divergence + beta * entropy))) ** gamma
+    return weight * -(alpha * q * math.log(p) + (1 - alpha) * (1 - q) * math.log(1 - p))
+
+
+def gradient(z: Tensor, t: Tensor, **kwargs) -> Tensor:
+    """Derivative of each element's own loss with respect to its student logit."""
+    z = z.clone().requires_grad_()
+    adaptive_distill_loss(z, t, avg_factor=1, **kwargs).backward()
+    return z.grad
+
+
+@pytest.mark.parametrize(
+    ('alpha', 'beta', 'gamma', 'theta'),
+    [(0.5, 1, 2, 1.8), (0.25, 1.5, 1, 1), (1, 0.5, 3.5, 0.5), (0, 0, 0, 2), (0.5, 0, 2, 1.8)],
+)
+def test_loss_equals_its_restatement_element_by_element(alpha, beta, gamma, theta):
+    student, teacher = logits(4, 5, 3)
+    mask = torch.rand(4, 5, 1) < 0.7
+    counted = [
+        (z.item(), t.item())
+        for z, t, m in zip(
+            student.flatten(), teacher.flatten(), mask.expand(4, 5, 3).flatten(), strict=True
+        )
+        if m
+    ]
+    total = sum(restated(z, t, alpha, beta, gamma) for z, t in counted)
+    normaliser = max(1, sum(sigmoid(t) ** theta for _, t in counted))
+    assert normaliser > 1
+    loss = AdaptiveDistillLoss(alpha, beta, gamma, theta, loss_weight=3)(student, teacher, mask)
+    assert loss.item() == pytest.approx(3 * total / normaliser, rel=1e-10)
+
+
+@pytest.mark.parametrize('alpha', [0, 0.25, 0.5])
+@pytest.mark.parametrize('beta', [0, 0.5, 1, 1.5])
+@pytest.mark.parametrize('gamma', [0, 1, 1.5, 2])
+def test_gradient(alpha, beta, gamma):
+    student, teacher = logits(3, 4)
+    mask = torch.tensor([[True], [False], [True]])
+    assert torch.autograd.gradcheck(
+        lambda z: adaptive_distill_loss(z, teacher, mask, alpha, beta, gamma),
+        student.requires_grad_(),
+    )
+
+
+def test_chunks_make_no_difference(monkeypatch):
+    student, teacher = logits(5, 7)
+    whole, grad = adaptive_distill_loss(student, teacher), gradient(student, teacher)
+    monkeypatch.setattr(import_module(adaptive_distill_loss.__module__), 'CHUNK', 8)
+    torch.testing.assert_close(adaptive_distill_loss(student, teacher), whole)
+    torch.testing.assert_close(gradient(student, teacher), grad)
+
+
+def test_what_does_not_count_may_be_of_any_value():
+    student, teacher = logits(6, 4)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool).unsqueeze(1)
+    expected = adaptive_distill_loss(student[mask[:, 0]], teacher[mask[:, 0]])
+    student[~mask[:, 0]], teacher[~mask[:, 0]] = torch.nan, torch.inf
+    student.requires_grad_()
+    loss = adaptive_distill_loss(student, teacher, mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert not student.grad[~mask[:, 0]].any()
+    assert student.grad[mask[:, 0]].all()
+
+
+def test_levels_and_ranks_share_one_normaliser():
+    student, teacher = logits(2, 30, 3)
+    mask = torch.rand(2, 30, 1) < 0.8
+    whole = adaptive_distill_loss(student, teacher, mask, theta=1.2)
+    positives = soft_positive_count(teacher, mask, theta=1.2)
+    parts = [
+        adaptive_distill_loss(*level, avg_factor=positives)
+        for level in zip(student.split(11, 1), teacher.split(11, 1), mask.split(11, 1), strict=True)
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_normaliser_is_at_least_one():
+    student, teacher = torch.zeros(3), torch.full((3,), -5.0)
+    assert soft_positive_count(teacher) < 1
+    loss = adaptive_distill_loss(student, teacher)
+    assert loss == adaptive_distill_loss(student, teacher, avg_factor=1)
+    assert loss == adaptive_distill_loss(student, teacher, avg_factor=torch.tensor(0.3))
+
+
+def test_teacher_and_normaliser_get_no_gradient():
+    student, teacher = (x.requires_grad_() for x in logits(3, 4))
+    positives = (2 + student.sum() ** 2).clamp(min=2)
+    adaptive_distill_loss(student, teacher, avg_factor=positives).backward()
+    expected = gradient(student.detach(), teacher.detach()) / positives.item()
+    torch.testing.assert_close(student.grad, expected)
+    assert teacher.grad is None
+
+
+def test_a_certain_teacher_leaves_a_focal_loss():
+    """With q in {0, 1} and beta = 1, 1 - exp(-DL) is 1 - p or p: the focal loss of mmdet."""
+    focal = MODELS.build(dict(type='FocalLoss', alpha=0.3, gamma=2.5, reduction='sum'))
+    z = torch.linspace(-6, 6, 25).unsqueeze(1)
+    for positive in (True, False):
+        teacher = torch.full_like(z, 1e4 if positive else -1e4)
+        loss = adaptive_distill_loss(z, teacher, alpha=0.3, gamma=2.5, avg_factor=1)
+        labels = torch.full((25,), 0 if positive else 1)  # 1 is the background
+        assert loss.item() == pytest.approx(focal(z, labels).item(), rel=1e-5)
+
+
+def test_gamma_zero_is_the_weighted_cross_entropy():
+    student, teacher = logits(6, 5)
+    p, q = student.sigmoid(), teacher.sigmoid()
+    expected = -(0.3 * q * p.log() + 0.7 * (1 - q) * (1 - p).log()).sum()
+    loss = adaptive_distill_loss(student, teacher, alpha=0.3, gamma=0, avg_factor=1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize('beta', [0, 1, 1.5])
+def test_a_student_equal_to_its_teacher(beta):
+    """DL is beta * T, the cross-entropy is T, and there is nothing to learn."""
+    teacher = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    q = teacher.sigmoid()
+    entropy = -(q * q.log() + (1 - q) * (1 - q).log())
+    expected = ((1 - (-beta * entropy).exp()) ** 2 * entropy / 2).sum()
+    loss = adaptive_distill_loss(teacher, teacher, beta=beta, avg_factor=1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+    assert gradient(teacher, teacher, beta=beta).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize('gap', [-0.02, 0.02])
+def test_gradient_grows_with_the_teachers_uncertainty(gap):
+    """Hard to learn: at equal p - q, where cross-entropy's gradients are equal.
+
+    They grow as q goes up to 1/2 (down to it from above by symmetry), the more so for greater beta.
+    """
+    q = torch.linspace(0.04, 0.5, 47, dtype=torch.float64)
+    student, teacher = (q + gap).logit(), q.logit()
+    plain = gradient(student, teacher, gamma=0)
+    torch.testing.assert_close(plain, torch.full_like(q, gap / 2))
+    adaptive = gradient(student, teacher).abs()
+    assert (adaptive.diff() > 0).all()
+    torch.testing.assert_close(gradient(-student, -teacher).abs(), adaptive)
+    emphasis = gradient(student, teacher, beta=1.5).abs() / adaptive
+    assert (emphasis > 1).all()
+
+
+@pytest.mark.parametrize('q', [0.01, 0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize('direction', [-1, 1])
+def test_gradient_grows_with_the_gap_to_the_teacher(q, direction):
+    """Hard to mimic: as p goes away from a fixed q, the gradient grows by more than cross-entropy's.
+
+    It does so up to a cross-entropy of 2.2, where p has long left q.
+    """
+    teacher = torch.tensor(q, dtype=torch.float64).logit().repeat(400)
+    student = teacher + direction * torch.linspace(0.01, 8, 400, dtype=torch.float64)
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+        student, teacher.sigmoid(), reduction='none'
+    )
+    near = cross_entropy < 2.2
+    assert near.sum() > 50
+    adaptive = gradient(student, teacher).abs()[near]
+    plain = gradient(student, teacher, gamma=0).abs()[near]
+    assert (adaptive.diff() > 0).all()
+    assert ((adaptive / plain).diff() > 0).all()
+
+
+@pytest.mark.parametrize('gamma', [0, 1, 2])
+@pytest.mark.parametrize('beta', [0, 0.5, 1, 1.5])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_loss_and_gradient_are_finite_for_any_logits(gamma, beta, dtype):
+    largest = min(torch.finfo(dtype).max, 1e37)
+    values = torch.tensor([-largest, -1e4, -100, -17, -1, 0, 1, 17, 100, 1e4, largest])
+    student, teacher = (x.to(dtype) for x in torch.meshgrid(values, values, indexing='ij'))
+    student = student.clone().requires_grad_()
+    loss = adaptive_distill_loss(student, teacher, beta=beta, gamma=gamma)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert 0 <= loss.item() < math.inf
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() <= 1
+
+
+def test_rounding_leaves_no_negative_distance():
+    teacher = torch.linspace(-9, 9, 500)
+    student = (teacher * (1 + 1e-6)).requires_grad_()
+    loss = adaptive_distill_loss(student, teacher, beta=0, gamma=1.5)
+    loss.backward()
+    assert 0 <= loss.item() < 1e-6
+    assert student.grad.isfinite().all()
+
+
+def test_float32_is_accurate_where_both_are_certain():
+    student, teacher = torch.tensor([12.0, -12.0, 14.0]), torch.tensor([13.0, -10.0, 9.0])
+    expected = gradient(student.double(), teacher.double())
+    torch.testing.assert_close(gradient(student, teacher).double(), expected, rtol=1e-4, atol=0)
+
+
+def test_nothing_that_counts():
+    student, teacher = (x.requires_grad_() for x in logits(2, 3))
+    for x, y, mask in (
+        (student, teacher, torch.zeros(2, 1, dtype=torch.bool)),
+        (student[:0], teacher[:0], None),
+    ):
+        loss = adaptive_distill_loss(x, y, mask)
+        loss.backward()
+        assert loss == 0
+        assert not student.grad.any()
+
+
+def test_logits_of_different_shapes_are_refused():
+    with pytest.raises(
+        ValueError, match=r'same shape; the student has \(2, 3\), the teacher \(2, 1\)'
+    ):
+        adaptive_distill_loss(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+def test_loss_is_registered():
+    loss = MODELS.build(dict(type='AdaptiveDistillLoss', beta=1.5))
+    assert isinstance(loss, AdaptiveDistillLoss)
+    assert loss.beta == 1.5
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(alpha=1.5), r'alpha is 1.5; accepted: a number in \[0, 1\]'),
+        (dict(beta=-1), r'beta is -1; accepted: a number >= 0'),
+        (dict(gamma=0.5), r'gamma is 0.5; accepted: 0 or a number >= 1'),
+        (dict(theta=0), r'theta is 0; accepted: a number > 0'),
+        (dict(loss_weight=math.inf), r'loss_weight is inf; accepted: a number >= 0'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        AdaptiveDistillLoss(**kwargs)

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from skimage.metrics import structural_similarity
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import SSIMLoss
+from mmdet_sssd.models.losses import ssim
+
+
+def related_maps(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two float64 maps that are alike in part, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    student, noise = (
+        torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2)
+    )
+    return student, 0.6 * student + 0.5 * noise + 0.3
+
+
+def restated(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
+    """Mean SSIM of two planes: patch by patch, three factors, as the paper writes it."""
+    size = min(11, *x.shape)
+    size -= size % 2 == 0
+    axis = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * 1.5**2))
+    weight = np.outer(axis, axis) / axis.sum() ** 2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    values = []
+    for i in range(x.shape[0] - size + 1):
+        for j in range(x.shape[1] - size + 1):
+            a, b = x[i : i + size, j : j + size], y[i : i + size, j : j + size]
+            mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
+            std_a = np.sqrt((weight * (a - mean_a) ** 2).sum())
+            std_b = np.sqrt((weight * (b - mean_b) ** 2).sum())
+            covariance = (weight * (a - mean_a) * (b - mean_b)).sum()
+            luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+            contrast = (2 * std_a * std_b + c2) / (std_a**2 + std_b**2 + c2)
+            structure = (covariance + c2 / 2) / (std_a * std_b + c2 / 2)
+            values.append(luminance * contrast * structure)
+    return np.mean(values)
+
+
+@pytest.mark.parametrize('size', [(11, 11), (12, 19), (25, 14)])
+@pytest.mark.parametrize('data_range', [0.1, 2.5])
+def test_ssim_equals_scikit_image(size, data_range):
+    student, teacher = related_maps(2, 3, *size)
+    planes = zip(student.flatten(0, 1).numpy(), teacher.flatten(0, 1).numpy(), strict=True)
+    expected = [
+        structural_similarity(
+            x,
+            y,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=data_range,
+        )
+        for x, y in planes
+    ]
+    actual = ssim(student, teacher, data_range).flatten()
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('size', [(12, 13), (10, 10), (7, 9), (4, 15), (2, 2), (1, 6), (1, 1)])
+def test_window_shrinks_to_the_largest_odd_size_that_fits(size):
+    student, teacher = related_maps(1, 2, *size)
+    expected = [restated(student[0, c].numpy(), teacher[0, c].numpy(), 2.0) for c in range(2)]
+    np.testing.assert_allclose(ssim(student, teacher, 2.0)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_data_range_each_image_is_put_in_the_teachers_range():
+    student, teacher = related_maps(2, 3, 13, 12)
+    teacher[1] *= 40
+    for b in range(2):
+        low, high = teacher[b].min(), teacher[b].max()
+        x, y = (student[b] - low) / (high - low), (teacher[b] - low) / (high - low)
+        expected = [restated(x[c].numpy(), y[c].numpy(), 1.0) for c in range(3)]
+        np.testing.assert_allclose(ssim(student, teacher)[b], expected, rtol=1e-9)
+
+
+def test_loss_is_the_mean_over_levels_of_half_the_dissimilarity():
+    levels = [related_maps(2, 3, 14, 12), related_maps(2, 3, 5, 3), related_maps(2, 3, 1, 1)]
+    student, teacher = zip(*levels, strict=True)
+    expected = np.mean([(1 - ssim(x, y, 2.0).mean()) / 2 for x, y in levels])
+    loss = SSIMLoss(data_range=2.0, loss_weight=3)
+    assert loss(student, teacher).item() == pytest.approx(3 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('size', [(13, 12), (4, 6), (1, 3), (1, 1)])
+@pytest.mark.parametrize('data_range', [None, 1.5])
+def test_gradient(size, data_range):
+    student, teacher = (x.requires_grad_() for x in related_maps(1, 2, *size))
+    assert torch.autograd.gradcheck(lambda x, y: ssim(x, y, data_range), (student, teacher))
+
+
+def test_images_can_be_worked_on_one_at_a_time(monkeypatch):
+    student, teacher = (x.requires_grad_() for x in related_maps(3, 2, 12, 13))
+    whole = ssim(student, teacher)
+    expected = torch.autograd.grad(whole.square().sum(), (student, teacher))
+    monkeypatch.setattr('mmdet_sssd.models.losses.ssim_loss.CHUNK', 1)
+    single = ssim(student, teacher)
+    torch.testing.assert_close(single, whole)
+    torch.testing.assert_close(
+        torch.autograd.grad(single.square().sum(), (student, teacher)), expected
+    )
+
+
+def test_float32_gradient_equals_float64s():
+    grads = {}
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = (x.to(dtype) for x in related_maps(2, 4, 20, 23))
+        student.requires_grad_()
+        SSIMLoss()([student], [teacher]).backward()
+        grads[dtype] = student.grad.double()
+    largest = grads[torch.float64].abs().max()
+    assert (grads[torch.float32] - grads[torch.float64]).abs().max() < 2e-5 * largest
+
+
+def test_autocast_does_not_change_the_loss():
+    student, teacher = (x.float() for x in related_maps(1, 4, 16, 16))
+    plain = SSIMLoss()([student], [teacher])
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert SSIMLoss()([student], [teacher]) == plain
+
+
+def test_loss_does_not_see_the_unit_of_the_features():
+    student, teacher = related_maps(2, 3, 12, 12)
+    plain = SSIMLoss()([student], [teacher]).item()
+    moved = SSIMLoss()([student * 50 - 7], [teacher * 50 - 7]).item()
+    assert moved == pytest.approx(plain, rel=1e-9)
+
+
+def test_anticorrelated_maps_are_nearly_one_apart():
+    checkerboard = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(1, 1, 10, 10)
+    loss = SSIMLoss()([1 - checkerboard], [checkerboard]).item()
+    assert loss == pytest.approx(1, abs=0.003)
+
+
+def test_constant_maps_differ_in_luminance_alone():
+    student, teacher = torch.full((1, 1, 12, 12), 0.2), torch.full((1, 1, 12, 12), 0.7)
+    luminance = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
+    assert ssim(student, teacher, 1.0).item() == pytest.approx(luminance, rel=1e-4)
+
+
+def test_a_constant_teacher_is_shifted_but_not_scaled():
+    student, constant = torch.rand(1, 2, 12, 12), torch.full((1, 2, 12, 12), 5.0)
+    shifted = ssim(student, torch.zeros_like(student), 1.0)
+    torch.testing.assert_close(ssim(student + 5, constant), shifted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('data_range', [None, 2.0])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_loss_is_finite_and_bounded(data_range, dtype):
+    x = torch.randn(2, 4, 17, 15, dtype=dtype)
+    huge = torch.full_like(x, torch.finfo(dtype).max)
+    huge[:, :, 0] *= -1
+    constant = torch.full_like(x, 3)
+    cases = {
+        'equal': (x, x),
+        'nearly equal': (x, x * (1 + torch.finfo(dtype).eps)),
+        'constant': (torch.full_like(x, 7), constant),
+        'equal and constant': (constant, constant),
+        'constant student': (constant, x),
+        'constant teacher': (x, constant),
+        'far apart': (x + 1e4, x),
+        'huge': (huge, -huge),
+        'huge and equal': (huge, huge),
+        'huge student': (huge, x),
+        'huge teacher': (x, huge),
+        'tiny': (x * 1e-6, x.flip(-1) * 1e-6),
+        'one pixel': (x[..., :1, :1], -x[..., :1, :1]),
+        'one channel': (x[:, :1], x[:, 1:2]),
+        'no image': (x[:0], x[:0]),
+        'no pixel': (x[:, :, :0], x[:, :, :0]),
+    }
+    for name, (student, teacher) in cases.items():
+        student = student.clone().requires_grad_()
+        loss = SSIMLoss(data_range)([student], [teacher.clone()])
+        loss.backward()
+        assert loss.dtype == torch.float32, name
+        assert 0 <= loss.item() <= 1, name
+        assert student.grad.isfinite().all(), name
+        if 'equal' in name and 'nearly' not in name:
+            assert loss.item() == 0, name
+            assert not student.grad.any(), name
+
+
+def test_loss_is_registered():
+    loss = MODELS.build(dict(type='SSIMLoss', data_range=6.0))
+    assert isinstance(loss, SSIMLoss)
+    assert loss.data_range == 6
+
+
+@pytest.mark.parametrize('data_range', [0, -1, float('inf'), float('nan')])
+def test_bad_data_range_is_named(data_range):
+    with pytest.raises(ConfigError, match=rf'data_range is {data_range}; accepted: a number > 0'):
+        SSIMLoss(data_range=data_range)
