@@ -8,15 +8,13 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescri
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
-
 from mmdet_sssd.command_line import user_errors_last
 from mmdet_sssd.errors import ConfigError
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models import losses
 from mmdet_sssd.twin import TwinOptions, write_twin
 
-LOSSES = [name for name in losses.__all__ if name in MODELS]
+LOSSES = [cls.__name__ for cls in losses.FeatureLoss.__subclasses__()]
 
 
 def main() -> None:

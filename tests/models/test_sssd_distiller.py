@@ -357,6 +357,10 @@ def test_classes_and_channels_are_read_off_the_student():
     [
         (dict(distill_coef=-1.0), r'model\.distill_coef is -1\.0; accepted: a number >= 0'),
         (dict(teacher_loss_weight=-1), r'model\.teacher_loss_weight is -1; accepted'),
+        (
+            dict(distill_loss=dict(type='AdaptiveDistillLoss')),
+            r'distill_loss\.type is AdaptiveDistillLoss, which does not compare feature levels',
+        ),
         (dict(distill_loss=dict(dim='pixel')), r"distill_loss\.dim is 'pixel'; accepted: spatial"),
     ],
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..layers import as_levels, instance_norm
+from ..losses import FeatureLoss
 from .replay import fresh_samples, replay_features, untouched_heads
 from .student import build_student, count_classes, read_channels
 
@@ -92,7 +93,7 @@ class SSSDDistiller(BaseDetector):
         self.student = built_student
         with _own_random_numbers():
             self.teacher, self.adapter = self._build_teacher_and_adapter(teacher, adapter)
-        self.distill_loss = MODELS.build({'type': 'JSDistanceLoss', **(distill_loss or {})})
+        self.distill_loss = _build_distill_loss(distill_loss)
         self.teacher.requires_grad_(teacher_loss_weight > 0)
         self.teacher_loss_weight = teacher_loss_weight
         self.distill_coef = float(distill_coef)
@@ -282,6 +283,16 @@ def _check_none_unknown(unknown: dict[str, Any], distiller: type) -> None:
             f'model.{next(iter(unknown))} is no setting of {distiller.__name__}; if it is one of the '
             f"detector's, write model.student.{next(iter(unknown))}. Accepted: {', '.join(accepted)}"
         )
+
+
+def _build_distill_loss(config: OptConfigType) -> FeatureLoss:
+    loss = MODELS.build({'type': 'JSDistanceLoss', **(config or {})})
+    if not isinstance(loss, FeatureLoss):
+        raise ConfigError(
+            f'model.distill_loss.type is {type(loss).__name__}, which does not compare feature levels; '
+            'accepted: JSDistanceLoss, NormedMSELoss, SSIMLoss, or a FeatureLoss of your own'
+        )
+    return loss
 
 
 def _check_not_negative(key: str, value: float) -> None:
