@@ -227,6 +227,20 @@ def test_another_number_of_classes_leaves_the_layers_that_differ_as_they_were():
         assert torch.equal(model.student.state_dict()[key], expected), key
 
 
+@pytest.mark.parametrize('owner', ['student', 'distiller'])
+def test_init_cfg_loads_a_stock_checkpoint(owner, tmp_path):
+    stock = build_stock('retinanet')
+    path = str(tmp_path / 'stock.pth')
+    torch.save(dict(meta={}, state_dict=stock.state_dict()), path)
+    student, pretrained = stock_config('retinanet'), dict(type='Pretrained', checkpoint=path)
+    config = dict(type='SSSDDistiller', student=student)
+    (student if owner == 'student' else config)['init_cfg'] = pretrained
+    model = MODELS.build(config)
+    model.init_weights()
+    for key, value in stock.state_dict().items():
+        assert torch.equal(model.student.state_dict()[key], value), key
+
+
 def test_mixtures_and_strangers_are_refused():
     model, weights = build('retinanet'), build('retinanet').state_dict()
     mixture = {**weights, 'neck.fpn_convs.0.conv.bias': torch.zeros(32)}
