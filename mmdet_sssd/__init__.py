@@ -5,13 +5,13 @@ from .version import __version__
 
 check_environment()
 
-from . import checkpoint_loading, hooks, models, optimizers  # noqa: E402
+from . import checkpoints, hooks, models, optimizers  # noqa: E402
 from .errors import ConfigError  # noqa: E402
 
 __all__ = [
     'ConfigError',
     '__version__',
-    'checkpoint_loading',
+    'checkpoints',
     'hooks',
     'models',
     'optimizers',

@@ -9,8 +9,8 @@ Example:
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.lgd_checkpoint import convert_lgd
 
 
 def main() -> None:

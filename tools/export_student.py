@@ -8,8 +8,8 @@ Example:
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from mmdet_sssd.checkpoints import export_student
 from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.export import export_student
 
 
 def main() -> None:

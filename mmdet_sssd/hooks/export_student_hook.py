@@ -6,8 +6,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from ..checkpoints import export_student
 from ..errors import ConfigError
-from ..export import export_student
 from .distiller_of import distiller_of
 
 
@@ -16,8 +16,8 @@ class ExportStudentHook(Hook):
     """Exports the last and the best checkpoints' student when training is done.
 
     The files, a stock checkpoint and a stock config each (see
-    :func:`mmdet_sssd.export.export_student`), lie in ``export`` in the work directory. A checkpoint
-    that cannot be exported is reported; the run ends as it would have.
+    :func:`mmdet_sssd.checkpoints.export_student`), lie in ``export`` in the work directory. A
+    checkpoint that cannot be exported is reported; the run ends as it would have.
 
     Raises:
         ConfigError: before the first iteration, if the model is no distiller.

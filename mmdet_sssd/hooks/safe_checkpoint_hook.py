@@ -8,8 +8,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..atomic_backend import AtomicLocalBackend
-from ..checkpoint_recovery import find_checkpoint_to_resume
+from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume
 
 
 @HOOKS.register_module()

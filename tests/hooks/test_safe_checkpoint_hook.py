@@ -11,8 +11,7 @@ from mmengine.fileio.backends import BaseStorageBackend
 from mmengine.logging import MessageHub
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoint_loading import load_from_local
-from mmdet_sssd.checkpoint_recovery import is_whole
+from mmdet_sssd.checkpoints import is_whole, load_from_local
 
 from ..tools.run_comparison import assert_equal_states
 from ..toy_detector import ITERS_PER_EPOCH, toy_loader, toy_runner

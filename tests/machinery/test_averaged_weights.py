@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import save_checkpoint
 
-from mmdet_sssd.checkpoint_loading import load_from_local
+from mmdet_sssd.checkpoints import load_from_local
 
 from ..toy_detector import toy_runner
 

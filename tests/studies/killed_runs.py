@@ -31,8 +31,7 @@ from pathlib import Path
 
 import torch
 
-from mmdet_sssd.atomic_backend import AtomicLocalBackend
-from mmdet_sssd.checkpoint_recovery import is_whole
+from mmdet_sssd.checkpoints import AtomicLocalBackend, is_whole
 
 from ..tools.run_comparison import assert_equal_states, scalars
 from ..tools.test_runs import FASTER_RCNN, ROOT

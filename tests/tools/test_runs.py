@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdet_sssd.checkpoint_loading import load_from_local
+from mmdet_sssd.checkpoints import load_from_local
 
 from .run_comparison import assert_equal_states, scalars
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoint_recovery import find_checkpoint_to_resume, is_whole
+from mmdet_sssd.checkpoints import find_checkpoint_to_resume, is_whole
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def logged(monkeypatch):
     def note(message, logger=None, level=logging.INFO):
         logged.append((level, message))
 
-    monkeypatch.setattr('mmdet_sssd.checkpoint_recovery.print_log', note)
+    monkeypatch.setattr('mmdet_sssd.checkpoints.recovery.print_log', note)
     return logged
 
 

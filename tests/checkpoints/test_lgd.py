@@ -14,12 +14,12 @@ from mmengine.runner.checkpoint import load_checkpoint
 from mmengine.structures import InstanceData
 from torch import nn
 
+from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.errors import ConfigError
-from mmdet_sssd.lgd_checkpoint import convert_lgd
 
-from .toy_detector import TOY_MODEL
+from ..toy_detector import TOY_MODEL
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHANNELS, NUM_CLASSES, SIDE = 8, 2, 64
 
 

@@ -19,13 +19,13 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.export import export_student, stock_config
+from mmdet_sssd.checkpoints import export_student, stock_config
 from tools import make_shapes
 
-from .stock_detectors import NUM_CLASSES
-from .stock_detectors import stock_config as detector_config
+from ..stock_detectors import NUM_CLASSES
+from ..stock_detectors import stock_config as detector_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DETECTORS = ('retinanet', 'faster_rcnn', 'mask_rcnn', 'deformable_detr')
 NUM_IMAGES = 2
 CONFIG = """

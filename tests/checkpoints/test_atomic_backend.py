@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdet_sssd.atomic_backend import AtomicLocalBackend
+from mmdet_sssd.checkpoints import AtomicLocalBackend
 
 OLD, NEW = b'old' * 1000, b'new' * 5000
 

@@ -16,9 +16,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
-from .checkpoint_loading import load_from_local
-from .errors import ConfigError
-from .models.detectors.sssd_distiller import is_distiller
+from ..errors import ConfigError
+from ..models.detectors.sssd_distiller import is_distiller
+from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
 PREFIX = 'student.'

@@ -9,7 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoint_loading import load_from_torchvision
+from mmdet_sssd.checkpoints.loading import load_from_torchvision
 
 WEIGHTS = {'a': torch.arange(3.0)}
 
@@ -33,7 +33,7 @@ def warnings(monkeypatch):
         if level == logging.WARNING:
             logged.append(message)
 
-    monkeypatch.setattr('mmdet_sssd.checkpoint_loading.print_log', note)
+    monkeypatch.setattr('mmdet_sssd.checkpoints.loading.print_log', note)
     return logged
 
 
@@ -81,7 +81,7 @@ def test_every_downloading_scheme_uses_the_restricted_loader(monkeypatch):
         assert kwargs['weights_only'] is True
         raise pickle.UnpicklingError
 
-    monkeypatch.setattr('mmdet_sssd.checkpoint_loading._load_url', refuse)
+    monkeypatch.setattr('mmdet_sssd.checkpoints.loading._load_url', refuse)
     for url in ('http://a.b/c.pth', 'https://a.b/c.pth', 'open-mmlab://detectron/resnet50_caffe'):
         with pytest.raises(ConfigError, match='a download may not'):
             CheckpointLoader.load_checkpoint(url)
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_named(tmp_path, content):
 def test_torchvision_weights_need_no_torchvision(monkeypatch):
     urls = []
     monkeypatch.setattr(
-        'mmdet_sssd.checkpoint_loading.load_from_http', lambda url, _: urls.append(url) or WEIGHTS
+        'mmdet_sssd.checkpoints.loading.load_from_http', lambda url, _: urls.append(url) or WEIGHTS
     )
     assert load_from_torchvision('torchvision://resnet50') is WEIGHTS
     (url,) = urls

@@ -8,7 +8,7 @@ import zipfile
 
 from mmengine.logging import print_log
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 
 def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) -> str | None:

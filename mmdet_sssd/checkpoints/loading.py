@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_http
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)

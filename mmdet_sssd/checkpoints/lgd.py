@@ -7,9 +7,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .checkpoint_loading import load_from_local
-from .errors import ConfigError
-from .models.layers.labelled_objects import MASK_SIZE
+from ..errors import ConfigError
+from ..models.layers.labelled_objects import MASK_SIZE
+from .loading import load_from_local
 
 # What the names of the reference code's weights begin with, and what they begin with here.
 LABEL_ENCODER = {

@@ -1,0 +1,17 @@
+"""Everything about checkpoint files: writing, finding, loading, exporting, converting."""
+
+from .atomic_backend import AtomicLocalBackend
+from .export import export_student, stock_config
+from .lgd import convert_lgd
+from .loading import load_from_local
+from .recovery import find_checkpoint_to_resume, is_whole
+
+__all__ = [
+    'AtomicLocalBackend',
+    'convert_lgd',
+    'export_student',
+    'find_checkpoint_to_resume',
+    'is_whole',
+    'load_from_local',
+    'stock_config',
+]
