@@ -19,7 +19,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from .custom_imports import check_custom_imports
 from .datasets import check_annotations
 from .dry_run import DryRun
-from .errors import ConfigError
+from .errors import ConfigError, unknown_setting
 
 USER_ERRORS = (ConfigError, FileNotFoundError)
 DRY_RUN = '--dry-run'
@@ -59,8 +59,11 @@ def user_errors_last() -> Iterator[None]:
     """End the process with the message alone if something is wrong that the user has to mend."""
     try:
         yield
-    except USER_ERRORS as error:
-        message = re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(error))  # mmengine's registries'
+    except (*USER_ERRORS, TypeError) as error:
+        known = unknown_setting(error) or error
+        if not isinstance(known, USER_ERRORS):
+            raise
+        message = re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(known))  # mmengine's registries'
         sys.stdout.flush()
         sys.exit(f'error: {message}')
 

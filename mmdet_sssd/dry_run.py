@@ -17,10 +17,11 @@ from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
-from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from .checkpoints import find_checkpoint_to_resume
+from .errors import ConfigError, unknown_setting
 from .hooks.check_dataset_hook import CheckDatasetHook, check_labels
 from .models import SSSDDistiller
 from .models.detectors.student import count_classes
@@ -63,6 +64,8 @@ class DryRun:
         except (ConfigError, FileNotFoundError):
             raise
         except Exception as error:
+            if known := unknown_setting(error):
+                raise known from error
             traceback.print_exc()
             first_line = next(iter(str(error).splitlines()), '')
             raise ConfigError(
@@ -76,7 +79,9 @@ def rehearsed_config(cfg: Config, work_dir: str) -> Config:
     """Make a copy of a config whose run leaves nothing behind but in ``work_dir``."""
     cfg = copy.deepcopy(cfg)
     if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir) or None
+        by_epoch = cfg.get('default_hooks', {}).get('checkpoint', {}).get('by_epoch', True)
+        template = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
+        cfg.load_from = find_checkpoint_to_resume(cfg.work_dir, cfg.work_dir, template)
         cfg.resume = cfg.load_from is not None
     cfg.work_dir = work_dir
     cfg.log_level = 'WARNING'
@@ -151,7 +156,7 @@ class RehearsalHook(Hook):
         Raises:
             ConfigError: if one is not finite.
         """
-        self.losses = {name: float(value) for name, value in outputs.items()}
+        self.losses = {name: torch.as_tensor(x).item() for name, x in outputs.items()}
         self.seconds = time.perf_counter() - self.started
         bad = [f'{name} is {x}' for name, x in self.losses.items() if not math.isfinite(x)]
         bad += [f'the gradient of {name} is not finite' for name in self.bad_gradients]

@@ -72,6 +72,14 @@ def error_of(monkeypatch, data, *args, tool='train'):
             "error: AdaptiveDistillCoefHook.policy is 'cosine'; accepted: step, inverse_lr, constant",
         ),
         (
+            ['default_hooks.distill_coef.polcy=constant'],
+            'error: polcy is no setting of AdaptiveDistillCoefHook; accepted: policy, factor, ',
+        ),
+        (
+            ['model.distill_loss.dimm=channel'],
+            'error: dimm is no setting of JSDistanceLoss; accepted: dim, tau, loss_weight',
+        ),
+        (
             ['train_dataloader.dataset.ann_file=none.json'],
             'error: train_dataloader.dataset.ann_file: there is no {data}/none.json',
         ),

@@ -152,6 +152,8 @@ def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys)
     rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 2})
     with pytest.raises(ConfigError, match=r'no iteration left after epoch 1'):
         rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 1})
+    (shapes / 'work/last_checkpoint').write_text('')  # as a killed run may leave it
+    rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 2})
     assert set((shapes / 'work').rglob('*')) == files
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     if out.exists() and not force:
         raise ConfigError(f'--out {out} is there already; --force replaces it')
     notes = write_twin(stock, out, TwinOptions(**args), build)
-    print(f'{out} distills {stock}; train it: mim train mmdet_sssd {out}')
+    print(f'{out} distills {stock}; check it with data: mim train mmdet_sssd {out} --dry-run')
     for note in notes:
         print(f'note: {note}')
 

@@ -16,6 +16,6 @@ sssd_hooks = dict(
     check_dataset=dict(type='CheckDatasetHook'),
     # a run killed at any moment can be resumed
     checkpoint=dict(type='SafeCheckpointHook'),
-    # the best and the last student, for stock mmdet
+    # the last (and best) student, for stock mmdet
     export_student=dict(type='ExportStudentHook'),
 )

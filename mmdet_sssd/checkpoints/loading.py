@@ -45,7 +45,9 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
         return _load_restricted_or_in_full(filename, map_location)
     except Exception as error:  # torch.load has many ways to fail on a broken file
         raise ConfigError(
-            f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: {error})'
+            f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: '
+            f'{str(error)[:100].partition(chr(10))[0]}); give another one, or remove it to --resume from an '
+            'older one'
         ) from error
 
 
@@ -73,7 +75,8 @@ def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
     except URLError as error:
         raise ConfigError(
             f'{url} cannot be downloaded ({error.reason}); give a local file where a config names '
-            'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or set init_cfg=None'
+            'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or start from random '
+            'weights by model.student.backbone.init_cfg=None'
         ) from error
     except UnpicklingError as error:
         raise ConfigError(

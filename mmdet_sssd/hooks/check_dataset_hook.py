@@ -1,9 +1,11 @@
+import logging
 import math
 
 from mmdet.models import RPN, BaseDetector
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..datasets import leaf_datasets
@@ -54,8 +56,16 @@ def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> N
     Raises:
         ConfigError: if a label is outside the classes or no image has an object.
     """
-    most = math.inf if isinstance(detector, RPN) else num_classes
     datasets = list(leaf_datasets(dataset))
+    most = math.inf if isinstance(detector, RPN) else num_classes
+    named = {len(x.metainfo.get('classes') or ()) for x in datasets} - {0, num_classes}
+    if named and most == num_classes:
+        print_log(
+            f'The data set names {min(named)} classes, the detector has {num_classes}: check '
+            "num_classes of the detector's heads and metainfo.classes of the data set.",
+            logger='current',
+            level=logging.WARNING,
+        )
     num_objects = sum(_count_objects(dataset, most) for dataset in datasets)
     if datasets and not num_objects:
         raise ConfigError(

@@ -238,6 +238,13 @@ def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
             'the backbone starts from random weights here, so the hook freeze_backbone only costs '
             'time; --from-scratch leaves it out'
         )
+    if pretrained and options.from_scratch:
+        notes.append(
+            'the stock config loads pretrained weights, and --from-scratch leaves only the hook '
+            'freeze_backbone out; to start from random weights set '
+            'model.student.backbone.init_cfg=None, and frozen_stages=-1 and norm_eval=False where the '
+            'backbone has them'
+        )
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
     if (

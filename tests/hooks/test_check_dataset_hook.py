@@ -4,6 +4,7 @@ import pytest
 from mmdet.registry import DATASETS
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks import check_dataset_hook
 
 from ..toy_detector import toy_runner
 
@@ -37,6 +38,18 @@ def coco_dataset(tmp_path, labels, classes, **kwargs):
         pipeline=[],
         **kwargs,
     )
+
+
+def test_more_classes_than_the_data_set_names_are_pointed_out(tmp_path, monkeypatch):
+    logged = []
+    monkeypatch.setattr(check_dataset_hook, 'print_log', lambda m, **_: logged.append(m))
+    dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1], ('a', 'b')))
+    detector = DATASETS  # anything that is no RPN
+    check_dataset_hook.check_labels(dataset, detector, 2)
+    assert logged == []
+    check_dataset_hook.check_labels(dataset, detector, 3)
+    (message,) = logged
+    assert message.startswith('The data set names 2 classes, the detector has 3: check num_classes')
 
 
 def run_with(tmp_path, dataset):

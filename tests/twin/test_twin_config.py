@@ -278,6 +278,8 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
     assert '--from-scratch leaves it out' in note
     scratch = TwinOptions(from_scratch=True)
     assert write_twin(STOCK[3], tmp_path / 'twin.py', scratch, build=False) == []
+    (note,) = write_twin(RETINANET, tmp_path / 'twin.py', scratch, build=False)
+    assert 'model.student.backbone.init_cfg=None' in note
     # mmdet's constructor knows distillers here; others may not.
     assert write_twin(STOCK[2], tmp_path / 'twin.py', build=False) == []
     stock = tmp_path / 'stock.py'
