@@ -44,10 +44,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
     try:
         return _load_restricted_or_in_full(filename, map_location)
     except Exception as error:  # torch.load has many ways to fail on a broken file
+        first_line = str(error)[:100].partition('\n')[0]
         raise ConfigError(
-            f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: '
-            f'{str(error)[:100].partition(chr(10))[0]}); give another one, or remove it to --resume from an '
-            'older one'
+            f'{filename} cannot be read as a whole checkpoint ({type(error).__name__}: {first_line}); '
+            'give another one, or remove it to --resume from an older one'
         ) from error
 
 
