@@ -25,9 +25,9 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from .errors import ConfigError
-from .models import SSSDDistiller
-from .models.detectors.sssd_distiller import is_distiller
-from .models.detectors.student import check_scope, count_classes
+from .models import Distiller
+from .models.detectors.distiller import is_distiller
+from .models.detectors.student import check_scope, count_classes, read_channels
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
@@ -208,8 +208,9 @@ def check_config(config: Path) -> Coverage:
 def cpu_distiller(config: Config) -> ConfigDict:
     """Read a config's distiller, or make one of its detector, to be trained from random weights.
 
-    Weights are not downloaded, and SyncBN is BN. BN normalises by the batch: with the statistics of
-    pretrained weights it would not normalise random ones, and deep backbones would overflow.
+    Weights are not downloaded, a pretrained teacher's are random too, and SyncBN is BN. BN normalises
+    by the batch: with the statistics of pretrained weights it would not normalise random ones, and
+    deep backbones would overflow.
 
     Raises:
         ConfigError: if the config has no model.
@@ -224,7 +225,7 @@ def cpu_distiller(config: Config) -> ConfigDict:
     for part in _dicts(model):
         if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
             part['init_cfg'] = None
-        for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
+        for key in ('pretrained', 'teacher_ckpt', 'checkpoint', 'batch_augments'):
             if key in part:
                 part[key] = None
         if 'norm_eval' in part:
@@ -296,23 +297,22 @@ def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tupl
         twin.load_state_dict(stock.weights, strict=False)
         twin.train()
         losses = train_step(twin, stock.size)
-        levels = twin.teacher.in_channels
+        levels = read_channels(twin.student)
         return '; '.join(_differences(twin, losses, stock)) or 'ok', levels
     except Exception as error:
         return _one_line(error), ()
 
 
-def _differences(twin: SSSDDistiller, losses: dict[str, Tensor], stock: StockStep) -> Iterator[str]:
+def _differences(twin: Distiller, losses: dict[str, Tensor], stock: StockStep) -> Iterator[str]:
     """Name what is not as it is in stock, or as it should be in teacher and adapter."""
     for name, value in stock.losses.items():
         if name not in losses or not torch.equal(losses[name], value):
             yield f'{name} differs'
     if missing := sorted(stock.with_gradient - _with_gradient(twin.student)):
         yield f'{len(missing)} parameters of the student lack a gradient, as {missing[0]}'
-    for part in ('teacher', 'adapter'):
-        module = getattr(twin, part)
+    for part, module in twin.named_children():
         names = {name for name, _ in module.named_parameters()} - _with_gradient(module)
-        if names:
+        if part != 'student' and names:
             yield f'{len(names)} parameters of the {part} lack a gradient, as {min(names)}'
     for name, value in twin.student.named_buffers():
         if not torch.equal(value, stock.buffers[name]):
@@ -346,9 +346,7 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
         detector: Whose classes the labels are of.
         size: Side of the images in pixels.
     """
-    num_classes = count_classes(
-        detector.student if isinstance(detector, SSSDDistiller) else detector
-    )
+    num_classes = count_classes(detector.student if isinstance(detector, Distiller) else detector)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     samples = [_sample(index, size, count, num_classes) for index, count in enumerate((4, 2))]

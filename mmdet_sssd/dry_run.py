@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoints import find_checkpoint_to_resume
 from .errors import ConfigError, unknown_setting
 from .hooks.check_dataset_hook import CheckDatasetHook, check_labels
-from .models import SSSDDistiller
+from .models import Distiller, SSSDDistiller
 from .models.detectors.student import count_classes
 
 SHOWN_CLASSES = 10
@@ -237,8 +237,8 @@ def _check_labels(runner: Runner) -> None:
     """Check the labels against the classes of the model, if its heads know them."""
     model = _bare_model(runner)
     try:
-        distilled = isinstance(model, SSSDDistiller)
-        num_classes = model.teacher.num_classes if distilled else count_classes(model)
+        implicit = isinstance(model, SSSDDistiller)
+        num_classes = model.teacher.num_classes if implicit else count_classes(_student(runner))
     except ConfigError:
         return
     check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)
@@ -251,7 +251,7 @@ def _bare_model(runner: Runner) -> BaseDetector:
 def _student(runner: Runner) -> BaseDetector:
     """Find the detector that is deployed: a distiller's student, or a stock model itself."""
     model = _bare_model(runner)
-    return model.student if isinstance(model, SSSDDistiller) else model
+    return model.student if isinstance(model, Distiller) else model
 
 
 def _name(model: nn.Module) -> str:
@@ -259,10 +259,14 @@ def _name(model: nn.Module) -> str:
 
 
 def _parameters(model: BaseDetector) -> str:
-    distilled = isinstance(model, SSSDDistiller)
-    parts = ('student', 'teacher', 'adapter') if distilled else ('',)
-    counts = {x: sum(p.numel() for p in model.get_submodule(x).parameters()) for x in parts}
-    return ', '.join(f'{x} {count / 1e6:.1f} M'.strip() for x, count in counts.items())
+    parts = dict(model.named_children()) if isinstance(model, Distiller) else {'': model}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    if isinstance(model, Distiller) and model.pretrained_teacher:
+        detector = model.pretrained_teacher.detector
+        counts['pretrained teacher'] = sum(p.numel() for p in detector.parameters())
+    return ', '.join(
+        f'{name} {count / 1e6:.1f} M'.strip() for name, count in counts.items() if count
+    )
 
 
 def _peak_memory() -> str:

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
 from ..errors import ConfigError
-from ..models.detectors.sssd_distiller import is_distiller
+from ..models.detectors.distiller import is_distiller
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]

@@ -6,7 +6,7 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .distiller_of import distiller_of, term_of
 
 
 @HOOKS.register_module()
@@ -26,8 +26,9 @@ class AdaptiveDistillCoefHook(Hook):
     - ``policy='inverse_lr'``: λ = λ₀ · (highest lr / lr)\ :sup:`power`.
     - ``policy='constant'``: λ = λ₀.
 
-    λ never exceeds λ₀ · ``max_scale``. It is logged as ``distill_coef``. A resumed run continues with
-    the same λ. Of several parameter groups, the student's group with the highest rate counts.
+    λ never exceeds λ₀ · ``max_scale``. It is logged as ``distill_coef``, that of a term as
+    ``distill_coef.NAME``. A resumed run continues with the same λ. Of several parameter groups, the
+    student's group with the highest rate counts. Each term of a model can have a hook of its own.
 
     Args:
         policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
@@ -37,13 +38,14 @@ class AdaptiveDistillCoefHook(Hook):
         decay_ratio: Fall of the rate that counts as a decay, in (0, 1). Defaults to 0.5.
         power: Exponent of ``'inverse_lr'``, > 0. Defaults to 1.
         max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
+        term: Name of the one of ``model.terms`` whose coefficient this is. None, the default, is the
+            distillation of ``SSSDDistiller`` itself.
 
     Raises:
-        ConfigError: if an argument is not one of these or the model is no distiller.
+        ConfigError: if an argument is not one of these or the model is no distiller with that term.
     """
 
     POLICIES = ('step', 'inverse_lr', 'constant')
-    STATE_KEY = 'adaptive_distill_coef'
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class AdaptiveDistillCoefHook(Hook):
         decay_ratio: float = 0.5,
         power: float = 1.0,
         max_scale: float = 10.0,
+        term: str | None = None,
     ) -> None:
         where = type(self).__name__
         if policy not in self.POLICIES:
@@ -72,13 +75,17 @@ class AdaptiveDistillCoefHook(Hook):
         self.decay_ratio = decay_ratio
         self.power = power
         self.max_scale = max_scale
+        self.term = term
+        self.suffix = f'.{term}' if term else ''
+        self.state_key = f'adaptive_distill_coef{self.suffix}'
         self.references: list[float] = []  # highest rate, then the rate after each decay
 
     def before_train(self, runner: Runner) -> None:
-        """Find the model's λ₀ and the student's parameter groups."""
-        self.distiller = distiller_of(runner, type(self).__name__)
-        self.base_coef = self.distiller.distill_coef
-        student = {id(p) for p in self.distiller.student.parameters()}
+        """Find λ₀ and the student's parameter groups."""
+        self.owner = term_of(runner, type(self).__name__, self.term)
+        self.base_coef = self.owner.distill_coef
+        distiller = distiller_of(runner, type(self).__name__)
+        student = {id(p) for p in distiller.student.parameters()}
         self.groups = [
             group
             for group in runner.optim_wrapper.param_groups
@@ -89,17 +96,19 @@ class AdaptiveDistillCoefHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
         """Set λ for this iteration and log it."""
-        self.distiller.distill_coef = self.base_coef * self._scale()
-        runner.message_hub.update_scalar('train/distill_coef', self.distiller.distill_coef)
+        self.owner.distill_coef = self.base_coef * self._scale()
+        runner.message_hub.update_scalar(
+            f'train/distill_coef{self.suffix}', self.owner.distill_coef
+        )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what λ depends on."""
-        checkpoint[self.STATE_KEY] = list(self.references)
+        checkpoint[self.state_key] = list(self.references)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore it when a run is resumed; weights alone do not bring it along."""
-        if runner._resume and self.STATE_KEY in checkpoint:
-            self.references = list(checkpoint[self.STATE_KEY])
+        if runner._resume and self.state_key in checkpoint:
+            self.references = list(checkpoint[self.state_key])
 
     def _scale(self) -> float:
         """Note the present learning rate and work out λ / λ₀."""

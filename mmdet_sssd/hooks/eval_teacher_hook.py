@@ -75,7 +75,7 @@ class EvalTeacherHook(Hook):
         """Find out, once for each stage, which pixels its boxes and masks are given in."""
         if stage in self.labels_in_original_pixels:
             return
-        teacher = distiller_of(runner, type(self).__name__).teacher
+        teacher = distiller_of(runner, type(self).__name__, SSSDDistiller).teacher
         key = f'{stage}_dataloader.dataset.pipeline'
         use_masks = getattr(teacher, 'use_masks', False)
         with kept_random_state():
@@ -96,7 +96,7 @@ class EvalTeacherHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, stage: str, loop: BaseLoop) -> dict[str, float]:
         """Run a loop's loader and a copy of its evaluator on the teacher's predictions."""
-        distiller = distiller_of(runner, type(self).__name__)
+        distiller = distiller_of(runner, type(self).__name__, SSSDDistiller)
         evaluator = _without_files_of_the_student(loop.evaluator)
         runner.logger.info('Evaluating the teacher, which sees the labels.')
         with kept_random_state():

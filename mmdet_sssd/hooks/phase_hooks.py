@@ -9,7 +9,7 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .distiller_of import distiller_of, term_of
 
 
 def run_progress(runner: Runner, batch_idx: int) -> float:
@@ -45,20 +45,23 @@ class DetachStudentHook(Hook):
     Args:
         first: Fraction of the run, from the start. Defaults to 1/6.
         last: Fraction of the run, up to the end. Defaults to 0.
+        term: Name of the one of ``model.terms`` in which that happens. None, the default, is the
+            distillation of ``SSSDDistiller`` itself.
 
     Raises:
-        ConfigError: if a fraction is not in [0, 1] or the model is no distiller.
+        ConfigError: if a fraction is not in [0, 1] or the model is no distiller with that term.
     """
 
-    def __init__(self, first: float = 1 / 6, last: float = 0.0) -> None:
+    def __init__(self, first: float = 1 / 6, last: float = 0.0, term: str | None = None) -> None:
         _check_fraction('DetachStudentHook.first', first)
         _check_fraction('DetachStudentHook.last', last)
         self.first = first
         self.last = last
+        self.term = term
 
     def before_train(self, runner: Runner) -> None:
-        """Find the distiller."""
-        self.distiller = distiller_of(runner, type(self).__name__)
+        """Find what is to be detached."""
+        self.owner = term_of(runner, type(self).__name__, self.term)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -66,13 +69,13 @@ class DetachStudentHook(Hook):
         """Detach the student or not."""
         progress = run_progress(runner, batch_idx)
         detach = progress < self.first or progress >= 1 - self.last
-        if detach != self.distiller.detach_student:
+        if detach != self.owner.detach_student:
             runner.logger.info(
                 "Distillation: the student's features are detached, only the adapter learns from it."
                 if detach
                 else 'Distillation: the student learns from the teacher from here on.'
             )
-        self.distiller.detach_student = detach
+        self.owner.detach_student = detach
 
 
 @HOOKS.register_module()

@@ -1,13 +1,18 @@
-from .detectors import SSSDDistiller
-from .layers import FeatureAdapter
+from .detectors import Distiller, SSSDDistiller
+from .layers import ChannelAdapter, FeatureAdapter
 from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
+from .terms import FeatureTerm, LogitTerm
 
 __all__ = [
     'AdaptiveDistillLoss',
+    'ChannelAdapter',
+    'Distiller',
     'FeatureAdapter',
+    'FeatureTerm',
     'JSDistanceLoss',
     'LabelEncoderTeacher',
+    'LogitTerm',
     'NormedMSELoss',
     'SSIMLoss',
     'SSSDDistiller',

@@ -7,7 +7,7 @@ import torch.nn as nn
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as StockLayerDecay
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-from ..models import SSSDDistiller
+from ..models import Distiller
 
 
 class StudentNames:
@@ -16,8 +16,8 @@ class StudentNames:
     Constructors with a rate for each layer tell layers by names such as ``backbone.stages.0``. In a
     distiller these stand under ``student.``, where no rule of theirs matches and every layer would
     get the rate of the heads, silently. With this mixin the student's parameters have the names and
-    the settings that they have without distillation; teacher and adapter stand beside its heads, as
-    ``teacher.`` and ``adapter.``. Other models are left as they are.
+    the settings that they have without distillation; what else is trained (``teacher.``, ``adapter.``
+    …) stands beside its heads. Other models are left as they are.
 
     Example:
         >>> @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
@@ -27,7 +27,7 @@ class StudentNames:
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
         """Append the parameter groups of a model to ``params``; see the constructor's own."""
-        if isinstance(module, SSSDDistiller):
+        if isinstance(module, Distiller):
             module = _with_student_names(module)
         super().add_params(params, module, **kwargs)
 
@@ -37,12 +37,9 @@ class LearningRateDecayOptimizerConstructor(StudentNames, StockLayerDecay):
     """mmdet's constructor for ConvNeXt's layer-wise and stage-wise rates, for distillers too."""
 
 
-def _with_student_names(distiller: SSSDDistiller) -> nn.Module:
-    """Make a view of the student that has teacher and adapter as two more of its children."""
+def _with_student_names(distiller: Distiller) -> nn.Module:
+    """Make a view of the student that has the distiller's other parts as further children."""
     view = copy.copy(distiller.student)
-    view._modules = {
-        **distiller.student._modules,
-        'teacher': distiller.teacher,
-        'adapter': distiller.adapter,
-    }
+    own = {name: x for name, x in distiller.named_children() if name != 'student'}
+    view._modules = distiller.student._modules | own
     return view

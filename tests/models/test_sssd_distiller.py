@@ -331,7 +331,7 @@ def test_degenerate_boxes_are_left_out_of_both_passes(name, bad):
 def test_degenerate_boxes_are_reported_once(monkeypatch):
     logged = []
     monkeypatch.setattr(
-        'mmdet_sssd.models.detectors.sssd_distiller.print_log', lambda m, **_: logged.append(m)
+        'mmdet_sssd.models.detectors.distiller.print_log', lambda m, **_: logged.append(m)
     )
     model = build('retinanet')
     data = demo_batch(model)

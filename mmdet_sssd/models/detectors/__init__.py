@@ -1,3 +1,4 @@
+from .distiller import Distiller
 from .sssd_distiller import SSSDDistiller
 
-__all__ = ['SSSDDistiller']
+__all__ = ['Distiller', 'SSSDDistiller']

@@ -1,5 +1,6 @@
 """What a distiller has to know of the detector that is its student, read off the detector itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,8 +39,12 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
         ) from error
 
 
-def check_scope(student: ConfigType) -> None:
+def check_scope(student: ConfigType, key: str = 'model.student') -> None:
     """Make sure that a model is a detector of the kind that can be distilled, by its config alone.
+
+    Args:
+        student: The config.
+        key: Its place in the config of the run, for the error.
 
     Raises:
         ConfigError: if it is not; the message says what it is instead.
@@ -65,7 +70,7 @@ def check_scope(student: ConfigType) -> None:
         reason = 'which reads texts too; accepted: detectors that take images alone'
     else:
         return
-    raise ConfigError(f'model.student.type is {student_type!r}, {reason}')
+    raise ConfigError(f'{key}.type is {student_type!r}, {reason}')
 
 
 def count_classes(student: BaseDetector) -> int:
@@ -87,31 +92,49 @@ def count_classes(student: BaseDetector) -> int:
 
 
 def read_channels(student: BaseDetector) -> tuple[int, ...]:
-    """Find the channels of each of a detector's feature levels by one dry run on a blank image.
+    """Find the channels of each of a student's feature levels; errors as in :func:`blank_pyramid`."""
+    hint = (
+        '. If it runs on a GPU alone, give the channels of its feature levels: '
+        'model.teacher.in_channels and model.adapter.in_channels, such as [256, 256, 256]'
+    )
+    return tuple(x.shape[1] for x in blank_pyramid(student, hint=hint))
+
+
+def blank_pyramid(
+    detector: BaseDetector, key: str = 'model.student', hint: str = ''
+) -> Sequence[Tensor]:
+    """Extract a detector's features from a blank image of 320×320 on the CPU.
+
+    Args:
+        detector: The detector; it stays in the mode it is in.
+        key: Its place in the config, for errors.
+        hint: What the user can do where this fails.
+
+    Returns:
+        Its feature levels of shape (1, C, h, w).
 
     Raises:
-        ConfigError: if the dry run fails or its result is not a pyramid.
+        ConfigError: if that fails or its result is not a pyramid.
     """
-    was_training = student.training
-    student.eval()
+    was_training = detector.training
+    detector.eval()
     try:
         with torch.no_grad():
-            feats = student.extract_feat(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE))
+            feats = detector.extract_feat(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE))
     except Exception as error:
         raise ConfigError(
-            f'model.student ({type(student).__name__}) cannot be distilled: its extract_feat failed '
+            f'{key} ({type(detector).__name__}) cannot be distilled: its extract_feat failed '
             f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image on the CPU ({type(error).__name__}: '
-            f'{error}). If it runs on a GPU alone, give the channels of its feature levels: '
-            'model.teacher.in_channels and model.adapter.in_channels, such as [256, 256, 256]'
+            f'{error}){hint}'
         ) from error
     finally:
-        student.train(was_training)
+        detector.train(was_training)
     if not _is_pyramid(feats):
         raise ConfigError(
-            f'model.student ({type(student).__name__}): its extract_feat gives a '
+            f'{key} ({type(detector).__name__}): its extract_feat gives a '
             f'{type(feats).__name__}; accepted: a tuple of maps of shape (B, C, h, w), one per level'
         )
-    return tuple(x.shape[1] for x in feats)
+    return feats
 
 
 def _is_pyramid(feats: Any) -> bool:

@@ -1,3 +1,4 @@
+from .channel_adapter import ChannelAdapter
 from .channel_projection import ChannelProjection, as_levels, common_width
 from .class_code import EmbeddedClass, OneHotClass
 from .feature_adapter import FeatureAdapter, instance_norm
@@ -8,6 +9,7 @@ from .relation_adapter import AppearanceEncoder, RelationAdapter
 
 __all__ = [
     'AppearanceEncoder',
+    'ChannelAdapter',
     'ChannelProjection',
     'EmbeddedClass',
     'FeatureAdapter',

@@ -1,0 +1,157 @@
+import mmengine.hub
+import torch
+from mmdet.models import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..terms import DetectorOutputs
+from .recorded_head import outputs_of
+from .student import check_scope
+
+KEY = 'model.pretrained_teacher'
+
+
+class PretrainedTeacher:
+    """A trained detector that stays as it is, and sees what the student sees.
+
+    It is no ``nn.Module``, and that is how it stays out of everything that is done to a model's
+    modules: it is in no parameter group and no state dict, ``train()`` leaves it in eval mode, DDP
+    does not synchronise it, and copies of the model (EMA's) share it. It follows the images from
+    device to device. Its weights are loaded when training begins, so inference does without them.
+
+    Args:
+        student: The student, for its data preprocessor: images are normalised as the teacher had
+            them, if that differs.
+        config: Path of the teacher's config, ``mmdet::NAME`` for one of mmdet's, or the model's own
+            config as a dict. A distiller's config stands for its student.
+        checkpoint: Path or URL of its weights, of a stock run or of one with a distiller. None leaves
+            them random, for tests.
+
+    Attributes:
+        detector: The detector.
+
+    Raises:
+        ConfigError: if there is no such config, or it is not of a detector that can be a teacher.
+    """
+
+    def __init__(
+        self,
+        student: BaseDetector,
+        config: str | dict,
+        checkpoint: str | None,
+    ) -> None:
+        self.detector = _build(config)
+        self.detector.requires_grad_(False).eval()
+        self.checkpoint = checkpoint
+        self.is_loaded = checkpoint is None
+        self.conversion = _conversion(student.data_preprocessor, self.detector.data_preprocessor)
+
+    def __deepcopy__(self, memo: dict) -> 'PretrainedTeacher':
+        return self  # one is enough for all copies of a model
+
+    @torch.no_grad()
+    def __call__(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, with_logits: bool
+    ) -> DetectorOutputs:
+        """Run the teacher on the student's images.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W), as the student's data preprocessor left them.
+            batch_data_samples: Their B data samples, for the size of the images in the padding.
+            with_logits: Whether its head is run too.
+
+        Returns:
+            Its feature levels, and with ``with_logits`` its classification logits.
+        """
+        self.load_weights()
+        self.detector.to(batch_inputs.device)
+        feats = self.detector.extract_feat(self.convert(batch_inputs, batch_data_samples))
+        return outputs_of(self.detector, feats, with_logits)
+
+    def load_weights(self) -> None:
+        """Load the checkpoint, the first time.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ConfigError: if it cannot be read or lacks weights of the teacher.
+        """
+        if self.is_loaded:
+            return
+        checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
+        weights = checkpoint.get('state_dict', checkpoint)
+        student = {k[len('student.') :]: x for k, x in weights.items() if k.startswith('student.')}
+        weights = student or weights
+        own = self.detector.state_dict()
+        missing = [k for k, x in own.items() if k not in weights or weights[k].shape != x.shape]
+        if missing:
+            raise ConfigError(
+                f'{KEY}.checkpoint={self.checkpoint} does not fit {KEY}.config: {len(missing)} of its '
+                f'{len(own)} weights are missing or of another shape, as {missing[0]}; give the '
+                'checkpoint of a run with that config'
+            )
+        self.detector.load_state_dict(weights, strict=False)
+        self.is_loaded = True
+
+    def convert(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
+        """Normalise images of shape (B, 3, H, W) and pad them as the teacher's preprocessor does."""
+        if self.conversion is None:
+            return batch_inputs
+        flip, scale, shift = self.conversion
+        images = batch_inputs.flip(1) if flip else batch_inputs
+        images = images * scale.to(images) + shift.to(images)
+        inside = torch.zeros_like(images[:, :1], dtype=torch.bool)
+        for mask, sample in zip(inside, batch_data_samples, strict=True):
+            height, width = sample.get('img_shape', images.shape[2:])[:2]
+            mask[:, :height, :width] = True
+        return images.where(inside, self.detector.data_preprocessor.pad_value)
+
+
+def _build(config: str | dict) -> BaseDetector:
+    model = config if isinstance(config, dict) else _read(config)
+    if not isinstance(model, dict) or 'type' not in model:
+        raise ConfigError(f'{KEY}.config is {config!r}; accepted: the config of a detector')
+    check_scope(model, KEY)
+    return MODELS.build(model)
+
+
+def _read(name: str) -> dict:
+    try:
+        config = mmengine.hub.get_config(name) if '::' in name else Config.fromfile(name)
+    except Exception as error:
+        raise ConfigError(
+            f'{KEY}.config is {name!r}, which cannot be read ({type(error).__name__}: {error}); '
+            'accepted: the path of a config, or mmdet::FOLDER/NAME.py'
+        ) from error
+    model = config.get('model') or {}
+    model = model.get('student', model)
+    if config.get('data_preprocessor') and model.get('data_preprocessor') is None:
+        model['data_preprocessor'] = config.data_preprocessor
+    return model
+
+
+def _conversion(
+    student: ImgDataPreprocessor, teacher: ImgDataPreprocessor
+) -> tuple[bool, Tensor, Tensor] | None:
+    """Work out whether to flip the channels, and a factor and summand of shape (3, 1, 1).
+
+    None if both normalise alike.
+    """
+    (mean, std), (teacher_mean, teacher_std) = _normalization(student), _normalization(teacher)
+    flip = student._channel_conversion != teacher._channel_conversion
+    if flip:
+        mean, std = mean.flip(0), std.flip(0)
+    if not flip and torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std):
+        return None
+    return flip, std / teacher_std, (mean - teacher_mean) / teacher_std
+
+
+def _normalization(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
+    """Read mean and standard deviation of shape (3, 1, 1), in the order the model sees."""
+    if not preprocessor._enable_normalize:
+        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    return preprocessor.mean.cpu().expand(3, 1, 1), preprocessor.std.cpu().expand(3, 1, 1)
