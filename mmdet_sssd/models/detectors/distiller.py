@@ -20,7 +20,7 @@ from ..terms import DetectorOutputs
 from .pretrained_teacher import PretrainedTeacher
 from .recorded_head import blank_outputs, recorded_head
 from .replay import fresh_samples, replay_features
-from .student import build_student
+from .student import build_student, count_classes
 
 
 @MODELS.register_module()
@@ -118,6 +118,11 @@ class Distiller(BaseDetector):
             if name == 'student':  # not built yet
                 raise
             return getattr(self.student, name)
+
+    @property
+    def num_label_classes(self) -> int:
+        """How many classes labels may have; errors as in :func:`count_classes`."""
+        return count_classes(self.student)
 
     def init_weights(self) -> None:
         """Initialise the student, and load the pretrained teacher, before training."""

@@ -118,6 +118,11 @@ class SSSDDistiller(Distiller):
             teacher['num_classes'] = count_classes(self.student)
         return MODELS.build(teacher), MODELS.build(adapter)
 
+    @property
+    def num_label_classes(self) -> int:
+        """How many classes the teacher describes."""
+        return self.teacher.num_classes
+
     def predict_with_teacher(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
     ) -> SampleList:
