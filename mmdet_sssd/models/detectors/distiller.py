@@ -33,11 +33,11 @@ class Distiller(BaseDetector):
     which compares something of the student with that of the pretrained teacher: feature levels
     (``FeatureTerm``) or classification logits (``LogitTerm``). Inference is the student's alone.
 
-    The log has the student's losses under their own names, and ``loss_distill.NAME`` of each term,
-    λ included. The state dict is ``student.*`` and ``terms.NAME.*`` (adapters, where there are any); a
-    stock detector's state dict loads into the student. The pretrained teacher is in neither the state
-    dict nor the parameters. Attributes that this class lacks (``bbox_head``, ``with_rpn`` …) are the
-    student's.
+    The log has the student's losses under their own names, and of each term ``loss_distill.NAME``,
+    λ included, and ``distill_distance.NAME.p`` of each feature level p. The state dict is
+    ``student.*`` and ``terms.NAME.*`` (adapters, where there are any); a stock detector's state dict
+    loads into the student. The pretrained teacher is in neither the state dict nor the parameters.
+    Attributes that this class lacks (``bbox_head``, ``with_rpn`` …) are the student's.
 
     Args:
         student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
@@ -191,11 +191,12 @@ class Distiller(BaseDetector):
         batch_inputs: Tensor,
         samples: SampleList,
     ) -> dict[str, Tensor]:
-        return {
-            f'{kind}.{name}': value
-            for name, term in self.terms.items()
-            for kind, value in term(student, teacher, batch_inputs, samples).items()
-        }
+        losses = {}
+        for name, term in self.terms.items():
+            for key, value in term(student, teacher, batch_inputs, samples).items():
+                kind, *level = key.split('.')
+                losses['.'.join([kind, name, *level])] = value
+        return losses
 
     def _compares_logits(self) -> bool:
         return any(term.compares_logits for term in self.terms.values())

@@ -139,13 +139,14 @@ def _conversion(
 ) -> tuple[bool, Tensor, Tensor] | None:
     """Work out whether to flip the channels, and a factor and summand of shape (3, 1, 1).
 
-    None if both normalise alike.
+    None if both normalise and pad alike.
     """
     (mean, std), (teacher_mean, teacher_std) = _normalization(student), _normalization(teacher)
     flip = student._channel_conversion != teacher._channel_conversion
     if flip:
         mean, std = mean.flip(0), std.flip(0)
-    if not flip and torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std):
+    alike = torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std)
+    if alike and not flip and student.pad_value == teacher.pad_value:
         return None
     return flip, std / teacher_std, (mean - teacher_mean) / teacher_std
 
