@@ -23,13 +23,13 @@ BGR = dict(
 )
 
 
-def distiller(teacher=None, checkpoint=None, student=None) -> Distiller:
+def distiller(teacher=None, checkpoint=None, student=None, **kwargs) -> Distiller:
     return MODELS.build(
         dict(
             type='Distiller',
             student=student or stock_config('retinanet'),
             pretrained_teacher=dict(
-                config=teacher or stock_config('retinanet'), checkpoint=checkpoint
+                config=teacher or stock_config('retinanet'), checkpoint=checkpoint, **kwargs
             ),
             terms=SSIM,
         )
@@ -125,6 +125,26 @@ def test_weights_that_do_not_fit_are_refused(trained):
     message = r'part\.pth does not fit model\.pretrained_teacher\.config: \d+ of its \d+ weights'
     with pytest.raises(ConfigError, match=message):
         model.init_weights()
+
+
+def test_its_weights_are_in_the_state_dict_if_asked_for(trained):
+    config = str(trained / 'config.py')
+    model = distiller(config, str(trained / 'stock.pth'), in_checkpoint=True)
+    state = model.state_dict()
+    expected = torch.load(trained / 'stock.pth')['state_dict']
+    theirs = {key for key in state if key.startswith('pretrained_teacher.')}
+    assert theirs == {f'pretrained_teacher.{key}' for key in expected}
+    assert not {*dict(model.named_parameters())} & theirs
+
+    resumed = distiller(config, 'gone.pth', in_checkpoint=True)
+    resumed.init_weights()  # as a runner does before it resumes
+    resumed.load_state_dict(state)
+    for key, value in resumed.pretrained_teacher.detector.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    assert resumed.state_dict().keys() == state.keys()
+    without = distiller(config, str(trained / 'stock.pth'))
+    without.load_state_dict(state)
+    assert without.state_dict().keys() == state.keys() - theirs
 
 
 def test_one_of_mmdet_s_configs_by_name():

@@ -41,7 +41,7 @@ class Distiller(BaseDetector):
 
     Args:
         student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
-        pretrained_teacher: Arguments of :class:`PretrainedTeacher`: ``config`` and ``checkpoint``.
+        pretrained_teacher: Arguments of :class:`PretrainedTeacher`: ``config``, ``checkpoint`` …
         terms: Configs of the distillation terms by name, such as
             ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``.
         data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
@@ -127,8 +127,9 @@ class Distiller(BaseDetector):
     def init_weights(self) -> None:
         """Initialise the student, and load the pretrained teacher, before training."""
         super().init_weights()
-        if self.pretrained_teacher is not None:
-            self.pretrained_teacher.load_weights()
+        teacher = self.pretrained_teacher
+        if teacher is not None and not teacher.in_checkpoint:  # else it may be about to come
+            teacher.load_weights()
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
         """Compute the student's losses and those of the distillation.
@@ -234,6 +235,11 @@ class Distiller(BaseDetector):
             )
         self.num_dropped_boxes += num_dropped
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.pretrained_teacher is not None:
+            self.pretrained_teacher.save_to(destination, prefix)
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take a stock detector's state dict as the student's.
 
@@ -241,7 +247,9 @@ class Distiller(BaseDetector):
             ConfigError: if it has weights of a distiller and of a stock detector, or is a stock
                 detector's of which nothing fits the student.
         """
-        own = {f'{prefix}{key}' for key in self.state_dict()}
+        if self.pretrained_teacher is not None:
+            self.pretrained_teacher.load_from(state_dict, prefix)
+        own = {f'{prefix}student.{key}' for key in self.student.state_dict()}
         stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
         ours = [key for key in state_dict if key.startswith(OUR_PREFIXES, len(prefix))]
         if stock and ours:

@@ -14,6 +14,7 @@ from .recorded_head import outputs_of
 from .student import check_scope
 
 KEY = 'model.pretrained_teacher'
+PREFIX = 'pretrained_teacher.'  # of its weights in a state dict
 
 
 class PretrainedTeacher:
@@ -31,6 +32,8 @@ class PretrainedTeacher:
             config as a dict. A distiller's config stands for its student.
         checkpoint: Path or URL of its weights, of a stock run or of one with a distiller. None leaves
             them random, for tests.
+        in_checkpoint: Whether the run's own checkpoints have its weights too, as
+            ``pretrained_teacher.*``, so that they can be resumed without its file. Defaults to False.
 
     Attributes:
         detector: The detector.
@@ -44,10 +47,12 @@ class PretrainedTeacher:
         student: BaseDetector,
         config: str | dict,
         checkpoint: str | None,
+        in_checkpoint: bool = False,
     ) -> None:
         self.detector = _build(config)
         self.detector.requires_grad_(False).eval()
         self.checkpoint = checkpoint
+        self.in_checkpoint = in_checkpoint
         self.is_loaded = checkpoint is None
         self.conversion = _conversion(student.data_preprocessor, self.detector.data_preprocessor)
 
@@ -85,14 +90,30 @@ class PretrainedTeacher:
         checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
         weights = checkpoint.get('state_dict', checkpoint)
         student = {k[len('student.') :]: x for k, x in weights.items() if k.startswith('student.')}
-        weights = student or weights
+        self._take(student or weights, f'{KEY}.checkpoint={self.checkpoint}')
+
+    def save_to(self, state_dict: dict, prefix: str) -> None:
+        """Add the weights to a model's state dict, if the checkpoints are to have them."""
+        if self.in_checkpoint:
+            self.load_weights()
+            self.detector.state_dict(destination=state_dict, prefix=f'{prefix}{PREFIX}')
+
+    def load_from(self, state_dict: dict, prefix: str) -> None:
+        """Take the weights out of a model's state dict, if they are there."""
+        prefix += PREFIX
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        weights = {key[len(prefix) :]: state_dict.pop(key) for key in keys}
+        if weights:
+            self._take(weights, 'the teacher in a checkpoint')
+
+    def _take(self, weights: dict[str, Tensor], source: str) -> None:
         own = self.detector.state_dict()
         missing = [k for k, x in own.items() if k not in weights or weights[k].shape != x.shape]
         if missing:
             raise ConfigError(
-                f'{KEY}.checkpoint={self.checkpoint} does not fit {KEY}.config: {len(missing)} of its '
-                f'{len(own)} weights are missing or of another shape, as {missing[0]}; give the '
-                'checkpoint of a run with that config'
+                f'{source} does not fit {KEY}.config: {len(missing)} of its {len(own)} weights are '
+                f'missing or of another shape, as {missing[0]}; give the checkpoint of a run with '
+                'that config'
             )
         self.detector.load_state_dict(weights, strict=False)
         self.is_loaded = True

@@ -1,0 +1,96 @@
+"""Several distillation terms in one model, each with a coefficient and phases of its own."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmdet_sssd import ConfigError
+
+from ..toy_detector import TOY_MODEL, toy_runner
+
+SSIM = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'), distill_coef=5.0)
+JS = dict(type='FeatureTerm', distill_loss=dict(type='JSDistanceLoss'), normalize=True)
+MODEL = TOY_MODEL | dict(
+    pretrained_teacher=dict(config=TOY_MODEL['student'], checkpoint=None),
+    terms=dict(ssim=SSIM, js=JS),
+)
+DROP = dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)
+COEF = dict(type='AdaptiveDistillCoefHook')
+LOGGED = ('distill_coef', 'distill_coef.ssim', 'distill_coef.js')
+
+
+class Recorder(Hook):
+    """Notes after each epoch what was logged last, and what is detached."""
+
+    def __init__(self):
+        self.rows = []
+
+    def after_train_epoch(self, runner):
+        model = runner.model
+        scalars = [runner.message_hub.get_scalar(f'train/{name}').current() for name in LOGGED]
+        detached = [x.detach_student for x in (model, model.terms['ssim'], model.terms['js'])]
+        self.rows.append((*scalars, detached))
+
+
+def run(work_dir, epochs, **kwargs):
+    recorder = Recorder()
+    hooks = [
+        COEF | dict(factor=3.0),
+        COEF | dict(term='ssim', factor=0.5),
+        COEF | dict(term='js', policy='constant'),
+        dict(type='DetachStudentHook', term='ssim', first=0.5),
+        recorder,
+    ]
+    runner = toy_runner(
+        work_dir,
+        model=MODEL,
+        hooks=hooks,
+        schedulers=[DROP],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        **kwargs,
+    )
+    runner.train()
+    return recorder.rows, runner
+
+
+def test_each_term_has_its_coefficient_and_phase_also_after_a_resume(tmp_path):
+    expected = [
+        (2, 5, 1, [False, True, False]),
+        (2, 5, 1, [False, True, False]),
+        (6, 2.5, 1, [False, False, False]),
+        (6, 2.5, 1, [False, False, False]),
+    ]
+    rows, whole = run(tmp_path / 'whole', 4)
+    assert rows == expected
+    checkpoint = str(tmp_path / 'whole/epoch_3.pth')
+    rows, resumed = run(tmp_path / 'resumed', 4, resume=True, load_from=checkpoint)
+    assert rows == expected[3:]
+    for key, value in whole.model.state_dict().items():
+        assert value.isfinite().all(), key
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
+def test_a_term_that_is_not_there_is_named(tmp_path, hook):
+    runner = toy_runner(
+        tmp_path,
+        model=MODEL,
+        hooks=[dict(type=hook, term='adl')],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+    )
+    message = rf"{hook}\.term is 'adl'.*accepted: None \(of SSSDDistiller itself\), ssim, js"
+    with pytest.raises(ConfigError, match=message):
+        runner.train()
+
+
+def test_a_hook_for_the_implicit_teacher_needs_one(tmp_path):
+    model = {key: x for key, x in MODEL.items() if key != 'distill_coef'} | dict(type='Distiller')
+    runner = toy_runner(
+        tmp_path,
+        model=model,
+        hooks=[COEF],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+    )
+    with pytest.raises(ConfigError, match=r'term is None, .*accepted: ssim, js'):
+        runner.train()
