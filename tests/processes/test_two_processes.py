@@ -14,12 +14,14 @@ def test_every_parameter_gets_a_gradient_with_objects_on_any_rank_or_none(name, 
     assert on_two_processes(train_on_counts, (name, first), (name, second)) == [[], []]
 
 
-@pytest.mark.parametrize('name', ['fcos', 'atss'])
-def test_gradients_of_two_processes_are_those_of_the_joined_batch(name, on_two_processes):
-    """Of detectors that average over all processes' objects."""
-    expected = gradients(name, [0, 1])
-    alone = gradients(name, [0])
-    for ours in on_two_processes(gradients, (name, [0]), (name, [1])):
+@pytest.mark.parametrize(('name', 'with_terms'), [('fcos', False), ('atss', False), ('fcos', True)])
+def test_gradients_of_two_processes_are_those_of_the_joined_batch(
+    name, with_terms, on_two_processes
+):
+    """Of detectors, and terms, that average over all processes' objects."""
+    expected = gradients(name, [0, 1], with_terms)
+    alone = gradients(name, [0], with_terms)
+    for ours in on_two_processes(gradients, (name, [0], with_terms), (name, [1], with_terms)):
         assert ours.keys() == expected.keys()
         for key, grad in expected.items():
             error = (ours[key] - grad).norm()  # not 0: the heads' normalisers are float32

@@ -43,12 +43,24 @@ def join_group(rank: int, store: str) -> None:
     )
 
 
-def build(name: str) -> torch.nn.Module:
+def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     """Build the same distiller on every process, its backbone's statistics fixed."""
     config = stock_config(name)
     config.backbone.norm_eval = True
+    model = dict(type='SSSDDistiller', student=config)
+    if with_terms:
+        model |= dict(
+            pretrained_teacher=dict(config=config, checkpoint=None),
+            terms=dict(
+                ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')),
+                adl=dict(type='LogitTerm'),
+            ),
+        )
     torch.manual_seed(0)
-    return MODELS.build(dict(type='SSSDDistiller', student=config)).train()
+    model = MODELS.build(model).train()
+    if with_terms:  # a teacher that is sure of something
+        torch.nn.init.zeros_(model.pretrained_teacher.detector.bbox_head.conv_cls.bias)
+    return model
 
 
 def train_on_counts(name: str, counts: list[int]) -> list[str]:
@@ -87,11 +99,11 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
     return without
 
 
-def gradients(name: str, images: list[int]) -> dict[str, torch.Tensor]:
+def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[str, torch.Tensor]:
     """Gradients on some of two images, averaged over the processes, in float64."""
     torch.set_default_dtype(torch.float64)
     try:
-        model = build(name)
+        model = build(name, with_terms)
         data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[4, 1], num_classes=NUM_CLASSES)
         data = model.data_preprocessor({k: [v[i] for i in images] for k, v in data.items()}, True)
         data['inputs'] = data['inputs'].double()
