@@ -154,5 +154,7 @@ def test_bad_arguments_are_named(kwargs, message):
 def test_a_model_that_is_no_distiller_is_refused(tmp_path):
     runner = toy_runner(tmp_path, hooks=[dict(type='AdaptiveDistillCoefHook')], train_cfg=ITER_LOOP)
     runner.model = runner.model.student
-    with pytest.raises(ConfigError, match=r'needs model\.type=SSSDDistiller or Distiller, found ToyDetector'):
+    with pytest.raises(
+        ConfigError, match=r'needs model\.type=SSSDDistiller or Distiller, found ToyDetector'
+    ):
         runner.train()
