@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoints import find_checkpoint_to_resume
 from .errors import ConfigError, unknown_setting
 from .hooks.check_dataset_hook import CheckDatasetHook, check_labels
-from .models import Distiller, SSSDDistiller
+from .models import Distiller
 from .models.detectors.student import count_classes
 
 SHOWN_CLASSES = 10
@@ -237,8 +237,8 @@ def _check_labels(runner: Runner) -> None:
     """Check the labels against the classes of the model, if its heads know them."""
     model = _bare_model(runner)
     try:
-        implicit = isinstance(model, SSSDDistiller)
-        num_classes = model.teacher.num_classes if implicit else count_classes(_student(runner))
+        is_ours = isinstance(model, Distiller)
+        num_classes = model.count_classes() if is_ours else count_classes(model)
     except ConfigError:
         return
     check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)

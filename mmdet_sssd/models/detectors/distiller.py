@@ -20,7 +20,7 @@ from ..terms import DetectorOutputs
 from .pretrained_teacher import PretrainedTeacher
 from .recorded_head import blank_outputs, recorded_head
 from .replay import fresh_samples, replay_features
-from .student import build_student
+from .student import build_student, count_classes
 
 
 @MODELS.register_module()
@@ -151,6 +151,10 @@ class Distiller(BaseDetector):
     def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
         """Extract the student's features, one map of shape (B, C, h, w) per level."""
         return self.student.extract_feat(batch_inputs)
+
+    def count_classes(self) -> int:
+        """Tell how many classes the student has; errors as in :func:`count_classes`."""
+        return count_classes(self.student)
 
     def _student_losses(
         self, batch_inputs: Tensor, samples: SampleList
