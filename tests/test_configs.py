@@ -3,6 +3,7 @@ import functools
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import mmdet
@@ -305,6 +306,18 @@ def test_the_config_of_the_readme_builds(tmp_path):
     assert [cfg.default_hooks[name].type for name in PHASES] == [
         shipped[name].type for name in PHASES
     ]
+
+
+def test_the_pretrained_teacher_of_the_user_guide_builds(tmp_path):
+    guide = (ROOT / 'docs/user_guide.md').read_text()
+    section = guide.partition('## A pretrained teacher')[2].partition('\n## ')[0]
+    text, hooks = re.findall(r'```python\n(.*?)```', section, re.S)
+    path = tmp_path / 'my_config.py'
+    path.write_text(text + textwrap.dedent(hooks))
+    cfg = Config.fromfile(path)
+    assert list(build(cfg).terms) == ['ssim', 'adl']
+    terms = {hook.term for hook in cfg.default_hooks.values() if 'term' in hook}
+    assert terms == {'ssim'}
 
 
 def test_the_metafiles_list_every_config_but_the_demo():
