@@ -237,8 +237,8 @@ def _check_labels(runner: Runner) -> None:
     """Check the labels against the classes of the model, if its heads know them."""
     model = _bare_model(runner)
     try:
-        distilled = isinstance(model, Distiller)
-        num_classes = model.num_label_classes if distilled else count_classes(model)
+        is_ours = isinstance(model, Distiller)
+        num_classes = model.count_classes() if is_ours else count_classes(model)
     except ConfigError:
         return
     check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)

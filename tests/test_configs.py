@@ -2,19 +2,29 @@ import copy
 import functools
 import json
 import re
+import shutil
+import textwrap
 from pathlib import Path
 
 import mmdet
 import modelindex
 import pytest
+import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
+
+from mmdet_sssd import ConfigError, coverage
+from mmdet_sssd.models import Distiller
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmdet.__file__).parent / '.mim/configs'
 CONFIGS = sorted(x for x in ROOT.glob('configs/*/*.py') if x.parent.name != '_base_')
-COCO = sorted(ROOT.glob('configs/*/*_coco.py'))
+ON_COCO = [x for x in CONFIGS if x.stem.endswith('_coco')]
+COCO = [x for x in ON_COCO if x.parent.name in ('sssd', 'lgd')]
 LGD = [path for path in COCO if path.parent.name == 'lgd']
+TAUGHT = [  # by a pretrained teacher
+    x for x in ON_COCO if x.stem.startswith(('structural_kd_', 'js_distance_', 'sad_', 'sssd_sad_'))
+]
 # A model that is another config's, but for what its test says, need not be built again.
 TO_BUILD = [x for x in CONFIGS if x not in LGD and '_ms-2x_' not in x.stem]
 SGD = dict(type='SGD', momentum=0.9, weight_decay=0.0001)
@@ -69,6 +79,8 @@ def _own_data(tmp_path, monkeypatch):
     monkeypatch.setenv('SSSD_DATA_ROOT', str(tmp_path))
     monkeypatch.setenv('SSSD_MAX_EPOCHS', '36')
     monkeypatch.setenv('SSSD_BATCH_SIZE', '8')
+    monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'teacher.pth')
+    monkeypatch.delenv('SSSD_TEACHER_CONFIG', raising=False)
 
 
 @functools.cache
@@ -87,18 +99,23 @@ def build(cfg):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_survives_being_written_out(path):
-    cfg = read(path) if path in COCO else Config.fromfile(path)
+    cfg = read(path) if path in ON_COCO else Config.fromfile(path)
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
-    if path.stem.startswith(('sssd', 'lgd')):
+    if 'Distiller' in cfg.model.type:
         assert cfg.custom_imports.imports == ['mmdet_sssd']
         assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
 
 
 @pytest.mark.parametrize('path', TO_BUILD, ids=lambda path: path.stem)
 def test_model_builds(path):
-    model = build(read(path) if path in COCO else Config.fromfile(path))
+    model = build(read(path) if path in ON_COCO else Config.fromfile(path))
     if path.stem.startswith('sssd'):
-        assert model.teacher.num_classes == (80 if path in COCO else 2)
+        assert model.teacher.num_classes == (80 if path in ON_COCO else 2)
+    if isinstance(model, Distiller) and model.pretrained_teacher:
+        teacher = {id(x) for x in model.pretrained_teacher.detector.parameters()}
+        assert teacher.isdisjoint(map(id, model.parameters()))
+        parts = {name.partition('.')[0] for name in model.state_dict()}
+        assert parts <= {'student', 'teacher', 'adapter', 'terms'}
 
 
 @pytest.mark.parametrize('path', LGD, ids=lambda path: path.stem)
@@ -127,7 +144,7 @@ def test_multi_scale_differs_in_the_pipeline_alone(path):
 
 
 @pytest.mark.parametrize(
-    'path', [x for x in TO_BUILD if '101' in x.stem], ids=lambda path: path.stem
+    'path', [x for x in COCO if x in TO_BUILD and '101' in x.stem], ids=lambda path: path.stem
 )
 def test_students_have_stock_backbones(path):
     student = read(path).model.student
@@ -178,6 +195,58 @@ def test_coco_configs_have_the_papers_settings(path):
         assert (pipeline[2].type, pipeline[2].scale) == ('Resize', (1333, 800))
 
 
+@pytest.mark.parametrize('path', TAUGHT, ids=lambda path: path.stem)
+def test_teachers_are_of_mmdet_s_zoo_and_fit_their_students(path):
+    cfg = read(path)
+    config, checkpoint = cfg.model.pretrained_teacher.values()
+    config = config.removeprefix('mmdet::')
+    metafile = yaml.safe_load((STOCK / config).with_name('metafile.yml').read_text())
+    assert [x['Weights'] for x in metafile['Models'] if x['Config'] == f'configs/{config}'] == [
+        checkpoint
+    ]
+    student, teacher = cfg.model.student, read(STOCK / config).model
+    assert teacher.backbone.depth == 101
+    assert teacher.neck == student.neck
+    if any(term.type == 'LogitTerm' for term in cfg.model.terms.values()):
+        assert teacher.bbox_head == student.bbox_head
+    for hook in cfg.default_hooks.values():
+        assert hook.get('term') in (None, *cfg.model.terms)
+
+
+@pytest.mark.parametrize(
+    ('name', 'scale', 'depth'),
+    [
+        ('sad_retinanet_r50-r101_fpn_600-270k_coco', (1000, 600), 50),
+        ('sad_retinanet_r101-x101_fpn_500-270k_coco', (833, 500), 101),
+    ],
+)
+def test_sad_s_schedule_and_image_sizes(name, scale, depth):
+    cfg = read(ROOT / f'configs/sad/{name}.py')
+    assert cfg.model.student.backbone.depth == depth
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 270_000
+    assert cfg.param_scheduler[1].milestones == [180_000, 240_000]
+    assert cfg.train_dataloader.batch_size == 2  # of 8 processes
+    assert cfg.optim_wrapper.optimizer == dict(SGD, lr=0.01)
+    assert cfg.default_hooks.checkpoint.by_epoch is False
+    for stage in ('train', 'val', 'test'):
+        (resize,) = [x for x in cfg[f'{stage}_dataloader'].dataset.pipeline if x.type == 'Resize']
+        assert resize.scale == scale
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'sad/sssd_sad_retinanet_r50-r101_fpn_2x_coco',
+        'demo/structural_kd_retinanet_r18-small_own-data',
+        'demo/sad_retinanet_r18-small_own-data',
+        'demo/lgd_retinanet_r18-small_own-data',
+    ],
+)
+def test_a_step_is_trained(name):
+    result = coverage.check_config(ROOT / f'configs/{name}.py')
+    assert (result.stock, result.distilled) == ('ok', 'ok')
+
+
 def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/sssd/sssd_retinanet_r50_fpn_own-data.py')
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 36
@@ -191,6 +260,38 @@ def test_length_and_classes_of_own_data_reach_everything(tmp_path):
         assert loader.dataset.data_root == str(tmp_path)
     assert cfg.val_evaluator.ann_file == f'{tmp_path}/annotations/val.json'
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+
+
+def test_own_lgd_is_sssd_with_another_loss_and_a_constant_coefficient():
+    sssd, lgd = (
+        Config.fromfile(ROOT / f'configs/demo/{name}_retinanet_r18-small_own-data.py')
+        for name in ('sssd', 'lgd')
+    )
+    assert differences(sssd, lgd) == {
+        'model.distill_loss': (None, dict(type='NormedMSELoss')),
+        'default_hooks.distill_coef.policy': ('step', 'constant'),
+    }
+
+
+def test_own_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
+    """The configs may lie in the installed package, and the run start in another folder."""
+    shutil.copytree(ROOT / 'configs', tmp_path / 'package/configs')
+    monkeypatch.chdir(tmp_path / 'annotations')
+    demo = Path('../package/configs/demo')
+    teacher = Config.fromfile(demo / 'sad_retinanet_r18-small_own-data.py').model.pretrained_teacher
+    assert teacher.config == str(tmp_path / 'package/configs/demo/retinanet_r18_own-data.py')
+    assert teacher.checkpoint == 'teacher.pth'
+    monkeypatch.setenv('SSSD_TEACHER_CONFIG', 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    teacher = Config.fromfile(demo / 'sad_retinanet_r18-small_own-data.py').model.pretrained_teacher
+    assert teacher.config == 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+
+
+def test_own_teacher_has_to_be_named(monkeypatch):
+    monkeypatch.delenv('SSSD_TEACHER_CHECKPOINT')
+    with pytest.raises(
+        ConfigError, match=r'SSSD_TEACHER_CHECKPOINT is not set .* trains a teacher'
+    ):
+        Config.fromfile(ROOT / 'configs/demo/structural_kd_retinanet_r18-small_own-data.py')
 
 
 def test_the_config_of_the_readme_builds(tmp_path):
@@ -207,6 +308,18 @@ def test_the_config_of_the_readme_builds(tmp_path):
     ]
 
 
+def test_the_pretrained_teacher_of_the_user_guide_builds(tmp_path):
+    guide = (ROOT / 'docs/user_guide.md').read_text()
+    section = guide.partition('## A pretrained teacher')[2].partition('\n## ')[0]
+    text, hooks = re.findall(r'```python\n(.*?)```', section, re.S)
+    path = tmp_path / 'my_config.py'
+    path.write_text(text + textwrap.dedent(hooks))
+    cfg = Config.fromfile(path)
+    assert list(build(cfg).terms) == ['ssim', 'adl']
+    terms = {hook.term for hook in cfg.default_hooks.values() if 'term' in hook}
+    assert terms == {'ssim'}
+
+
 def test_the_metafiles_list_every_config_but_the_demo():
     index = modelindex.load(str(ROOT / 'model-index.yml'))
     assert {ROOT / x.config for x in index.models} == {
@@ -221,4 +334,6 @@ def test_the_metafiles_list_every_config_but_the_demo():
     assert papers == {
         'sssd': 'https://arxiv.org/abs/2303.05015',
         'lgd': 'https://arxiv.org/abs/2109.11496',
+        'structural_kd': 'https://arxiv.org/abs/2211.13133',
+        'sad': 'https://arxiv.org/abs/1901.00366',
     }

@@ -2,7 +2,7 @@ from .annotation_check import check_annotations, evaluator_configs, leaf_configs
 from .label_pixels import loads_labels_after_resizing, rescale_labels
 from .labelled_images import find_labelled_images
 from .leaf_datasets import leaf_datasets
-from .own_data import positive_integers, read_coco_summary
+from .own_data import positive_integers, read_coco_summary, read_teacher
 
 __all__ = [
     'check_annotations',
@@ -13,5 +13,6 @@ __all__ = [
     'loads_labels_after_resizing',
     'positive_integers',
     'read_coco_summary',
+    'read_teacher',
     'rescale_labels',
 ]

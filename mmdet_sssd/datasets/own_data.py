@@ -1,6 +1,7 @@
-"""What the config for a user's own data reads from the environment and the annotations."""
+"""What the configs for a user's own data read from the environment and the annotations."""
 
 import json
+import os
 import os.path as osp
 
 from ..errors import ConfigError
@@ -55,3 +56,26 @@ def positive_integers(text: str, set_by: str, count: int = 1) -> tuple[int, ...]
             'whole number above 0'
         )
     return tuple(int(part) for part in parts)
+
+
+def read_teacher(default: str) -> dict[str, str]:
+    """Read from the environment which detector is the pretrained teacher.
+
+    Args:
+        default: Path of the config that counts where ``SSSD_TEACHER_CONFIG`` is not set.
+
+    Returns:
+        ``config`` and ``checkpoint``, as ``model.pretrained_teacher`` takes them.
+
+    Raises:
+        ConfigError: if ``SSSD_TEACHER_CHECKPOINT`` is not set.
+    """
+    config = os.environ.get('SSSD_TEACHER_CONFIG') or osp.normpath(default)
+    checkpoint = os.environ.get('SSSD_TEACHER_CHECKPOINT')
+    if not checkpoint:
+        raise ConfigError(
+            'SSSD_TEACHER_CHECKPOINT is not set in the environment; set it to the weights of '
+            f'{config}, a file or address (`mim train mmdet_sssd {osp.basename(default)}` trains a '
+            'teacher), or SSSD_TEACHER_CONFIG and SSSD_TEACHER_CHECKPOINT to a detector of your own'
+        )
+    return dict(config=config, checkpoint=checkpoint)

@@ -1,7 +1,8 @@
 import json
+from types import SimpleNamespace
 
 import pytest
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, MODELS
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks import check_dataset_hook
@@ -61,6 +62,22 @@ def run_with(tmp_path, dataset):
     )
     runner._train_dataloader['dataset'] = dataset
     runner.train()
+
+
+def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    distiller = MODELS.build(
+        dict(
+            type='Distiller',
+            student=student,
+            pretrained_teacher=dict(config=student, checkpoint=None),
+            terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
+        )
+    )
+    dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1, 2], ('a', 'b', 'c')))
+    runner = SimpleNamespace(model=distiller, train_dataloader=SimpleNamespace(dataset=dataset))
+    with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
+        check_dataset_hook.CheckDatasetHook().before_train(runner)
 
 
 @pytest.mark.parametrize('wrapped', [True, False])

@@ -119,11 +119,6 @@ class Distiller(BaseDetector):
                 raise
             return getattr(self.student, name)
 
-    @property
-    def num_label_classes(self) -> int:
-        """How many classes labels may have; errors as in :func:`count_classes`."""
-        return count_classes(self.student)
-
     def init_weights(self) -> None:
         """Initialise the student, and load the pretrained teacher, before training."""
         super().init_weights()
@@ -157,6 +152,10 @@ class Distiller(BaseDetector):
     def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
         """Extract the student's features, one map of shape (B, C, h, w) per level."""
         return self.student.extract_feat(batch_inputs)
+
+    def count_classes(self) -> int:
+        """Tell how many classes the student has; errors as in :func:`count_classes`."""
+        return count_classes(self.student)
 
     def _student_losses(
         self, batch_inputs: Tensor, samples: SampleList

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from mmdet.models import BaseDetector
+from mmdet.models.dense_heads import GuidedAnchorHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor
 
@@ -14,11 +15,20 @@ from ...errors import ConfigError
 from ..terms import DetectorOutputs
 from .student import blank_pyramid
 
+# YOLOX trains its class logits at positives alone, what they are elsewhere is chance; guided anchors
+# are predicted, so those of student and teacher differ.
+NOT_COMPARABLE = (GuidedAnchorHead, YOLOXHead)
+SMALLEST_PROBABILITY = 1e-6  # a logit of ±13.8
+
 
 def has_sigmoid_logits(detector: BaseDetector) -> bool:
-    """Tell whether a detector has a dense ``bbox_head`` with an independent sigmoid per class."""
+    """Tell whether a detector has a dense ``bbox_head`` with an independent sigmoid per class.
+
+    Heads whose logits mean nothing for another detector, or at most anchors, do not count.
+    """
     head = getattr(detector, 'bbox_head', None)
-    return isinstance(head, BaseDenseHead) and getattr(head, 'use_sigmoid_cls', False)
+    is_comparable = isinstance(head, BaseDenseHead) and not isinstance(head, NOT_COMPARABLE)
+    return is_comparable and getattr(head, 'use_sigmoid_cls', False)
 
 
 def cls_scores_of(head: BaseDenseHead, outputs: Sequence[Any]) -> list[Tensor]:
@@ -26,15 +36,16 @@ def cls_scores_of(head: BaseDenseHead, outputs: Sequence[Any]) -> list[Tensor]:
 
     Args:
         head: The head, with ``cls_out_channels`` K.
-        outputs: Its outputs; the first of them are the logits of shape (B, A·K, h, w) per level.
+        outputs: Its outputs; the first of them are the logits of shape (B, A·K, h, w) per level, or
+            probabilities, as TOOD's, whose logits are taken.
 
     Returns:
         Logits of shape (B, h, w, A, K) per level.
     """
-    classes = head.cls_out_channels
-    return [
-        x.permute(0, 2, 3, 1).unflatten(-1, (x.shape[1] // classes, classes)) for x in outputs[0]
-    ]
+    classes, levels = head.cls_out_channels, outputs[0]
+    if getattr(head.loss_cls, 'activated', False):
+        levels = [x.float().logit(SMALLEST_PROBABILITY) for x in levels]
+    return [x.permute(0, 2, 3, 1).unflatten(-1, (x.shape[1] // classes, classes)) for x in levels]
 
 
 def outputs_of(
@@ -68,37 +79,42 @@ class HeadRecord:
     def __init__(self, head: BaseDenseHead) -> None:
         self.head = head
         self.cls_scores: list[Tensor] = []
+        self.num_logits: list[int] = []  # in each call of the classification loss
         self.weights: list[Tensor | None] = []
 
     def anchor_flags(self) -> list[Tensor] | None:
         """Tell which anchors the classification loss counted.
 
-        The assigner gives those that it ignores the weight 0.
+        The assigner gives those that it ignores the weight 0. With a weight for each class (FSAF), an
+        anchor counts if one of its classes does.
 
         Returns:
-            Booleans of shape (B, h, w, A) per level; None if the loss has no weights.
+            Booleans of shape (B, h, w, A) per level; None if the loss has no weights and counts all,
+            or is computed without ``loss_cls`` (AutoAssign, FreeAnchor, TOOD's first epochs).
 
         Raises:
-            ConfigError: if the loss was not computed level by level on all anchors.
+            ConfigError: if the loss is of some of the anchors, or weighted but not level by level.
         """
-        if all(weight is None for weight in self.weights):
+        sizes = [x.numel() for x in self.cls_scores]
+        weights = [weight for weight in self.weights if weight is not None]
+        if not weights and sum(self.num_logits) in (0, sum(sizes)):
             return None
-        shapes = [x.shape[:-1] for x in self.cls_scores]
-        found = [None if weight is None else len(weight.flatten()) for weight in self.weights]
-        if found != [shape.numel() for shape in shapes]:
-            raise ConfigError(
-                f'model.terms: the anchors that a {type(self.head).__name__} ignores cannot be told '
-                "from how it computes its classification loss, so type='LogitTerm' does not take it; "
-                "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
-            )
-        return [
-            (weight > 0).reshape(shape) for weight, shape in zip(self.weights, shapes, strict=True)
-        ]
+        if len(weights) == len(sizes) and self.num_logits == sizes:
+            return [
+                (weight > 0).reshape(*logits.shape[:-1], -1).any(-1)
+                for weight, logits in zip(weights, self.cls_scores, strict=True)
+            ]
+        raise ConfigError(
+            f'model.terms: the anchors that a {type(self.head).__name__} ignores cannot be told '
+            "from how it computes its classification loss, so type='LogitTerm' does not take it; "
+            "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
+        )
 
     def _take_outputs(self, _head: nn.Module, _args: Any, outputs: Sequence[Any]) -> None:
         self.cls_scores = cls_scores_of(self.head, outputs)
 
     def _take_weights(self, _loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.num_logits.append(args[0].numel())
         self.weights.append(kwargs.get('weight', args[2] if len(args) > 2 else None))
 
 

@@ -118,9 +118,8 @@ class SSSDDistiller(Distiller):
             teacher['num_classes'] = count_classes(self.student)
         return MODELS.build(teacher), MODELS.build(adapter)
 
-    @property
-    def num_label_classes(self) -> int:
-        """How many classes the teacher describes."""
+    def count_classes(self) -> int:
+        """Tell how many classes the student has, by the teacher, where it may be set by hand."""
         return self.teacher.num_classes
 
     def predict_with_teacher(

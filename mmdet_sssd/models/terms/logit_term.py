@@ -98,8 +98,9 @@ def _check_heads(key: str, student: DetectorOutputs, teacher: DetectorOutputs) -
         if outputs.cls_scores is None:
             raise ConfigError(
                 f'{key} compares classification logits, but {role} has no dense bbox_head with '
-                'independent sigmoids; accepted: detectors as RetinaNet, ATSS, FCOS or GFL. Two-stage '
-                "detectors and transformers take type='FeatureTerm'"
+                'independent sigmoids, trained at all of its fixed anchors; accepted: detectors as '
+                'RetinaNet, ATSS, FCOS or GFL. Two-stage detectors, transformers, YOLOX and guided '
+                "anchors take type='FeatureTerm'"
             )
     found = [[tuple(x.shape[1:]) for x in outputs.cls_scores] for outputs in (student, teacher)]
     if found[0] != found[1]:

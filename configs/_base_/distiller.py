@@ -1,0 +1,15 @@
+# What every config with a distiller shares. Inherit it beside a stock config and take up the hooks:
+#   model = dict(_delete_=True, type='Distiller', student=_base_.model, pretrained_teacher=…, terms=…)
+#   default_hooks = _base_.distiller_hooks
+custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
+
+distiller_hooks = dict(
+    # a resumed run draws the same numbers
+    random_state=dict(type='RandomStateHook'),
+    # wrong labels are found before training
+    check_dataset=dict(type='CheckDatasetHook'),
+    # a run killed at any moment can be resumed
+    checkpoint=dict(type='SafeCheckpointHook'),
+    # the last (and best) student, for stock mmdet
+    export_student=dict(type='ExportStudentHook'),
+)

@@ -1,0 +1,15 @@
+# The small RetinaNet distilled from a pretrained one by Structural KD; see _base_/own_teacher.py.
+_base_ = [
+    './retinanet_r18-small_own-data.py',
+    '../_base_/distiller.py',
+    '../_base_/own_teacher.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student=_base_.model,
+    pretrained_teacher=_base_.own_teacher,
+    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
+)
+default_hooks = _base_.distiller_hooks

@@ -1,0 +1,14 @@
+_base_ = [
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_ms-640-800-2x_coco.py',
+    '../_base_/distiller.py',
+    '../_base_/zoo_teachers.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student=_base_.model,
+    pretrained_teacher=_base_.fcos_r101,
+    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+)
+default_hooks = _base_.distiller_hooks

@@ -1,0 +1,27 @@
+_base_ = [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    '../_base_/schedule_sad.py',
+    '../_base_/distiller.py',
+    '../_base_/zoo_teachers.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student=_base_.model,
+    pretrained_teacher=_base_.retinanet_r101,
+    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+)
+_base_.distiller_hooks.checkpoint.update(_base_.iter_checkpoint)
+default_hooks = _base_.distiller_hooks
+
+# Shorter side 600 pixels, longest 1000.
+_base_.train_dataloader.dataset.pipeline[2].scale = (1000, 600)
+_base_.val_dataloader.dataset.pipeline[1].scale = (1000, 600)
+_base_.test_dataloader.dataset.pipeline[1].scale = (1000, 600)
+
+train_cfg = dict(_delete_=True, **_base_.iter_train_cfg)
+train_dataloader = dict(sampler=_base_.iter_sampler)
+param_scheduler = _base_.iter_param_scheduler
+optim_wrapper = dict(optimizer=dict(lr=0.01))
+log_processor = _base_.iter_log_processor

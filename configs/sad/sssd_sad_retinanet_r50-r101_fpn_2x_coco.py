@@ -1,0 +1,11 @@
+# SSSD's implicit teacher and, beside it, SAD's pretrained one.
+_base_ = ['../sssd/sssd_retinanet_r50_fpn_2x_coco.py', '../_base_/zoo_teachers.py']
+
+model = dict(
+    pretrained_teacher=_base_.retinanet_r101,
+    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+)
+default_hooks = dict(
+    # SSSD's own λ rises at the first decay, SAD's stays
+    distill_coef_adl=dict(type='AdaptiveDistillCoefHook', policy='constant', term='adl'),
+)

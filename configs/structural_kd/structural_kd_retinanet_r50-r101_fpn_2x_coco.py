@@ -1,0 +1,16 @@
+_base_ = [
+    'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+    '../_base_/distiller.py',
+    '../_base_/zoo_teachers.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student=_base_.model,
+    pretrained_teacher=_base_.retinanet_r101,
+    terms=dict(
+        ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'), distill_coef=1.0),
+    ),
+)
+default_hooks = _base_.distiller_hooks
