@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -10,6 +11,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.models import Distiller
 from mmdet_sssd.models.losses import adaptive_distill_loss, js_distance, ssim
 from mmdet_sssd.models.terms.feature_term import match_levels
+from mmdet_sssd.models.terms.logit_term import _inside_image
 
 from ..stock_detectors import demo_batch, stock_config
 
@@ -114,19 +116,19 @@ def adl_by_hand(model, data):
     """Image by image, anchor by anchor: inside its image, and not ignored by the assigner."""
     student, teacher = model.student, model.pretrained_teacher.detector
     samples = data['data_samples']
-    head, size = student.bbox_head, data['inputs'].shape[2:]
+    head = student.bbox_head
     mine = head(student.extract_feat(data['inputs']))[0]
     theirs = teacher.bbox_head(teacher.extract_feat(data['inputs']))[0]
     classes = head.num_classes
     z, q = [], []
     for b, sample in enumerate(samples):
         height, width = sample.img_shape
-        for x, t in zip(mine, theirs, strict=True):
+        for (stride, _), x, t in zip(head.prior_generator.strides, mine, theirs, strict=True):
             h, w = x.shape[2:]
             num_anchors = x.shape[1] // classes
             for i in range(h):
                 for j in range(w):
-                    if i * size[0] / h >= height or j * size[1] / w >= width:
+                    if i * stride >= height or j * stride >= width:
                         continue
                     for a in range(num_anchors):
                         z.append(x[b, a * classes : (a + 1) * classes, i, j])
@@ -140,6 +142,20 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
     data = demo_batch(model)
     expected = 0.5 * adaptive_distill_loss(*adl_by_hand(model, data))
     torch.testing.assert_close(losses_of(model, **data)['loss_distill.adl'], expected)
+
+
+@pytest.mark.parametrize('size', [(320, 320), (96, 416), (800, 1088)])
+@pytest.mark.parametrize('part', [1.0, 0.83, 0.4])
+def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
+    anchors = MODELS.build(stock_config('retinanet').bbox_head).prior_generator
+    strides = [stride for stride, _ in anchors.strides]
+    levels = [torch.zeros(1, *(-(-n // s) for n in size), 9, 3) for s in strides]
+    shape = tuple(round(n * part) for n in size)
+    flags = anchors.valid_flags([x.shape[1:3] for x in levels], shape, device='cpu')
+    sample = DetDataSample(metainfo=dict(img_shape=shape))
+    for level, expected in zip(levels, flags, strict=True):
+        ours = _inside_image(level, torch.zeros(1, 3, *size), [sample])
+        assert torch.equal(ours.flatten(), expected)
 
 
 def test_a_logit_term_leaves_out_what_the_assigner_ignores():
@@ -160,7 +176,7 @@ def test_a_logit_term_leaves_out_what_the_assigner_ignores():
             found = head.assigner.assign(
                 InstanceData(priors=torch.cat(anchors)), sample.gt_instances
             ).gt_inds.split([len(a) for a in anchors])[p]
-            stride = [n / m for n, m in zip(data['inputs'].shape[2:], sizes[p], strict=True)]
+            stride = head.prior_generator.strides[p]
             logits = [y[b].permute(1, 2, 0).reshape(-1, head.num_classes) for y in (x, t)]
             rows = torch.arange(len(found)) // head.num_base_priors
             i, j = rows // sizes[p][1], rows % sizes[p][1]

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 
 import torch
@@ -84,13 +85,21 @@ def _inside_image(level: Tensor, batch_inputs: Tensor, samples: SampleList) -> T
     Returns:
         Booleans of shape (B, h, w, A).
     """
-    h, w = level.shape[1:3]
     height, width = batch_inputs.shape[2:]
     shapes = [sample.get('img_shape', (height, width))[:2] for sample in samples]
     limits = torch.tensor(shapes, dtype=torch.float32).to(level.device, non_blocking=True)
-    rows = torch.arange(h, device=level.device) * (height / h) < limits[:, :1]
-    columns = torch.arange(w, device=level.device) * (width / w) < limits[:, 1:]
-    return (rows[:, :, None] & columns[:, None]).unsqueeze(-1).expand(level.shape[:-1])
+    inside = [
+        torch.arange(n, device=level.device) * _stride(size, n) < limit
+        for n, size, limit in zip(
+            level.shape[1:3], (height, width), limits.split(1, 1), strict=True
+        )
+    ]
+    return (inside[0][:, :, None] & inside[1][:, None]).unsqueeze(-1).expand(level.shape[:-1])
+
+
+def _stride(size: int, count: int) -> int:
+    """Find the power of two that ``count`` strides cover ``size`` pixels with, the last in part."""
+    return 2 ** math.ceil(math.log2(size / count))
 
 
 def _check_heads(key: str, student: DetectorOutputs, teacher: DetectorOutputs) -> None:
