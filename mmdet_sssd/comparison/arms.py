@@ -197,12 +197,24 @@ def _leaf_keys(changes: dict[str, Any], start: str = '') -> Iterator[str]:
 
 
 def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:
-    """Merge changes in, as ``--cfg-options`` are."""
+    """Merge changes in, as ``--cfg-options`` are; a module of another type replaces what was there."""
+    changes = copy.deepcopy(changes)
+    for key, value in changes.items():
+        if isinstance(value, dict) and _type_at(cfg, key) not in (None, value.get('type')):
+            value['_delete_'] = True
     try:
-        cfg.merge_from_dict(copy.deepcopy(changes))
+        cfg.merge_from_dict(changes)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{where}: {", ".join(changes)} cannot be set ({error})') from error
     _drop_delete_keys(cfg._cfg_dict)
+
+
+def _type_at(cfg: Config, key: str) -> str | None:
+    """Look up the type of a module; None if there is none, or none that says it."""
+    part = cfg._cfg_dict
+    for name in key.split('.'):
+        part = part.get(name) if isinstance(part, dict) else None
+    return part.get('type') if isinstance(part, dict) else None
 
 
 def _drop_delete_keys(value: Any) -> None:

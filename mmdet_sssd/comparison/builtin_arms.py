@@ -1,7 +1,8 @@
 # The arms that `compare` knows, in the form that --arms-file takes too. An arm has
 #   base         another arm; or 'student', the detector of CONFIG alone; or 'distiller', CONFIG with
 #                its distiller, and if it has none with the one that `wrap_config` puts around it
-#   cfg_options  what changes in the base's config, as in --cfg-options
+#   cfg_options  what changes in the base's config, as in --cfg-options; a dict of another type than
+#                what it is merged into replaces that
 #   match_time   an arm; the schedule is stretched until training takes as long as that arm's
 JS = dict(type='JSDistanceLoss')
 STEP = dict(type='AdaptiveDistillCoefHook', policy='step')

@@ -33,12 +33,16 @@ class Reported:
 def model_zoo_note(config: str) -> str:
     """List, as Markdown, what model zoo and papers report for a config's detector.
 
+    Of the model zoo that is the stock config which the config comes from, or if there is none those
+    with its detector and backbone; of the papers the latter.
+
     Args:
         config: A config file or a name like ``'mmdet::fcos/….py'``.
     """
     stock = stock_names(config)
+    alike = [x for x in _reported(ZOO) if _is_alike(x.name, stock)]
     rows = [
-        *((x, "mmdet's model zoo") for x in _reported(ZOO) if x.name in stock),
+        *((x, "mmdet's model zoo") for x in [x for x in alike if x.name in stock] or alike),
         *((x, "the paper's authors") for x in _reported(OURS) if _is_alike(x.name, stock)),
     ]
     title = '## What others report for this detector on COCO\n\n'
@@ -55,12 +59,15 @@ def model_zoo_note(config: str) -> str:
 
 
 def stock_names(config: str) -> list[str]:
-    """Name the configs that a config is made of, itself first, without this package's prefixes.
+    """Name the configs that a config inherits, itself first, without this package's prefixes.
+
+    Those of ``_base_`` folders are parts, of which most is changed as likely as not: they are left out.
 
     Raises:
         ConfigError: if one of them cannot be found.
     """
-    return [_without_prefix(path.stem) for path in _with_bases(config, '')]
+    paths = [path for path in _with_bases(config, '') if '_base_' not in path.parts]
+    return [_without_prefix(path.stem) for path in paths]
 
 
 def _with_bases(config: str, heir: str) -> Iterator[Path]:

@@ -128,37 +128,39 @@ def _draw_estimates(axes: Axes, values: Sequence[Estimate | None], color: str) -
 
 
 def draw_time(results: Results, split: str) -> Figure:
-    """Draw AP against training time: the mean of each arm with its interval, and the seeds."""
+    """Draw AP against training time, the mean of each arm but those of sweeps, with its interval."""
     figure = Figure(figsize=(7.5, 4), layout='constrained')
     axes = figure.add_subplot()
-    cells = [cell for arm in results.values() for cell in arm.values()]
-    unit, seconds = _time_unit(max(cell.train_seconds for cell in cells))
-    for index, (arm, seeds) in enumerate(results.items()):
-        rows = [
-            (x.train_seconds / seconds, x.ap(split)['AP']) for x in seeds.values() if x.ap(split)
-        ]
-        if not rows:
-            continue
-        times, aps = np.array(rows).T
-        mean = estimate(aps)
-        color = GREY if arm == BASELINE else COLORS[index % len(COLORS)]
-        axes.plot(times, aps, '.', color=color, alpha=0.5, markersize=5)
+    evaluated = {
+        arm: [cell.train_seconds for cell in cells.values() if cell.ap(split)]
+        for arm, cells in results.items()
+    }
+    times = {arm: np.mean(x) for arm, x in evaluated.items() if x}
+    times = {arm: x for arm, x in times.items() if '+' not in arm} or times
+    unit, seconds = _time_unit(max(times.values()))
+    for index, arm in enumerate(times):
+        mean = estimate(_aps(results[arm], split))
         axes.errorbar(
-            times.mean(),
+            times[arm] / seconds,
             mean.mean,
             yerr=mean.half_width,
             fmt=MARKERS[index % len(MARKERS)],
-            color=color,
+            color=GREY if arm == BASELINE else COLORS[index % len(COLORS)],
+            linewidth=1.2,
             capsize=3,
-            label=arm,
+            label=f'{arm} (n={mean.count})',
         )
     axes.set_xlim(left=0)
     axes.set_xlabel(f'training time ({unit}, without validation)')
     axes.set_ylabel('AP')
-    axes.set_title(f'{SPLITS[split].capitalize()}: mean, 95% t-interval, seeds', fontsize='medium')
+    axes.set_title(f'{SPLITS[split].capitalize()}: mean, 95% t-interval', fontsize='medium')
     axes.grid(alpha=0.3)
     figure.legend(loc='outside right upper', fontsize='small')
     return figure
+
+
+def _aps(cells: Mapping[int, CellResult], split: str) -> list[float]:
+    return [cell.ap(split)['AP'] for cell in cells.values() if cell.ap(split)]
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:
@@ -186,13 +188,12 @@ def draw_sweep(name: str, arms: Mapping[str, str], results: Results, split: str)
     axes = figure.add_subplot()
     positions = _place(axes, list(arms))
     for position, arm in zip(positions, arms.values(), strict=True):
-        aps = [cell.ap(split)['AP'] for cell in results[arm].values() if cell.ap(split)]
+        aps = _aps(results[arm], split)
         mean = estimate(aps)
         axes.plot([position] * len(aps), aps, '.', color=COLORS[0], alpha=0.4)
         axes.errorbar(position, mean.mean, mean.half_width, fmt='o', color=COLORS[0], capsize=4)
-    baseline = [x.ap(split)['AP'] for x in results.get(BASELINE, {}).values() if x.ap(split)]
-    if baseline:
-        mean = estimate(baseline)
+    mean = estimate(_aps(results.get(BASELINE, {}), split))
+    if mean.count:
         axes.axhline(mean.mean, color=GREY, linestyle='--', label=f'{BASELINE} (n={mean.count})')
         if mean.low is not None:
             axes.axhspan(mean.low, mean.high, color=GREY, alpha=0.2, linewidth=0)
@@ -234,4 +235,6 @@ def _panels(count: int, width: float, height: float, **shared: bool) -> tuple[Fi
     grid = figure.subplots(rows, columns, squeeze=False, **shared).flat
     for axes in grid[count:]:
         axes.remove()
+    for axes in grid[max(0, count - columns) : count]:  # the lowest of each column
+        axes.xaxis.set_tick_params(labelbottom=True)
     return figure, list(grid[:count])

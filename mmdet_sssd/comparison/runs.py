@@ -162,7 +162,7 @@ class CellRunner:
             device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
             versions={'mmdet_sssd': __version__, 'torch': torch.__version__},
             metrics={'val': _numbers(metrics)},
-            curve=[(step, 100 * row[main]) for step, row in sorted(validations.items())],
+            curve=[(step, round(100 * row[main], 3)) for step, row in sorted(validations.items())],
         )
 
     def _evaluate(
@@ -190,6 +190,7 @@ class CellRunner:
     ) -> None:
         """Run a tool of this package to its end."""
         command = [sys.executable, str(self.tools / f'{tool}.py'), *map(str, args)]
+        cell.folder.mkdir(parents=True, exist_ok=True)
         with open(cell.log, 'ab') as log:
             with self.lock:
                 if self.stopping:
