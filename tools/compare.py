@@ -12,7 +12,12 @@ Examples:
 
 import signal
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -122,10 +127,10 @@ def add_report(group: ArgumentParser) -> None:
 
 def read_seeds(text: str) -> list[int]:
     """Read a number of seeds, or the seeds."""
-    numbers = [int(part) for part in text.split(',') if part]
-    if not numbers or min(numbers) < 0 or numbers == [0]:
-        raise ValueError(text)
-    return numbers if ',' in text else list(range(numbers[0]))
+    parts = [part.strip() for part in text.split(',') if part.strip()]
+    if not all(part.isdecimal() for part in parts) or not parts or text.strip() == '0':
+        raise ArgumentTypeError(f'{text!r}; accepted: a number above 0, or seeds like 3,4,5 or 3,')
+    return [int(part) for part in parts] if ',' in text else list(range(int(parts[0])))
 
 
 if __name__ == '__main__':

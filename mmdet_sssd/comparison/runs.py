@@ -159,7 +159,6 @@ class CellRunner:
             seed=cell.seed,
             unit=unit,
             **read_costs(cell.checkpoint),
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
             versions={'mmdet_sssd': __version__, 'torch': torch.__version__},
             metrics={'val': _numbers(metrics)},
             curve=[(step, round(100 * row[main], 3)) for step, row in sorted(validations.items())],
@@ -240,15 +239,17 @@ def slot_environments(jobs: int) -> list[dict[str, str]]:
     return [{'OMP_NUM_THREADS': threads}] * jobs
 
 
-def read_costs(checkpoint: Path) -> dict[str, float]:
+def read_costs(checkpoint: Path) -> dict[str, Any]:
     """Read from a checkpoint what :class:`TrainingCostHook` noted.
 
     Returns:
-        The fields of :class:`~.cells.CellResult` ``iterations``, ``train_seconds``, ``peak_memory``.
+        The fields of :class:`~.cells.CellResult` ``iterations``, ``train_seconds``, ``peak_memory``
+        and ``device``.
     """
     content = torch.load(checkpoint, map_location='cpu', weights_only=False, mmap=True)
     scalars = content['message_hub']['log_scalars']
     return {
+        'device': content['message_hub']['runtime_info']['device'],
         'iterations': content['meta']['iter'],
         'train_seconds': round(float(scalars['train/time'].data[0].sum()), 3),
         'peak_memory': round(float(scalars['train/peak_memory'].data[0].max()), 1),

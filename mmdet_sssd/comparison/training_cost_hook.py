@@ -20,8 +20,15 @@ class TrainingCostHook(IterTimerHook):
 
     mmengine counts the evaluation after validation as part of the next iteration of an iteration
     loop. ``peak_memory`` is logged in MiB, see :func:`peak_memory`. Both are in each checkpoint's
-    message hub, for every iteration of the run, as ``train/time`` and ``train/peak_memory``.
+    message hub, for every iteration of the run, as ``train/time`` and ``train/peak_memory``; so is
+    the name of the ``device``.
     """
+
+    def before_train(self, runner: Runner) -> None:
+        """Note what is trained on."""
+        super().before_train(runner)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+        runner.message_hub.update_info('device', device)
 
     def after_val(self, runner: Runner) -> None:
         """Start the next training iteration's clock."""

@@ -29,7 +29,8 @@ class Comparison:
         )
         history = HistoryBuffer([1.0, 2.0, 4.0, 1.5], [1] * 4)
         scalars = {'train/time': history, 'train/peak_memory': history}
-        content = dict(meta=dict(iter=4), message_hub=dict(log_scalars=scalars))
+        hub = dict(log_scalars=scalars, runtime_info=dict(device='a GPU'))
+        content = dict(meta=dict(iter=4), message_hub=hub)
         torch.save(content, self.fake['checkpoint'])
 
     @property
@@ -67,6 +68,7 @@ def test_what_a_run_leaves_is_its_result(comparison):
     assert result.curve == [[1, pytest.approx(20)], [2, pytest.approx(40)]]
     assert result.metrics['val'] == {'coco/bbox_mAP': 0.4, 'coco/cat_precision': 0.3}
     assert (result.train_seconds, result.peak_memory, result.iterations) == (8.5, 4.0, 4)
+    assert result.device == 'a GPU'
     assert comparison.cell(1).checkpoint.name == 'epoch_2.pth'
 
 
