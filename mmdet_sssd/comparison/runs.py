@@ -202,7 +202,11 @@ class CellRunner:
                     close_fds=False,  # the lock of the work directory is theirs too
                 )
                 self.processes.add(process)
-            code = process.wait()
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # of a dry run; others are waited for in threads
+                process.terminate()
+                raise
         with self.lock:
             self.processes.discard(process)
             if self.stopping:

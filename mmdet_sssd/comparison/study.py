@@ -17,7 +17,7 @@ from .cells import Cell, check_started, comparable_config, keep_arm_config, read
 from .model_zoo import model_zoo_note
 from .plots import draw_plots
 from .progress import ProgressDisplay
-from .report import write_report
+from .report import Results, write_report
 from .runs import CellRunner, Failure
 from .schedule import length, stretched
 from .statistics import paired_ratio
@@ -85,7 +85,14 @@ class Study:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
         failures = [] if self.options.report_only else self._train()
-        self._report()
+        results = read_results(self.results, [arm.name for arm in self.arms] or None)
+        if not results and not failures:
+            raise ConfigError(
+                f'there are no results in {self.results}; run compare without --report-only first, '
+                'or give --work-dir or --results'
+            )
+        if results:
+            self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
         return failures
@@ -185,13 +192,7 @@ class Study:
         with ProgressDisplay(lengths, len(missing)) as progress:
             return self.runner.run(missing, progress.update)
 
-    def _report(self) -> None:
-        results = read_results(self.results, [arm.name for arm in self.arms] or None)
-        if not results:
-            raise ConfigError(
-                f'there are no results in {self.results}; run compare without --report-only first, '
-                'or give --work-dir or --results'
-            )
+    def _report(self, results: Results) -> None:
         notes = [model_zoo_note(self.options.config)] if self.options.model_zoo else []
         print(write_report(self.results, results, notes))
         for path in draw_plots(self.results, results):

@@ -110,6 +110,29 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
     assert not list(tmp_path.glob('work/*/seed_0/*.pth'))
 
 
+def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
+    """No seed of the rival is there, so nobody knows how long to train."""
+    options = StudyOptions(
+        config,
+        arms=['baseline', 'sssd', 'baseline_longer'],
+        seeds=[0],
+        work_dir=tmp_path,
+        dry_run=False,
+    )
+    study = Study(options)
+    study.runner.tools = tmp_path / 'nowhere'
+    assert [str(x.cell) for x in study.run()] == [
+        'baseline seed 0',
+        'sssd seed 0',
+        'baseline_longer seed 0',
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(
+        'failed: baseline_longer seed 0: no seed of both baseline and sssd is done'
+    )
+    assert '# Comparison' not in lines
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
