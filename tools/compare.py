@@ -19,6 +19,7 @@ from argparse import (
     RawDescriptionHelpFormatter,
 )
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -53,7 +54,7 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def add_what(group: ArgumentParser) -> None:
+def add_what(group: Any) -> None:
     """Add the options for arms and seeds."""
     group.add_argument(
         '--arms',
@@ -81,7 +82,7 @@ def add_what(group: ArgumentParser) -> None:
     )
 
 
-def add_how(group: ArgumentParser) -> None:
+def add_how(group: Any) -> None:
     """Add the options for running."""
     group.add_argument(
         '--work-dir', type=Path, help='logs and checkpoints (default: work_dirs/compare_CONFIG)'
@@ -107,7 +108,7 @@ def add_how(group: ArgumentParser) -> None:
     )
 
 
-def add_report(group: ArgumentParser) -> None:
+def add_report(group: Any) -> None:
     """Add the options for the report."""
     group.add_argument(
         '--split',

@@ -133,6 +133,7 @@ class CellRunner:
             result = CellResult.read(cell.result_file)
         else:
             result = self._train(cell, cfg, environment)
+            result.write(cell.result_file)
         if self.test and 'test' not in result.metrics:
             if cell.checkpoint is None:
                 raise ConfigError(
@@ -140,7 +141,7 @@ class CellRunner:
                     f'{cell.result_file} to have it trained again'
                 )
             result.metrics['test'] = self._evaluate(cell, cfg, 'test', environment)
-        result.write(cell.result_file)
+            result.write(cell.result_file)
         if not self.keep_checkpoints:
             for path in (*cell.folder.glob('*.pth'), cell.folder / 'last_checkpoint'):
                 path.unlink(missing_ok=True)
