@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .report import SPLITS, ArmSummary, Results, summarize
 from .statistics import Estimate, estimate
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
-MARKERS = 'osD^vP*X<>'
+MARKERS = 'sD^vP*X<>'
 GREY = '#777777'
 MAX_COLUMNS = 3
 MAX_CLASSES = 20
@@ -50,14 +50,25 @@ def draw_plots(folder: Path, results: Results) -> list[Path]:
     return paths
 
 
+def _styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Give each arm its colour and marker, the baseline grey."""
+    rivals = [arm for arm in arms if arm != BASELINE]
+    styles = {
+        arm: (COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)])
+        for index, arm in enumerate(rivals)
+    }
+    return {arm: styles.get(arm, (GREY, 'o')) for arm in arms}
+
+
 def draw_curves(results: Results) -> Figure:
     """Draw AP during training, a panel for each arm, with the baseline in grey in each."""
     rivals = [arm for arm in results if arm != BASELINE] or [BASELINE]
     figure, panels = _panels(len(rivals), width=4.2, height=3.2, sharex=True, sharey=True)
-    for index, (arm, axes) in enumerate(zip(rivals, panels, strict=True)):
+    styles = _styles(results)
+    for arm, axes in zip(rivals, panels, strict=True):
         if BASELINE in results and arm != BASELINE:
             _draw_curve(axes, results[BASELINE], BASELINE, GREY, '--')
-        _draw_curve(axes, results[arm], arm, COLORS[index % len(COLORS)], '-')
+        _draw_curve(axes, results[arm], arm, styles[arm][0], '-')
         axes.set_title(arm)
         axes.grid(alpha=0.3)
         axes.legend(loc='lower right', fontsize='small')
@@ -89,10 +100,11 @@ def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
     names = [*rows, *classes]
     height = 1.3 + 0.28 * len(names)
     figure, panels = _panels(len(rivals), width=3.6, height=height, sharex=True, sharey=True)
-    for index, ((arm, summary), axes) in enumerate(zip(rivals.items(), panels, strict=True)):
+    styles = _styles(summaries)
+    for (arm, summary), axes in zip(rivals.items(), panels, strict=True):
         values = [summary.differences.get(x) for x in rows]
         values += [summary.class_differences.get(x) for x in classes]
-        _draw_estimates(axes, values, COLORS[index % len(COLORS)])
+        _draw_estimates(axes, values, styles[arm][0])
         axes.axvline(0, color=GREY, linewidth=1)
         if classes:
             axes.axhline(len(rows) - 0.5, color=GREY, linewidth=0.5)
@@ -102,7 +114,7 @@ def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
         axes.set_title(f'{arm} (n={summary.differences["AP"].count})')
     figure.supxlabel('difference of AP to the baseline', fontsize='medium')
     intervals = 'mean of the paired differences, 95% t-interval'
-    figure.suptitle(f'{SPLITS[split].capitalize()}: {intervals}', fontsize='medium')
+    figure.suptitle(f'{SPLITS[split].capitalize()}\n{intervals}', fontsize='medium')
     return figure
 
 
@@ -138,14 +150,14 @@ def draw_time(results: Results, split: str) -> Figure:
     times = {arm: np.mean(x) for arm, x in evaluated.items() if x}
     times = {arm: x for arm, x in times.items() if '+' not in arm} or times
     unit, seconds = _time_unit(max(times.values()))
-    for index, arm in enumerate(times):
+    for arm, (color, marker) in _styles(times).items():
         mean = estimate(_aps(results[arm], split))
         axes.errorbar(
             times[arm] / seconds,
             mean.mean,
             yerr=mean.half_width,
-            fmt=MARKERS[index % len(MARKERS)],
-            color=GREY if arm == BASELINE else COLORS[index % len(COLORS)],
+            fmt=marker,
+            color=color,
             linewidth=1.2,
             capsize=3,
             label=f'{arm} (n={mean.count})',
