@@ -71,25 +71,39 @@ def _check_out(out: Path, stock: str) -> None:
         raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
 
 
-def _read_stock(stock: str) -> ConfigDict:
-    """Read a config as the twin will inherit it."""
-    base = stock if '::' in stock else osp.abspath(stock)
+def read_config(name: str) -> Config:
+    """Read a whole config as one that inherits it does.
+
+    Args:
+        name: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+
+    Raises:
+        ConfigError: if it cannot be read or inherited.
+    """
+    base = name if '::' in name else osp.abspath(name)
     with tempfile.TemporaryDirectory() as folder:
         heir = Path(folder) / 'heir.py'
         heir.write_text(f'_base_ = [{base!r}]\n', encoding='utf-8')
         try:
-            config = Config.fromfile(heir, import_custom_modules=False)
+            return Config.fromfile(heir, import_custom_modules=False)
+        except ConfigError:
+            raise
         except Exception as error:  # a config is a program
             if 'read_base' in str(error):
                 raise ConfigError(
-                    f'{stock} is a new-style config (`with read_base()`), which mmengine lets no '
+                    f'{name} is a new-style config (`with read_base()`), which mmengine lets no '
                     'other style inherit; take the config of that name from mmdet:: or write its '
                     'cfg.dump() to a file and take that'
                 ) from error
             raise ConfigError(
-                f'{stock} cannot be read as a config ({type(error).__name__}: {error}); accepted: a '
+                f'{name} cannot be read as a config ({type(error).__name__}: {error}); accepted: a '
                 'file, or a name like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             ) from error
+
+
+def _read_stock(stock: str) -> ConfigDict:
+    """Read a stock detector's config as the twin will inherit it."""
+    config = read_config(stock)
     model = config.get('model') or {}
     if 'type' not in model:
         raise ConfigError(f'{stock} has no model.type; accepted: the whole config of a detector')
@@ -226,13 +240,18 @@ def _check_builds(config: Config, stock: str) -> None:
         ) from error
 
 
-def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
-    """Say what the user should know about this twin."""
-    notes = []
-    pretrained = stock.get('load_from') or any(
+def starts_pretrained(stock: Config | ConfigDict) -> bool:
+    """Tell whether a config's detector starts from trained weights, all of it or a part."""
+    return bool(stock.get('load_from')) or any(
         part.get('type') == 'Pretrained' or part.get('pretrained')
         for _, part in nested_configs(stock.model, 'model')
     )
+
+
+def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
+    """Say what the user should know about this twin."""
+    notes = []
+    pretrained = starts_pretrained(stock)
     if not pretrained and not options.from_scratch:
         notes.append(
             'the backbone starts from random weights here, so the hook freeze_backbone only costs '

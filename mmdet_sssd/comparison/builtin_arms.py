@@ -1,0 +1,36 @@
+# The arms that `compare` knows, in the form that --arms-file takes too. An arm has
+#   base         another arm; or 'student', the detector of CONFIG alone; or 'distiller', CONFIG with
+#                its distiller, and if it has none with the one that `wrap_config` puts around it
+#   cfg_options  what changes in the base's config, as in --cfg-options; a dict of another type than
+#                what it is merged into replaces that
+#   match_time   an arm; the schedule is stretched until training takes as long as that arm's
+JS = dict(type='JSDistanceLoss')
+STEP = dict(type='AdaptiveDistillCoefHook', policy='step')
+CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')
+
+arms = dict(
+    baseline=dict(base='student'),
+    config=dict(base='distiller'),
+    sssd=dict(
+        base='distiller',
+        cfg_options={'model.distill_loss': JS, 'default_hooks.distill_coef': STEP},
+    ),
+    sssd_channel=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'channel'}),
+    sssd_all=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'all'}),
+    sssd_fixed=dict(base='sssd', cfg_options={'default_hooks.distill_coef': CONSTANT}),
+    sssd_no_phases=dict(
+        base='sssd',
+        cfg_options={
+            'default_hooks.detach_student': dict(type='DetachStudentHook', first=0.0, last=0.0),
+            'default_hooks.freeze_backbone': dict(type='FreezeBackboneHook', first=0.0),
+        },
+    ),
+    lgd=dict(
+        base='distiller',
+        cfg_options={
+            'model.distill_loss': dict(_delete_=True, type='NormedMSELoss'),
+            'default_hooks.distill_coef': CONSTANT,
+        },
+    ),
+    baseline_longer=dict(base='baseline', match_time='sssd'),
+)

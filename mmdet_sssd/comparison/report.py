@@ -1,0 +1,246 @@
+"""Writes what came out of a comparison: tables as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import AtomicLocalBackend
+from .arms import BASELINE
+from .cells import CellResult
+from .metrics import AP_NAMES, class_metrics
+from .statistics import Estimate, estimate, paired_difference, paired_ratio, verdict
+
+Results = Mapping[str, Mapping[int, CellResult]]
+"""Results by arm and seed, the arms in the order in which they are shown."""
+
+SPLITS = {
+    'val': 'validation data, last checkpoint',
+    'test': 'test data, last checkpoint',
+}
+
+
+@dataclass
+class ArmSummary:
+    """What the seeds of an arm say together, on one split.
+
+    Attributes:
+        seeds: The seeds.
+        ap: AP, AP50 … in percent.
+        differences: The same minus the baseline's, paired by seed.
+        class_differences: The AP of each class minus the baseline's, paired by seed.
+        verdict: What the difference of AP is worth, in words; empty for the baseline.
+        time_ratio: Training time relative to the baseline's.
+        memory_ratio: Peak memory relative to the baseline's.
+    """
+
+    seeds: list[int]
+    ap: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    class_differences: dict[str, Estimate]
+    verdict: str
+    time_ratio: Estimate
+    memory_ratio: Estimate
+
+
+def summarize(results: Results, split: str) -> dict[str, ArmSummary]:
+    """Summarise each arm that has results of a split."""
+    have = {
+        arm: {seed: cell for seed, cell in cells.items() if cell.ap(split)}
+        for arm, cells in results.items()
+    }
+    baseline = have.get(BASELINE, {})
+    return {
+        arm: _summary(cells, baseline, split, arm == BASELINE)
+        for arm, cells in have.items()
+        if cells
+    }
+
+
+def _summary(
+    cells: Mapping[int, CellResult],
+    baseline: Mapping[int, CellResult],
+    split: str,
+    is_baseline: bool,
+) -> ArmSummary:
+    def by_class(cell: CellResult) -> dict[str, float]:
+        return class_metrics(cell.metrics[split])
+
+    columns = _columns(cells, lambda cell: cell.ap(split))
+    differences = _differences(cells, baseline, lambda cell: cell.ap(split))
+    return ArmSummary(
+        seeds=list(cells),
+        ap={name: estimate(list(values.values())) for name, values in columns.items()},
+        differences=differences,
+        class_differences=_differences(cells, baseline, by_class),
+        verdict='' if is_baseline else verdict(differences.get('AP', estimate([]))),
+        time_ratio=_ratio(cells, baseline, 'train_seconds'),
+        memory_ratio=_ratio(cells, baseline, 'peak_memory'),
+    )
+
+
+def _columns(
+    cells: Mapping[int, CellResult], read: Callable[[CellResult], dict[str, float]]
+) -> dict[str, dict[int, float]]:
+    """Turn what is read off each cell into values by seed for each name."""
+    rows = {seed: read(cell) for seed, cell in cells.items()}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return {name: {s: row[name] for s, row in rows.items() if name in row} for name in names}
+
+
+def _differences(
+    cells: Mapping[int, CellResult],
+    baseline: Mapping[int, CellResult],
+    read: Callable[[CellResult], dict[str, float]],
+) -> dict[str, Estimate]:
+    ours, theirs = _columns(cells, read), _columns(baseline, read)
+    return {name: paired_difference(ours[name], theirs[name]) for name in ours if name in theirs}
+
+
+def _ratio(
+    cells: Mapping[int, CellResult], baseline: Mapping[int, CellResult], name: str
+) -> Estimate:
+    ours, theirs = (
+        {seed: getattr(cell, name) for seed, cell in x.items()} for x in (cells, baseline)
+    )
+    return paired_ratio(ours, theirs)
+
+
+def write_report(folder: Path, results: Results, notes: Sequence[str] = ()) -> str:
+    """Write ``report.md``, ``report.csv`` (a row per cell) and ``report.json`` into a folder.
+
+    Args:
+        folder: The folder.
+        results: What came out.
+        notes: Paragraphs of Markdown to put at the end.
+
+    Returns:
+        The Markdown.
+    """
+    summaries = {split: summarize(results, split) for split in SPLITS}
+    summaries = {split: arms for split, arms in summaries.items() if arms}
+    text = '\n'.join([markdown(results, summaries), *(f'{note}\n' for note in notes)])
+    put = AtomicLocalBackend().put_text
+    put(text, str(folder / 'report.md'))
+    put(as_csv(results), str(folder / 'report.csv'))
+    content = {
+        split: {arm: asdict(x) for arm, x in arms.items()} for split, arms in summaries.items()
+    }
+    put(json.dumps(_without_nan(content), indent=1) + '\n', str(folder / 'report.json'))
+    return text
+
+
+def markdown(results: Results, summaries: Mapping[str, Mapping[str, ArmSummary]]) -> str:
+    """Write the tables and what has to be known to read them."""
+    parts = ['# Comparison\n']
+    for split, arms in summaries.items():
+        parts += [f'## {SPLITS[split].capitalize()}\n', _ap_table(arms), '']
+        if any(arm != BASELINE and x.differences for arm, x in arms.items()):
+            parts += ['Difference to the baseline, paired by seed:\n', _difference_table(arms), '']
+    parts += [*_reading_notes(results, summaries), '']
+    return '\n'.join(parts)
+
+
+def _ap_table(arms: Mapping[str, ArmSummary]) -> str:
+    rows = [
+        [
+            arm,
+            str(len(x.seeds)),
+            *(_level(x.ap.get(name)) for name in AP_NAMES),
+            _times(x.time_ratio),
+            _times(x.memory_ratio),
+        ]
+        for arm, x in arms.items()
+    ]
+    return _table(['arm', 'seeds', *AP_NAMES, 'training time', 'peak memory'], rows)
+
+
+def _difference_table(arms: Mapping[str, ArmSummary]) -> str:
+    rows = [
+        [arm, x.verdict, *(_interval(x.differences.get(name)) for name in AP_NAMES)]
+        for arm, x in arms.items()
+        if arm != BASELINE
+    ]
+    return _table(['arm', 'AP is', *(f'Δ {name}' for name in AP_NAMES)], rows)
+
+
+def _reading_notes(
+    results: Results, summaries: Mapping[str, Mapping[str, ArmSummary]]
+) -> list[str]:
+    arms = next(iter(summaries.values()), {})
+    rivals = len([arm for arm in arms if arm != BASELINE])
+    devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
+    notes = [
+        '- AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
+        'the number of seeds that both arms have. An interval that contains 0 is no evidence of a '
+        'difference, nor of there being none.',
+        '- Of the last checkpoint, not the best: to choose on the data that one reports flatters.',
+        '- Training time is the sum over iterations, without validation; memory is the peak, '
+        f'{_memory_kind(devices)}. Both relative to the baseline with the same seed '
+        f'({", ".join(devices)}).',
+    ]
+    if rivals > 1:
+        notes.append(
+            f'- {rivals} arms are compared with the baseline and each interval stands for itself: '
+            f'without any effect, about {0.05 * rivals:.2g} of {rivals} would exclude 0 by chance.'
+        )
+    if BASELINE not in arms:
+        notes.append('- There is no result of the baseline yet, so there are no differences.')
+    return notes
+
+
+def _memory_kind(devices: Sequence[str]) -> str:
+    on_cpu = "of the whole process in memory (Python's own included)"
+    on_gpu = 'of what torch allocated on the GPU'
+    return on_cpu if devices == ['CPU'] else on_gpu
+
+
+def _level(x: Estimate | None) -> str:
+    if x is None or math.isnan(x.mean):
+        return '–'
+    return f'{x.mean:.1f}' + (f' ± {x.half_width:.1f}' if x.half_width is not None else '')
+
+
+def _interval(x: Estimate | None) -> str:
+    if x is None or not x.count:
+        return '–'
+    interval = f' [{x.low:+.1f}, {x.high:+.1f}]' if x.low is not None else ''
+    return f'{x.mean:+.1f}{interval} (n={x.count})'
+
+
+def _times(x: Estimate) -> str:
+    return f'×{x.mean:.2f}' if x.count else '–'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def as_csv(results: Results) -> str:
+    """Write a row for each cell and split."""
+    text = io.StringIO()
+    names = ['arm', 'seed', 'split', *AP_NAMES, 'iterations', 'train_seconds', 'peak_memory_mib']
+    writer = csv.DictWriter(text, [*names, 'device'], lineterminator='\n')
+    writer.writeheader()
+    for arm, cells in results.items():
+        for seed, cell in cells.items():
+            for split in cell.metrics:
+                costs = (cell.iterations, cell.train_seconds, cell.peak_memory)
+                row = {'arm': arm, 'seed': seed, 'split': split, 'device': cell.device}
+                row.update({k: round(v, 3) for k, v in cell.ap(split).items()})
+                writer.writerow({**row, **dict(zip(names[-3:], costs, strict=True))})
+    return text.getvalue()
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

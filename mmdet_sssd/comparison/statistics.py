@@ -1,0 +1,72 @@
+"""What a handful of seeds can say: means, intervals, paired differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the t-interval around it.
+
+    Attributes:
+        mean: The mean; NaN of no values.
+        count: Number of seeds.
+        low: Lower end of the 95% interval; None with one seed, or if all values are the same, which
+            says more about their rounding than about their spread.
+        high: Upper end.
+    """
+
+    mean: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the length of the interval, if there is one."""
+        return None if self.low is None else (self.high - self.low) / 2
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Estimate a mean, with Student's t-interval for independent normal values."""
+    values = np.asarray(values, dtype=float)
+    count = len(values)
+    if count == 0:
+        return Estimate(float('nan'), 0)
+    mean = float(values.mean())
+    if count == 1 or np.ptp(values) < 1e-9:
+        return Estimate(mean, count)
+    low, high = stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=stats.sem(values))
+    return Estimate(mean, count, float(low), float(high))
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
+    """Estimate the difference of two arms over the seeds that both have."""
+    seeds = sorted(values.keys() & baseline.keys())
+    return estimate([values[seed] - baseline[seed] for seed in seeds])
+
+
+def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
+    """Estimate the ratio of two arms over the seeds that both have."""
+    seeds = sorted(values.keys() & baseline.keys())
+    return estimate([values[seed] / baseline[seed] for seed in seeds])
+
+
+def verdict(difference: Estimate) -> str:
+    """Say in words what a difference to the baseline is worth."""
+    if difference.count == 0:
+        return 'no seed in common with the baseline'
+    if difference.count == 1:
+        return 'one seed: no interval, so no evidence either way'
+    if difference.low is None:
+        return 'the same difference with every seed: no interval'
+    if difference.low > 0:
+        return 'higher than the baseline'
+    if difference.high < 0:
+        return 'lower than the baseline'
+    return 'no evidence of a difference'
