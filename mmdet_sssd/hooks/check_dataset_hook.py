@@ -33,7 +33,7 @@ class CheckDatasetHook(Hook):
         check_labels(
             runner.train_dataloader.dataset,
             self.distiller.student,
-            self.distiller.teacher.num_classes,
+            self.distiller.count_classes(),
         )
 
     def after_train(self, runner: Runner) -> None:

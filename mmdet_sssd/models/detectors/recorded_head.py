@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..terms import DetectorOutputs
+from .replay import take_images
 from .student import blank_pyramid
 
 
@@ -59,21 +60,23 @@ def blank_outputs(detector: BaseDetector, key: str) -> DetectorOutputs:
 
 
 class HeadRecord:
-    """What a dense head did in one call of its loss.
+    """What a dense head did in one call of its forward and its loss.
 
     Attributes:
         cls_scores: Its logits of shape (B, h, w, A, K) per level.
     """
 
-    def __init__(self, head: BaseDenseHead) -> None:
+    def __init__(self, head: BaseDenseHead, images: list[int] | None) -> None:
         self.head = head
+        self.images = images
         self.cls_scores: list[Tensor] = []
         self.weights: list[Tensor | None] = []
 
     def anchor_flags(self) -> list[Tensor] | None:
         """Tell which anchors the classification loss counted.
 
-        The assigner gives those that it ignores the weight 0.
+        The assigner gives those that it ignores the weight 0. Those of images that the loss did not
+        get count.
 
         Returns:
             Booleans of shape (B, h, w, A) per level; None if the loss has no weights.
@@ -83,29 +86,38 @@ class HeadRecord:
         """
         if all(weight is None for weight in self.weights):
             return None
-        shapes = [x.shape[:-1] for x in self.cls_scores]
+        flags = [x.new_ones(x.shape[:-1], dtype=torch.bool) for x in self.cls_scores]
+        counted = take_images(flags, self.images)
         found = [None if weight is None else len(weight.flatten()) for weight in self.weights]
-        if found != [shape.numel() for shape in shapes]:
+        if found != [x.numel() for x in counted]:
             raise ConfigError(
                 f'model.terms: the anchors that a {type(self.head).__name__} ignores cannot be told '
                 "from how it computes its classification loss, so type='LogitTerm' does not take it; "
                 "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
             )
-        return [
-            (weight > 0).reshape(shape) for weight, shape in zip(self.weights, shapes, strict=True)
-        ]
+        images = slice(None) if self.images is None else self.images
+        for x, part, weight in zip(flags, counted, self.weights, strict=True):
+            x[images] = (weight > 0).reshape(part.shape)
+        return flags
 
-    def _take_outputs(self, _head: nn.Module, _args: Any, outputs: Sequence[Any]) -> None:
+    def _take_outputs(self, _head: nn.Module, _args: Any, outputs: Sequence[Any]) -> Sequence[Any]:
         self.cls_scores = cls_scores_of(self.head, outputs)
+        return take_images(outputs, self.images)
 
     def _take_weights(self, _loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.weights.append(kwargs.get('weight', args[2] if len(args) > 2 else None))
 
 
 @contextmanager
-def recorded_head(head: BaseDenseHead) -> Iterator[HeadRecord]:
-    """Record what a dense head does inside the context, where its loss is computed once."""
-    record = HeadRecord(head)
+def recorded_head(head: BaseDenseHead, images: list[int] | None = None) -> Iterator[HeadRecord]:
+    """Record what a dense head does inside the context, where it runs once.
+
+    Args:
+        head: The head.
+        images: Indices of the images of the batch whose outputs are handed on to the head's loss,
+            which has to be given the data samples of these alone; the record has all. None: all.
+    """
+    record = HeadRecord(head, images)
     handles = [
         head.register_forward_hook(record._take_outputs),
         head.loss_cls.register_forward_pre_hook(record._take_weights, with_kwargs=True),

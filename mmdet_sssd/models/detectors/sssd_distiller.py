@@ -118,6 +118,10 @@ class SSSDDistiller(Distiller):
             teacher['num_classes'] = count_classes(self.student)
         return MODELS.build(teacher), MODELS.build(adapter)
 
+    def count_classes(self) -> int:
+        """Read the number of classes off the teacher, which may have been given it."""
+        return self.teacher.num_classes
+
     def predict_with_teacher(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
     ) -> SampleList:
