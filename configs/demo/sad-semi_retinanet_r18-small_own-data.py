@@ -2,20 +2,22 @@
 # the same classes. Beside what ../_base_/own_data.py reads from the environment:
 #   SSSD_UNLABELLED_ANN   COCO file that lists the images without labels; its annotations are not read
 #   SSSD_UNLABELLED_IMG   folder of these images
-#   SSSD_TEACHER_CONFIG, SSSD_TEACHER_CHECKPOINT   the trained detector
+#   SSSD_TEACHER_CONFIG, SSSD_TEACHER_CHECKPOINT   the trained detector; by default what this
+#                         config's stock twin trains in 24 epochs
 # Half of each batch (SSSD_BATCH_SIZE) is labelled, half is not. An epoch of SSSD_MAX_EPOCHS is as many
 # iterations as it takes one process to train on as many images as both sets have.
 _base_ = ['./retinanet_r18-small_own-data.py', '../_base_/sssd.py']
 
 import math  # noqa: E402
+import os  # noqa: E402
 
 from mmdet_sssd.datasets import positive_integers, read_coco_summary  # noqa: E402
 
 unlabelled_ann = '{{$SSSD_UNLABELLED_ANN:annotations/unlabelled.json}}'
 unlabelled_img = '{{$SSSD_UNLABELLED_IMG:images}}'
-teacher_config = '{{$SSSD_TEACHER_CONFIG:}}'
-if not teacher_config:
-    teacher_config = '{{ fileDirname }}/retinanet_r18-small_own-data.py'
+teacher_config = os.environ.get(
+    'SSSD_TEACHER_CONFIG', '{{ fileDirname }}/retinanet_r18-small_own-data.py'
+)
 teacher_checkpoint = (
     '{{$SSSD_TEACHER_CHECKPOINT:work_dirs/retinanet_r18-small_own-data/epoch_24.pth}}'
 )
@@ -75,7 +77,7 @@ param_scheduler = [
         start_factor=0.001,
         by_epoch=False,
         begin=0,
-        end=min(1000, 1 + max_iters // 20),
+        end=max(2, min(1000, max_iters // 20)),
     ),
     dict(
         type='MultiStepLR',

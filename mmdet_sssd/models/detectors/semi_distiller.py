@@ -9,13 +9,12 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ...datasets.branches import BRANCHES, LABELLED, UNLABELLED
 from ...errors import ConfigError
 from ..terms import DetectorOutputs
 from .distiller import Distiller, covers_a_pixel
 from .replay import fresh_samples
 from .student import count_classes
-
-LABELLED, UNLABELLED = BRANCHES = 'sup', 'unsup'
 
 
 @MODELS.register_module()
