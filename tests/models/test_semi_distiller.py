@@ -180,6 +180,18 @@ def test_losses_and_gradients_whatever_number_of_images_has_boxes(name, images):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize('name', ['retinanet', 'atss'])  # RPN's NMS has no such CPU kernel
+def test_mixed_precision_labels_as_full_precision_does(name):
+    model = build(name)
+    set_threshold(model)
+    expected, _ = unlabelled_losses(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        losses, _ = unlabelled_losses(model)
+    assert losses['unsup.pseudo_boxes'] > 0
+    for key, value in losses.items():
+        torch.testing.assert_close(total([value]), total([expected[key]]), rtol=0.05, atol=1e-3)
+
+
 @pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn'])
 @pytest.mark.parametrize('threshold', [0.0, 1.0, None])
 def test_each_detector_sees_each_image_once(name, threshold):

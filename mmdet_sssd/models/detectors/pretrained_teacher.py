@@ -81,13 +81,16 @@ class PretrainedTeacher:
     ) -> tuple[DetectorOutputs, list[InstanceData]]:
         """Run the teacher as :meth:`__call__` does, once, and take its predictions along.
 
+        Under AMP its head runs in full precision: NMS needs it, and boxes are worth it.
+
         Returns:
             Its outputs, and the predictions of the B images, in pixels of ``batch_inputs``.
         """
         images = self._prepare(batch_inputs, batch_data_samples)
-        feats = self.detector.extract_feat(images)
+        feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
         head = recorded_head(self.detector.bbox_head) if with_logits else nullcontext()
-        with replay_features(self.detector, feats), head as record:
+        full_precision = torch.autocast(images.device.type, enabled=False)
+        with replay_features(self.detector, feats), head as record, full_precision:
             samples = self.detector.predict(
                 images, fresh_samples(batch_data_samples), rescale=False
             )
