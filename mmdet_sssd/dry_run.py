@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmdet.models import BaseDetector
+from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -139,7 +140,7 @@ class RehearsalHook(Hook):
     ) -> None:
         """Start the clock."""
         self.stage = 'the training step'
-        self.batch_size = len(data_batch['inputs'])
+        self.batch_size = len(_samples(data_batch))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.started = time.perf_counter()
@@ -161,7 +162,7 @@ class RehearsalHook(Hook):
         bad = [f'{name} is {x}' for name, x in self.losses.items() if not math.isfinite(x)]
         bad += [f'the gradient of {name} is not finite' for name in self.bad_gradients]
         if bad:
-            images = [str(sample.metainfo.get('img_path')) for sample in data_batch['data_samples']]
+            images = [str(sample.metainfo.get('img_path')) for sample in _samples(data_batch)]
             more = f' (and {len(bad) - 3} more)' if len(bad) > 3 else ''
             raise ConfigError(
                 f'in the first training step {"; ".join(bad[:3])}{more}. Its images: '
@@ -237,11 +238,18 @@ def _check_labels(runner: Runner) -> None:
     """Check the labels against the classes of the model, if its heads know them."""
     model = _bare_model(runner)
     try:
-        is_ours = isinstance(model, Distiller)
-        num_classes = model.count_classes() if is_ours else count_classes(model)
+        distilled = isinstance(model, Distiller)
+        num_classes = model.count_classes() if distilled else count_classes(model)
     except ConfigError:
         return
     check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)
+
+
+def _samples(data_batch: dict) -> SampleList:
+    """List a batch's data samples, of all branches of one that has several."""
+    samples = data_batch['data_samples']
+    branches = samples.values() if isinstance(samples, dict) else [samples]
+    return [sample for branch in branches for sample in branch if sample is not None]
 
 
 def _bare_model(runner: Runner) -> BaseDetector:

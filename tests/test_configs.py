@@ -75,7 +75,8 @@ def _own_data(tmp_path, monkeypatch):
         'categories': [{'id': 3, 'name': 'platelet'}, {'id': 9, 'name': 'cell'}],
     }
     (tmp_path / 'annotations').mkdir()
-    (tmp_path / 'annotations/train.json').write_text(json.dumps(content))
+    for name in ('train', 'unlabelled'):
+        (tmp_path / f'annotations/{name}.json').write_text(json.dumps(content))
     monkeypatch.setenv('SSSD_DATA_ROOT', str(tmp_path))
     monkeypatch.setenv('SSSD_MAX_EPOCHS', '36')
     monkeypatch.setenv('SSSD_BATCH_SIZE', '8')

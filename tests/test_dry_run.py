@@ -18,8 +18,8 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.dry_run import DryRun
 
 ROOT = Path(__file__).parents[1]
-DISTILLED, STOCK = (
-    ROOT / f'configs/demo/{x}retinanet_r18-small_own-data.py' for x in ('sssd_', '')
+DISTILLED, SEMI, STOCK = (
+    ROOT / f'configs/demo/{x}retinanet_r18-small_own-data.py' for x in ('sssd_', 'sad-semi_', '')
 )
 NUM_IMAGES = 4
 
@@ -102,6 +102,28 @@ def test_a_stock_run_is_rehearsed_and_needs_no_validation(shapes, capsys):
     assert re.fullmatch(r'3\.\d M', rows['parameters'])
     assert rows['images'] == f'{NUM_IMAGES} to train on'
     assert 'validation' not in rows
+
+
+def test_a_run_on_labelled_and_unlabelled_images_is_rehearsed(shapes, capsys, monkeypatch):
+    content = json.loads((shapes / 'annotations/train.json').read_text())
+    unlabelled = {key: content[key] for key in ('images', 'categories')}
+    (shapes / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
+    rows = rehearse(SEMI, shapes, capsys, **{'model.pretrained_teacher.checkpoint': None})
+    assert rows['model'] == 'SemiDistiller around RetinaNet'
+    assert rows['images'] == f'{2 * NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
+    assert 'unsup.loss_distill.adl' in rows['losses']
+    assert rows['first step'].endswith('for 2 images')
+
+    loss = 'mmdet.models.dense_heads.RetinaHead.loss'
+    monkeypatch.setattr(loss, lambda *_: dict(loss_cls=torch.tensor(math.nan, requires_grad=True)))
+    options = {
+        'model.pretrained_teacher.checkpoint': None,
+        'model.terms': dict(
+            _delete_=True, f=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
+        ),
+    }
+    with pytest.raises(ConfigError, match=r'loss_cls is nan.*Its images: .*\d\.png, .*\d\.png;'):
+        rehearse(SEMI, shapes, capsys, **options)
 
 
 def test_labels_of_a_stock_run_are_checked(shapes, capsys):

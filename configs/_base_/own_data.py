@@ -77,7 +77,7 @@ val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann}', metri
 test_evaluator = val_evaluator
 
 # The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.
-warmup_iters = min(1000, 1 + max_epochs * num_images // batch_size // 20)
+warmup_iters = max(2, min(1000, 1 + max_epochs * num_images // batch_size // 20))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

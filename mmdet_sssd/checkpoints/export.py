@@ -16,8 +16,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
+from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
+from ..models.detectors.semi_distiller import of_one_branch
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
@@ -82,8 +84,9 @@ def stock_config(cfg: Config) -> Config:
 
     ``model`` becomes ``model.student``. Whatever else is of this package goes: its import, and each
     dict whose ``type`` is one of its classes, with the containers that this empties. A class that
-    refines a stock one becomes that one and keeps its arguments. Paths that belong to the run
-    (``load_from``, ``resume``, ``work_dir``) are cleared.
+    refines a stock one becomes that one and keeps its arguments. Unlabelled images, which a stock
+    detector cannot train on, leave the training data. Paths that belong to the run (``load_from``,
+    ``resume``, ``work_dir``) are cleared.
 
     Args:
         cfg: A config with a distiller; it is left as it is.
@@ -102,6 +105,9 @@ def stock_config(cfg: Config) -> Config:
     for owner in (model, content):  # the runner hands the latter's on, other tools do not
         if student.get('data_preprocessor') is None and owner.get('data_preprocessor'):
             student['data_preprocessor'] = owner['data_preprocessor']
+    if student.get('data_preprocessor'):
+        student['data_preprocessor'] = of_one_branch(student['data_preprocessor'])
+    _drop_unlabelled(content)
     _drop_import(content)
     content.update(load_from=None, resume=False)
     for key in ('work_dir', 'launcher', 'sssd_hooks'):
@@ -204,6 +210,15 @@ def _drop_import(content: dict) -> None:
         content['custom_imports']['imports'] = others
     else:
         content.pop('custom_imports', None)
+
+
+def _drop_unlabelled(content: dict) -> None:
+    """Let the training loader have the labelled images alone, in batches without branches."""
+    loader = content.get('train_dataloader') or {}
+    labelled = labelled_dataset(loader['dataset']) if loader.get('dataset') else None
+    if labelled not in (None, loader.get('dataset')):
+        sampler = dict(type='InfiniteSampler', shuffle=True)  # as MultiSourceSampler, of one source
+        loader.update(dataset=labelled, sampler=sampler)
 
 
 def _without_package(value: Any, stock_types: dict[str, str | None]) -> Any:

@@ -38,22 +38,23 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
         ) from error
 
 
-def positive_integers(text: str, set_by: str, count: int = 1) -> tuple[int, ...]:
-    """Read whole numbers above 0, separated by ``x``.
+def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) -> tuple[int, ...]:
+    """Read whole numbers, separated by ``x``.
 
     Args:
         text: What the user set, such as ``'24'`` or ``'1333x800'``.
         set_by: Name of the environment variable, for the error.
         count: How many numbers there have to be.
+        least: The least that each may be, 1 or more.
 
     Raises:
         ConfigError: if the text is anything else.
     """
     parts = text.split('x')
-    if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) != count or not all(x.isdecimal() and int(x) >= least for x in parts):
         raise ConfigError(
             f'{set_by} is {text!r} in the environment; accepted: {"x".join("N" * count)}, each N a '
-            'whole number above 0'
+            f'whole number of {least} or more'
         )
     return tuple(int(part) for part in parts)
 

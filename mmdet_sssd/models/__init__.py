@@ -1,4 +1,4 @@
-from .detectors import Distiller, SSSDDistiller
+from .detectors import Distiller, SemiDistiller, SSSDDistiller
 from .layers import ChannelAdapter, FeatureAdapter
 from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
@@ -16,4 +16,5 @@ __all__ = [
     'NormedMSELoss',
     'SSIMLoss',
     'SSSDDistiller',
+    'SemiDistiller',
 ]

@@ -260,6 +260,15 @@ def test_the_student_gets_a_data_preprocessor_from_outside_if_it_has_none(level,
     assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=own or dict(mean=[1]))
 
 
+@pytest.mark.parametrize('level', ['student', 'distiller', 'runner'])
+def test_a_data_preprocessor_for_branches_becomes_the_one_in_it(level):
+    cfg = Config(dict(model=dict(type='SemiDistiller', student=dict(type='ATSS'))))
+    owner = dict(student=cfg.model.student, distiller=cfg.model, runner=cfg)[level]
+    inner = dict(type='DetDataPreprocessor', mean=[1])
+    owner.data_preprocessor = dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner)
+    assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=inner)
+
+
 def resaved(run, path, change) -> Path:
     """A copy of the training checkpoint with something changed."""
     checkpoint = torch.load(run[0], weights_only=False)

@@ -31,6 +31,12 @@ def test_a_missing_file_is_named_with_what_sets_it(tmp_path):
 def test_positive_integers():
     assert positive_integers('24', 'N') == (24,)
     assert positive_integers('1333x800', 'N', count=2) == (1333, 800)
+    assert positive_integers('2', 'N', least=2) == (2,)
+
+
+def test_what_is_too_small_is_named_with_the_variable():
+    with pytest.raises(ConfigError, match=r"SSSD_X is '1' .* each N a whole number of 2 or more"):
+        positive_integers('1', 'SSSD_X', least=2)
 
 
 @pytest.mark.parametrize(

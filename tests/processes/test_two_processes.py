@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from ..toy_detector import ITERS_PER_EPOCH
-from .work import gradients, run_phases, synced_statistics, train_on_counts
+from .work import (
+    gradients,
+    run_phases,
+    synced_statistics,
+    train_on_counts,
+    train_on_pseudo_boxes,
+)
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn'])
@@ -12,6 +18,15 @@ def test_every_parameter_gets_a_gradient_with_objects_on_any_rank_or_none(name, 
     counts = [(0, 2), (2, 0), (0, 0), (2, 2)]
     first, second = zip(*counts, strict=True)
     assert on_two_processes(train_on_counts, (name, first), (name, second)) == [[], []]
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'fcos'])  # FCOS averages over processes in its head
+def test_pseudo_boxes_may_be_on_any_rank_or_none(name, on_two_processes):
+    first, second = (0.0, 1.0, 1.0, 0.0), (1.0, 0.0, 1.0, 0.0)  # least scores
+    results = on_two_processes(train_on_pseudo_boxes, (name, first), (name, second))
+    for thresholds, (without, counts) in zip((first, second), results, strict=True):
+        assert without == []
+        assert [count > 0 for count in counts] == [x < 1 for x in (*thresholds, 1.0)]
 
 
 @pytest.mark.parametrize(('name', 'with_terms'), [('fcos', False), ('atss', False), ('fcos', True)])

@@ -63,20 +63,36 @@ def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     return model
 
 
-def train_on_counts(name: str, counts: list[int]) -> list[str]:
-    """Train a step for each number of objects in the batch and phase, and one more.
+def build_semi(name: str) -> torch.nn.Module:
+    """Build a semi-supervised distiller whose teacher is hardly sure of anything."""
+    config, teacher = stock_config(name), stock_config(name)
+    teacher.test_cfg.score_thr = 0.0
+    config.backbone.norm_eval = True
+    torch.manual_seed(0)
+    semi = dict(
+        type='SemiDistiller',
+        student=config,
+        pretrained_teacher=dict(config=teacher, checkpoint=None),
+        terms=dict(adl=dict(type='LogitTerm')),
+    )
+    return MODELS.build(semi).train()
+
+
+def watched(
+    distiller: torch.nn.Module,
+) -> tuple[MMDistributedDataParallel, OptimWrapper, list[str]]:
+    """Wrap a distiller for training steps.
 
     A parameter that the loss did not reach makes the next forward fail.
 
     Returns:
-        Names of parameters that got no gradient, in any step.
+        The wrapped model, its optimizer, and a list that will have the names of parameters that got
+        no gradient, in any step.
     """
     model = MMDistributedDataParallel(
-        build(name), **{k: v for k, v in WRAPPER.items() if k != 'type'}
+        distiller, **{k: v for k, v in WRAPPER.items() if k != 'type'}
     )
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
-    hook = FreezeBackboneHook()
-    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim_wrapper))
     without = []
     update = optim_wrapper.backward
 
@@ -85,6 +101,37 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
         without.extend(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
 
     optim_wrapper.backward = backward
+    return model, optim_wrapper, without
+
+
+def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str], list[float]]:
+    """Train a step for each least score of a pseudo box, and one more.
+
+    Returns:
+        Names of parameters that got no gradient, and how many pseudo boxes each step logged.
+    """
+    model, optim_wrapper, without = watched(build_semi(name))
+    counts = []
+    for threshold in [*thresholds, 1.0]:
+        model.module.pseudo_score_thr = threshold
+        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[2, 0], num_classes=NUM_CLASSES)
+        branches = {
+            key: {'sup': [first, None], 'unsup': [None, second]}
+            for key, (first, second) in data.items()
+        }
+        counts.append(model.train_step(branches, optim_wrapper)['unsup.pseudo_boxes'].item())
+    return without, counts
+
+
+def train_on_counts(name: str, counts: list[int]) -> list[str]:
+    """Train a step for each number of objects in the batch and phase, and one more.
+
+    Returns:
+        Names of parameters that got no gradient, in any step.
+    """
+    model, optim_wrapper, without = watched(build(name))
+    hook = FreezeBackboneHook()
+    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim_wrapper))
     for first_phase in (True, False):
         model.module.detach_student = hook.frozen = first_phase
         for count in counts:

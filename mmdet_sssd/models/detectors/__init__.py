@@ -1,4 +1,5 @@
 from .distiller import Distiller
+from .semi_distiller import SemiDistiller
 from .sssd_distiller import SSSDDistiller
 
-__all__ = ['Distiller', 'SSSDDistiller']
+__all__ = ['Distiller', 'SSSDDistiller', 'SemiDistiller']

@@ -19,7 +19,7 @@ from ...errors import ConfigError
 from ..terms import DetectorOutputs
 from .pretrained_teacher import PretrainedTeacher
 from .recorded_head import blank_outputs, recorded_head
-from .replay import fresh_samples, replay_features
+from .replay import fresh_samples, replay_features, take_images
 from .student import build_student, count_classes
 
 
@@ -154,18 +154,33 @@ class Distiller(BaseDetector):
         return self.student.extract_feat(batch_inputs)
 
     def count_classes(self) -> int:
-        """Tell how many classes the student has; errors as in :func:`count_classes`."""
+        """Read the number of classes off the student; errors as in :func:`.student.count_classes`."""
         return count_classes(self.student)
 
     def _student_losses(
-        self, batch_inputs: Tensor, samples: SampleList
+        self, batch_inputs: Tensor, samples: SampleList, images: list[int] | None = None
     ) -> tuple[dict[str, Any], DetectorOutputs]:
-        """Compute the student's own losses, and keep what was made on the way to them."""
+        """Compute the student's own losses, and keep what was made on the way to them.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            samples: Their B data samples; heads change them.
+            images: Indices of the images that the losses are computed on. None: all.
+
+        Returns:
+            The losses, and what the student made of all B images.
+        """
         feats = self.student.extract_feat(batch_inputs)
+        rows = images
+        if images is not None:
+            starts = range(0, len(feats[0]), len(samples))  # 3 of them in TridentNet's training
+            rows = [start + i for start in starts for i in images]
+            batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
         if not self._compares_logits():
-            with replay_features(self.student, feats):
+            with replay_features(self.student, take_images(feats, rows)):
                 return self.student.loss(batch_inputs, samples), DetectorOutputs(feats)
-        with replay_features(self.student, feats), recorded_head(self.student.bbox_head) as record:
+        head = self.student.bbox_head
+        with replay_features(self.student, feats), recorded_head(head, images) as record:
             losses = self.student.loss(batch_inputs, samples)
         return losses, DetectorOutputs(feats, record.cls_scores, record.anchor_flags())
 
@@ -209,7 +224,7 @@ class Distiller(BaseDetector):
         """
         boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
         kept = [
-            _covers_a_pixel(x, sample.get('img_shape', None))
+            covers_a_pixel(x, sample.get('img_shape', None))
             for x, sample in zip(boxes, batch_data_samples, strict=True)
         ]
         flags = torch.cat(kept).cpu()
@@ -297,7 +312,7 @@ def _check_none_unknown(unknown: dict[str, Any], distiller: type) -> None:
         )
 
 
-def _covers_a_pixel(boxes: Tensor, img_shape: tuple[int, int] | None) -> Tensor:
+def covers_a_pixel(boxes: Tensor, img_shape: tuple[int, int] | None) -> Tensor:
     """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image."""
     height, width = img_shape or (math.inf, math.inf)
     x1, y1 = boxes[:, 0].clamp(min=0), boxes[:, 1].clamp(min=0)

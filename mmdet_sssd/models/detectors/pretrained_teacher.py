@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import mmengine.hub
 import torch
 from mmdet.models import BaseDetector
@@ -6,11 +8,13 @@ from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import CheckpointLoader
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...errors import ConfigError
 from ..terms import DetectorOutputs
-from .recorded_head import outputs_of
+from .recorded_head import outputs_of, recorded_head
+from .replay import fresh_samples, replay_features
 from .student import check_scope
 
 KEY = 'model.pretrained_teacher'
@@ -73,10 +77,36 @@ class PretrainedTeacher:
         Returns:
             Its feature levels, and with ``with_logits`` its classification logits.
         """
+        images = self._prepare(batch_inputs, batch_data_samples)
+        return outputs_of(self.detector, self.detector.extract_feat(images), with_logits)
+
+    @torch.no_grad()
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, with_logits: bool
+    ) -> tuple[DetectorOutputs, list[InstanceData]]:
+        """Run the teacher as :meth:`__call__` does, once, and take its predictions along.
+
+        Under AMP its head runs in full precision: NMS needs it, and boxes are worth it.
+
+        Returns:
+            Its outputs, and the predictions of the B images, in pixels of ``batch_inputs``.
+        """
+        images = self._prepare(batch_inputs, batch_data_samples)
+        feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
+        head = recorded_head(self.detector.bbox_head) if with_logits else nullcontext()
+        full_precision = torch.autocast(images.device.type, enabled=False)
+        with replay_features(self.detector, feats), head as record, full_precision:
+            samples = self.detector.predict(
+                images, fresh_samples(batch_data_samples), rescale=False
+            )
+        outputs = DetectorOutputs(feats, record.cls_scores if with_logits else None)
+        return outputs, [sample.pred_instances for sample in samples]
+
+    def _prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
+        """Bring weights and detector to where the images are, and these to its normalisation."""
         self.load_weights()
         self.detector.to(batch_inputs.device)
-        feats = self.detector.extract_feat(self.convert(batch_inputs, batch_data_samples))
-        return outputs_of(self.detector, feats, with_logits)
+        return self.convert(batch_inputs, batch_data_samples)
 
     def load_weights(self) -> None:
         """Load the checkpoint, the first time.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..terms import DetectorOutputs
+from .replay import take_images
 from .student import blank_pyramid
 
 # YOLOX trains its class logits at positives alone, what they are elsewhere is chance; guided anchors
@@ -70,14 +71,15 @@ def blank_outputs(detector: BaseDetector, key: str) -> DetectorOutputs:
 
 
 class HeadRecord:
-    """What a dense head did in one call of its loss.
+    """What a dense head did in one call of its forward and its loss.
 
     Attributes:
         cls_scores: Its logits of shape (B, h, w, A, K) per level.
     """
 
-    def __init__(self, head: BaseDenseHead) -> None:
+    def __init__(self, head: BaseDenseHead, images: list[int] | None) -> None:
         self.head = head
+        self.images = images
         self.cls_scores: list[Tensor] = []
         self.num_logits: list[int] = []  # in each call of the classification loss
         self.weights: list[Tensor | None] = []
@@ -86,7 +88,7 @@ class HeadRecord:
         """Tell which anchors the classification loss counted.
 
         The assigner gives those that it ignores the weight 0. With a weight for each class (FSAF), an
-        anchor counts if one of its classes does.
+        anchor counts if one of its classes does. Those of images that the loss did not get count.
 
         Returns:
             Booleans of shape (B, h, w, A) per level; None if the loss has no weights and counts all,
@@ -95,23 +97,26 @@ class HeadRecord:
         Raises:
             ConfigError: if the loss is of some of the anchors, or weighted but not level by level.
         """
-        sizes = [x.numel() for x in self.cls_scores]
+        counted = take_images(self.cls_scores, self.images)
+        sizes = [x.numel() for x in counted]
         weights = [weight for weight in self.weights if weight is not None]
         if not weights and sum(self.num_logits) in (0, sum(sizes)):
             return None
-        if len(weights) == len(sizes) and self.num_logits == sizes:
-            return [
-                (weight > 0).reshape(*logits.shape[:-1], -1).any(-1)
-                for weight, logits in zip(weights, self.cls_scores, strict=True)
-            ]
-        raise ConfigError(
-            f'model.terms: the anchors that a {type(self.head).__name__} ignores cannot be told '
-            "from how it computes its classification loss, so type='LogitTerm' does not take it; "
-            "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
-        )
+        if len(weights) != len(sizes) or self.num_logits != sizes:
+            raise ConfigError(
+                f'model.terms: the anchors that a {type(self.head).__name__} ignores cannot be told '
+                "from how it computes its classification loss, so type='LogitTerm' does not take it; "
+                "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
+            )
+        flags = [x.new_ones(x.shape[:-1], dtype=torch.bool) for x in self.cls_scores]
+        images = slice(None) if self.images is None else self.images
+        for level, logits, weight in zip(flags, counted, weights, strict=True):
+            level[images] = (weight > 0).reshape(*logits.shape[:-1], -1).any(-1)
+        return flags
 
-    def _take_outputs(self, _head: nn.Module, _args: Any, outputs: Sequence[Any]) -> None:
+    def _take_outputs(self, _head: nn.Module, _args: Any, outputs: Sequence[Any]) -> Sequence[Any]:
         self.cls_scores = cls_scores_of(self.head, outputs)
+        return take_images(outputs, self.images)
 
     def _take_weights(self, _loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.num_logits.append(args[0].numel())
@@ -119,9 +124,15 @@ class HeadRecord:
 
 
 @contextmanager
-def recorded_head(head: BaseDenseHead) -> Iterator[HeadRecord]:
-    """Record what a dense head does inside the context, where its loss is computed once."""
-    record = HeadRecord(head)
+def recorded_head(head: BaseDenseHead, images: list[int] | None = None) -> Iterator[HeadRecord]:
+    """Record what a dense head does inside the context, where it runs once.
+
+    Args:
+        head: The head.
+        images: Indices of the images of the batch whose outputs are handed on to the head's loss,
+            which has to be given the data samples of these alone; the record has all. None: all.
+    """
+    record = HeadRecord(head, images)
     handles = [
         head.register_forward_hook(record._take_outputs),
         head.loss_cls.register_forward_pre_hook(record._take_weights, with_kwargs=True),

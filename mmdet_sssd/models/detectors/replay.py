@@ -68,6 +68,20 @@ def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSa
     return copies
 
 
+def take_images(outputs: Any, images: list[int] | None) -> Any:
+    """Take some images' rows out of tensors whose first dimension is the batch.
+
+    Args:
+        outputs: A tensor, or tensors in (nested) tuples and lists.
+        images: Indices of the images; None leaves everything as it is.
+    """
+    if images is None:
+        return outputs
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(take_images(x, images) for x in outputs)
+    return outputs[images] if isinstance(outputs, Tensor) else outputs
+
+
 def head_modules(detector: BaseDetector) -> list[nn.Module]:
     """List a detector's modules that are no part of feature extraction, outer ones first."""
     heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]

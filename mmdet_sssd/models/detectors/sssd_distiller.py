@@ -119,7 +119,7 @@ class SSSDDistiller(Distiller):
         return MODELS.build(teacher), MODELS.build(adapter)
 
     def count_classes(self) -> int:
-        """Tell how many classes the student has, by the teacher, where it may be set by hand."""
+        """Read the number of classes off the teacher, which may have been given it."""
         return self.teacher.num_classes
 
     def predict_with_teacher(

@@ -1,0 +1,104 @@
+"""A trained detector's detections, written as the annotations of images that have none."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmdet.apis import DetInferencer
+from mmengine.structures import InstanceData
+from mmengine.utils import track_iter_progress
+
+from ..errors import ConfigError
+
+
+def make_pseudo_labels(
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    ann_file: str | os.PathLike,
+    img_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    score_thr: float = 0.4,
+    device: str | None = None,
+) -> tuple[int, int]:
+    """Write a COCO annotation file of what a detector finds.
+
+    Each image passes the pipeline of the config's ``test_dataloader``. The file has the images of
+    ``ann_file``, also those where nothing is found, the detector's classes as categories 1, 2, … and
+    an annotation with its ``score`` for each box.
+
+    Args:
+        config: The detector's config, or a distiller's, which stands for its student.
+        checkpoint: Its weights.
+        ann_file: COCO file whose ``images`` are wanted; nothing else in it is read.
+        img_dir: Folder of the images.
+        out: File to write; its folder is made if it is not there.
+        score_thr: Least score of a detection that is written, in [0, 1].
+        device: Where to predict, such as ``'cpu'``. Defaults to a GPU if there is one.
+
+    Returns:
+        How many images and boxes were written.
+
+    Raises:
+        ConfigError: if the threshold is no score, ``ann_file`` is no COCO file, an image is missing,
+            or ``out`` is ``ann_file``.
+        FileNotFoundError: if there is no such config or checkpoint.
+    """
+    if not 0 <= score_thr <= 1:
+        raise ConfigError(f'the score threshold is {score_thr}; accepted: 0 to 1')
+    if Path(out).resolve() == Path(ann_file).resolve():
+        raise ConfigError(f'{out} is the file whose images are read; write to another one')
+    images = _read_images(ann_file, img_dir)
+    inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
+    annotations: list[dict[str, Any]] = []
+    for image in track_iter_progress(images):
+        path = os.path.join(img_dir, image['file_name'])
+        (sample,) = inferencer(path, return_datasamples=True)['predictions']
+        for annotation in _annotations(sample.pred_instances, score_thr):
+            ids = dict(id=len(annotations) + 1, image_id=image['id'])
+            annotations.append({**ids, **annotation})
+    names = inferencer.model.dataset_meta['classes']
+    categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(json.dumps(content), encoding='utf-8')
+    return len(images), len(annotations)
+
+
+def _read_images(ann_file: str | os.PathLike, img_dir: str | os.PathLike) -> list[dict]:
+    """Read the images of a COCO file, and make sure that they are there."""
+    try:
+        images = json.loads(Path(ann_file).read_text(encoding='utf-8'))['images']
+        paths = [Path(img_dir, image['file_name']) for image in images]
+    except FileNotFoundError as error:
+        raise ConfigError(f'there is no {ann_file}; give a COCO file that lists images') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'{ann_file} is no COCO annotation file ({type(error).__name__}: {error}); accepted: '
+            'JSON with images'
+        ) from error
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f'{len(missing)} of the {len(paths)} images of {ann_file} are not in {img_dir}, the first '
+            f'is {missing[0]}; give the folder that file_name is relative to'
+        )
+    return images
+
+
+def _annotations(found: InstanceData, score_thr: float) -> Iterator[dict[str, Any]]:
+    """Turn boxes (x1, y1, x2, y2) in the image's pixels into annotations without ids."""
+    found = found[found.scores >= score_thr].numpy()
+    for (x1, y1, x2, y2), label, score in zip(
+        found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+    ):
+        width, height = x2 - x1, y2 - y1
+        if width >= 1 and height >= 1:  # less is not learnt from
+            yield dict(
+                category_id=label + 1,
+                bbox=[x1, y1, width, height],
+                area=width * height,
+                iscrowd=0,
+                score=score,
+            )
