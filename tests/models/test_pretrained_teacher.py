@@ -114,9 +114,10 @@ def test_inference_does_without_the_checkpoint():
     model = distiller(checkpoint='gone.pth').eval()
     data = demo_batch(model)
     assert len(model.predict(**{f'batch_{k}': v for k, v in data.items()})) == 2
-    with pytest.raises(FileNotFoundError, match=r'checkpoint gone\.pth cannot be found'):
+    message = r'model\.pretrained_teacher\.checkpoint: checkpoint gone\.pth cannot be found'
+    with pytest.raises(ConfigError, match=message):
         model.init_weights()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match=message):
         model.train()(**data, mode='loss')
 
 

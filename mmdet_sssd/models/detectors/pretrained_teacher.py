@@ -112,12 +112,14 @@ class PretrainedTeacher:
         """Load the checkpoint, the first time.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ConfigError: if it cannot be read or lacks weights of the teacher.
+            ConfigError: if it cannot be found or read, or lacks weights of the teacher.
         """
         if self.is_loaded:
             return
-        checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
+        try:
+            checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
+        except (ConfigError, FileNotFoundError) as error:
+            raise ConfigError(f'{KEY}.checkpoint: {error}') from error
         weights = checkpoint.get('state_dict', checkpoint)
         student = {k[len('student.') :]: x for k, x in weights.items() if k.startswith('student.')}
         self._take(student or weights, f'{KEY}.checkpoint={self.checkpoint}')

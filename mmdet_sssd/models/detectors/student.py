@@ -10,6 +10,7 @@ from mmdet.utils import ConfigType, OptConfigType
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..config_class import class_of
 from .replay import head_modules
 
 DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
@@ -50,7 +51,7 @@ def check_scope(student: ConfigType, key: str = 'model.student') -> None:
         ConfigError: if it is not; the message says what it is instead.
     """
     student_type = student['type']
-    cls = MODELS.get(student_type) if isinstance(student_type, str) else student_type
+    cls = class_of(student)
     if cls is None:
         reason = (
             "which no package has registered; accepted: the type of a detector of mmdet's, or of one "
