@@ -246,6 +246,7 @@ def test_labels_of_unlabelled_images_are_not_looked_at():
     data = prepared(model, unsup=(0, 1, 2))
     for sample in data['data_samples']['unsup']:
         sample.gt_instances = sample.gt_instances[:0]
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 128]]))
     for key, value in model(**data, mode='loss').items():
         assert torch.equal(total([value]), total([expected[key]]))
 
