@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 from mmdet.registry import HOOKS, MODELS
 
@@ -31,3 +32,26 @@ def unknown_setting(error: Exception) -> ConfigError | None:
         return None
     accepted = ', '.join(inspect.signature(cls).parameters)
     return ConfigError(f'{match[2]} is no setting of {match[1]}; accepted: {accepted or "none"}')
+
+
+def check_settings(key: str, cls: type, config: dict[str, Any], given: dict[str, Any]) -> None:
+    """Make sure that a class can be called with what a config says.
+
+    Args:
+        key: Place of the config, for the error.
+        cls: The class.
+        config: The config, with the arguments beside its ``type``.
+        given: Those that do not come from there.
+
+    Raises:
+        ConfigError: if it is no dict, or an argument is missing or not one of the class's.
+    """
+    signature = inspect.signature(cls)
+    accepted = ', '.join(name for name in signature.parameters if name not in given)
+    if not isinstance(config, dict):
+        raise ConfigError(f'{key} is {config!r}; accepted: a dict with {accepted}')
+    settings = {name: x for name, x in config.items() if name != 'type'}
+    try:
+        signature.bind(**given, **settings)
+    except TypeError as error:
+        raise ConfigError(f'{key}: {error}; {cls.__name__} accepts: {accepted}') from error

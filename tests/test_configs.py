@@ -14,12 +14,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError, coverage
+from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmdet.__file__).parent / '.mim/configs'
 CONFIGS = sorted(x for x in ROOT.glob('configs/*/*.py') if x.parent.name != '_base_')
-ON_COCO = [x for x in CONFIGS if x.stem.endswith('_coco')]
+ON_COCO = [x for x in CONFIGS if x.stem.endswith('coco')]
 COCO = [x for x in ON_COCO if x.parent.name in ('sssd', 'lgd')]
 LGD = [path for path in COCO if path.parent.name == 'lgd']
 TAUGHT = [  # by a pretrained teacher
@@ -219,6 +220,7 @@ def test_teachers_are_of_mmdet_s_zoo_and_fit_their_students(path):
     [
         ('sad_retinanet_r50-r101_fpn_600-270k_coco', (1000, 600), 50),
         ('sad_retinanet_r101-x101_fpn_500-270k_coco', (833, 500), 101),
+        ('sad_retinanet_r50-r101_fpn_270k_semi-coco', (1333, 800), 50),
     ],
 )
 def test_sad_s_schedule_and_image_sizes(name, scale, depth):
@@ -230,8 +232,9 @@ def test_sad_s_schedule_and_image_sizes(name, scale, depth):
     assert cfg.optim_wrapper.optimizer == dict(SGD, lr=0.01)
     assert cfg.default_hooks.checkpoint.by_epoch is False
     for stage in ('train', 'val', 'test'):
-        (resize,) = [x for x in cfg[f'{stage}_dataloader'].dataset.pipeline if x.type == 'Resize']
-        assert resize.scale == scale
+        for _, dataset in leaf_configs(cfg[f'{stage}_dataloader'].dataset, stage):
+            (resize,) = [x for x in dataset.pipeline if x.type == 'Resize']
+            assert resize.scale == scale
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,7 @@ def test_sad_s_schedule_and_image_sizes(name, scale, depth):
         'sad/sssd_sad_retinanet_r50-r101_fpn_2x_coco',
         'demo/structural_kd_retinanet_r18-small_own-data',
         'demo/sad_retinanet_r18-small_own-data',
+        'demo/sad_retinanet_r18-small_semi-own-data',
         'demo/lgd_retinanet_r18-small_own-data',
     ],
 )

@@ -19,7 +19,8 @@ from mmdet_sssd.dry_run import DryRun
 
 ROOT = Path(__file__).parents[1]
 DISTILLED, SEMI, STOCK = (
-    ROOT / f'configs/demo/{x}retinanet_r18-small_own-data.py' for x in ('sssd_', 'sad-semi_', '')
+    ROOT / f'configs/demo/{x}own-data.py'
+    for x in ('sssd_retinanet_r18-small_', 'sad_retinanet_r18-small_semi-', 'retinanet_r18-small_')
 )
 NUM_IMAGES = 4
 
@@ -108,6 +109,7 @@ def test_a_run_on_labelled_and_unlabelled_images_is_rehearsed(shapes, capsys, mo
     content = json.loads((shapes / 'annotations/train.json').read_text())
     unlabelled = {key: content[key] for key in ('images', 'categories')}
     (shapes / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
+    monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'overridden below')
     rows = rehearse(SEMI, shapes, capsys, **{'model.pretrained_teacher.checkpoint': None})
     assert rows['model'] == 'SemiDistiller around RetinaNet'
     assert rows['images'] == f'{2 * NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'

@@ -9,6 +9,6 @@ model = dict(
     type='Distiller',
     student=_base_.model,
     pretrained_teacher=_base_.fcos_r101,
-    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+    terms=dict(adl=dict(type='LogitTerm')),
 )
 default_hooks = _base_.distiller_hooks

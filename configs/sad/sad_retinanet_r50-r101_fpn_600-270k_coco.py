@@ -10,7 +10,7 @@ model = dict(
     type='Distiller',
     student=_base_.model,
     pretrained_teacher=_base_.retinanet_r101,
-    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+    terms=dict(adl=dict(type='LogitTerm')),
 )
 _base_.distiller_hooks.checkpoint.update(_base_.iter_checkpoint)
 default_hooks = _base_.distiller_hooks

@@ -3,7 +3,7 @@ _base_ = ['../sssd/sssd_retinanet_r50_fpn_2x_coco.py', '../_base_/zoo_teachers.p
 
 model = dict(
     pretrained_teacher=_base_.retinanet_r101,
-    terms=dict(adl=dict(type='LogitTerm', distill_loss=dict(type='AdaptiveDistillLoss'))),
+    terms=dict(adl=dict(type='LogitTerm')),
 )
 default_hooks = dict(
     # SSSD's own λ rises at the first decay, SAD's stays

@@ -9,8 +9,6 @@ model = dict(
     type='Distiller',
     student=_base_.model,
     pretrained_teacher=_base_.retinanet_r101,
-    terms=dict(
-        ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'), distill_coef=1.0),
-    ),
+    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
 default_hooks = _base_.distiller_hooks

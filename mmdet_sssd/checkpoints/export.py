@@ -19,11 +19,12 @@ from mmengine.registry import Registry, init_default_scope
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
-from ..models.detectors.semi_distiller import of_one_branch
+from ..models.detectors.student import deployed_model
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
 PREFIX = 'student.'
+BASE_SETTINGS = ('distiller_hooks', 'sssd_hooks', 'own_teacher')  # of configs/_base_
 DROPPED = object()
 
 
@@ -99,18 +100,14 @@ def stock_config(cfg: Config) -> Config:
     if not is_distiller(model):
         raise ConfigError(
             f'model.type of the config is {model.get("type")!r}, which is no distiller; accepted: '
-            'the config of a run with model.type=SSSDDistiller'
+            'the config of a run with model.type=SSSDDistiller, Distiller or SemiDistiller'
         )
-    content['model'] = student = model['student']
-    for owner in (model, content):  # the runner hands the latter's on, other tools do not
-        if student.get('data_preprocessor') is None and owner.get('data_preprocessor'):
-            student['data_preprocessor'] = owner['data_preprocessor']
-    if student.get('data_preprocessor'):
-        student['data_preprocessor'] = of_one_branch(student['data_preprocessor'])
+    # The runner hands an outer data preprocessor on, other tools do not.
+    content['model'] = deployed_model(content)
     _drop_unlabelled(content)
     _drop_import(content)
     content.update(load_from=None, resume=False)
-    for key in ('work_dir', 'launcher', 'sssd_hooks'):
+    for key in ('work_dir', 'launcher', *BASE_SETTINGS):
         content.pop(key, None)
     return Config(_without_package(content, _stock_types()))
 
@@ -123,8 +120,7 @@ def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
         found = sorted({key.partition('.')[0] for key in state_dict})
         raise ConfigError(
             f'{file} has no weights under {PREFIX}* (found: {", ".join(found) or "none at all"}); '
-            'accepted: a checkpoint of a run with model.type=SSSDDistiller. A stock checkpoint needs '
-            'no export'
+            'accepted: a checkpoint of a run with a distiller. A stock checkpoint needs no export'
         )
     # Heads rename the keys of what they take for an older version's state dict.
     weights._metadata = _without_prefix(getattr(state_dict, '_metadata', {}))

@@ -25,8 +25,8 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
     Raises:
         ConfigError: if a file or folder is missing, an annotation file is no COCO file, none of the
-            class names is a category in it, they belong to other labels, or an annotation's
-            category is not defined. The message names the config key.
+            class names is a category in it, they belong to other labels, an image has no size, or an
+            annotation's category is not defined. The message names the config key.
     """
     for stage in stages:
         loader = cfg.get(f'{stage}_dataloader')
@@ -91,7 +91,7 @@ def _check_exists(key: str, path: str | None) -> None:
 
 
 def _read_categories(path: str, key: str) -> list[str]:
-    """Read the names of a COCO annotation file's categories and check its annotations' ids."""
+    """Read a COCO annotation file's categories, and check its images and its annotations' ids."""
     with open(path, encoding='utf-8') as file:
         try:
             content = json.load(file)
@@ -99,11 +99,17 @@ def _read_categories(path: str, key: str) -> list[str]:
             used = {
                 x['category_id']: x for x in content.get('annotations', []) if 'category_id' in x
             }
+            sizeless = [x for x in content.get('images', []) if not {'height', 'width'} <= x.keys()]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f'{key}.ann_file: {path} is no COCO annotation file ({type(error).__name__}: '
                 f'{error}); accepted: JSON with images, annotations and categories'
             ) from error
+    if sizeless:
+        raise ConfigError(
+            f'{key}.ann_file: {len(sizeless)} images in {path} have no height or no width, the first '
+            f'is {sizeless[0]}; mmdet needs both'
+        )
     unknown = next((x for category, x in used.items() if category not in names), None)
     if unknown is not None:
         raise ConfigError(

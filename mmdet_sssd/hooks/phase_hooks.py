@@ -70,10 +70,11 @@ class DetachStudentHook(Hook):
         progress = run_progress(runner, batch_idx)
         detach = progress < self.first or progress >= 1 - self.last
         if detach != self.owner.detach_student:
+            what = f'Distillation term {self.term}' if self.term else 'Distillation'
             runner.logger.info(
-                "Distillation: the student's features are detached, only the adapter learns from it."
+                f"{what}: the student's side is detached, only the adapter learns from it."
                 if detach
-                else 'Distillation: the student learns from the teacher from here on.'
+                else f'{what}: the student learns from the teacher from here on.'
             )
         self.owner.detach_student = detach
 

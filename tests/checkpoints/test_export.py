@@ -198,11 +198,13 @@ def test_weights_keep_the_versions_of_their_modules(run, tmp_path):
     assert state_dict.keys() == student.state_dict().keys()
 
 
-def test_exported_config_is_the_stock_twin_s(data, monkeypatch):
+@pytest.mark.parametrize('method', ['sssd', 'sad'])
+def test_exported_config_is_the_stock_twin_s(data, monkeypatch, method):
+    monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'teacher.pth')
     monkeypatch.setenv('SSSD_DATA_ROOT', str(data))
     monkeypatch.setenv('SSSD_TRAIN_ANN', 'annotations/val.json')
     demo = ROOT / 'configs/demo'
-    cfg = Config.fromfile(demo / 'sssd_retinanet_r18-small_own-data.py')
+    cfg = Config.fromfile(demo / f'{method}_retinanet_r18-small_own-data.py')
     cfg.update(work_dir='work_dirs/a', launcher='pytorch', load_from='b.pth', resume=True)
     twin = Config.fromfile(demo / 'retinanet_r18-small_own-data.py')
     before = copy.deepcopy(cfg.to_dict())

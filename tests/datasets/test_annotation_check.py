@@ -127,6 +127,13 @@ def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
         check_annotations(config)
 
 
+def test_an_image_without_its_size_is_named(config, tmp_path):
+    content = coco(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}])
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r'1 images in .*train\.json have .* no width, .*a\.jpg'):
+        check_annotations(config)
+
+
 @pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
 def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
     (tmp_path / 'train.json').write_text(content)

@@ -20,7 +20,7 @@ from ..small_runner import draw_shapes
 from ..tools.run_comparison import assert_equal_states, scalars
 
 DEMO = Path(__file__).parents[2] / 'configs/demo'
-CONFIG = DEMO / 'sad-semi_retinanet_r18-small_own-data.py'
+CONFIG = DEMO / 'sad_retinanet_r18-small_semi-own-data.py'
 TEACHER = DEMO / 'retinanet_r18-small_own-data.py'
 
 

@@ -110,13 +110,28 @@ def test_weights_are_loaded_when_training_begins(trained, file):
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.parametrize('place', ['distiller', 'run'])
+def test_a_distiller_s_config_stands_for_its_student(tmp_path, place):
+    """With the data preprocessor that it has from outside, without branches."""
+    student = stock_config('retinanet')
+    own = dict(student.pop('data_preprocessor'), mean=[1.0, 2.0, 3.0])
+    run = dict(model=dict(type='SemiDistiller', student=student))
+    (run['model'] if place == 'distiller' else run)['data_preprocessor'] = dict(
+        type='MultiBranchDataPreprocessor', data_preprocessor=own
+    )
+    Config(run).dump(tmp_path / 'run.py')
+    teacher = distiller(str(tmp_path / 'run.py')).pretrained_teacher.detector
+    assert teacher.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
+
+
 def test_inference_does_without_the_checkpoint():
     model = distiller(checkpoint='gone.pth').eval()
     data = demo_batch(model)
     assert len(model.predict(**{f'batch_{k}': v for k, v in data.items()})) == 2
-    with pytest.raises(FileNotFoundError, match=r'checkpoint gone\.pth cannot be found'):
+    message = r'model\.pretrained_teacher\.checkpoint: checkpoint gone\.pth cannot be found'
+    with pytest.raises(ConfigError, match=message):
         model.init_weights()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigError, match=message):
         model.train()(**data, mode='loss')
 
 

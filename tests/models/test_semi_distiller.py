@@ -241,11 +241,13 @@ def test_labelled_images_are_what_they_are_to_a_distiller():
 
 def test_labels_of_unlabelled_images_are_not_looked_at():
     model = build()
+    model.student.bbox_head.assigner.ignore_iof_thr = 0.5
     set_threshold(model)
     expected, data = unlabelled_losses(model)
     data = prepared(model, unsup=(0, 1, 2))
     for sample in data['data_samples']['unsup']:
         sample.gt_instances = sample.gt_instances[:0]
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 128]]))
     for key, value in model(**data, mode='loss').items():
         assert torch.equal(total([value]), total([expected[key]]))
 

@@ -281,16 +281,36 @@ def classes(number):
         (dict(terms=dict(a=dict(loss=1))), r'model\.terms\.a is .*accepted: a dict with type='),
         (dict(terms=dict(a=3)), r'model\.terms\.a is 3; accepted: a dict with type='),
         (
+            dict(terms=dict(a=dict(type='SSIMLoss'))),
+            r"model\.terms\.a is {'type': 'SSIMLoss'}; accepted: a dict with type='FeatureTerm'",
+        ),
+        (
+            dict(terms=dict(a=dict(type='FeatureTerm'))),
+            r"model\.terms\.a: missing .*'distill_loss'; FeatureTerm accepts: distill_loss, ",
+        ),
+        (
+            dict(terms=dict(a={**ADL, 'coef': 2})),
+            r"unexpected .*'coef'; LogitTerm accepts: distill_loss, distill_coef$",
+        ),
+        (
+            dict(terms=dict(a=dict(type='FeatureTerm', distill_loss=dict(type='SSIM')))),
+            r"model\.terms\.a\.distill_loss is {'type': 'SSIM'}, .*accepted: JSDistanceLoss",
+        ),
+        (
+            dict(pretrained_teacher=dict(config=stock_config('retinanet'))),
+            r"model\.pretrained_teacher: missing .*'checkpoint'; .*: config, checkpoint, in_check",
+        ),
+        (
             dict(terms=dict(a={**SSIM, 'distill_coef': -1})),
             r'model\.terms\.a\.distill_coef is -1; accepted: a number >= 0',
         ),
         (
             dict(terms=dict(a=dict(type='FeatureTerm', distill_loss=dict(type='FocalLoss')))),
-            r'model\.terms\.a\.distill_loss\.type is FocalLoss, which does not compare feature levels',
+            r"model\.terms\.a\.distill_loss is .*'FocalLoss'}, which does not compare feature levels",
         ),
         (
             dict(terms=dict(a=dict(type='LogitTerm', distill_loss=dict(type='SSIMLoss')))),
-            r'model\.terms\.a\.distill_loss\.type is SSIMLoss, .*accepted: AdaptiveDistillLoss',
+            r"model\.terms\.a\.distill_loss is .*'SSIMLoss'}, .*accepted: AdaptiveDistillLoss",
         ),
         (
             dict(

@@ -15,8 +15,9 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from mmengine.logging import print_log
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..terms import DetectorOutputs
+from ...errors import ConfigError, check_settings
+from ..config_class import class_of, is_config_of
+from ..terms import DetectorOutputs, DistillTerm
 from .pretrained_teacher import PretrainedTeacher
 from .recorded_head import blank_outputs, recorded_head
 from .replay import fresh_samples, replay_features, take_images
@@ -91,7 +92,11 @@ class Distiller(BaseDetector):
                 'model.terms is empty; give one, such as '
                 "model.terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))"
             )
-        return PretrainedTeacher(self.student, **config) if terms else None
+        if not terms:
+            return None
+        given = dict(student=self.student)
+        check_settings('model.pretrained_teacher', PretrainedTeacher, config, given)
+        return PretrainedTeacher(**given, **config)
 
     def _build_terms(self, configs: dict[str, ConfigType]) -> nn.ModuleDict:
         """Build the terms, which read what they need off both detectors' outputs for a blank image."""
@@ -103,12 +108,14 @@ class Distiller(BaseDetector):
             )
         for name, config in configs.items():
             key = f'model.terms.{name}'
-            if not isinstance(config, dict) or 'type' not in config or '.' in name:
+            if not is_config_of(config, DistillTerm) or '.' in name:
                 raise ConfigError(
                     f"{key} is {config!r}; accepted: a dict with type='FeatureTerm' or 'LogitTerm', "
                     'under a name without dots'
                 )
-            terms[name] = MODELS.build({**config, **blank, 'key': key})
+            given = {**blank, 'key': key}
+            check_settings(key, class_of(config), config, given)
+            terms[name] = MODELS.build({**config, **given})
         return terms
 
     def __getattr__(self, name: str) -> Any:
@@ -289,10 +296,7 @@ OUR_PREFIXES = ('student.', 'teacher.', 'adapter.', 'terms.')
 
 def is_distiller(model: ConfigType) -> bool:
     """Tell by a model's config whether it is a distiller; ``type`` may be a name or a class."""
-    cls = model.get('type')
-    if isinstance(cls, str):
-        cls = MODELS.get(cls)
-    return isinstance(cls, type) and issubclass(cls, Distiller)
+    return is_config_of(model, Distiller)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ..terms import DetectorOutputs
 from .recorded_head import outputs_of, recorded_head
 from .replay import fresh_samples, replay_features
-from .student import check_scope
+from .student import check_scope, deployed_model
 
 KEY = 'model.pretrained_teacher'
 PREFIX = 'pretrained_teacher.'  # of its weights in a state dict
@@ -112,12 +112,14 @@ class PretrainedTeacher:
         """Load the checkpoint, the first time.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ConfigError: if it cannot be read or lacks weights of the teacher.
+            ConfigError: if it cannot be found or read, or lacks weights of the teacher.
         """
         if self.is_loaded:
             return
-        checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
+        try:
+            checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
+        except (ConfigError, FileNotFoundError) as error:
+            raise ConfigError(f'{KEY}.checkpoint: {error}') from error
         weights = checkpoint.get('state_dict', checkpoint)
         student = {k[len('student.') :]: x for k, x in weights.items() if k.startswith('student.')}
         self._take(student or weights, f'{KEY}.checkpoint={self.checkpoint}')
@@ -178,11 +180,7 @@ def _read(name: str) -> dict:
             f'{KEY}.config is {name!r}, which cannot be read ({type(error).__name__}: {error}); '
             'accepted: the path of a config, or mmdet::FOLDER/NAME.py'
         ) from error
-    model = config.get('model') or {}
-    model = model.get('student', model)
-    if config.get('data_preprocessor') and model.get('data_preprocessor') is None:
-        model['data_preprocessor'] = config.data_preprocessor
-    return model
+    return deployed_model(config)
 
 
 def _conversion(

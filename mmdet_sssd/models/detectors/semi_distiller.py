@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from ..terms import DetectorOutputs
 from .distiller import Distiller, covers_a_pixel
 from .replay import fresh_samples
-from .student import count_classes
+from .student import count_classes, of_one_branch
 
 
 @MODELS.register_module()
@@ -134,6 +134,8 @@ class SemiDistiller(Distiller):
             found = found[found.scores >= self.pseudo_score_thr]
             found = found[covers_a_pixel(found.bboxes, sample.get('img_shape', None))]
             sample.gt_instances = InstanceData(bboxes=found.bboxes, labels=found.labels)
+            if 'ignored_instances' in sample:  # they are labels too
+                sample.ignored_instances = sample.ignored_instances[:0]
         return teacher, samples
 
 
@@ -162,13 +164,6 @@ class BranchDataPreprocessor(MultiBranchDataPreprocessor):
         if training:
             data = {key: _filled(branches) for key, branches in data.items()}
         return super().forward(data, training)
-
-
-def of_one_branch(data_preprocessor: OptConfigType) -> OptConfigType:
-    """Take the data preprocessor's config out of that of one for multi-branch batches."""
-    if data_preprocessor and 'data_preprocessor' in data_preprocessor:
-        return data_preprocessor['data_preprocessor']
-    return data_preprocessor
 
 
 def _filled(branches: dict[str, list]) -> dict[str, list]:

@@ -10,6 +10,7 @@ from mmdet.utils import ConfigType, OptConfigType
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..config_class import class_of
 from .replay import head_modules
 
 DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
@@ -50,7 +51,7 @@ def check_scope(student: ConfigType, key: str = 'model.student') -> None:
         ConfigError: if it is not; the message says what it is instead.
     """
     student_type = student['type']
-    cls = MODELS.get(student_type) if isinstance(student_type, str) else student_type
+    cls = class_of(student)
     if cls is None:
         reason = (
             "which no package has registered; accepted: the type of a detector of mmdet's, or of one "
@@ -71,6 +72,30 @@ def check_scope(student: ConfigType, key: str = 'model.student') -> None:
     else:
         return
     raise ConfigError(f'{key}.type is {student_type!r}, {reason}')
+
+
+def deployed_model(config: dict) -> dict:
+    """Take the config of the detector that is deployed out of a run's config.
+
+    Args:
+        config: The run's config, of a stock detector or of a distiller; it is left as it is.
+
+    Returns:
+        ``model`` or ``model.student``, with the data preprocessor that stands outside if it names
+        none. Empty if there is no model.
+    """
+    owner = config.get('model') or {}
+    model = owner.get('student') or owner
+    own = (x['data_preprocessor'] for x in (model, owner, config) if x.get('data_preprocessor'))
+    found = of_one_branch(next(own, None))
+    return {**model, 'data_preprocessor': found} if found else model
+
+
+def of_one_branch(data_preprocessor: OptConfigType) -> OptConfigType:
+    """Take the data preprocessor's config out of that of one for multi-branch batches."""
+    if data_preprocessor and 'data_preprocessor' in data_preprocessor:
+        return data_preprocessor['data_preprocessor']
+    return data_preprocessor
 
 
 def count_classes(student: BaseDetector) -> int:

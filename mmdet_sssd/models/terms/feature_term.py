@@ -8,6 +8,7 @@ from mmdet.utils import ConfigType, OptConfigType
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..config_class import is_config_of
 from ..layers import instance_norm
 from ..losses import FeatureLoss
 from .distill_term import DetectorOutputs, DistillTerm
@@ -112,13 +113,12 @@ def build_feature_loss(key: str, config: ConfigType) -> FeatureLoss:
     Raises:
         ConfigError: if it is something else; the message names the key.
     """
-    loss = MODELS.build(config)
-    if not isinstance(loss, FeatureLoss):
+    if not is_config_of(config, FeatureLoss):
         raise ConfigError(
-            f'{key}.type is {type(loss).__name__}, which does not compare feature levels; '
+            f'{key} is {config!r}, which does not compare feature levels; '
             'accepted: JSDistanceLoss, NormedMSELoss, SSIMLoss, or a FeatureLoss of your own'
         )
-    return loss
+    return MODELS.build(config)
 
 
 def match_levels(key: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[int]:

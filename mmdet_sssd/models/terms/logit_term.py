@@ -8,6 +8,7 @@ from mmdet.utils import ConfigType, reduce_mean
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..config_class import is_config_of
 from ..losses import AdaptiveDistillLoss, soft_positive_count
 from .distill_term import DetectorOutputs, DistillTerm
 
@@ -45,12 +46,13 @@ class LogitTerm(DistillTerm):
     ) -> None:
         super().__init__(key, distill_coef)
         _check_heads(key, student, teacher)
-        self.distill_loss = MODELS.build({'type': 'AdaptiveDistillLoss', **(distill_loss or {})})
-        if not isinstance(self.distill_loss, AdaptiveDistillLoss):
+        distill_loss = {'type': 'AdaptiveDistillLoss', **(distill_loss or {})}
+        if not is_config_of(distill_loss, AdaptiveDistillLoss):
             raise ConfigError(
-                f'{key}.distill_loss.type is {type(self.distill_loss).__name__}, which does not '
-                'compare classification logits; accepted: AdaptiveDistillLoss'
+                f'{key}.distill_loss is {distill_loss!r}, which does not compare classification '
+                'logits; accepted: AdaptiveDistillLoss'
             )
+        self.distill_loss = MODELS.build(distill_loss)
 
     def forward(
         self,
