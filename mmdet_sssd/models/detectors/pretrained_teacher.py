@@ -5,7 +5,7 @@ import torch
 from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import InstanceData
@@ -169,7 +169,7 @@ def _build(config: str | dict) -> BaseDetector:
     if not isinstance(model, dict) or 'type' not in model:
         raise ConfigError(f'{KEY}.config is {config!r}; accepted: the config of a detector')
     check_scope(model, KEY)
-    return MODELS.build(model)
+    return MODELS.build(ConfigDict(model))  # two-stage detectors read it by attributes
 
 
 def _read(name: str) -> dict:
