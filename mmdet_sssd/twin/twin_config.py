@@ -21,7 +21,8 @@ from .options import TwinOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
 SHARED = Path(__file__).parents[1] / '.mim/configs/_base_/sssd.py'
-"""The config that has the hooks of every config of ours, and a comment above each."""
+"""The config that has the hooks of every SSSD config. A comment stands above each, here or in what it
+inherits."""
 
 
 def write_twin(
@@ -180,15 +181,14 @@ def _hook_lines(hooks: dict[str, dict]) -> list[str]:
 
 def _shared_comments() -> dict[str, str]:
     """Read the comment line above each shared hook."""
-    text = SHARED.read_text(encoding='utf-8')
-    lines = text.splitlines()
-    above = {
-        keyword.arg: lines[keyword.lineno - 2].strip()
-        for node in ast.parse(text).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'sssd_hooks'
-        for keyword in node.value.keywords
-    }
-    return {name: line for name, line in above.items() if line.startswith('#')}
+    above: dict[str | None, str] = {}
+    for path in (SHARED, SHARED.with_name('distiller.py')):
+        text = path.read_text(encoding='utf-8')
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith('_hooks'):
+                above |= {x.arg: lines[x.lineno - 2].strip() for x in node.value.keywords}
+    return {name: line for name, line in above.items() if name and line.startswith('#')}
 
 
 def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
