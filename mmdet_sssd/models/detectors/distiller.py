@@ -23,6 +23,8 @@ from .recorded_head import blank_outputs, recorded_head
 from .replay import fresh_samples, replay_features, take_images
 from .student import build_student, count_classes
 
+OUR_PREFIXES = ('student.', 'teacher.', 'adapter.', 'terms.')
+
 
 @MODELS.register_module()
 class Distiller(BaseDetector):
@@ -289,9 +291,6 @@ class Distiller(BaseDetector):
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-OUR_PREFIXES = ('student.', 'teacher.', 'adapter.', 'terms.')
 
 
 def is_distiller(model: ConfigType) -> bool:
