@@ -1,4 +1,7 @@
 _base_ = '../sssd/sssd_retinanet_r50_fpn_ms-2x_coco.py'
 
-model = dict(distill_loss=dict(type='NormedMSELoss'))
+model = dict(
+    teacher=dict(soft_regions=False),
+    distill_loss=dict(type='NormedMSELoss'),
+)
 default_hooks = dict(distill_coef=dict(policy='constant'))

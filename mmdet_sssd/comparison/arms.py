@@ -27,6 +27,7 @@ SHORT_NAMES = {
     'teacher_loss_weight': 'model.teacher_loss_weight',
     'context_box': 'model.teacher.add_context_box',
     'detach_appearance': 'model.teacher.detach_appearance',
+    'soft_regions': 'model.teacher.soft_regions',
     'policy': 'default_hooks.distill_coef.policy',
     'factor': 'default_hooks.distill_coef.factor',
     'max_decays': 'default_hooks.distill_coef.max_decays',

@@ -13,7 +13,11 @@ arms = dict(
     config=dict(base='distiller'),
     sssd=dict(
         base='distiller',
-        cfg_options={'model.distill_loss': JS, 'default_hooks.distill_coef': STEP},
+        cfg_options={
+            'model.teacher.soft_regions': True,
+            'model.distill_loss': JS,
+            'default_hooks.distill_coef': STEP,
+        },
     ),
     sssd_channel=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'channel'}),
     sssd_all=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'all'}),
@@ -28,6 +32,7 @@ arms = dict(
     lgd=dict(
         base='distiller',
         cfg_options={
+            'model.teacher.soft_regions': False,
             'model.distill_loss': dict(_delete_=True, type='NormedMSELoss'),
             'default_hooks.distill_coef': CONSTANT,
         },

@@ -39,7 +39,8 @@ class ImageFeatures:
             the instance-normalised features, 1 on average. ``'student'`` are the neck's features;
             ``'adapted student'`` and ``'teacher'`` are what the distillation loss compares;
             ``'adapted student − teacher'`` is their difference.
-        regions: Per level, the objects' regions, 0 or 1, of shape (n, h_p, w_p).
+        regions: Per level, the objects' regions, in [0, 1], of shape (n, h_p, w_p).
+        soft_regions: Whether these have the share of each pixel that an object covers.
         student_predictions: What the student predicts.
         teacher_predictions: What the student's head predicts on the teacher's features.
     """
@@ -48,6 +49,7 @@ class ImageFeatures:
     input_size: tuple[int, int]
     maps: dict[str, list[Tensor]]
     regions: list[Tensor]
+    soft_regions: bool
     student_predictions: InstanceData
     teacher_predictions: InstanceData
 
@@ -74,7 +76,8 @@ def look_at_features(
         'adapted student − teacher': [x - t for x, t in zip(adapted, teacher, strict=True)],
     }
     use_masks = getattr(distiller.teacher, 'use_masks', False)
-    objects = LabelledObjects.from_samples(inputs, [sample], use_masks)
+    soft_regions = getattr(distiller.teacher, 'soft_regions', False)
+    objects = LabelledObjects.from_samples(inputs, [sample], use_masks, soft_regions)
     (by_student,) = distiller.predict(inputs, fresh_samples([sample]), rescale=False)
     (by_teacher,) = distiller.predict_with_teacher(inputs, fresh_samples([sample]), rescale=False)
     return ImageFeatures(
@@ -82,6 +85,7 @@ def look_at_features(
         input_size=tuple(inputs.shape[-2:]),
         maps={name: [_activity(x) for x in levels] for name, levels in maps.items()},
         regions=[objects.regions(tuple(x.shape[-2:]))[0].cpu() for x in feats],
+        soft_regions=soft_regions,
         student_predictions=by_student.pred_instances.cpu(),
         teacher_predictions=by_teacher.pred_instances.cpu(),
     )
@@ -112,7 +116,8 @@ def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float 
     for level, regions in enumerate(features.regions):
         drawn = _draw_maps(grid[level, 1:-1], [x[level] for x in features.maps.values()], features)
         figure.colorbar(drawn, ax=list(grid[level, 1:-1]), pad=0.01, shrink=0.9)
-        _draw_level(grid[level, -1], _paint(regions, colors), features)
+        painted = _paint(regions, colors)
+        _draw_level(grid[level, -1], painted, features, centred=not features.soft_regions)
         size = f'{regions.shape[2]}×{regions.shape[1]} pixels'
         grid[level, 1].set_title(f'level {level}, {size}: student', fontsize=10)
         for axes, name in zip(grid[level, 2:-1], list(features.maps)[1:], strict=True):
@@ -184,28 +189,37 @@ def _draw_maps(row: Sequence[Axes], maps: list[Tensor], features: ImageFeatures)
 
 
 def _paint(regions: Tensor, colors: list[tuple[float, ...]]) -> np.ndarray:
-    """Paint regions of shape (n, h, w) in their objects' colours, the smallest on top."""
+    """Paint regions of shape (n, h, w) in their objects' colours, the smallest on top.
+
+    A pixel takes on as much of the colour as the object covers of it.
+    """
     picture = np.full((*regions.shape[1:], 3), BACKGROUND)
     sizes = regions.sum((1, 2))
     for index in sorted(range(len(colors)), key=lambda i: -sizes[i]):
-        picture[regions[index].bool().numpy()] = colors[index]
+        share = regions[index].numpy()[..., None]
+        picture = (1 - share) * picture + share * colors[index]
     return picture
 
 
 def _draw_level(
-    axes: Axes, values: np.ndarray, features: ImageFeatures, **kwargs: float
+    axes: Axes,
+    values: np.ndarray,
+    features: ImageFeatures,
+    centred: bool = True,
+    **kwargs: float,
 ) -> AxesImage:
     """Draw a level of shape (h, w) or (h, w, 3) over the image without its padding, and the boxes.
 
-    Pixel j is drawn around j · stride, as convolutions, anchors and label regions have it; the last
-    one is repeated up to the border.
+    Pixel j is drawn around j · stride, as convolutions, anchors and binary regions have it, and the
+    last one is repeated up to the border; or unless ``centred`` from j · stride to (j + 1) · stride,
+    as soft regions have it.
     """
-    height, width = (
-        x * (n + 1) / n for x, n in zip(features.input_size, values.shape, strict=False)
-    )
-    dy, dx = (x / n / 2 for x, n in zip(features.input_size, values.shape, strict=False))
-    values = np.pad(values, [(0, 1), (0, 1), (0, 0)][: values.ndim], mode='edge')
-    extent = (-dx, width - dx, height - dy, -dy)
+    height, width = features.input_size
+    extent = (0, width, height, 0)
+    if centred:
+        dy, dx = height / values.shape[0], width / values.shape[1]
+        values = np.pad(values, [(0, 1), (0, 1), (0, 0)][: values.ndim], mode='edge')
+        extent = (-dx / 2, width + dx / 2, height + dy / 2, -dy / 2)
     drawn = axes.imshow(values, extent=extent, interpolation='nearest', **kwargs)
     right, bottom = _content_size(features.sample)
     axes.set(xlim=(0, right), ylim=(bottom, 0))

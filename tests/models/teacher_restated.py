@@ -130,6 +130,33 @@ def mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) ->
     )
 
 
+def soft_box_region(box: list[float], image: tuple[int, int], level: tuple[int, int]) -> Tensor:
+    """The area of the overlap of the box and each pixel of the level, whose own area is 1."""
+    (height, width), (h, w) = image, level
+    x1, x2 = box[0] * w / width, box[2] * w / width
+    y1, y2 = box[1] * h / height, box[3] * h / height
+    region = torch.zeros(h, w, dtype=torch.float64)
+    for i in range(h):
+        for j in range(w):
+            across, down = min(x2, j + 1) - max(x1, j), min(y2, i + 1) - max(y1, i)
+            region[i, j] = max(across, 0.0) * max(down, 0.0)
+    return region
+
+
+def soft_mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
+    """Zero-pad to the image, then average the whole pixels that each level pixel touches."""
+    padded = torch.zeros(image, dtype=torch.float64)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    (height, width), (h, w) = image, level
+    region = torch.zeros(h, w, dtype=torch.float64)
+    for i in range(h):
+        for j in range(w):
+            rows = slice(i * height // h, math.ceil((i + 1) * height / h))
+            columns = slice(j * width // w, math.ceil((j + 1) * width / w))
+            region[i, j] = padded[rows, columns].mean()
+    return region
+
+
 def teacher_features_of_image(
     teacher: nn.Module,
     feats: list[Tensor],
@@ -162,16 +189,18 @@ def teacher_features_of_image(
     mapper, out = teacher.knowledge_mapper, []
     for x in feats:
         level = tuple(x.shape[1:])
+        of_mask = soft_mask_region if teacher.soft_regions else mask_region
+        of_box = soft_box_region if teacher.soft_regions else box_region
         if teacher.use_masks:
-            regions = [mask_region(mask, image, level) for mask in masks]
+            regions = [of_mask(mask, image, level) for mask in masks]
         else:
-            regions = [box_region(box, image, level) for box in objects]
+            regions = [of_box(box, image, level) for box in objects]
         seen = list(regions)
         if teacher.add_context_box:
             seen.append(
-                mask_region(torch.ones(content), image, level)
+                of_mask(torch.ones(content), image, level)
                 if teacher.use_masks
-                else box_region(context_box, image, level)
+                else torch.ones(level, dtype=torch.float64)
             )
         y = norm_relu(conv3x3(teacher.appearance_encoder.conv, x))
         queries = [

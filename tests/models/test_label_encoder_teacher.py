@@ -5,10 +5,11 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
+from torch.nn.utils.rnn import pad_sequence
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
-from mmdet_sssd.models.layers import EmbeddedClass, OneHotClass
+from mmdet_sssd.models.layers import EmbeddedClass, LabelledObjects, OneHotClass
 from mmdet_sssd.models.layers.label_encoder import ObjectTransform
 
 from .teacher_restated import teacher_features_of_image
@@ -79,9 +80,10 @@ def restate(teacher, feats, batch, crops=None):
     return [torch.stack(level) for level in zip(*per_image, strict=True)]
 
 
+@pytest.mark.parametrize('soft_regions', [True, False])
 @pytest.mark.parametrize('add_context_box', [True, False])
-def test_teacher_equals_the_restatement_with_boxes(add_context_box):
-    teacher = make_teacher(add_context_box=add_context_box)
+def test_teacher_equals_the_restatement_with_boxes(add_context_box, soft_regions):
+    teacher = make_teacher(add_context_box=add_context_box, soft_regions=soft_regions)
     feats, batch = features(3), batch_of_boxes()
     actual = teacher(feats, torch.zeros(3, 3, *IMAGE), batch)
     with torch.no_grad():
@@ -90,9 +92,12 @@ def test_teacher_equals_the_restatement_with_boxes(add_context_box):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('soft_regions', [True, False])
 @pytest.mark.parametrize('add_context_box', [True, False])
-def test_teacher_equals_the_restatement_with_masks(add_context_box):
-    teacher = make_teacher(add_context_box=add_context_box, use_masks=True)
+def test_teacher_equals_the_restatement_with_masks(add_context_box, soft_regions):
+    teacher = make_teacher(
+        add_context_box=add_context_box, use_masks=True, soft_regions=soft_regions
+    )
     feats, batch = features(3), batch_of_masks()
     crops = []
     for s in batch:  # mmdet's own mask cropping
@@ -105,6 +110,31 @@ def test_teacher_equals_the_restatement_with_masks(add_context_box):
         expected = restate(teacher, feats, batch, crops)
     for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('use_masks', [True, False])
+def test_soft_regions_lose_nothing_of_an_object(use_masks):
+    """On every level a region adds up to the object's area; binary ones miss the small object."""
+    objects = {
+        soft: LabelledObjects.from_samples(
+            torch.zeros(3, 3, *IMAGE), batch_of_masks(), use_masks, soft, torch.float64
+        )
+        for soft in (True, False)
+    }
+    boxes = objects[True].boxes
+    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    if use_masks:
+        areas = pad_sequence(
+            [torch.from_numpy(x).sum((1, 2)).to(boxes) for x in objects[True].masks], True
+        )
+    for h, w in [(5, 7), (10, 14), (1, 1)]:
+        pixel = IMAGE[0] / h * IMAGE[1] / w
+        soft, binary = (objects[x].regions((h, w)) for x in (True, False))
+        torch.testing.assert_close(soft.sum((-1, -2)) * pixel, areas)
+        assert set(binary.unique().tolist()) <= {0, 1}
+        torch.testing.assert_close(soft, soft.clamp(0, 1))
+    small = objects[False].regions((5, 7))[1, 1]
+    assert not small.any()
 
 
 @pytest.mark.parametrize('use_masks', [True, False])

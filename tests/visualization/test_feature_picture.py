@@ -8,6 +8,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd.visualization import draw_features, look_at_features
+from mmdet_sssd.visualization.feature_picture import BACKGROUND
 
 from ..stock_detectors import stock_config
 
@@ -100,7 +101,8 @@ def test_the_picture_has_a_row_for_each_level_on_one_colour_scale(distiller, sam
 
 
 def test_a_level_s_pixels_are_drawn_where_they_look_at_the_image(distiller, sample):
-    """That is around j · stride, where mmdet's anchors are; and there are the objects' regions."""
+    """That is around j · stride, where mmdet's anchors are; and there are the binary regions."""
+    distiller.teacher.soft_regions = False
     features = look(distiller, sample)
     figure = draw_features(features, CLASSES)
     first = next(x for x in figure.axes if 'level 0' in x.get_title())
@@ -116,6 +118,19 @@ def test_a_level_s_pixels_are_drawn_where_they_look_at_the_image(distiller, samp
             ]
             grey = color[0] == color[1] == color[2]
             assert (color == (1, 0, 0), color == (0, 0, 1), grey) == (*inside, not any(inside))
+
+
+def test_soft_regions_fade_where_objects_cover_a_pixel_in_part(distiller, sample):
+    sample.gt_instances = sample.gt_instances[:1]
+    x1, y1, x2, y2 = sample.gt_instances.bboxes[0].tolist()
+    figure = draw_features(look(distiller, sample), CLASSES)
+    regions = next(x for x in figure.axes if x.get_title() == 'label regions')
+    for x in range(0, 56, 8):
+        for y in range(0, 48, 8):
+            across, down = min(x2, x + 8) - max(x1, x), min(y2, y + 8) - max(y1, y)
+            share = max(across, 0) * max(down, 0) / 64
+            expected = [(1 - share) * BACKGROUND + share * (i == 0) for i in range(3)]
+            np.testing.assert_allclose(drawn_at(regions, x + 4, y + 4), expected, atol=1e-6)
 
 
 def drawn_at(axes, x, y):

@@ -35,7 +35,7 @@ class KnowledgeMapper(nn.Module):
 
         Args:
             objects: Vectors of the objects, without the context object, of shape (B, N, C).
-            regions: Their regions, 0 or 1, of shape (B, N, h, w).
+            regions: Their regions, in [0, 1], of shape (B, N, h, w).
             context: Vectors of the context objects of shape (B, C), or None without them.
 
         Returns:

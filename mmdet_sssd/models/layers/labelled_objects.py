@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
@@ -29,6 +30,7 @@ class LabelledObjects:
         valid: Which of the N are objects, bool of shape (B, N).
         image_size: Height and width of the batch's images, padding included.
         content_sizes: Height and width of each image without the padding.
+        soft: Whether a region has the share of each pixel that is covered; otherwise 0 or 1.
         masks: Per image, the instance masks as a uint8 array of shape (n_b, h, w) on the CPU; None
             if masks are not used.
     """
@@ -38,6 +40,7 @@ class LabelledObjects:
     valid: Tensor
     image_size: tuple[int, int]
     content_sizes: list[tuple[int, int]]
+    soft: bool
     masks: list[np.ndarray] | None = None
 
     @classmethod
@@ -46,6 +49,7 @@ class LabelledObjects:
         batch_inputs: Tensor,
         batch_data_samples: Sequence[DetDataSample],
         use_masks: bool,
+        soft: bool,
         dtype: torch.dtype = torch.float32,
     ) -> 'LabelledObjects':
         """Gather the ground truth of a batch.
@@ -54,6 +58,7 @@ class LabelledObjects:
             batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples.
             use_masks: Whether to take the instance masks too.
+            soft: See the attribute.
             dtype: Floating-point type of boxes, descriptors and regions.
 
         Raises:
@@ -70,6 +75,7 @@ class LabelledObjects:
             content_sizes=[
                 s.metainfo.get('img_shape', (height, width)) for s in batch_data_samples
             ],
+            soft=soft,
             masks=[_mask_array(x) for x in instances] if use_masks else None,
         )
 
@@ -116,28 +122,26 @@ class LabelledObjects:
         return torch.cat(parts, -1)
 
     def regions(self, level_size: tuple[int, int]) -> Tensor:
-        """Mark the pixels of a feature level that belong to each object.
+        """Tell which pixels of a feature level belong to each object.
 
         Args:
             level_size: Height h and width w of the level.
 
         Returns:
-            Regions, 0 or 1, of shape (B, N, h, w); empty where padded.
+            Regions in [0, 1] of shape (B, N, h, w): the share of a pixel that the object covers, or
+            with ``soft=False`` 0 or 1; zero where padded.
         """
         if self.masks is None:
-            return _box_regions(self.boxes, self.image_size, level_size)
-        rows, columns = self._nearest_pixels(level_size)
-        regions = []
-        for masks in self.masks:
-            height, width = masks.shape[1:]
-            region = np.zeros((len(masks), *level_size), np.uint8)
-            seen = masks[:, rows[rows < height]][:, :, columns[columns < width]]
-            region[:, : seen.shape[1], : seen.shape[2]] = seen
-            regions.append(torch.from_numpy(region))
-        return _pad(regions, 0).to(self.boxes)
+            rows, columns = (
+                self._extent(self.boxes[..., axis], self.boxes[..., axis + 2], level_size, axis)
+                for axis in (1, 0)
+            )
+            return rows.unsqueeze(-1) * columns.unsqueeze(-2)
+        resize = self._pool_masks if self.soft else self._sample_masks
+        return _pad([resize(masks, level_size) for masks in self.masks], 0)
 
     def context_regions(self, level_size: tuple[int, int]) -> Tensor:
-        """Mark the pixels of a feature level that belong to the images' context objects.
+        """Tell which pixels of a feature level belong to the images' context objects.
 
         With boxes that is the whole map, with masks what the image covers without its padding.
 
@@ -145,20 +149,40 @@ class LabelledObjects:
             level_size: Height h and width w of the level.
 
         Returns:
-            Regions, 0 or 1, of shape (B, 1, h, w).
+            Regions of shape (B, 1, h, w), otherwise as in :meth:`regions`.
         """
+        ones = self.boxes.new_ones(len(self.boxes), 1, *level_size)
         if self.masks is None:
-            return self.boxes.new_ones(len(self.boxes), 1, *level_size)
-        rows, columns = self._nearest_pixels(level_size)
-        regions = [
-            np.outer(rows < height, columns < width)[None] for height, width in self.content_sizes
-        ]
-        return torch.from_numpy(np.stack(regions)).to(self.boxes)
+            return ones
+        content = [np.ones((1, *size), np.uint8) for size in self.content_sizes]
+        resize = self._pool_masks if self.soft else self._sample_masks
+        return _pad([resize(masks, level_size) for masks in content], 0)
 
-    def _nearest_pixels(self, level_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the image that nearest-neighbour resizing takes for a level."""
-        (height, width), (h, w) = self.image_size, level_size
-        return np.arange(h) * height // h, np.arange(w) * width // w
+    def _extent(self, low: Tensor, high: Tensor, level_size: tuple[int, int], axis: int) -> Tensor:
+        """Where objects lie along an axis (0: x, 1: y) of a level, of shape (B, N, pixels)."""
+        num_pixels, length = level_size[1 - axis], self.image_size[1 - axis]
+        extent = _covered_pixels if self.soft else _pixels_inside
+        pixels = torch.arange(num_pixels, device=low.device, dtype=low.dtype)
+        return extent(*(x.unsqueeze(-1) * (num_pixels / length) for x in (low, high)), pixels)
+
+    def _pool_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
+        """Average n masks of an image over each pixel of a level, as (n, h, w)."""
+        height, width = self.image_size
+        masks = torch.from_numpy(masks).to(self.boxes).unsqueeze(1)
+        masks = F.pad(masks, (0, width - masks.shape[3], 0, height - masks.shape[2]))
+        return F.adaptive_avg_pool2d(masks, level_size).squeeze(1)
+
+    def _sample_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
+        """Resize n masks of an image to a level by nearest neighbour, as (n, h, w)."""
+        region = np.zeros((len(masks), *level_size), np.uint8)
+        rows, columns = (
+            np.arange(size) * length // size
+            for size, length in zip(level_size, self.image_size, strict=True)
+        )
+        height, width = masks.shape[1:]
+        seen = masks[:, rows[rows < height]][:, :, columns[columns < width]]
+        region[:, : seen.shape[1], : seen.shape[2]] = seen
+        return torch.from_numpy(region).to(self.boxes)
 
 
 def _pad(per_image: list[Tensor], value: float) -> Tensor:
@@ -177,18 +201,15 @@ def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([x1, y1, x2, y2], -1)
 
 
-def _box_regions(boxes: Tensor, image_size: tuple[int, int], level_size: tuple[int, int]) -> Tensor:
-    """Mark the pixels of a level that lie in boxes of shape (B, N, 4); empty boxes have none."""
-    inside = []
-    for axis in (1, 0):  # y over rows, then x over columns
-        low, high = boxes[..., axis], boxes[..., axis + 2]
-        scale = level_size[1 - axis] / image_size[1 - axis]
-        size, centre = (high - low) * scale, (high + low) * (scale / 2)
-        pixels = torch.arange(level_size[1 - axis], device=boxes.device, dtype=boxes.dtype)
-        distance = (pixels - centre.unsqueeze(-1)).abs()
-        inside.append((distance <= size.unsqueeze(-1) / 2) & (size > 0).unsqueeze(-1))
-    rows, columns = inside
-    return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).to(boxes.dtype)
+def _covered_pixels(low: Tensor, high: Tensor, pixels: Tensor) -> Tensor:
+    """Share of each pixel [j, j + 1) between ``low`` and ``high``, in pixels of the level."""
+    return (high.minimum(pixels + 1) - low.maximum(pixels)).clamp(min=0)
+
+
+def _pixels_inside(low: Tensor, high: Tensor, pixels: Tensor) -> Tensor:
+    """1 for each pixel j between ``low`` and ``high``, where these differ; LGD's rule."""
+    size, centre = high - low, (high + low) / 2
+    return (((pixels - centre).abs() <= size / 2) & (size > 0)).to(pixels)
 
 
 def _mask_array(instances: InstanceData) -> np.ndarray:

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_HEADS = 8
+SMALLEST_AREA = 1e-6  # of a region in pixels; one image pixel on stride 512 has 4e-6
 
 
 class AppearanceEncoder(nn.Module):
-    """Averages each object's region of a feature level into one vector.
+    """Averages a feature level over each object's region into one vector.
 
     Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. The convolution is shared by all
     levels.
@@ -28,14 +29,14 @@ class AppearanceEncoder(nn.Module):
 
         Args:
             x: Student features of shape (B, C, h, w).
-            regions: Regions of the objects, 0 or 1, of shape (B, N, h, w), in float32 or wider.
+            regions: Regions of the objects, in [0, 1], of shape (B, N, h, w), in float32 or wider.
 
         Returns:
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
         """
         y = F.relu(self.norm(self.conv(x))).flatten(2)
         weights = regions.flatten(2)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
         with torch.autocast(x.device.type, enabled=False):  # 1 / area is too small for float16
             return torch.bmm(weights, y.to(weights.dtype).transpose(1, 2))
 

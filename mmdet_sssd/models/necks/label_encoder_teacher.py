@@ -38,7 +38,7 @@ class LabelEncoderTeacher(BaseModule):
 
     Source: LGD (https://arxiv.org/abs/2109.11496) and its reference code; SSSD
     (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike LGD's, an image may have no
-    object.
+    object, and a pixel at an object's edge belongs to its region in part.
 
     All levels are worked on in one width: their own number of channels if they agree on one that is
     a multiple of 8 and no more than 512; else in 256 channels, with 1×1 convolutions to and fro.
@@ -52,6 +52,9 @@ class LabelEncoderTeacher(BaseModule):
             so that the teacher's detection loss trains teacher and head only. Defaults to False.
         use_masks: Whether instance masks, not boxes, are the objects' regions, and part of their
             descriptors. Defaults to False.
+        soft_regions: Whether an object's region has the share of each pixel of a level that the object
+            covers, which tells the teacher where the object ends, to less than a pixel, and leaves no
+            region empty. False: LGD's regions, which are 0 or 1. Defaults to True.
         embed_classes: Whether a class enters the descriptor as a learned vector of 64 numbers
             instead of the sources' one-hot code, whose weights grow with K². Defaults to None: for
             more than 256 classes.
@@ -76,6 +79,7 @@ class LabelEncoderTeacher(BaseModule):
         add_context_box: bool = True,
         detach_appearance: bool = False,
         use_masks: bool = False,
+        soft_regions: bool = True,
         embed_classes: bool | None = None,
     ) -> None:
         super().__init__()
@@ -90,6 +94,7 @@ class LabelEncoderTeacher(BaseModule):
         self.add_context_box = add_context_box
         self.detach_appearance = detach_appearance
         self.use_masks = use_masks
+        self.soft_regions = soft_regions
         self.class_code = _class_code(num_classes, embed_classes)
         descriptor_channels = 4 + self.class_code.channels + (MASK_SIZE**2 if use_masks else 0)
         width = common_width(self.in_channels, multiple_of=NUM_HEADS)
@@ -121,7 +126,7 @@ class LabelEncoderTeacher(BaseModule):
         self._check_channels(student_feats)
         dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
         objects = LabelledObjects.from_samples(
-            batch_inputs, batch_data_samples, self.use_masks, dtype
+            batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         descriptors, valid = objects.descriptors(self.class_code), objects.valid
         regions = [objects.regions(tuple(x.shape[-2:])) for x in student_feats]
