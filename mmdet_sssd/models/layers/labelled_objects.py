@@ -137,8 +137,7 @@ class LabelledObjects:
                 for axis in (1, 0)
             )
             return rows.unsqueeze(-1) * columns.unsqueeze(-2)
-        resize = self._pool_masks if self.soft else self._sample_masks
-        return _pad([resize(masks, level_size) for masks in self.masks], 0)
+        return self._resize_masks(self.masks, level_size)
 
     def context_regions(self, level_size: tuple[int, int]) -> Tensor:
         """Tell which pixels of a feature level belong to the images' context objects.
@@ -151,12 +150,10 @@ class LabelledObjects:
         Returns:
             Regions of shape (B, 1, h, w), otherwise as in :meth:`regions`.
         """
-        ones = self.boxes.new_ones(len(self.boxes), 1, *level_size)
         if self.masks is None:
-            return ones
+            return self.boxes.new_ones(len(self.boxes), 1, *level_size)
         content = [np.ones((1, *size), np.uint8) for size in self.content_sizes]
-        resize = self._pool_masks if self.soft else self._sample_masks
-        return _pad([resize(masks, level_size) for masks in content], 0)
+        return self._resize_masks(content, level_size)
 
     def _extent(self, low: Tensor, high: Tensor, level_size: tuple[int, int], axis: int) -> Tensor:
         """Where objects lie along an axis (0: x, 1: y) of a level, of shape (B, N, pixels)."""
@@ -164,6 +161,11 @@ class LabelledObjects:
         extent = _covered_pixels if self.soft else _pixels_inside
         pixels = torch.arange(num_pixels, device=low.device, dtype=low.dtype)
         return extent(*(x.unsqueeze(-1) * (num_pixels / length) for x in (low, high)), pixels)
+
+    def _resize_masks(self, masks: list[np.ndarray], level_size: tuple[int, int]) -> Tensor:
+        """Resize the images' masks of shape (n_b, h', w') to a level, as (B, N, h, w)."""
+        resize = self._pool_masks if self.soft else self._sample_masks
+        return _pad([resize(masks_of_image, level_size) for masks_of_image in masks], 0)
 
     def _pool_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
         """Average n masks of an image over each pixel of a level, as (n, h, w)."""
