@@ -121,9 +121,10 @@ def test_model_builds(path):
 
 
 @pytest.mark.parametrize('path', LGD, ids=lambda path: path.stem)
-def test_lgd_is_sssd_with_another_loss_and_a_constant_coefficient(path):
+def test_lgd_differs_from_sssd_in_regions_loss_and_coefficient_alone(path):
     sssd = ROOT / 'configs/sssd' / path.name.replace('lgd_', 'sssd_')
     assert differences(read(sssd), read(path)) == {
+        'model.teacher.soft_regions': (None, False),
         'model.distill_loss': (None, dict(type='NormedMSELoss')),
         'default_hooks.distill_coef.policy': ('step', 'constant'),
     }
