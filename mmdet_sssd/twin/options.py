@@ -78,7 +78,7 @@ class TwinOptions:
         return _given(
             teacher={k: v for k, v in teacher.items() if k != 'type'} or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
-            distill_coef=None if self.distill_coef == 1 else self.distill_coef,
+            distill_coef=self.distill_coef,
         )
 
     def hooks(self, shared: dict[str, dict]) -> dict[str, dict]:

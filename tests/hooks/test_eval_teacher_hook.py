@@ -177,7 +177,7 @@ def test_tensorboard_gets_the_teacher_s_curves_with_the_guide_s_lines(runner_of,
     runner_of(hooks=dict(**hooks, logger=logger), visualizer=visualizer).train()
     for name in ('distill_coef', 'teacher.loss_cls', 'teacher.loss_bbox', 'loss_distill'):
         assert [step for step, _ in curves[name]] == [1, 2, 3, 4], name  # iterations
-    assert [value for _, value in curves['distill_coef']] == [1] * 4
+    assert [value for _, value in curves['distill_coef']] == [10] * 4
     assert [step for step, _ in curves['teacher/coco/bbox_mAP']] == [1, 2]  # epochs
 
 

@@ -127,6 +127,19 @@ def test_the_whole_loss_is_the_sum_that_the_method_says():
     torch.testing.assert_close(losses['loss_distill'], expected)
 
 
+@pytest.mark.parametrize(
+    ('kwargs', 'expected'),
+    [
+        (dict(), 10),
+        (dict(distill_loss=dict(type='NormedMSELoss')), 1),
+        (dict(distill_loss=dict(type='NormedMSELoss'), distill_coef=3), 3),
+        (dict(distill_coef=0), 0),
+    ],
+)
+def test_the_coefficient_is_the_loss_s_own_unless_one_is_given(kwargs, expected):
+    assert build('retinanet', **kwargs).distill_coef == expected
+
+
 def test_one_backbone_forward_a_step():
     model = build('retinanet')
     calls = []

@@ -110,7 +110,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert len(whole) == 24
     log = next((folder / 'whole').glob('*/*.log')).read_text()
     assert 'learns from the teacher from here on' in log
-    assert [whole[i]['distill_coef'] for i in (16, 17)] == [1, 2]  # steps count from 1
+    assert [whole[i]['distill_coef'] for i in (16, 17)] == [10, 20]  # steps count from 1
 
     killing = config.with_name(f'killed_before_{change}.py')
     killing.write_text(

@@ -143,7 +143,6 @@ def test_what_is_the_default_already_is_not_written(tmp_path):
         loss='JSDistanceLoss',
         dim='spatial',
         tau=1.0,
-        distill_coef=1.0,
         policy='step',
         factor=2.0,
         max_decays=1,

@@ -44,7 +44,8 @@ class SSSDDistiller(Distiller):
             read off the student.
         distill_loss: Config of the loss between two pyramids, a ``FeatureLoss``; ``type`` defaults
             to ``'JSDistanceLoss'``.
-        distill_coef: λ, >= 0; hooks may change it during training. Defaults to 1.
+        distill_coef: λ, >= 0; hooks may change it during training. Defaults to the loss's
+            ``default_coef``: 10 for ``JSDistanceLoss``, else 1.
         teacher_loss_weight: w, >= 0. With 0 the teacher is not trained at all (for experiments).
             Defaults to 1.
         pretrained_teacher: As in :class:`Distiller`; only with ``terms``.
@@ -71,7 +72,7 @@ class SSSDDistiller(Distiller):
         teacher: OptConfigType = None,
         adapter: OptConfigType = None,
         distill_loss: OptConfigType = None,
-        distill_coef: float = 1.0,
+        distill_coef: float | None = None,
         teacher_loss_weight: float = 1.0,
         pretrained_teacher: OptConfigType = None,
         terms: dict[str, ConfigType] | None = None,
@@ -79,7 +80,8 @@ class SSSDDistiller(Distiller):
         init_cfg: OptMultiConfig = None,
         **unknown: Any,
     ) -> None:
-        check_not_negative('model.distill_coef', distill_coef)
+        if distill_coef is not None:
+            check_not_negative('model.distill_coef', distill_coef)
         check_not_negative('model.teacher_loss_weight', teacher_loss_weight)
         super().__init__(student, pretrained_teacher, terms, data_preprocessor, init_cfg, **unknown)
         with own_random_numbers():
@@ -89,7 +91,9 @@ class SSSDDistiller(Distiller):
         )
         self.teacher.requires_grad_(teacher_loss_weight > 0)
         self.teacher_loss_weight = teacher_loss_weight
-        self.distill_coef = float(distill_coef)
+        self.distill_coef = float(
+            self.distill_loss.default_coef if distill_coef is None else distill_coef
+        )
         self.detach_student = False
 
     def _build_teacher_and_adapter(

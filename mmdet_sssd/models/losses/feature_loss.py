@@ -20,9 +20,14 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
     Args:
         loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
+    Attributes:
+        default_coef: λ of a distiller with this loss that is given none.
+
     Raises:
         ConfigError: if it is not.
     """
+
+    default_coef = 1.0
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()

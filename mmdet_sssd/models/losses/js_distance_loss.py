@@ -125,6 +125,7 @@ class JSDistanceLoss(FeatureLoss):
     """
 
     DIMS = ('spatial', 'channel', 'all')
+    default_coef = 10.0
 
     def __init__(self, dim: str = 'spatial', tau: float = 1.0, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)

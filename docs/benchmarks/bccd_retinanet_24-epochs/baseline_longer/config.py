@@ -29,7 +29,6 @@ default_hooks = dict(
     timer=dict(type='TrainingCostHook'),
     visualization=dict(_scope_='mmdet', type='DetVisualizationHook'))
 default_scope = 'mmdet'
-distiller_hooks = dict(checkpoint=dict(type='CheckpointHook'))
 env_cfg = dict(
     cudnn_benchmark=False,
     dist_cfg=dict(backend='nccl'),

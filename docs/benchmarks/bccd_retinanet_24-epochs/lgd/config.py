@@ -162,6 +162,7 @@ model = dict(
             pos_weight=-1,
             sampler=dict(type='PseudoSampler')),
         type='RetinaNet'),
+    teacher=dict(soft_regions=False),
     type='SSSDDistiller')
 num_classes = 3
 num_images = 205
