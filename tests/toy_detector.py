@@ -87,7 +87,10 @@ def toy_runner(
         train_dataloader=toy_loader('InfiniteSampler' if infinite else 'DefaultSampler'),
         train_cfg=train_cfg,
         optim_wrapper=optim_wrapper
-        or dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
+        or dict(
+            optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1),
+            clip_grad=dict(max_norm=0.1),  # or it diverges
+        ),
         param_scheduler=list(schedulers) or None,
         custom_hooks=hooks,
         default_hooks=dict(

@@ -49,7 +49,11 @@ def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, images
 def toy_distiller():
     preprocessor = dict(type='DetDataPreprocessor')
     return MODELS.build(
-        dict(type='SSSDDistiller', student=dict(type='ToyDetector', data_preprocessor=preprocessor))
+        dict(
+            type='SSSDDistiller',
+            student=dict(type='ToyDetector', data_preprocessor=preprocessor),
+            distill_coef=1.0,
+        )
     ).train()
 
 
