@@ -117,6 +117,12 @@ def add_report(group: Any) -> None:
         help="test: evaluate the last checkpoints on CONFIG's test data too (default: val)",
     )
     group.add_argument(
+        '--against',
+        type=lambda text: text.split(','),
+        default=[],
+        help='arms to list the differences to, too, as in --against lgd (default: the baseline alone)',
+    )
+    group.add_argument(
         '--report-only', action='store_true', help='train nothing; report what has results'
     )
     group.add_argument(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .arms import BASELINE
 from .cells import CellResult
 from .metrics import AP_NAMES
-from .report import SPLITS, ArmSummary, Results, summarize
+from .report import SPLITS, ArmSummary, Results, has_differences, summarize
 from .statistics import Estimate, estimate
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
@@ -38,7 +38,7 @@ def draw_plots(folder: Path, results: Results) -> list[Path]:
         summaries = summarize(results, split)
         if not summaries:
             continue
-        if any(arm != BASELINE and x.differences for arm, x in summaries.items()):
+        if has_differences(summaries):
             figures[f'differences_{split}'] = draw_differences(summaries, split)
         figures[f'ap_against_time_{split}'] = draw_time(results, split)
         for name, arms in find_sweeps(summaries).items():

@@ -26,16 +26,16 @@ SPLITS = {
 
 @dataclass
 class ArmSummary:
-    """What the seeds of an arm say together, on one split.
+    """What the seeds of an arm say together, on one split, next to a reference arm.
 
     Attributes:
         seeds: The seeds.
         ap: AP, AP50 … in percent.
-        differences: The same minus the baseline's, paired by seed.
-        class_differences: The AP of each class minus the baseline's, paired by seed.
-        verdict: What the difference of AP is worth, in words; empty for the baseline.
-        time_ratio: Training time relative to the baseline's.
-        memory_ratio: Peak memory relative to the baseline's.
+        differences: The same minus the reference's, paired by seed.
+        class_differences: The AP of each class minus the reference's, paired by seed.
+        verdict: What the difference of AP is worth, in words; empty for the reference itself.
+        time_ratio: Training time relative to the reference's.
+        memory_ratio: Peak memory relative to the reference's.
     """
 
     seeds: list[int]
@@ -47,39 +47,35 @@ class ArmSummary:
     memory_ratio: Estimate
 
 
-def summarize(results: Results, split: str) -> dict[str, ArmSummary]:
-    """Summarise each arm that has results of a split."""
+Summaries = Mapping[str, ArmSummary]
+"""Summaries by arm, relative to one of them."""
+
+
+def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[str, ArmSummary]:
+    """Summarise each arm that has results of a split, next to a reference arm."""
     have = {
         arm: {seed: cell for seed, cell in cells.items() if cell.ap(split)}
         for arm, cells in results.items()
     }
-    baseline = have.get(BASELINE, {})
-    return {
-        arm: _summary(cells, baseline, split, arm == BASELINE)
-        for arm, cells in have.items()
-        if cells
-    }
+    return {arm: _summary(have, arm, reference, split) for arm, cells in have.items() if cells}
 
 
-def _summary(
-    cells: Mapping[int, CellResult],
-    baseline: Mapping[int, CellResult],
-    split: str,
-    is_baseline: bool,
-) -> ArmSummary:
+def _summary(have: Results, arm: str, reference: str, split: str) -> ArmSummary:
     def by_class(cell: CellResult) -> dict[str, float]:
         return class_metrics(cell.metrics[split])
 
+    cells, rivals = have[arm], have.get(reference, {})
     columns = _columns(cells, lambda cell: cell.ap(split))
-    differences = _differences(cells, baseline, lambda cell: cell.ap(split))
+    differences = _differences(cells, rivals, lambda cell: cell.ap(split))
+    worth = verdict(differences.get('AP', estimate([])), _name(reference))
     return ArmSummary(
         seeds=list(cells),
         ap={name: estimate(list(values.values())) for name, values in columns.items()},
         differences=differences,
-        class_differences=_differences(cells, baseline, by_class),
-        verdict='' if is_baseline else verdict(differences.get('AP', estimate([]))),
-        time_ratio=_ratio(cells, baseline, 'train_seconds'),
-        memory_ratio=_ratio(cells, baseline, 'peak_memory'),
+        class_differences=_differences(cells, rivals, by_class),
+        verdict='' if arm == reference else worth,
+        time_ratio=_ratio(cells, rivals, 'train_seconds'),
+        memory_ratio=_ratio(cells, rivals, 'peak_memory'),
     )
 
 
@@ -94,58 +90,84 @@ def _columns(
 
 def _differences(
     cells: Mapping[int, CellResult],
-    baseline: Mapping[int, CellResult],
+    reference: Mapping[int, CellResult],
     read: Callable[[CellResult], dict[str, float]],
 ) -> dict[str, Estimate]:
-    ours, theirs = _columns(cells, read), _columns(baseline, read)
+    ours, theirs = _columns(cells, read), _columns(reference, read)
     return {name: paired_difference(ours[name], theirs[name]) for name in ours if name in theirs}
 
 
 def _ratio(
-    cells: Mapping[int, CellResult], baseline: Mapping[int, CellResult], name: str
+    cells: Mapping[int, CellResult], reference: Mapping[int, CellResult], name: str
 ) -> Estimate:
     ours, theirs = (
-        {seed: getattr(cell, name) for seed, cell in x.items()} for x in (cells, baseline)
+        {seed: getattr(cell, name) for seed, cell in x.items()} for x in (cells, reference)
     )
     return paired_ratio(ours, theirs)
 
 
-def write_report(folder: Path, results: Results, notes: Sequence[str] = ()) -> str:
+def write_report(
+    folder: Path, results: Results, notes: Sequence[str] = (), against: Sequence[str] = ()
+) -> str:
     """Write ``report.md``, ``report.csv`` (a row per cell) and ``report.json`` into a folder.
 
     Args:
         folder: The folder.
         results: What came out.
         notes: Paragraphs of Markdown to put at the end.
+        against: Arms to list the differences to, after those to the baseline.
 
     Returns:
         The Markdown.
     """
-    summaries = {split: summarize(results, split) for split in SPLITS}
-    summaries = {split: arms for split, arms in summaries.items() if arms}
+    summaries = {
+        split: {name: summarize(results, split, name) for name in (BASELINE, *against)}
+        for split in SPLITS
+        if any(cell.ap(split) for cells in results.values() for cell in cells.values())
+    }
     text = '\n'.join([markdown(results, summaries), *(f'{note}\n' for note in notes)])
     put = AtomicLocalBackend().put_text
     put(text, str(folder / 'report.md'))
     put(as_csv(results), str(folder / 'report.csv'))
     content = {
-        split: {arm: asdict(x) for arm, x in arms.items()} for split, arms in summaries.items()
+        split: {
+            f'relative to {reference}': {arm: asdict(x) for arm, x in arms.items()}
+            for reference, arms in by_reference.items()
+        }
+        for split, by_reference in summaries.items()
     }
     put(json.dumps(_without_nan(content), indent=1) + '\n', str(folder / 'report.json'))
     return text
 
 
-def markdown(results: Results, summaries: Mapping[str, Mapping[str, ArmSummary]]) -> str:
-    """Write the tables and what has to be known to read them."""
+def markdown(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> str:
+    """Write the tables and what has to be known to read them.
+
+    Args:
+        results: What came out.
+        summaries: By split and the arm that they are relative to, the baseline first.
+    """
     parts = ['# Comparison\n']
-    for split, arms in summaries.items():
-        parts += [f'## {SPLITS[split].capitalize()}\n', _ap_table(arms), '']
-        if any(arm != BASELINE and x.differences for arm, x in arms.items()):
-            parts += ['Difference to the baseline, paired by seed:\n', _difference_table(arms), '']
+    for split, by_reference in summaries.items():
+        parts += [f'## {SPLITS[split].capitalize()}\n', _ap_table(by_reference[BASELINE]), '']
+        for reference, arms in by_reference.items():
+            if has_differences(arms, reference):
+                heading = f'Difference to {_name(reference)}, paired by seed:\n'
+                parts += [heading, _difference_table(arms, reference), '']
     parts += [*_reading_notes(results, summaries), '']
     return '\n'.join(parts)
 
 
-def _ap_table(arms: Mapping[str, ArmSummary]) -> str:
+def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
+    """Tell whether an arm other than the baseline shares a seed with the reference."""
+    return any(arm not in (BASELINE, reference) and x.differences for arm, x in arms.items())
+
+
+def _name(arm: str) -> str:
+    return 'the baseline' if arm == BASELINE else arm
+
+
+def _ap_table(arms: Summaries) -> str:
     rows = [
         [
             arm,
@@ -159,20 +181,21 @@ def _ap_table(arms: Mapping[str, ArmSummary]) -> str:
     return _table(['arm', 'seeds', *AP_NAMES, 'training time', 'peak memory'], rows)
 
 
-def _difference_table(arms: Mapping[str, ArmSummary]) -> str:
+def _difference_table(arms: Summaries, reference: str) -> str:
     rows = [
         [arm, x.verdict, *(_interval(x.differences.get(name)) for name in AP_NAMES)]
         for arm, x in arms.items()
-        if arm != BASELINE
+        if arm not in (BASELINE, reference)
     ]
     return _table(['arm', 'AP is', *(f'Δ {name}' for name in AP_NAMES)], rows)
 
 
-def _reading_notes(
-    results: Results, summaries: Mapping[str, Mapping[str, ArmSummary]]
-) -> list[str]:
-    arms = next(iter(summaries.values()), {})
-    rivals = len([arm for arm in arms if arm != BASELINE])
+def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
+    by_reference = next(iter(summaries.values()), {BASELINE: {}})
+    arms = by_reference[BASELINE]
+    compared = sum(
+        arm not in (BASELINE, reference) for reference, arms in by_reference.items() for arm in arms
+    )
     devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
     notes = [
         '- AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
@@ -183,10 +206,10 @@ def _reading_notes(
         f'{_memory_kind(devices)}. Both relative to the baseline with the same seed '
         f'({", ".join(devices)}).',
     ]
-    if rivals > 1:
+    if compared > 1:
         notes.append(
-            f'- {rivals} arms are compared with the baseline and each interval stands for itself: '
-            f'without any effect, about {0.05 * rivals:.2g} of {rivals} would exclude 0 by chance.'
+            f'- {compared} differences of AP are listed and each interval stands for itself: '
+            f'without any effect, about {0.05 * compared:.2g} of {compared} would exclude 0 by chance.'
         )
     if BASELINE not in arms:
         notes.append('- There is no result of the baseline yet, so there are no differences.')

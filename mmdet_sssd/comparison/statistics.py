@@ -57,16 +57,16 @@ def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> 
     return estimate([values[seed] / baseline[seed] for seed in seeds])
 
 
-def verdict(difference: Estimate) -> str:
-    """Say in words what a difference to the baseline is worth."""
+def verdict(difference: Estimate, reference: str) -> str:
+    """Say in words what a difference to a reference is worth."""
     if difference.count == 0:
-        return 'no seed in common with the baseline'
+        return f'no seed in common with {reference}'
     if difference.count == 1:
         return 'one seed: no interval, so no evidence either way'
     if difference.low is None:
         return 'the same difference with every seed: no interval'
     if difference.low > 0:
-        return 'higher than the baseline'
+        return f'higher than {reference}'
     if difference.high < 0:
-        return 'lower than the baseline'
+        return f'lower than {reference}'
     return 'no evidence of a difference'

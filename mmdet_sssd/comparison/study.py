@@ -3,7 +3,7 @@
 import fcntl
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class StudyOptions:
     split: str = 'val'
     report_only: bool = False
     model_zoo: bool = False
+    against: list[str] = field(default_factory=list)
 
 
 class Study:
@@ -71,6 +72,8 @@ class Study:
         self.results = options.results or self.work_dir / 'results'
         definitions = read_definitions(options.arms_file)
         self.arms = [find_arm(name, definitions) for name in self._arm_names()]
+        if self.arms:
+            self._check_against([arm.name for arm in self.arms])
         self.runner = CellRunner(
             options.jobs, options.split == 'test', options.keep_checkpoints == 'last'
         )
@@ -91,6 +94,8 @@ class Study:
                 f'there are no results in {self.results}; run compare without --report-only first, '
                 'or give --work-dir or --results'
             )
+        if not self.arms:
+            self._check_against(results)
         if results:
             self._report(results)
         for failure in failures:
@@ -103,6 +108,12 @@ class Study:
             names = [BASELINE] if self.options.sweep else [BASELINE, 'sssd']
         swept = sweep_arms(self.options.sweep, self.options.sweep_arm) if self.options.sweep else []
         return list(dict.fromkeys([*(names or []), *swept]))
+
+    def _check_against(self, arms: Collection[str]) -> None:
+        if missing := sorted(set(self.options.against) - set(arms)):
+            raise ConfigError(
+                f'--against: {", ".join(missing)} is not among the arms; accepted: {", ".join(arms)}'
+            )
 
     def _train(self) -> list[Failure]:
         configs = self._configs()
@@ -194,7 +205,7 @@ class Study:
 
     def _report(self, results: Results) -> None:
         notes = [model_zoo_note(self.options.config)] if self.options.model_zoo else []
-        print(write_report(self.results, results, notes))
+        print(write_report(self.results, results, notes, self.options.against))
         for path in draw_plots(self.results, results):
             print(f'drawn: {path}')
 

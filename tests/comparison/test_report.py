@@ -25,7 +25,7 @@ def test_levels_differences_and_words(tmp_path):
     better = row(text, 'better')
     assert better[9:][:2] == ['higher than the baseline', '+1.0 [+0.8, +1.2] (n=3)']
     assert 'no evidence of a difference' in row(text, 'same')
-    assert '2 arms are compared' in text
+    assert '2 differences of AP are listed' in text
     assert 'about 0.1 of 2 would exclude 0 by chance' in text
 
 
@@ -65,6 +65,20 @@ def test_costs_are_relative_to_the_baseline_with_the_same_seed():
     assert summary.memory_ratio.mean == pytest.approx(1.5)
 
 
+def test_differences_to_another_arm_stand_beside_those_to_the_baseline(tmp_path):
+    cells = results(baseline=[40.0, 42.0, 44.0], lgd=[40.5, 43.0, 44.4], sssd=[41.0, 43.6, 44.9])
+    text = write_report(tmp_path, cells, against=['lgd'])
+    head, tail = text.split('Difference to lgd, paired by seed:')
+    assert 'Difference to the baseline, paired by seed:' in head
+    assert row(tail, 'sssd')[:2] == ['higher than lgd', '+0.5 [+0.4, +0.7] (n=3)']
+    assert row(tail, 'baseline') == row(tail, 'lgd') == []
+    assert '3 differences of AP are listed' in text
+    content = json.loads((tmp_path / 'report.json').read_text())['val']
+    ours, theirs = content['relative to lgd']['sssd'], content['relative to baseline']['sssd']
+    assert ours['differences']['AP']['mean'] == pytest.approx(1.6 / 3)
+    assert theirs['differences']['AP']['mean'] == pytest.approx(3.5 / 3)
+
+
 def test_both_splits_side_by_side_and_as_files(tmp_path):
     cells = {
         arm: {s: result(arm, s, ap + s, splits=('val', 'test')) for s in range(2)}
@@ -77,7 +91,9 @@ def test_both_splits_side_by_side_and_as_files(tmp_path):
     assert rows[-1]['split'] == 'test'
     assert float(rows[-1]['AP']) == 42.0
     content = json.loads((tmp_path / 'report.json').read_text())
-    assert content['test']['sssd']['differences']['AP']['mean'] == pytest.approx(1.0)
+    assert content['test']['relative to baseline']['sssd']['differences']['AP'][
+        'mean'
+    ] == pytest.approx(1.0)
     assert (tmp_path / 'report.md').read_text() == text
 
 

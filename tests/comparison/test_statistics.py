@@ -33,7 +33,7 @@ def test_paired_difference_is_that_of_the_paired_t_test(count):
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.mean == pytest.approx((ours - theirs).mean())
     contains_0 = stats.ttest_rel(ours, theirs).pvalue > 0.05
-    assert (verdict(found) == 'no evidence of a difference') == contains_0
+    assert (verdict(found, 'the baseline') == 'no evidence of a difference') == contains_0
 
 
 def test_pairs_are_the_seeds_that_both_have():
@@ -47,7 +47,7 @@ def test_pairing_removes_what_the_seeds_have_in_common():
     theirs = {0: 10.0, 1: 20.0, 2: 30.0, 3: 40.0}
     ours = {0: 11.1, 1: 20.9, 2: 31.1, 3: 40.9}
     difference = paired_difference(ours, theirs)
-    assert verdict(difference) == 'higher than the baseline'
+    assert verdict(difference, 'the baseline') == 'higher than the baseline'
     assert difference.low == pytest.approx(1 - 3.1824 * 0.115470 / 2, abs=1e-4)
     assert estimate(list(ours.values())).half_width > 20
 
@@ -69,7 +69,7 @@ def test_ratio_is_taken_seed_by_seed():
     ],
 )
 def test_a_difference_in_words(difference, words):
-    assert verdict(difference) == words
+    assert verdict(difference, 'the baseline') == words
 
 
 def test_one_seed_has_no_interval():

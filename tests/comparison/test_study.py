@@ -140,6 +140,10 @@ def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
         (dict(report_only=True), r'--report-only needs --results, --work-dir or the CONFIG'),
         (dict(report_only=True, results=Path('nothing')), r'there are no results in nothing; run'),
         (dict(config='x.py', jobs=0), r'--jobs is 0; accepted: 1 or more'),
+        (
+            dict(config='x.py', against=['lgd']),
+            r'--against: lgd is not among the arms; accepted: baseline, sssd$',
+        ),
         (dict(config='x.py', arms=['ssd']), r'there is no arm ssd to start from; accepted'),
     ],
 )
