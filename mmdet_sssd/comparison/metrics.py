@@ -5,7 +5,10 @@ import re
 from collections.abc import Mapping
 
 AP_NAMES = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'APs': '_s', 'APm': '_m', 'APl': '_l'}
-"""What the columns are called, and what the metric's name ends with."""
+"""What the columns of the boxes' AP are called, and what the metric's name ends with."""
+
+MASK_AP_NAMES = {'mask AP': '', 'mask AP50': '_50', 'mask AP75': '_75'}
+"""The same for masks."""
 
 MAIN = (r'bbox_mAP', r'bbox_AP', r'mAP', r'AP')  # CocoMetric, LVISMetric, VOCMetric …
 
@@ -21,14 +24,17 @@ def main_metric(metrics: Mapping[str, float]) -> str | None:
 
 
 def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Give the metrics of :data:`AP_NAMES` that there are, in percent.
+    """Give the metrics of :data:`AP_NAMES` and :data:`MASK_AP_NAMES` that there are, in percent.
 
     Sizes of which there are no objects are left out (COCO's -1).
     """
     main = main_metric(metrics)
     if main is None:
         return {}
+    masks = main.replace('bbox_', 'segm_')
     values = {name: metrics.get(f'{main}{end}') for name, end in AP_NAMES.items()}
+    if masks != main:
+        values |= {name: metrics.get(f'{masks}{end}') for name, end in MASK_AP_NAMES.items()}
     return {k: 100 * v for k, v in values.items() if v is not None and v >= 0}
 
 

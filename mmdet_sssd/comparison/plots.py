@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from .arms import BASELINE
 from .cells import CellResult
-from .metrics import AP_NAMES
+from .metrics import AP_NAMES, MASK_AP_NAMES
 from .report import SPLITS, ArmSummary, Results, has_differences, summarize
 from .statistics import Estimate, estimate
 
@@ -96,7 +96,8 @@ def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
     """Draw the differences to the baseline, overall, by object size and class; a panel for each arm."""
     rivals = {arm: x for arm, x in summaries.items() if arm != BASELINE and x.differences}
     classes = _shown_classes(rivals.values())
-    rows = [*(name for name in AP_NAMES if any(name in x.differences for x in rivals.values()))]
+    known = [*AP_NAMES, *MASK_AP_NAMES]
+    rows = [name for name in known if any(name in x.differences for x in rivals.values())]
     names = [*rows, *classes]
     height = 1.3 + 0.28 * len(names)
     figure, panels = _panels(len(rivals), width=3.6, height=height, sharex=True, sharey=True)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoints import AtomicLocalBackend
 from .arms import BASELINE
 from .cells import CellResult
-from .metrics import AP_NAMES, class_metrics
+from .metrics import AP_NAMES, MASK_AP_NAMES, class_metrics
 from .statistics import Estimate, estimate, paired_difference, paired_ratio, verdict
 
 Results = Mapping[str, Mapping[int, CellResult]]
@@ -167,27 +167,35 @@ def _name(arm: str) -> str:
     return 'the baseline' if arm == BASELINE else arm
 
 
+def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Choose the columns: those of boxes, and of masks if there are any."""
+    found = {name for ap in aps for name in ap}
+    return [*AP_NAMES, *(name for name in MASK_AP_NAMES if name in found)]
+
+
 def _ap_table(arms: Summaries) -> str:
+    names = _ap_names(x.ap for x in arms.values())
     rows = [
         [
             arm,
             str(len(x.seeds)),
-            *(_level(x.ap.get(name)) for name in AP_NAMES),
+            *(_level(x.ap.get(name)) for name in names),
             _times(x.time_ratio),
             _times(x.memory_ratio),
         ]
         for arm, x in arms.items()
     ]
-    return _table(['arm', 'seeds', *AP_NAMES, 'training time', 'peak memory'], rows)
+    return _table(['arm', 'seeds', *names, 'training time', 'peak memory'], rows)
 
 
 def _difference_table(arms: Summaries, reference: str) -> str:
+    names = _ap_names(x.differences for x in arms.values())
     rows = [
-        [arm, x.verdict, *(_interval(x.differences.get(name)) for name in AP_NAMES)]
+        [arm, x.verdict, *(_interval(x.differences.get(name)) for name in names)]
         for arm, x in arms.items()
         if arm not in (BASELINE, reference)
     ]
-    return _table(['arm', 'AP is', *(f'Δ {name}' for name in AP_NAMES)], rows)
+    return _table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
 
 
 def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
@@ -247,8 +255,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def as_csv(results: Results) -> str:
     """Write a row for each cell and split."""
     text = io.StringIO()
-    names = ['arm', 'seed', 'split', *AP_NAMES, 'iterations', 'train_seconds', 'peak_memory_mib']
-    writer = csv.DictWriter(text, [*names, 'device'], lineterminator='\n')
+    all_cells = [cell for cells in results.values() for cell in cells.values()]
+    aps = _ap_names(cell.ap(split) for cell in all_cells for split in cell.metrics)
+    cost_names = ['iterations', 'train_seconds', 'peak_memory_mib']
+    names = ['arm', 'seed', 'split', *aps, *cost_names, 'device']
+    writer = csv.DictWriter(text, names, lineterminator='\n')
     writer.writeheader()
     for arm, cells in results.items():
         for seed, cell in cells.items():
@@ -256,7 +267,7 @@ def as_csv(results: Results) -> str:
                 costs = (cell.iterations, cell.train_seconds, cell.peak_memory)
                 row = {'arm': arm, 'seed': seed, 'split': split, 'device': cell.device}
                 row.update({k: round(v, 3) for k, v in cell.ap(split).items()})
-                writer.writerow({**row, **dict(zip(names[-3:], costs, strict=True))})
+                writer.writerow({**row, **dict(zip(cost_names, costs, strict=True))})
     return text.getvalue()
 
 

@@ -36,9 +36,14 @@ def term_of(runner: Runner, hook: str, term: str | None) -> SSSDDistiller | Dist
         term: Name of one of the model's terms; None for the distillation of ``SSSDDistiller``.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is none of that name, or another such hook would set it, too.
     """
     distiller = distiller_of(runner, hook)
+    if sum(type(x).__name__ == hook and x.term == term for x in runner.hooks) > 1:
+        raise ConfigError(
+            f'there are two {hook} with term={term!r}, and each would undo what the other does; keep '
+            'one in default_hooks and custom_hooks together'
+        )
     if term is None and isinstance(distiller, SSSDDistiller):
         return distiller
     if term not in distiller.terms:

@@ -97,9 +97,31 @@ def test_both_splits_side_by_side_and_as_files(tmp_path):
     assert (tmp_path / 'report.md').read_text() == text
 
 
+def test_masks_have_columns_where_there_are_masks(tmp_path):
+    cells = results(baseline=[40.0, 42.0], sssd=[41.0, 43.5])
+    for arm, aps in (('baseline', (30, 33)), ('sssd', (31, 36))):
+        for seed, ap in enumerate(aps):
+            cells[arm][seed].metrics['val'] |= {'coco/segm_mAP': ap / 100}
+    text = write_report(tmp_path, cells)
+    assert '| APl | mask AP | training time |' in text
+    assert row(text, 'sssd')[7] == '33.5 ± 31.8'
+    assert row(text, 'sssd')[-1] == '+2.0 [-10.7, +14.7] (n=2)'
+    rows = list(csv.DictReader((tmp_path / 'report.csv').open()))
+    assert [float(x['mask AP']) for x in rows] == [30, 33, 31, 36]
+    assert 'mask AP50' not in rows[0]
+
+
 def test_sizes_without_objects_are_left_out():
     metrics = result('sssd', 0, 40, s=-1.0, m=0.3).metrics['val']
     assert standard_metrics(metrics) == pytest.approx({'AP': 40, 'AP50': 70, 'APm': 30})
+
+
+def test_masks_of_the_same_evaluator_are_those_of_the_boxes():
+    boxes = {'lvis/bbox_AP': 0.4, 'teacher/lvis/segm_AP': 0.9}
+    assert standard_metrics(boxes) == pytest.approx({'AP': 40})
+    with_masks = boxes | {'lvis/segm_AP': 0.3, 'lvis/segm_AP75': 0.2}
+    assert standard_metrics(with_masks) == pytest.approx({'AP': 40, 'mask AP': 30})
+    assert standard_metrics({'pascal_voc/mAP': 0.5}) == pytest.approx({'AP': 50})
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,19 @@ def test_each_term_has_its_coefficient_and_phase_also_after_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
+def test_two_hooks_for_one_coefficient_are_refused(tmp_path, hook):
+    hooks = [dict(type=hook, term='js'), dict(type=hook), dict(type=hook, term='js')]
+    runner = toy_runner(
+        tmp_path,
+        model=MODEL,
+        hooks=hooks,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+    )
+    with pytest.raises(ConfigError, match=rf"^there are two {hook} with term='js', and each"):
+        runner.train()
+
+
+@pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
 def test_a_term_that_is_not_there_is_named(tmp_path, hook):
     runner = toy_runner(
         tmp_path,
