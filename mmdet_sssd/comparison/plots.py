@@ -196,7 +196,7 @@ def find_sweeps(summaries: Mapping[str, ArmSummary]) -> dict[str, dict[str, str]
 
 
 def draw_sweep(name: str, arms: Mapping[str, str], results: Results, split: str) -> Figure:
-    """Draw AP against a setting, with the baseline as a band."""
+    """Draw AP against a setting, with the baseline and the arm that is varied as bands."""
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.add_subplot()
     positions = _place(axes, list(arms))
@@ -205,13 +205,16 @@ def draw_sweep(name: str, arms: Mapping[str, str], results: Results, split: str)
         mean = estimate(aps)
         axes.plot([position] * len(aps), aps, '.', color=COLORS[0], alpha=0.4)
         axes.errorbar(position, mean.mean, mean.half_width, fmt='o', color=COLORS[0], capsize=4)
-    mean = estimate(_aps(results.get(BASELINE, {}), split))
-    if mean.count:
-        axes.axhline(mean.mean, color=GREY, linestyle='--', label=f'{BASELINE} (n={mean.count})')
-        if mean.low is not None:
-            axes.axhspan(mean.low, mean.high, color=GREY, alpha=0.2, linewidth=0)
-        axes.legend(loc='best', fontsize='small')
     arm, _, key = name.rpartition('+')
+    for reference, color in ((BASELINE, GREY), (arm, COLORS[1])):
+        mean = estimate(_aps(results.get(reference, {}), split))
+        if mean.count:
+            axes.axhline(
+                mean.mean, color=color, linestyle='--', label=f'{reference} (n={mean.count})'
+            )
+            axes.legend(loc='best', fontsize='small')
+        if mean.low is not None:
+            axes.axhspan(mean.low, mean.high, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel(f'{key} ({arm})')
     axes.set_ylabel('AP')
     axes.set_title(f'{SPLITS[split].capitalize()}: mean, 95% t-interval, seeds', fontsize='medium')
@@ -225,8 +228,12 @@ def _place(axes: Axes, values: Sequence[str]) -> list[float]:
         numbers = [float(value) for value in values]
     except ValueError:
         numbers = []
-    if numbers and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
-        axes.set_xscale('log')
+    positive = [number for number in numbers if number > 0]
+    if positive and min(numbers) >= 0 and max(positive) >= 10 * min(positive):
+        if min(numbers) > 0:
+            axes.set_xscale('log')
+        else:
+            axes.set_xscale('symlog', linthresh=min(positive))
         axes.set_xticks(numbers, values)
         axes.set_xticks([], minor=True)
         return numbers

@@ -86,19 +86,22 @@ def test_ap_against_time_in_a_readable_unit():
     [
         (['1', '3', '10'], 'log', [1, 3, 10]),
         (['1', '2', '3'], 'linear', [1, 2, 3]),
-        (['0', '1', '10'], 'linear', [0, 1, 10]),
+        (['0', '1', '10'], 'symlog', [0, 1, 10]),
+        (['-1', '1', '10'], 'linear', [-1, 1, 10]),
         (['spatial', 'channel'], 'linear', [0, 1]),
     ],
 )
 def test_the_axis_of_a_sweep(values, scale, positions):
     arms = {value: f'sssd+x={value}' for value in values}
-    cells = results(baseline=[40.0, 42.0], **{arm: [41.0, 43.0] for arm in arms.values()})
+    cells = results(baseline=[40.0, 42.0], sssd=[42.0, 43.0])
+    cells |= results(**{arm: [41.0, 43.0] for arm in arms.values()})
     assert find_sweeps(cells) == {'sssd+x': arms}
     (axes,) = draw_sweep('sssd+x', arms, cells, 'val').axes
     assert axes.get_xscale() == scale
     assert list(axes.get_xticks()) == positions
     assert [label.get_text() for label in axes.get_xticklabels()] == values
-    assert line(axes, 'baseline').get_ydata()[0] == 41
+    assert line(axes, 'baseline (n=2)').get_ydata()[0] == 41
+    assert line(axes, 'sssd (n=2)').get_ydata()[0] == 42.5
 
 
 def test_one_value_is_no_sweep():
