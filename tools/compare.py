@@ -123,7 +123,9 @@ def add_report(group: Any) -> None:
         help='arms to list the differences to, too, as in --against lgd (default: the baseline alone)',
     )
     group.add_argument(
-        '--report-only', action='store_true', help='train nothing; report what has results'
+        '--report-only',
+        action='store_true',
+        help='train nothing; report what has results, or of that --arms',
     )
     group.add_argument(
         '--model-zoo',

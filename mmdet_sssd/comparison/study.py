@@ -3,7 +3,7 @@
 import fcntl
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +52,8 @@ class Study:
         options: The command line.
 
     Raises:
-        ConfigError: if the options do not go together or an arm is unknown.
+        ConfigError: if the options do not go together, an arm is unknown, or there is nothing to
+            report on.
     """
 
     def __init__(self, options: StudyOptions) -> None:
@@ -72,8 +73,16 @@ class Study:
         self.results = options.results or self.work_dir / 'results'
         definitions = read_definitions(options.arms_file)
         self.arms = [find_arm(name, definitions) for name in self._arm_names()]
-        if self.arms:
-            self._check_against([arm.name for arm in self.arms])
+        if options.report_only and not read_results(self.results, self._reported()):
+            raise ConfigError(
+                f'there are no results in {self.results}; run compare without --report-only first, '
+                'or give --work-dir or --results'
+            )
+        if missing := sorted(set(options.against) - set(self._reported())):
+            raise ConfigError(
+                f'--against: {", ".join(missing)} is not among the arms; accepted: '
+                f'{", ".join(self._reported())}'
+            )
         self.runner = CellRunner(
             options.jobs, options.split == 'test', options.keep_checkpoints == 'last'
         )
@@ -88,15 +97,7 @@ class Study:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
         failures = [] if self.options.report_only else self._train()
-        results = read_results(self.results, [arm.name for arm in self.arms] or None)
-        if not results and not failures:
-            raise ConfigError(
-                f'there are no results in {self.results}; run compare without --report-only first, '
-                'or give --work-dir or --results'
-            )
-        if not self.arms:
-            self._check_against(results)
-        if results:
+        if results := read_results(self.results, self._reported()):
             self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
@@ -109,11 +110,12 @@ class Study:
         swept = sweep_arms(self.options.sweep, self.options.sweep_arm) if self.options.sweep else []
         return list(dict.fromkeys([*(names or []), *swept]))
 
-    def _check_against(self, arms: Collection[str]) -> None:
-        if missing := sorted(set(self.options.against) - set(arms)):
-            raise ConfigError(
-                f'--against: {", ".join(missing)} is not among the arms; accepted: {", ".join(arms)}'
-            )
+    def _reported(self) -> list[str]:
+        """Name the arms to report on: those asked for, and after training all that have results."""
+        names = [arm.name for arm in self.arms]
+        if names and self.options.report_only:
+            return names
+        return list(dict.fromkeys([*names, *read_results(self.results)]))
 
     def _train(self) -> list[Failure]:
         configs = self._configs()

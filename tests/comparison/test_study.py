@@ -1,6 +1,7 @@
 """A whole comparison with real runs, one of them killed; and what is refused before any."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmdet_sssd.comparison.study import Study, StudyOptions
 
 from ..small_runner import draw_shapes
 from ..tools.run_comparison import assert_equal_states
+from .synthetic import result
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -99,6 +101,25 @@ def test_two_arms_two_seeds_and_a_killed_run(config, tmp_path, capsys):
     assert (tmp_path / 'work/results/report.md').read_text() == written
     pictures = {path.stem for path in (tmp_path / 'work/results').glob('*.png')}
     assert pictures == {'learning_curves', 'differences_val', 'ap_against_time_val'}
+
+
+def test_what_was_trained_before_is_reported_too(config, tmp_path, capsys):
+    for arm, ap in (('baseline', 40.0), ('sssd', 42.0), ('lgd', 41.0)):
+        result(arm, 0, ap).write(Cell(arm, 0, tmp_path, tmp_path).result_file)
+    trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)
+    assert Study(StudyOptions(config, work_dir=tmp_path, results=tmp_path, **trained)).run() == []
+    assert _arms_of(tmp_path) == ['baseline', 'sssd', 'lgd']
+
+    chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
+    assert Study(chosen).run() == []
+    assert _arms_of(tmp_path) == ['baseline', 'lgd']
+    with pytest.raises(ConfigError, match=r'--against: sssd is not among.*: baseline, lgd$'):
+        Study(replace(chosen, against=['sssd']))
+
+
+def _arms_of(folder):
+    rows = (folder / 'report.csv').read_text().splitlines()[1:]
+    return list(dict.fromkeys(row.partition(',')[0] for row in rows))
 
 
 def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_path):

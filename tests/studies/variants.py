@@ -1,0 +1,94 @@
+"""Variants of SSSD that were tried and are not in the package, as arms of ``compare``.
+
+    python tools/compare.py CONFIG --arms baseline,sssd,no_adapter,… \
+        --arms-file tests/studies/variants_arms.py --seeds 3
+
+from the root of the repository. What came of them stands in docs/benchmarks.md.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import Hook
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmdet_sssd.models import JSDistanceLoss, SSSDDistiller
+from mmdet_sssd.models.losses.feature_loss import FeatureLevels
+from mmdet_sssd.models.terms import feature_losses
+
+from .gradients import gradient
+
+
+@MODELS.register_module()
+class NoAdapter(nn.Module):
+    """Compares the student's features themselves."""
+
+    def __init__(self, in_channels: int | Sequence[int]) -> None:
+        super().__init__()
+
+    def forward(self, student_feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        return student_feats
+
+
+@MODELS.register_module()
+class UnnormedDistiller(SSSDDistiller):
+    """Compares features without instance normalisation before the softmax."""
+
+    def _distill_loss(
+        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        if self.detach_student:
+            student_feats = [x.detach() for x in student_feats]
+        adapted = self.adapter(student_feats)
+        return feature_losses(
+            self.distill_loss, self.distill_coef, adapted, teacher_feats, normalize=False
+        )
+
+
+@MODELS.register_module()
+class FineLevelsLoss(JSDistanceLoss):
+    """Weighs each level twice as much as the next coarser one."""
+
+    def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
+        weights = 0.5 ** torch.arange(len(distances), device=distances.device)
+        return self.loss_weight * (weights * distances).sum() / weights.sum()
+
+
+@HOOKS.register_module()
+class BalancedCoefHook(Hook):
+    """Sets λ so that the distillation loss pulls the backbone as hard as the detection loss.
+
+    The norms of both gradients are measured on the batch of every ``interval``-th iteration, and λ is
+    a running mean of their ratios.
+    """
+
+    def __init__(self, interval: int = 25, momentum: float = 0.5) -> None:
+        self.interval = interval
+        self.momentum = momentum
+        self.balanced = False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
+        model = runner.model
+        if not model.detach_student and (not self.balanced or runner.iter % self.interval == 0):
+            coef = self._balance(model, data_batch)
+            old = model.distill_coef if self.balanced else coef
+            model.distill_coef = self.momentum * old + (1 - self.momentum) * coef
+            self.balanced = True
+        runner.message_hub.update_scalar('train/distill_coef', model.distill_coef)
+
+    def _balance(self, model: SSSDDistiller, data_batch: dict) -> float:
+        batch = model.data_preprocessor(data_batch, training=True)
+        images, samples = batch['inputs'], batch['data_samples']
+        losses, outputs = model._student_losses(images, samples)
+        teacher_feats = model._teacher_feats(outputs.feats, images, samples)
+        distill = feature_losses(
+            model.distill_loss, 1.0, model.adapter(outputs.feats), teacher_feats
+        )
+        detection = gradient(model.parse_losses(losses)[0], model)
+        return float(detection.norm() / gradient(distill['loss_distill'], model).norm())
