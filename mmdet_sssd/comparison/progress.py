@@ -18,26 +18,27 @@ class ProgressDisplay:
     """Follows the cells of a comparison; a context.
 
     Args:
-        lengths: Length of each arm's runs: unit (``'epoch'`` or ``'iteration'``) and count.
         num_cells: How many cells there are to run.
         console: Where to write.
+
+    Attributes:
+        lengths: Length of each arm's runs: unit (``'epoch'`` or ``'iteration'``) and count; to be set
+            before the arm is run.
     """
 
-    def __init__(
-        self, lengths: dict[str, tuple[str, int]], num_cells: int, console: Console | None = None
-    ) -> None:
-        self.lengths = lengths
+    def __init__(self, num_cells: int, console: Console | None = None) -> None:
+        self.lengths: dict[str, tuple[str, int]] = {}
         self.num_cells = num_cells
         self.console = console or Console()
         self.started = time.monotonic()
         self.done_before: dict[Cell, float] = {}  # fraction when a cell was resumed
-        self.reported: set[Cell] = set()
+        self.over: set[Cell] = set()
         self.bars = Progress(
             TextColumn('{task.description}'),
             BarColumn(),
             TextColumn('{task.fields[state]}'),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.console.is_terminal or num_cells == 0,
         )
         self.total = self.bars.add_task('all cells', total=num_cells, state='')
         self.tasks: dict[Cell, int] = {}
@@ -52,7 +53,7 @@ class ProgressDisplay:
     def update(
         self, running: Sequence[Cell], finished: Sequence[Cell], failures: Sequence[Failure]
     ) -> None:
-        """Show the present state."""
+        """Show the present state; cells that were finished or failed once need not be named again."""
         rows = {cell: read_progress(cell.folder) for cell in running}
         fractions = {cell: self._fraction(cell, row) for cell, row in rows.items()}
         for cell in running:
@@ -60,12 +61,14 @@ class ProgressDisplay:
                 self.done_before[cell] = fractions[cell] if cell.checkpoint else 0.0
                 self._say(f'{cell}: {"goes on" if cell.checkpoint else "starts"}')
         over = {**dict.fromkeys(finished, 'done'), **{x.cell: 'failed' for x in failures}}
-        work = len(over) + sum(fractions.values()) - sum(self.done_before.values())
-        state = f'{len(over)}/{self.num_cells}{self._eta(work)}'
-        for cell in [x for x in over if x not in self.reported]:
-            self.reported.add(cell)
-            self._say(f'{cell}: {over[cell]}; {state}')
-        self.bars.update(self.total, completed=len(over) + sum(fractions.values()), state=state)
+        news = {cell: outcome for cell, outcome in over.items() if cell not in self.over}
+        self.over.update(news)
+        completed = len(self.over) + sum(fractions.values())
+        state = f'{len(self.over)}/{self.num_cells}'
+        state += self._eta(completed - sum(self.done_before.values()))
+        for cell, outcome in news.items():
+            self._say(f'{cell}: {outcome}; {state}')
+        self.bars.update(self.total, completed=completed, state=state)
         self._show_running(rows, fractions)
 
     def _show_running(self, rows: dict[Cell, dict], fractions: dict[Cell, float]) -> None:

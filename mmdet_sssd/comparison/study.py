@@ -121,9 +121,10 @@ class Study:
         configs = self._configs()
         with in_use(self.work_dir):
             self._check(configs)
-            failures = self._run_cells(configs)
-            for arm in [x for x in self.arms if x.match_time]:
-                failures += self._run_longer(arm)
+            with ProgressDisplay(self._count_missing()) as self.progress:
+                failures = self._run_cells(configs)
+                for arm in [x for x in self.arms if x.match_time]:
+                    failures += self._run_longer(arm)
         return failures
 
     def _configs(self) -> dict[str, Config]:
@@ -197,13 +198,13 @@ class Study:
         ratio = paired_ratio(*seconds).mean
         return 0.0 if math.isnan(ratio) else round(ratio, 2)
 
+    def _count_missing(self) -> int:
+        cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
+        return sum(not self.runner.is_done(cell) for cell in cells)
+
     def _run(self, cells: list[tuple[Cell, Config]]) -> list[Failure]:
-        missing = [(cell, cfg) for cell, cfg in cells if not self.runner.is_done(cell)]
-        if not missing:
-            return []
-        lengths = {cell.arm: length(cfg) for cell, cfg in missing}
-        with ProgressDisplay(lengths, len(missing)) as progress:
-            return self.runner.run(missing, progress.update)
+        self.progress.lengths |= {cell.arm: length(cfg) for cell, cfg in cells}
+        return self.runner.run(cells, self.progress.update)
 
     def _report(self, results: Results) -> None:
         notes = [model_zoo_note(self.options.config)] if self.options.model_zoo else []

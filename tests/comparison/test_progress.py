@@ -27,15 +27,15 @@ def shown(cells, monkeypatch, **console):
     clock = [0.0]
     monkeypatch.setattr('mmdet_sssd.comparison.progress.time.monotonic', lambda: clock[0])
     out = io.StringIO()
-    lengths = {'sssd': ('epoch', 4)}
-    with ProgressDisplay(lengths, 3, Console(file=out, width=100, **console)) as display:
+    with ProgressDisplay(3, Console(file=out, width=100, **console)) as display:
+        display.lengths = {'sssd': ('epoch', 4)}
         display.update(cells[:1], [], [])
         log(cells[0], 3)
         clock[0] = 10.0
         display.update(cells[:1], [], [])
         clock[0] = 20.0
         display.update(cells[1:2], cells[:1], [])
-        display.update([], cells[:1], [Failure(cells[1], 'x')])
+        display.update([], [], [Failure(cells[1], 'x')])  # of another round: what was done stays so
         display.bars.refresh()
     return out.getvalue()
 

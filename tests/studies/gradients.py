@@ -14,6 +14,7 @@ import tempfile
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from mmengine.config import Config
@@ -63,9 +64,8 @@ def main() -> None:
     load_checkpoint(runner.model, args.checkpoint, map_location='cpu')
     runner.model.train()
     sums = defaultdict(lambda: torch.zeros(3))
-    for _, batch in zip(
-        range(args.batches), runner.build_dataloader(cfg.train_dataloader), strict=False
-    ):
+    batches = [*islice(runner.build_dataloader(cfg.train_dataloader), args.batches)]
+    for batch in batches:
         reference = None
         for name, loss in losses_of(runner.model, batch):
             found = gradient(loss, runner.model).double()  # long enough for float32 to show
@@ -74,7 +74,7 @@ def main() -> None:
             sums[name] += torch.stack([loss.detach(), found.norm() / reference.norm(), cosine])
     print(f'{"loss":24} {"value":>7} {"norm":>7} {"cosine":>7}')
     for name, total in sums.items():
-        print(f'{name:24}', *(f'{x:7.3f}' for x in (total / args.batches).tolist()))
+        print(f'{name:24}', *(f'{x:7.3f}' for x in (total / len(batches)).tolist()))
 
 
 if __name__ == '__main__':
