@@ -215,8 +215,9 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         f'({", ".join(devices)}).',
     ]
     if compared > 1:
+        where = 'on each data set ' if len(summaries) > 1 else ''
         notes.append(
-            f'- {compared} differences of AP are listed and each interval stands for itself: '
+            f'- {compared} differences of AP {where}are listed and each interval stands for itself: '
             f'without any effect, about {0.05 * compared:.2g} of {compared} would exclude 0 by chance.'
         )
     if BASELINE not in arms:

@@ -82,12 +82,13 @@ def test_differences_to_another_arm_stand_beside_those_to_the_baseline(tmp_path)
 def test_both_splits_side_by_side_and_as_files(tmp_path):
     cells = {
         arm: {s: result(arm, s, ap + s, splits=('val', 'test')) for s in range(2)}
-        for arm, ap in (('baseline', 40), ('sssd', 41))
+        for arm, ap in (('baseline', 40), ('sssd', 41), ('lgd', 41))
     }
     text = write_report(tmp_path, cells)
+    assert '2 differences of AP on each data set are listed' in text
     assert text.index('## Validation data') < text.index('## Test data')
     rows = list(csv.DictReader((tmp_path / 'report.csv').open()))
-    assert len(rows) == 8
+    assert len(rows) == 12
     assert rows[-1]['split'] == 'test'
     assert float(rows[-1]['AP']) == 42.0
     content = json.loads((tmp_path / 'report.json').read_text())
