@@ -10,6 +10,7 @@ from mmdet.models import BaseDetector
 from mmdet.structures import DetDataSample
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # what a replayed loss never runs
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {'_buffers'}
@@ -58,6 +59,35 @@ def untouched_heads(detector: BaseDetector) -> Iterator[None]:
             attributes.update(values)
 
 
+@contextmanager
+def batch_statistics(detector: BaseDetector) -> Iterator[None]:
+    """Let its heads in eval mode normalise by the batch where they do so in training.
+
+    The running statistics of their batch norms are those of the student's features, which other
+    features do not have. None are updated, and processes do not wait for each other. A map of a single
+    value per channel is normalised by the running statistics after all.
+    """
+    norms = {
+        module: (module.running_mean, module.running_var)
+        for module in _normalised_by_the_batch(detector)
+    }
+
+    def hide(module: _BatchNorm, inputs: tuple[Tensor]) -> None:
+        if inputs[0].numel() > inputs[0].shape[1]:
+            module.running_mean = module.running_var = None
+
+    def restore(module: _BatchNorm, *_: Any) -> None:
+        module.running_mean, module.running_var = norms[module]
+
+    handles = [module.register_forward_pre_hook(hide) for module in norms]
+    handles += [module.register_forward_hook(restore, always_call=True) for module in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
     """Copy data samples as deep as heads change them: tensors are shared, their holders are not."""
     copies = [sample.clone() for sample in batch_data_samples]
@@ -86,6 +116,23 @@ def head_modules(detector: BaseDetector) -> list[nn.Module]:
     """List a detector's modules that are no part of feature extraction, outer ones first."""
     heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
     return [module for head in heads for module in head.modules()]
+
+
+def _normalised_by_the_batch(detector: BaseDetector) -> list[_BatchNorm]:
+    """List its heads' batch norms that training puts into training mode, if they are not in it."""
+    modules = head_modules(detector)
+    modes = [module.training for module in modules]
+    for name, child in detector.named_children():
+        if name not in FEATURE_MODULES:
+            child.train()
+    found = [
+        module
+        for module, was_training in zip(modules, modes, strict=True)
+        if isinstance(module, _BatchNorm) and module.training and not was_training
+    ]
+    for module, was_training in zip(modules, modes, strict=True):
+        module.training = was_training
+    return found
 
 
 def _state_owners(detector: BaseDetector) -> list[Any]:

@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from ..layers import as_levels
 from ..terms import DetectorOutputs, build_feature_loss, check_not_negative, feature_losses
 from .distiller import Distiller, own_random_numbers
-from .replay import fresh_samples, replay_features, untouched_heads
+from .replay import batch_statistics, fresh_samples, replay_features, untouched_heads
 from .student import count_classes, read_channels
 
 
@@ -132,6 +132,7 @@ class SSSDDistiller(Distiller):
         """Predict with the student's head on the teacher's features, which are made from the labels.
 
         What comes of it tells what the teacher knows, and is no prediction: it has seen the answer.
+        Batch norms of the head normalise the teacher's features by the batch, as in training.
 
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
@@ -144,7 +145,7 @@ class SSSDDistiller(Distiller):
         feats = self._teacher_feats(
             self.student.extract_feat(batch_inputs), batch_inputs, batch_data_samples
         )
-        with replay_features(self.student, feats):
+        with replay_features(self.student, feats), batch_statistics(self.student):
             return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
     def _distill_losses(
