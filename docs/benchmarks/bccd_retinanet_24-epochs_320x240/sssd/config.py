@@ -12,12 +12,20 @@ custom_imports = dict(
     ])
 data_root = 'data/bccd'
 default_hooks = dict(
+    check_dataset=dict(type='CheckDatasetHook'),
     checkpoint=dict(
         _scope_='mmdet',
         interval=1,
         max_keep_ckpts=1,
         save_last=True,
         type='SafeCheckpointHook'),
+    detach_student=dict(
+        first=0.16666666666666666, last=0.0, type='DetachStudentHook'),
+    distill_coef=dict(
+        factor=2.0,
+        max_decays=1,
+        policy='step',
+        type='AdaptiveDistillCoefHook'),
     logger=dict(
         _scope_='mmdet',
         interval=10,
@@ -29,112 +37,133 @@ default_hooks = dict(
     timer=dict(type='TrainingCostHook'),
     visualization=dict(_scope_='mmdet', type='DetVisualizationHook'))
 default_scope = 'mmdet'
+distiller_hooks = dict(
+    check_dataset=dict(type='CheckDatasetHook'),
+    checkpoint=dict(type='SafeCheckpointHook'),
+    export_student=dict(type='ExportStudentHook'),
+    random_state=dict(type='RandomStateHook'))
 env_cfg = dict(
     cudnn_benchmark=False,
     dist_cfg=dict(backend='nccl'),
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
 image_scale = (
-    192,
-    144,
+    320,
+    240,
 )
 load_from = None
 log_level = 'INFO'
 log_processor = dict(
     _scope_='mmdet', by_epoch=True, type='LogProcessor', window_size=50)
-max_epochs = 48
+max_epochs = 24
 model = dict(
-    _scope_='mmdet',
-    backbone=dict(
-        base_channels=32,
-        depth=18,
-        frozen_stages=-1,
-        init_cfg=None,
-        norm_cfg=dict(requires_grad=True, type='BN'),
-        norm_eval=False,
-        num_stages=4,
-        out_indices=(
-            0,
-            1,
-            2,
-            3,
-        ),
-        style='pytorch',
-        type='ResNet'),
-    bbox_head=dict(
-        center_sampling=True,
-        centerness_on_reg=True,
-        conv_bias=True,
-        feat_channels=64,
-        in_channels=64,
-        loss_bbox=dict(loss_weight=1.0, type='GIoULoss'),
-        norm_on_bbox=True,
-        num_classes=3,
-        regress_ranges=(
-            (
-                -1,
-                32,
+    distill_loss=dict(type='JSDistanceLoss'),
+    student=dict(
+        _scope_='mmdet',
+        backbone=dict(
+            base_channels=32,
+            depth=18,
+            frozen_stages=-1,
+            init_cfg=None,
+            norm_cfg=dict(requires_grad=True, type='BN'),
+            norm_eval=False,
+            num_stages=4,
+            out_indices=(
+                0,
+                1,
+                2,
+                3,
             ),
-            (
+            style='pytorch',
+            type='ResNet'),
+        bbox_head=dict(
+            anchor_generator=dict(
+                octave_base_scale=2,
+                ratios=[
+                    0.5,
+                    1.0,
+                    2.0,
+                ],
+                scales_per_octave=3,
+                strides=[
+                    8,
+                    16,
+                    32,
+                    64,
+                    128,
+                ],
+                type='AnchorGenerator'),
+            bbox_coder=dict(
+                target_means=[
+                    0.0,
+                    0.0,
+                    0.0,
+                    0.0,
+                ],
+                target_stds=[
+                    1.0,
+                    1.0,
+                    1.0,
+                    1.0,
+                ],
+                type='DeltaXYWHBBoxCoder'),
+            feat_channels=64,
+            in_channels=64,
+            loss_bbox=dict(loss_weight=1.0, type='L1Loss'),
+            loss_cls=dict(
+                alpha=0.25,
+                gamma=2.0,
+                loss_weight=1.0,
+                type='FocalLoss',
+                use_sigmoid=True),
+            num_classes=3,
+            stacked_convs=2,
+            type='RetinaHead'),
+        data_preprocessor=dict(
+            bgr_to_rgb=True,
+            mean=[
+                123.675,
+                116.28,
+                103.53,
+            ],
+            pad_size_divisor=32,
+            std=[
+                58.395,
+                57.12,
+                57.375,
+            ],
+            type='DetDataPreprocessor'),
+        neck=dict(
+            add_extra_convs='on_input',
+            in_channels=[
                 32,
                 64,
-            ),
-            (
-                64,
-                128,
-            ),
-            (
                 128,
                 256,
-            ),
-            (
-                256,
-                100000000.0,
-            ),
-        ),
-        stacked_convs=2,
-        strides=[
-            8,
-            16,
-            32,
-            64,
-            128,
-        ],
-        type='FCOSHead'),
-    data_preprocessor=dict(
-        bgr_to_rgb=True,
-        mean=[
-            123.675,
-            116.28,
-            103.53,
-        ],
-        pad_size_divisor=32,
-        std=[
-            58.395,
-            57.12,
-            57.375,
-        ],
-        type='DetDataPreprocessor'),
-    neck=dict(
-        add_extra_convs='on_output',
-        in_channels=[
-            32,
-            64,
-            128,
-            256,
-        ],
-        num_outs=5,
-        out_channels=64,
-        relu_before_extra_convs=True,
-        start_level=1,
-        type='FPN'),
-    test_cfg=dict(
-        max_per_img=100,
-        min_bbox_size=0,
-        nms=dict(iou_threshold=0.6, type='nms'),
-        nms_pre=1000,
-        score_thr=0.05),
-    train_cfg=None,
-    type='FCOS')
+            ],
+            num_outs=5,
+            out_channels=64,
+            start_level=1,
+            type='FPN'),
+        test_cfg=dict(
+            max_per_img=100,
+            min_bbox_size=0,
+            nms=dict(iou_threshold=0.5, type='nms'),
+            nms_pre=1000,
+            score_thr=0.05),
+        train_cfg=dict(
+            allowed_border=-1,
+            assigner=dict(
+                ignore_iof_thr=-1,
+                min_pos_iou=0,
+                neg_iou_thr=0.4,
+                pos_iou_thr=0.5,
+                type='MaxIoUAssigner'),
+            debug=False,
+            pos_weight=-1,
+            sampler=dict(type='PseudoSampler')),
+        type='RetinaNet'),
+    teacher=dict(soft_regions=True),
+    type='SSSDDistiller')
 num_classes = 3
 num_images = 205
 optim_wrapper = dict(
@@ -142,20 +171,32 @@ optim_wrapper = dict(
     optimizer=dict(lr=0.001, type='AdamW', weight_decay=0.05),
     type='OptimWrapper')
 param_scheduler = [
-    dict(begin=0, by_epoch=False, end=62, start_factor=0.001, type='LinearLR'),
+    dict(begin=0, by_epoch=False, end=31, start_factor=0.001, type='LinearLR'),
     dict(
         begin=0,
         by_epoch=True,
-        end=48,
+        end=24,
         gamma=0.1,
         milestones=[
-            32,
-            43,
+            16,
+            21,
         ],
         type='MultiStepLR'),
 ]
 randomness = dict(seed=0)
 resume = False
+sssd_hooks = dict(
+    check_dataset=dict(type='CheckDatasetHook'),
+    checkpoint=dict(type='SafeCheckpointHook'),
+    detach_student=dict(
+        first=0.16666666666666666, last=0.0, type='DetachStudentHook'),
+    distill_coef=dict(
+        factor=2.0,
+        max_decays=1,
+        policy='step',
+        type='AdaptiveDistillCoefHook'),
+    export_student=dict(type='ExportStudentHook'),
+    random_state=dict(type='RandomStateHook'))
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(
     batch_size=8,
@@ -171,8 +212,8 @@ test_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(keep_ratio=True, scale=(
-                192,
-                144,
+                320,
+                240,
             ), type='Resize'),
             dict(type='LoadAnnotations', with_bbox=True),
             dict(
@@ -199,8 +240,8 @@ test_evaluator = dict(
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(keep_ratio=True, scale=(
-        192,
-        144,
+        320,
+        240,
     ), type='Resize'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
@@ -214,7 +255,7 @@ test_pipeline = [
         type='PackDetInputs'),
 ]
 train_ann = 'annotations/train.json'
-train_cfg = dict(max_epochs=48, type='EpochBasedTrainLoop', val_interval=16)
+train_cfg = dict(max_epochs=24, type='EpochBasedTrainLoop', val_interval=8)
 train_dataloader = dict(
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     batch_size=8,
@@ -232,8 +273,8 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', with_bbox=True),
             dict(keep_ratio=True, scale=(
-                192,
-                144,
+                320,
+                240,
             ), type='Resize'),
             dict(prob=0.5, type='RandomFlip'),
             dict(type='PackDetInputs'),
@@ -247,8 +288,8 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(keep_ratio=True, scale=(
-        192,
-        144,
+        320,
+        240,
     ), type='Resize'),
     dict(prob=0.5, type='RandomFlip'),
     dict(type='PackDetInputs'),
@@ -269,8 +310,8 @@ val_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(keep_ratio=True, scale=(
-                192,
-                144,
+                320,
+                240,
             ), type='Resize'),
             dict(type='LoadAnnotations', with_bbox=True),
             dict(
@@ -305,4 +346,4 @@ visualizer = dict(
     vis_backends=[
         dict(type='LocalVisBackend'),
     ])
-warmup_iters = 62
+warmup_iters = 31
