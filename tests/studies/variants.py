@@ -8,7 +8,6 @@ from the root of the repository. What came of them stands in docs/benchmarks.md.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn as nn
 from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
@@ -16,8 +15,7 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdet_sssd.models import JSDistanceLoss, SSSDDistiller
-from mmdet_sssd.models.losses.feature_loss import FeatureLevels
+from mmdet_sssd.models import SSSDDistiller
 from mmdet_sssd.models.terms import feature_losses
 
 from .gradients import gradient
@@ -47,15 +45,6 @@ class UnnormedDistiller(SSSDDistiller):
         return feature_losses(
             self.distill_loss, self.distill_coef, adapted, teacher_feats, normalize=False
         )
-
-
-@MODELS.register_module()
-class FineLevelsLoss(JSDistanceLoss):
-    """Weighs each level twice as much as the next coarser one."""
-
-    def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
-        weights = 0.5 ** torch.arange(len(distances), device=distances.device)
-        return self.loss_weight * (weights * distances).sum() / weights.sum()
 
 
 @HOOKS.register_module()
