@@ -18,6 +18,7 @@ from .statistics import Estimate, estimate
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
 MARKERS = 'sD^vP*X<>'
 GREY = '#777777'
+LONGEST_TITLE = 36  # characters that fit above a panel
 MAX_COLUMNS = 3
 MAX_CLASSES = 20
 DPI = 150
@@ -69,7 +70,7 @@ def draw_curves(results: Results) -> Figure:
         if BASELINE in results and arm != BASELINE:
             _draw_curve(axes, results[BASELINE], BASELINE, GREY, '--')
         _draw_curve(axes, results[arm], arm, styles[arm][0], '-')
-        axes.set_title(arm)
+        _head_panel(axes, arm)
         axes.grid(alpha=0.3)
         axes.legend(loc='lower right', fontsize='small')
     unit = next(iter(next(iter(results.values())).values())).unit
@@ -112,7 +113,7 @@ def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis='x', alpha=0.3)
-        axes.set_title(f'{arm} (n={summary.differences["AP"].count})')
+        _head_panel(axes, f'{arm} (n={summary.differences["AP"].count})')
     figure.supxlabel('difference of AP to the baseline', fontsize='medium')
     intervals = 'mean of the paired differences, 95% t-interval'
     figure.suptitle(f'{SPLITS[split].capitalize()}\n{intervals}', fontsize='medium')
@@ -258,3 +259,10 @@ def _panels(count: int, width: float, height: float, **shared: bool) -> tuple[Fi
     for axes in grid[max(0, count - columns) : count]:  # the lowest of each column
         axes.xaxis.set_tick_params(labelbottom=True)
     return figure, list(grid[:count])
+
+
+def _head_panel(axes: Axes, title: str) -> None:
+    """Set a panel's title, of an arm's changes each on a line if it would run into the next panel's."""
+    if len(title) > LONGEST_TITLE:
+        title = title.replace('+', '\n+')
+    axes.set_title(title, fontsize='large' if len(title) <= LONGEST_TITLE else 'medium')

@@ -1,6 +1,7 @@
 """What is drawn where: curves, differences, times, sweeps."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmdet_sssd.comparison.plots import (
     draw_curves,
@@ -31,6 +32,16 @@ def test_each_arm_has_a_panel_with_the_baseline():
     figure = draw_curves(results(baseline=[40.0], a=[41.0], b=[42.0], c=[43.0], d=[44.0]))
     assert [axes.get_title() for axes in figure.axes] == list('abcd')
     assert all(line(axes, 'baseline (1 seed)') for axes in figure.axes)
+
+
+def test_titles_of_neighbours_do_not_run_into_each_other():
+    long = 'sssd+soft_regions=False+detach_appearance=True'
+    arms = {f'{long}+distill_coef={coef}': [41.0, 42.0] for coef in (1, 3)}
+    cells = results(baseline=[40.0, 41.0], **arms)
+    for figure in (draw_curves(cells), draw_differences(summarize(cells, 'val'), 'val')):
+        FigureCanvasAgg(figure).draw()
+        left, right = (axes.title.get_window_extent() for axes in figure.axes)
+        assert left.x1 < right.x0
 
 
 def test_curves_of_seeds_that_were_validated_elsewhere_meet_where_both_were():
