@@ -125,7 +125,7 @@ def add_report(group: Any) -> None:
     group.add_argument(
         '--report-only',
         action='store_true',
-        help='train nothing; report what has results, or of that --arms',
+        help='train nothing; report what has results (with --arms: these alone)',
     )
     group.add_argument(
         '--model-zoo',

@@ -103,7 +103,7 @@ def test_two_arms_two_seeds_and_a_killed_run(config, tmp_path, capsys):
     assert pictures == {'learning_curves', 'differences_val', 'ap_against_time_val'}
 
 
-def test_what_was_trained_before_is_reported_too(config, tmp_path, capsys):
+def test_what_was_trained_before_is_reported_too(config, tmp_path):
     for arm, ap in (('baseline', 40.0), ('sssd', 42.0), ('lgd', 41.0)):
         result(arm, 0, ap).write(Cell(arm, 0, tmp_path, tmp_path).result_file)
     trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)

@@ -42,7 +42,7 @@ class Detector(nn.Module):
         self.backbone, self.bbox_head = nn.BatchNorm2d(3), Head()
 
 
-def test_the_head_in_eval_normalises_the_teacher_s_features_as_in_training(monkeypatch):
+def test_the_head_in_eval_normalises_the_teacher_s_features_as_in_training():
     torch.manual_seed(0)
     model = SSSDDistiller(ConfigDict(YOLOX)).eval()
     head = model.student.bbox_head
