@@ -13,7 +13,8 @@ import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from mmdet_sssd import ConfigError, coverage
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands import sweep
 from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
 
@@ -250,7 +251,7 @@ def test_sad_s_schedule_and_image_sizes(name, scale, depth):
     ],
 )
 def test_a_step_is_trained(name):
-    result = coverage.check_config(ROOT / f'configs/{name}.py')
+    result = sweep.check_config(ROOT / f'configs/{name}.py')
     assert (result.stock, result.distilled) == ('ok', 'ok')
 
 

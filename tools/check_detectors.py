@@ -13,14 +13,14 @@ gradient, and the student predicts.
 import argparse
 from pathlib import Path
 
-from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.coverage import Coverage, as_table, check_apart, find_configs
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.commands.sweep import SweepResult, as_table, check_apart, find_configs
 
 
 def main() -> None:
     """Check the configs one by one and write the table as it grows."""
     args = parse_args()
-    results: list[Coverage] = []
+    results: list[SweepResult] = []
     with user_errors_last():
         configs = find_configs(args.configs)
     for config in configs:

@@ -23,8 +23,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.comparison.study import Study, StudyOptions
+from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ Example:
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from mmdet_sssd.checkpoints import convert_lgd
-from mmdet_sssd.command_line import user_errors_last
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
 
 
 def main() -> None:

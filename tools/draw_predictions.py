@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import mmdet_sssd  # noqa: F401  (registers the package's modules)
-from mmdet_sssd.command_line import user_errors_last
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
 
 COLUMNS = 3
 CELL_HEIGHT = 240  # pixels; small images are drawn enlarged, so that the labels can be read

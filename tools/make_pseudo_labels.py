@@ -10,8 +10,8 @@ Example:
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 import mmdet_sssd  # noqa: F401  (registers the package's modules)
-from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.datasets.pseudo_labels import make_pseudo_labels
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
 
 
 def main() -> None:

@@ -15,10 +15,14 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import load_checkpoint
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.command_line import user_errors_last
-from mmdet_sssd.datasets import find_labelled_images, loads_labels_after_resizing, rescale_labels
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.commands.visualization import (
+    draw_features,
+    find_labelled_images,
+    look_at_features,
+)
+from mmdet_sssd.datasets import loads_labels_after_resizing, rescale_labels
 from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.visualization import draw_features, look_at_features
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescri
 from pathlib import Path
 from typing import Any
 
-from mmdet_sssd.command_line import user_errors_last
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.commands.wrapping import TwinOptions, write_twin
 from mmdet_sssd.errors import ConfigError
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models import losses
-from mmdet_sssd.twin import TwinOptions, write_twin
 
 LOSSES = [cls.__name__ for cls in losses.FeatureLoss.__subclasses__()]
 

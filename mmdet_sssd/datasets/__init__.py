@@ -1,13 +1,11 @@
 from .annotation_check import check_annotations, evaluator_configs, leaf_configs
 from .label_pixels import loads_labels_after_resizing, rescale_labels
-from .labelled_images import find_labelled_images
 from .leaf_datasets import leaf_datasets
 from .own_data import positive_integers, read_coco_summary, read_teacher
 
 __all__ = [
     'check_annotations',
     'evaluator_configs',
-    'find_labelled_images',
     'leaf_configs',
     'leaf_datasets',
     'loads_labels_after_resizing',

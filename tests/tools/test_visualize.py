@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdet_sssd.command_line import user_errors_last
+from mmdet_sssd.commands.mmdet_tools import user_errors_last
 from tools import visualize
 
 from ..small_runner import LABELS_FIRST, LABELS_LAST, LOAD_IMAGE, PACK, draw_shapes, small_runner

@@ -1,0 +1,227 @@
+"""The arms of a comparison: ways to train one detector, each a config made from the given one."""
+
+import copy
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from ...checkpoints import stock_config
+from ...errors import ConfigError
+from ...models.detectors.distiller import is_distiller
+from ..wrapping import TwinOptions, read_config, starts_pretrained, write_twin
+
+BASELINE = 'baseline'
+ROOTS = ('student', 'distiller')
+BUILTIN_ARMS = Path(__file__).with_name('builtin_arms.py')
+KEYS = {'base', 'cfg_options', 'match_time'}
+SHORT_NAMES = {
+    'distill_coef': 'model.distill_coef',
+    'loss': 'model.distill_loss.type',
+    'dim': 'model.distill_loss.dim',
+    'tau': 'model.distill_loss.tau',
+    'teacher_loss_weight': 'model.teacher_loss_weight',
+    'context_box': 'model.teacher.add_context_box',
+    'detach_appearance': 'model.teacher.detach_appearance',
+    'soft_regions': 'model.teacher.soft_regions',
+    'policy': 'default_hooks.distill_coef.policy',
+    'factor': 'default_hooks.distill_coef.factor',
+    'max_decays': 'default_hooks.distill_coef.max_decays',
+    'detach_first': 'default_hooks.detach_student.first',
+    'freeze_first': 'default_hooks.freeze_backbone.first',
+    'lr': 'optim_wrapper.optimizer.lr',
+}
+"""Config keys that a sweep can name in short."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train the detector.
+
+    Attributes:
+        name: What it is called, in folders and tables.
+        root: What it starts from: ``'student'`` or ``'distiller'``.
+        changes: What is changed in that, one after the other, by dotted key.
+        match_time: The arm whose training time its schedule is stretched to, if any.
+    """
+
+    name: str
+    root: str
+    changes: tuple[dict[str, Any], ...] = ()
+    match_time: str | None = None
+
+
+def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
+    """Read the built-in arms and those of a file, which may replace them.
+
+    Args:
+        arms_file: A config file with ``arms = dict(name=dict(base=…, cfg_options={…}))``.
+
+    Raises:
+        ConfigError: if the file defines an arm in another form.
+    """
+    definitions = Config.fromfile(BUILTIN_ARMS).arms.to_dict()
+    if arms_file is None:
+        return definitions
+    own = Config.fromfile(arms_file).get('arms')
+    if not isinstance(own, dict) or not own:
+        raise ConfigError(f'{arms_file} has no arms; accepted: arms = dict(name=dict(base=…), …)')
+    for name, definition in own.items():
+        unknown = sorted(set(definition) - KEYS) if isinstance(definition, dict) else [definition]
+        if unknown or not definition.get('base') or not re.fullmatch(r'[\w.-]+', name):
+            raise ConfigError(
+                f'{arms_file}: arm {name!r} is {definition!r}; accepted: a name of letters, digits, '
+                f'_, - and ., and a dict with base and perhaps {", ".join(sorted(KEYS - {"base"}))}'
+            )
+    return {**definitions, **own.to_dict()}
+
+
+def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
+    """Look an arm up.
+
+    Args:
+        name: A defined name, or with changes: ``'sssd+distill_coef=3'``, ``'sssd+dim=channel+tau=2'``,
+            by the names of :data:`SHORT_NAMES` or dotted keys.
+        definitions: The arms that are defined.
+
+    Raises:
+        ConfigError: if there is none of that name, an arm is its own base, or a key is unknown.
+    """
+    defined, *settings = name.split('+')
+    changes = [_read_setting(setting) for setting in settings]
+    match_time, seen = None, []
+    while defined not in ROOTS:
+        if defined not in definitions or defined in seen:
+            where = f', the base of arm {seen[-1]},' if seen else ''
+            raise ConfigError(
+                f'there is no arm {defined}{where} to start from; accepted: '
+                f'{", ".join(definitions)}, each also with changes like sssd+distill_coef=3'
+            )
+        seen.append(defined)
+        definition = definitions[defined]
+        changes.insert(0, definition.get('cfg_options') or {})
+        match_time = match_time or definition.get('match_time')
+        defined = definition['base']
+    return Arm(name, defined, tuple(changes), match_time)
+
+
+def sweep_arms(sweep: str, base: str) -> list[str]:
+    """Name an arm for each value of a sweep.
+
+    Args:
+        sweep: Such as ``'distill_coef=1,3,10'``.
+        base: The arm that is changed.
+
+    Raises:
+        ConfigError: if it has another form.
+    """
+    key, equals, values = sweep.partition('=')
+    names = [f'{base}+{key}={value}' for value in values.split(',') if value]
+    if not equals or not names:
+        raise ConfigError(f'--sweep is {sweep!r}; accepted: KEY=VALUE,VALUE,…')
+    return names
+
+
+def _read_setting(setting: str) -> dict[str, Any]:
+    key, equals, text = setting.partition('=')
+    if not equals or '/' in setting or not ('.' in key or key in SHORT_NAMES):
+        raise ConfigError(
+            f'{setting!r} is no setting of an arm; accepted: KEY=VALUE without a slash, KEY a dotted '
+            f'key of the config or one of {", ".join(SHORT_NAMES)}'
+        )
+    return {SHORT_NAMES.get(key, key): DictAction._parse_iterable(text)}
+
+
+def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
+    """Read what arms start from: the config of the detector alone, and with a distiller.
+
+    Args:
+        config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or with a
+            distiller.
+        cfg_options: Changes to it.
+
+    Returns:
+        The two configs, by the names of :data:`ROOTS`.
+
+    Raises:
+        ConfigError: if the config cannot be read, changed or distilled.
+    """
+    cfg = read_config(config)
+    _merge(cfg, cfg_options or {}, '--cfg-options')
+    if 'type' not in (cfg.get('model') or {}):
+        raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
+    if is_distiller(cfg.model):
+        return {'student': stock_config(cfg), 'distiller': cfg}
+    with tempfile.TemporaryDirectory() as folder:
+        stock, twin = Path(folder, 'stock.py'), Path(folder, 'twin.py')
+        cfg.dump(stock)
+        write_twin(
+            str(stock), twin, TwinOptions(from_scratch=not starts_pretrained(cfg)), build=False
+        )
+        return {'student': cfg, 'distiller': Config.fromfile(twin, import_custom_modules=False)}
+
+
+def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = ()) -> Config:
+    """Make the config of an arm.
+
+    Args:
+        arm: The arm.
+        roots: What :func:`read_roots` gives.
+        cfg_options: The keys that were changed in the roots already.
+
+    Raises:
+        ConfigError: if the arm changes one of these keys, or what it changes is not there.
+    """
+    cfg = copy.deepcopy(roots[arm.root])
+    for changes in arm.changes:
+        for key in _leaf_keys(changes):
+            if clash := [given for given in cfg_options if f'{given}.'.startswith(f'{key}.')]:
+                raise ConfigError(
+                    f'--cfg-options {clash[0]} would not reach arm {arm.name}, which sets {key}; '
+                    f'leave one of them out, or compare {arm.name}+{clash[0]}=VALUE'
+                )
+        _merge(cfg, changes, f'arm {arm.name}')
+    return cfg
+
+
+def _leaf_keys(changes: dict[str, Any], start: str = '') -> Iterator[str]:
+    """Name what is really set, below dicts that are merged."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and not value.get('_delete_'):
+            yield from _leaf_keys(value, f'{start}{key}.')
+        else:
+            yield f'{start}{key}'
+
+
+def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:
+    """Merge changes in, as ``--cfg-options`` are; a module of another type replaces what was there."""
+    changes = copy.deepcopy(changes)
+    for key, value in changes.items():
+        if isinstance(value, dict) and _type_at(cfg, key) not in (None, value.get('type')):
+            value['_delete_'] = True
+    try:
+        cfg.merge_from_dict(changes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{where}: {", ".join(changes)} cannot be set ({error})') from error
+    _drop_delete_keys(cfg._cfg_dict)
+
+
+def _type_at(cfg: Config, key: str) -> str | None:
+    """Look up the type of a module; None if there is none, or none that says it."""
+    part = cfg._cfg_dict
+    for name in key.split('.'):
+        part = part.get(name) if isinstance(part, dict) else None
+    return part.get('type') if isinstance(part, dict) else None
+
+
+def _drop_delete_keys(value: Any) -> None:
+    """Drop what mmengine leaves behind where there was nothing to delete."""
+    if isinstance(value, dict):
+        value.pop('_delete_', None)
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list, tuple)):
+            _drop_delete_keys(inner)

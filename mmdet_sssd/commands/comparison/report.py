@@ -1,0 +1,281 @@
+"""Writes what came out of a comparison: tables as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...checkpoints import AtomicLocalBackend
+from .arms import BASELINE
+from .cells import CellResult
+from .metrics import AP_NAMES, MASK_AP_NAMES, class_metrics
+from .statistics import Estimate, estimate, paired_difference, paired_ratio, verdict
+
+Results = Mapping[str, Mapping[int, CellResult]]
+"""Results by arm and seed, the arms in the order in which they are shown."""
+
+SPLITS = {
+    'val': 'validation data, last checkpoint',
+    'test': 'test data, last checkpoint',
+}
+
+
+@dataclass
+class ArmSummary:
+    """What the seeds of an arm say together, on one split, next to a reference arm.
+
+    Attributes:
+        seeds: The seeds.
+        ap: AP, AP50 … in percent.
+        differences: The same minus the reference's, paired by seed.
+        class_differences: The AP of each class minus the reference's, paired by seed.
+        verdict: What the difference of AP is worth, in words; empty for the reference itself.
+        time_ratio: Training time relative to the reference's.
+        memory_ratio: Peak memory relative to the reference's.
+    """
+
+    seeds: list[int]
+    ap: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    class_differences: dict[str, Estimate]
+    verdict: str
+    time_ratio: Estimate
+    memory_ratio: Estimate
+
+
+Summaries = Mapping[str, ArmSummary]
+"""Summaries by arm, relative to one of them."""
+
+
+def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[str, ArmSummary]:
+    """Summarise each arm that has results of a split, next to a reference arm."""
+    have = {
+        arm: {seed: cell for seed, cell in cells.items() if cell.ap(split)}
+        for arm, cells in results.items()
+    }
+    return {arm: _summary(have, arm, reference, split) for arm, cells in have.items() if cells}
+
+
+def _summary(have: Results, arm: str, reference: str, split: str) -> ArmSummary:
+    def by_class(cell: CellResult) -> dict[str, float]:
+        return class_metrics(cell.metrics[split])
+
+    cells, rivals = have[arm], have.get(reference, {})
+    columns = _columns(cells, lambda cell: cell.ap(split))
+    differences = _differences(cells, rivals, lambda cell: cell.ap(split))
+    worth = verdict(differences.get('AP', estimate([])), _name(reference))
+    return ArmSummary(
+        seeds=list(cells),
+        ap={name: estimate(list(values.values())) for name, values in columns.items()},
+        differences=differences,
+        class_differences=_differences(cells, rivals, by_class),
+        verdict='' if arm == reference else worth,
+        time_ratio=_ratio(cells, rivals, 'train_seconds'),
+        memory_ratio=_ratio(cells, rivals, 'peak_memory'),
+    )
+
+
+def _columns(
+    cells: Mapping[int, CellResult], read: Callable[[CellResult], dict[str, float]]
+) -> dict[str, dict[int, float]]:
+    """Turn what is read off each cell into values by seed for each name."""
+    rows = {seed: read(cell) for seed, cell in cells.items()}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return {name: {s: row[name] for s, row in rows.items() if name in row} for name in names}
+
+
+def _differences(
+    cells: Mapping[int, CellResult],
+    reference: Mapping[int, CellResult],
+    read: Callable[[CellResult], dict[str, float]],
+) -> dict[str, Estimate]:
+    ours, theirs = _columns(cells, read), _columns(reference, read)
+    return {name: paired_difference(ours[name], theirs[name]) for name in ours if name in theirs}
+
+
+def _ratio(
+    cells: Mapping[int, CellResult], reference: Mapping[int, CellResult], name: str
+) -> Estimate:
+    ours, theirs = (
+        {seed: getattr(cell, name) for seed, cell in x.items()} for x in (cells, reference)
+    )
+    return paired_ratio(ours, theirs)
+
+
+def write_report(
+    folder: Path, results: Results, notes: Sequence[str] = (), against: Sequence[str] = ()
+) -> str:
+    """Write ``report.md``, ``report.csv`` (a row per cell) and ``report.json`` into a folder.
+
+    Args:
+        folder: The folder.
+        results: What came out.
+        notes: Paragraphs of Markdown to put at the end.
+        against: Arms to list the differences to, after those to the baseline.
+
+    Returns:
+        The Markdown.
+    """
+    summaries = {
+        split: {name: summarize(results, split, name) for name in (BASELINE, *against)}
+        for split in SPLITS
+        if any(cell.ap(split) for cells in results.values() for cell in cells.values())
+    }
+    text = '\n'.join([markdown(results, summaries), *(f'{note}\n' for note in notes)])
+    put = AtomicLocalBackend().put_text
+    put(text, str(folder / 'report.md'))
+    put(as_csv(results), str(folder / 'report.csv'))
+    content = {
+        split: {
+            f'relative to {reference}': {arm: asdict(x) for arm, x in arms.items()}
+            for reference, arms in by_reference.items()
+        }
+        for split, by_reference in summaries.items()
+    }
+    put(json.dumps(_without_nan(content), indent=1) + '\n', str(folder / 'report.json'))
+    return text
+
+
+def markdown(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> str:
+    """Write the tables and what has to be known to read them.
+
+    Args:
+        results: What came out.
+        summaries: By split and the arm that they are relative to, the baseline first.
+    """
+    parts = ['# Comparison\n']
+    for split, by_reference in summaries.items():
+        parts += [f'## {SPLITS[split].capitalize()}\n', _ap_table(by_reference[BASELINE]), '']
+        for reference, arms in by_reference.items():
+            if has_differences(arms, reference):
+                heading = f'Difference to {_name(reference)}, paired by seed:\n'
+                parts += [heading, _difference_table(arms, reference), '']
+    parts += [*_reading_notes(results, summaries), '']
+    return '\n'.join(parts)
+
+
+def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
+    """Tell whether an arm other than the baseline shares a seed with the reference."""
+    return any(arm not in (BASELINE, reference) and x.differences for arm, x in arms.items())
+
+
+def _name(arm: str) -> str:
+    return 'the baseline' if arm == BASELINE else arm
+
+
+def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Choose the columns: those of boxes, and of masks if there are any."""
+    found = {name for ap in aps for name in ap}
+    return [*AP_NAMES, *(name for name in MASK_AP_NAMES if name in found)]
+
+
+def _ap_table(arms: Summaries) -> str:
+    names = _ap_names(x.ap for x in arms.values())
+    rows = [
+        [
+            arm,
+            str(len(x.seeds)),
+            *(_level(x.ap.get(name)) for name in names),
+            _times(x.time_ratio),
+            _times(x.memory_ratio),
+        ]
+        for arm, x in arms.items()
+    ]
+    return _table(['arm', 'seeds', *names, 'training time', 'peak memory'], rows)
+
+
+def _difference_table(arms: Summaries, reference: str) -> str:
+    names = _ap_names(x.differences for x in arms.values())
+    rows = [
+        [arm, x.verdict, *(_interval(x.differences.get(name)) for name in names)]
+        for arm, x in arms.items()
+        if arm not in (BASELINE, reference)
+    ]
+    return _table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
+
+
+def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
+    by_reference = next(iter(summaries.values()), {BASELINE: {}})
+    arms = by_reference[BASELINE]
+    compared = sum(
+        arm not in (BASELINE, reference) for reference, arms in by_reference.items() for arm in arms
+    )
+    devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
+    notes = [
+        '- AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
+        'the number of seeds that both arms have. An interval that contains 0 is no evidence of a '
+        'difference, nor of there being none.',
+        '- Of the last checkpoint, not the best: to choose on the data that one reports flatters.',
+        '- Training time is the sum over iterations, without validation; memory is the peak, '
+        f'{_memory_kind(devices)}. Both relative to the baseline with the same seed '
+        f'({", ".join(devices)}).',
+    ]
+    if compared > 1:
+        where = 'on each data set ' if len(summaries) > 1 else ''
+        notes.append(
+            f'- {compared} differences of AP {where}are listed and each interval stands for itself: '
+            f'without any effect, about {0.05 * compared:.2g} of {compared} would exclude 0 by chance.'
+        )
+    if BASELINE not in arms:
+        notes.append('- There is no result of the baseline yet, so there are no differences.')
+    return notes
+
+
+def _memory_kind(devices: Sequence[str]) -> str:
+    on_cpu = "of the whole process in memory (Python's own included)"
+    on_gpu = 'of what torch allocated on the GPU'
+    return on_cpu if devices == ['CPU'] else on_gpu
+
+
+def _level(x: Estimate | None) -> str:
+    if x is None or math.isnan(x.mean):
+        return '–'
+    return f'{x.mean:.1f}' + (f' ± {x.half_width:.1f}' if x.half_width is not None else '')
+
+
+def _interval(x: Estimate | None) -> str:
+    if x is None or not x.count:
+        return '–'
+    interval = f' [{x.low:+.1f}, {x.high:+.1f}]' if x.low is not None else ''
+    return f'{x.mean:+.1f}{interval} (n={x.count})'
+
+
+def _times(x: Estimate) -> str:
+    return f'×{x.mean:.2f}' if x.count else '–'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def as_csv(results: Results) -> str:
+    """Write a row for each cell and split."""
+    text = io.StringIO()
+    all_cells = [cell for cells in results.values() for cell in cells.values()]
+    aps = _ap_names(cell.ap(split) for cell in all_cells for split in cell.metrics)
+    cost_names = ['iterations', 'train_seconds', 'peak_memory_mib']
+    names = ['arm', 'seed', 'split', *aps, *cost_names, 'device']
+    writer = csv.DictWriter(text, names, lineterminator='\n')
+    writer.writeheader()
+    for arm, cells in results.items():
+        for seed, cell in cells.items():
+            for split in cell.metrics:
+                costs = (cell.iterations, cell.train_seconds, cell.peak_memory)
+                row = {'arm': arm, 'seed': seed, 'split': split, 'device': cell.device}
+                row.update({k: round(v, 3) for k, v in cell.ap(split).items()})
+                writer.writerow({**row, **dict(zip(cost_names, costs, strict=True))})
+    return text.getvalue()
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,245 @@
+"""A comparison from its command line to its report."""
+
+import fcntl
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...errors import ConfigError
+from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
+from .cells import Cell, check_started, comparable_config, keep_arm_config, read_results
+from .model_zoo import model_zoo_note
+from .plots import draw_plots
+from .progress import ProgressDisplay
+from .report import Results, write_report
+from .runs import CellRunner, Failure
+from .schedule import length, stretched
+from .statistics import paired_ratio
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The command line of ``compare``; see its help."""
+
+    config: str | None = None
+    arms: list[str] | None = None
+    arms_file: str | None = None
+    seeds: list[int] = field(default_factory=lambda: list(range(5)))
+    sweep: str | None = None
+    sweep_arm: str = 'sssd'
+    cfg_options: dict[str, Any] = field(default_factory=dict)
+    work_dir: Path | None = None
+    results: Path | None = None
+    jobs: int = 1
+    keep_checkpoints: str = 'last'
+    dry_run: bool = True
+    split: str = 'val'
+    report_only: bool = False
+    model_zoo: bool = False
+    against: list[str] = field(default_factory=list)
+
+
+class Study:
+    """Trains the cells of a comparison that are not there yet, and reports on all of it.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        ConfigError: if the options do not go together, an arm is unknown, or there is nothing to
+            report on.
+    """
+
+    def __init__(self, options: StudyOptions) -> None:
+        self.options = options
+        if options.config is None and not (options.report_only and not options.model_zoo):
+            raise ConfigError(
+                'CONFIG is missing; only --report-only without --model-zoo needs none'
+            )
+        if options.jobs < 1:
+            raise ConfigError(f'--jobs is {options.jobs}; accepted: 1 or more')
+        if options.config is None and options.work_dir is None and options.results is None:
+            raise ConfigError(
+                '--report-only needs --results, --work-dir or the CONFIG that was run'
+            )
+        stem = Path(options.config or '').stem
+        self.work_dir = options.work_dir or Path('work_dirs', f'compare_{stem}')
+        self.results = options.results or self.work_dir / 'results'
+        definitions = read_definitions(options.arms_file)
+        self.arms = [find_arm(name, definitions) for name in self._arm_names()]
+        if options.report_only and not read_results(self.results, self._reported()):
+            raise ConfigError(
+                f'there are no results in {self.results}; run compare without --report-only first, '
+                'or give --work-dir or --results'
+            )
+        if missing := sorted(set(options.against) - set(self._reported())):
+            raise ConfigError(
+                f'--against: {", ".join(missing)} is not among the arms; accepted: '
+                f'{", ".join(self._reported())}'
+            )
+        self.runner = CellRunner(
+            options.jobs, options.split == 'test', options.keep_checkpoints == 'last'
+        )
+
+    def run(self) -> list[Failure]:
+        """Train what is missing, write the report and print it.
+
+        Returns:
+            What could not be trained.
+
+        Raises:
+            ConfigError: if an arm cannot be trained at all, or results are of another config.
+        """
+        failures = [] if self.options.report_only else self._train()
+        if results := read_results(self.results, self._reported()):
+            self._report(results)
+        for failure in failures:
+            print(f'failed: {failure}')
+        return failures
+
+    def _arm_names(self) -> list[str]:
+        names = self.options.arms
+        if names is None and not self.options.report_only:
+            names = [BASELINE] if self.options.sweep else [BASELINE, 'sssd']
+        swept = sweep_arms(self.options.sweep, self.options.sweep_arm) if self.options.sweep else []
+        return list(dict.fromkeys([*(names or []), *swept]))
+
+    def _reported(self) -> list[str]:
+        """Name the arms to report on: those asked for, and after training all that have results."""
+        names = [arm.name for arm in self.arms]
+        if names and self.options.report_only:
+            return names
+        return list(dict.fromkeys([*names, *read_results(self.results)]))
+
+    def _train(self) -> list[Failure]:
+        configs = self._configs()
+        with in_use(self.work_dir):
+            self._check(configs)
+            with ProgressDisplay(self._count_missing()) as self.progress:
+                failures = self._run_cells(configs)
+                for arm in [x for x in self.arms if x.match_time]:
+                    failures += self._run_longer(arm)
+        return failures
+
+    def _configs(self) -> dict[str, Config]:
+        """Make the configs of the arms."""
+        self.roots = read_roots(self.options.config, self.options.cfg_options)
+        if self.options.split == 'test':
+            _check_test_data(self.roots['student'])
+        names = [arm.name for arm in self.arms]
+        for arm in self.arms:
+            if missing := {arm.match_time, BASELINE} - {None, *names} if arm.match_time else set():
+                raise ConfigError(
+                    f'arm {arm.name} takes as much training time as {arm.match_time}, and '
+                    f'{min(missing)} is not among --arms; add it'
+                )
+        return {arm.name: self._config(arm) for arm in self.arms}
+
+    def _config(self, arm: Arm) -> Config:
+        return comparable_config(arm_config(arm, self.roots, self.options.cfg_options))
+
+    def _cells(self, arm: str) -> list[Cell]:
+        return [Cell(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
+
+    def _check(self, configs: dict[str, Config]) -> None:
+        """Find out before anything is trained what could not be."""
+        direct = {arm.name: configs[arm.name] for arm in self.arms if not arm.match_time}
+        for name, cfg in direct.items():
+            keep_arm_config(self.results, name, cfg)
+            for cell in self._cells(name):
+                check_started(cell, cfg)
+        if not self.options.dry_run:
+            return
+        for name, cfg in direct.items():
+            cells = self._cells(name)
+            if not any(cell.checkpoint or cell.result_file.is_file() for cell in cells):
+                print(f'dry run of {name}', flush=True)
+                try:
+                    self.runner.dry_run(cells[0], cfg)
+                except ConfigError as error:
+                    raise ConfigError(f'arm {name}: {error} (log: {cells[0].log})') from error
+
+    def _run_cells(self, configs: dict[str, Config]) -> list[Failure]:
+        """Train all arms seed by seed, so that there are pairs early."""
+        rows = [self._cells(arm.name) for arm in self.arms if not arm.match_time]
+        return self._run(
+            [(cell, configs[cell.arm]) for seed in zip(*rows, strict=True) for cell in seed]
+        )
+
+    def _run_longer(self, arm: Arm) -> list[Failure]:
+        """Train an arm whose schedule depends on how long others took."""
+        factor = self._stretch(arm)
+        if not factor:
+            reason = f'no seed of both {BASELINE} and {arm.match_time} is done'
+            return [Failure(cell, reason) for cell in self._cells(arm.name)]
+        cfg = stretched(self._config(arm), factor)
+        cfg.stretch = factor
+        keep_arm_config(self.results, arm.name, cfg)
+        for cell in self._cells(arm.name):
+            check_started(cell, cfg)
+        return self._run([(cell, cfg) for cell in self._cells(arm.name)])
+
+    def _stretch(self, arm: Arm) -> float:
+        """Give the factor of an arm's schedule: the one it was trained with, or as measured now."""
+        written = self.results / arm.name / 'config.py'
+        if written.is_file():
+            return Config.fromfile(written, import_custom_modules=False).stretch
+        results = read_results(self.results, [BASELINE, arm.match_time])
+        seconds = [
+            {seed: cell.train_seconds for seed, cell in results.get(name, {}).items()}
+            for name in (arm.match_time, BASELINE)
+        ]
+        ratio = paired_ratio(*seconds).mean
+        return 0.0 if math.isnan(ratio) else round(ratio, 2)
+
+    def _count_missing(self) -> int:
+        cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
+        return sum(not self.runner.is_done(cell) for cell in cells)
+
+    def _run(self, cells: list[tuple[Cell, Config]]) -> list[Failure]:
+        self.progress.lengths |= {cell.arm: length(cfg) for cell, cfg in cells}
+        return self.runner.run(cells, self.progress.update)
+
+    def _report(self, results: Results) -> None:
+        notes = [model_zoo_note(self.options.config)] if self.options.model_zoo else []
+        print(write_report(self.results, results, notes, self.options.against))
+        for path in draw_plots(self.results, results):
+            print(f'drawn: {path}')
+
+
+def _check_test_data(cfg: Config) -> None:
+    """Make sure that there is something to test on that is not the validation data."""
+    for part in ('dataloader', 'evaluator', 'cfg'):
+        if f'test_{part}' not in cfg:
+            raise ConfigError(f'--split test needs test_{part} in the config; there is none')
+    if cfg.test_dataloader.dataset == cfg.val_dataloader.dataset:
+        raise ConfigError(
+            '--split test: test_dataloader.dataset of the config is the validation data; set its '
+            'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither'
+        )
+
+
+@contextmanager
+def in_use(work_dir: Path) -> Iterator[None]:
+    """Keep other comparisons out of a work directory as long as this one or its processes live.
+
+    Raises:
+        ConfigError: if another one is there already.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with open(work_dir / '.lock', 'w', encoding='utf-8') as file:
+        os.set_inheritable(file.fileno(), True)  # training processes hold it too
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f'{work_dir} is in use by another compare, or by training processes that outlived '
+                'one; wait for them, stop them, or give another --work-dir'
+            ) from error
+        yield

@@ -1,0 +1,283 @@
+"""A rehearsal of a training run: everything that can go wrong before and in its first iteration."""
+
+import copy
+import math
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from mmdet.models import BaseDetector
+from mmdet.structures import SampleList
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from ..checkpoints import find_checkpoint_to_resume
+from ..errors import ConfigError, unknown_setting
+from ..hooks.check_dataset_hook import CheckDatasetHook, check_labels
+from ..models import Distiller
+from ..models.detectors.student import count_classes
+
+SHOWN_CLASSES = 10
+NEEDS_WORKERS = ('prefetch_factor', 'timeout', 'multiprocessing_context')
+
+
+class DryRun:
+    """Stands in for a runner: its ``train`` runs one iteration and one validation batch.
+
+    The runner is mmengine's own with all its hooks, so what passes here starts there. It is given a
+    work directory of its own that is removed, no visualisation backends, and loaders without worker
+    processes, whose errors would be harder to read.
+
+    Args:
+        cfg: The whole config.
+        build: Builds a runner from it.
+    """
+
+    def __init__(self, cfg: Config, build: Callable[[Config], Runner]) -> None:
+        self.cfg = cfg
+        self.build = build
+
+    def train(self) -> None:
+        """Rehearse and say what was found.
+
+        Raises:
+            ConfigError: if anything fails; the message names what was being done. Errors that are
+                none of the user's have their traceback printed before.
+        """
+        rehearsal = RehearsalHook()
+        try:
+            with tempfile.TemporaryDirectory() as work_dir:
+                runner = self.build(rehearsed_config(self.cfg, work_dir))
+                runner.register_hook(rehearsal, 'HIGHEST')
+                with suppress(_IterationDone):
+                    runner.train()
+                rehearsal.validate(runner)
+        except (ConfigError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if known := unknown_setting(error):
+                raise known from error
+            traceback.print_exc()
+            first_line = next(iter(str(error).splitlines()), '')
+            raise ConfigError(
+                f'{rehearsal.stage} failed ({type(error).__name__}: {first_line})'
+            ) from error
+        if is_main_process():
+            print(summary(runner, rehearsal))
+
+
+def rehearsed_config(cfg: Config, work_dir: str) -> Config:
+    """Make a copy of a config whose run leaves nothing behind but in ``work_dir``."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.get('resume') and not cfg.get('load_from'):
+        by_epoch = cfg.get('default_hooks', {}).get('checkpoint', {}).get('by_epoch', True)
+        template = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
+        cfg.load_from = find_checkpoint_to_resume(cfg.work_dir, cfg.work_dir, template)
+        cfg.resume = cfg.load_from is not None
+    cfg.work_dir = work_dir
+    cfg.log_level = 'WARNING'
+    if cfg.get('visualizer'):
+        cfg.visualizer.vis_backends = []
+    for stage in ('train', 'val', 'test'):
+        if loader := cfg.get(f'{stage}_dataloader'):
+            loader.update(num_workers=0, persistent_workers=False)
+            for key in NEEDS_WORKERS:
+                loader.pop(key, None)
+    return cfg
+
+
+class _IterationDone(Exception):
+    """Leaves mmengine's training loop after the first iteration."""
+
+
+class RehearsalHook(Hook):
+    """Watches the first iteration of a run and ends the run after it.
+
+    Attributes:
+        stage: What is being done, for errors.
+        seconds: Duration of the training step.
+        batch_size: Images in it.
+        losses: What it logged, by name.
+        bad_gradients: Names of the parameters whose gradient is not finite.
+        num_predictions: Objects found in the validation batch; None without one.
+    """
+
+    def __init__(self) -> None:
+        self.stage = 'building model and data'
+        self.seconds = 0.0
+        self.batch_size = 0
+        self.losses: dict[str, float] = {}
+        self.bad_gradients: list[str] = []
+        self.num_predictions: int | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Weights come next: ``init_cfg``, then ``load_from`` or the checkpoint to resume."""
+        self.stage = 'loading the weights'
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the labels, if no hook of the run does, and watch the gradients."""
+        self.stage = 'reading a training batch'
+        if not any(isinstance(hook, CheckDatasetHook) for hook in runner.hooks):
+            _check_labels(runner)
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            runner.train_loop._iter = 0  # a resumed one would read all the batches that it skips
+        # AMP's loss scaler skips infinite gradients by itself.
+        if not isinstance(runner.optim_wrapper, AmpOptimWrapper):
+            self._watch_gradients(runner)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
+        """Start the clock."""
+        self.stage = 'the training step'
+        self.batch_size = len(_samples(data_batch))
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.started = time.perf_counter()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Check losses and gradients, and leave.
+
+        Raises:
+            ConfigError: if one is not finite.
+        """
+        self.losses = {name: torch.as_tensor(x).item() for name, x in outputs.items()}
+        self.seconds = time.perf_counter() - self.started
+        bad = [f'{name} is {x}' for name, x in self.losses.items() if not math.isfinite(x)]
+        bad += [f'the gradient of {name} is not finite' for name in self.bad_gradients]
+        if bad:
+            images = [str(sample.metainfo.get('img_path')) for sample in _samples(data_batch)]
+            more = f' (and {len(bad) - 3} more)' if len(bad) > 3 else ''
+            raise ConfigError(
+                f'in the first training step {"; ".join(bad[:3])}{more}. Its images: '
+                f'{", ".join(images)}; look at their boxes, and at the weights the model starts from'
+            )
+        raise _IterationDone
+
+    def validate(self, runner: Runner) -> None:
+        """Predict one validation batch and hand it to the evaluator.
+
+        Raises:
+            ConfigError: if there was no training iteration before.
+        """
+        if not self.losses:
+            raise ConfigError(
+                f'the run has no iteration left after epoch {runner.epoch}, iteration {runner.iter} '
+                'of the checkpoint it resumes; train_cfg says how long it is'
+            )
+        self.stage = 'the validation batch'
+        if runner.val_loop is not None:
+            runner.model.eval()
+            runner.val_loop.run_iter(0, next(iter(runner.val_loop.dataloader)))
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: Sequence | None = None,
+    ) -> None:
+        """Count the predictions."""
+        self.num_predictions = sum(len(x.get('pred_instances', ())) for x in outputs)
+
+    def _watch_gradients(self, runner: Runner) -> None:
+        """Look at the gradients between the backward pass and the optimizer's step."""
+        backward = runner.optim_wrapper.backward
+
+        def watched_backward(loss: Tensor, **kwargs: Any) -> None:
+            backward(loss, **kwargs)
+            self.bad_gradients = [
+                name
+                for name, parameter in runner.model.named_parameters()
+                if parameter.grad is not None and not parameter.grad.isfinite().all()
+            ]
+
+        runner.optim_wrapper.backward = watched_backward
+
+
+def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
+    """Say in a few lines what a rehearsed run is made of and what its first step gave."""
+    train, val = runner.train_dataloader.dataset, getattr(runner.val_loop, 'dataloader', None)
+    classes = train.metainfo.get('classes') or ()
+    more = ' …' if len(classes) > SHOWN_CLASSES else ''
+    rows = {
+        'model': ' around '.join(
+            dict.fromkeys((_name(_bare_model(runner)), _name(_student(runner))))
+        ),
+        'parameters': _parameters(_bare_model(runner)),
+        'classes': f'{len(classes)}: {", ".join(classes[:SHOWN_CLASSES])}{more}',
+        'images': f'{len(train)} to train on'
+        + (f', {len(val.dataset)} to validate on' if val else ''),
+        'losses': ', '.join(f'{k} {x:.4g}' for k, x in rehearsal.losses.items() if 'loss' in k),
+        'first step': f'{rehearsal.seconds:.2f} s for {rehearsal.batch_size} images'
+        + _peak_memory(),
+    }
+    if rehearsal.num_predictions is not None:
+        rows['validation'] = f'{rehearsal.num_predictions} predictions in a batch'
+    lines = [f'  {name:<12}{row}' for name, row in rows.items()]
+    return '\n'.join(['dry run: this config trains', *lines])
+
+
+def _check_labels(runner: Runner) -> None:
+    """Check the labels against the classes of the model, if its heads know them."""
+    model = _bare_model(runner)
+    try:
+        distilled = isinstance(model, Distiller)
+        num_classes = model.count_classes() if distilled else count_classes(model)
+    except ConfigError:
+        return
+    check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)
+
+
+def _samples(data_batch: dict) -> SampleList:
+    """List a batch's data samples, of all branches of one that has several."""
+    samples = data_batch['data_samples']
+    branches = samples.values() if isinstance(samples, dict) else [samples]
+    return [sample for branch in branches for sample in branch if sample is not None]
+
+
+def _bare_model(runner: Runner) -> BaseDetector:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _student(runner: Runner) -> BaseDetector:
+    """Find the detector that is deployed: a distiller's student, or a stock model itself."""
+    model = _bare_model(runner)
+    return model.student if isinstance(model, Distiller) else model
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _parameters(model: BaseDetector) -> str:
+    parts = dict(model.named_children()) if isinstance(model, Distiller) else {'': model}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    if isinstance(model, Distiller) and model.pretrained_teacher:
+        detector = model.pretrained_teacher.detector
+        counts['pretrained teacher'] = sum(p.numel() for p in detector.parameters())
+    return ', '.join(
+        f'{name} {count / 1e6:.1f} M'.strip() for name, count in counts.items() if count
+    )
+
+
+def _peak_memory() -> str:
+    if not torch.cuda.is_available():
+        return ''
+    return f'; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB'

@@ -1,0 +1,110 @@
+"""How this package's commands run mmdet's and report what the user has to mend."""
+
+import os
+import os.path as osp
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import mmdet
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import FlexibleRunner, Runner
+
+from ..datasets import check_annotations
+from ..errors import ConfigError, unknown_setting
+from .custom_imports import check_custom_imports
+from .dry_run import DryRun
+
+USER_ERRORS = (ConfigError, FileNotFoundError)
+DRY_RUN = '--dry-run'
+DRY_RUN_HELP = f"""
+of mmdet_sssd:
+  {DRY_RUN}             check data, labels and weights, run one training step and one
+                        validation batch, say what was found, and write nothing"""
+
+
+def run_mmdet_tool(name: str, stages: tuple[str, ...]) -> None:
+    """Run one of mmdet's tools with this process's arguments, and check the data before it starts.
+
+    With ``--dry-run`` among the arguments of ``'train'``, a :class:`~.dry_run.DryRun`
+    stands in for the run.
+
+    Args:
+        name: ``'train'`` or ``'test'``.
+        stages: Which loaders and evaluators of the config are checked: ``'train'``, ``'val'``,
+            ``'test'``.
+    """
+    # mmengine imports pkg_resources anew for each config that it reads.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    script = osp.join(osp.dirname(mmdet.__file__), '.mim', 'tools', f'{name}.py')
+    dry_run = name == 'train' and DRY_RUN in sys.argv
+    if dry_run:
+        sys.argv.remove(DRY_RUN)
+    try:
+        with user_errors_last(), _configs_prepared(stages, dry_run):
+            runpy.run_path(script, run_name='__main__')
+    finally:
+        if name == 'train' and {'-h', '--help'} & set(sys.argv):
+            print(DRY_RUN_HELP)
+
+
+@contextmanager
+def user_errors_last() -> Iterator[None]:
+    """End the process with the message alone if something is wrong that the user has to mend."""
+    try:
+        yield
+    except (*USER_ERRORS, TypeError) as error:
+        known = unknown_setting(error) or error
+        if not isinstance(known, USER_ERRORS):
+            raise
+        message = re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(known))  # mmengine's registries'
+        sys.stdout.flush()
+        sys.exit(f'error: {message}')
+
+
+@contextmanager
+def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
+    """Check each config, as read and overridden by mmdet's tool, before a runner is built from it."""
+    originals = {runner: vars(runner)['from_cfg'] for runner in (Runner, FlexibleRunner)}
+
+    def prepared(
+        from_cfg: Callable[[type, Config], Runner],
+    ) -> Callable[[type, Config], Runner | DryRun]:
+        def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
+            check_custom_imports(cfg)
+            if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+                check_annotations(cfg, stages)
+            if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
+                _join_cpu_processes(cfg)
+            build = partial(from_cfg, cls)
+            return DryRun(cfg, build) if dry_run else build(cfg)
+
+        return prepared_from_cfg
+
+    for runner, from_cfg in originals.items():
+        runner.from_cfg = classmethod(prepared(from_cfg.__func__))
+    try:
+        yield
+    finally:
+        for runner, from_cfg in originals.items():
+            runner.from_cfg = from_cfg
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Join torchrun's processes without a GPU; mmengine would look for one in each."""
+    torch.distributed.init_process_group('gloo')
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )

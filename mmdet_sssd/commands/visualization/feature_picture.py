@@ -1,0 +1,230 @@
+"""Shows, level by level, what student and teacher make of an image and its labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mmcv
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from mmdet.registry import VISUALIZERS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
+from mmdet.visualization import DetLocalVisualizer
+from mmdet.visualization.palette import get_palette
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ...models import SSSDDistiller
+from ...models.detectors.replay import fresh_samples
+from ...models.layers import LabelledObjects, instance_norm
+
+CELL_WIDTH = 3.2  # inches
+DPI = 150
+IMAGE_WIDTH = round(CELL_WIDTH * DPI)  # pixels, so that text is drawn as large as it is shown
+BACKGROUND = 0.4  # grey value between outlines and class colours
+
+
+@dataclass
+class ImageFeatures:
+    """What a distiller makes of one image, on the CPU. Boxes are in input pixels.
+
+    Attributes:
+        sample: The image's data sample, with its labels in ``gt_instances``.
+        input_size: Height and width of the input, padding included.
+        maps: By name, one map of shape (h_p, w_p) per level: the root mean square over channels of
+            the instance-normalised features, 1 on average. ``'student'`` are the neck's features;
+            ``'adapted student'`` and ``'teacher'`` are what the distillation loss compares;
+            ``'adapted student − teacher'`` is their difference.
+        regions: Per level, the objects' regions, in [0, 1], of shape (n, h_p, w_p).
+        soft_regions: Whether these have the share of each pixel that an object covers.
+        student_predictions: What the student predicts.
+        teacher_predictions: What the student's head predicts on the teacher's features.
+    """
+
+    sample: DetDataSample
+    input_size: tuple[int, int]
+    maps: dict[str, list[Tensor]]
+    regions: list[Tensor]
+    soft_regions: bool
+    student_predictions: InstanceData
+    teacher_predictions: InstanceData
+
+
+@torch.no_grad()
+def look_at_features(
+    distiller: SSSDDistiller, inputs: Tensor, sample: DetDataSample
+) -> ImageFeatures:
+    """Run student, adapter and teacher on one image.
+
+    Args:
+        distiller: The model, in evaluation mode.
+        inputs: The preprocessed image of shape (1, 3, H, W).
+        sample: Its data sample, with ``gt_instances`` in input pixels.
+    """
+    feats = distiller.extract_feat(inputs)
+    student = [instance_norm(x) for x in feats]
+    adapted = [instance_norm(x) for x in distiller.adapter(feats)]
+    teacher = [instance_norm(x) for x in distiller.teacher(feats, inputs, [sample])]
+    maps = {
+        'student': student,
+        'adapted student': adapted,
+        'teacher': teacher,
+        'adapted student − teacher': [x - t for x, t in zip(adapted, teacher, strict=True)],
+    }
+    use_masks = getattr(distiller.teacher, 'use_masks', False)
+    soft_regions = getattr(distiller.teacher, 'soft_regions', False)
+    objects = LabelledObjects.from_samples(inputs, [sample], use_masks, soft_regions)
+    (by_student,) = distiller.predict(inputs, fresh_samples([sample]), rescale=False)
+    (by_teacher,) = distiller.predict_with_teacher(inputs, fresh_samples([sample]), rescale=False)
+    return ImageFeatures(
+        sample=sample.cpu(),
+        input_size=tuple(inputs.shape[-2:]),
+        maps={name: [_activity(x) for x in levels] for name, levels in maps.items()},
+        regions=[objects.regions(tuple(x.shape[-2:]))[0].cpu() for x in feats],
+        soft_regions=soft_regions,
+        student_predictions=by_student.pred_instances.cpu(),
+        teacher_predictions=by_teacher.pred_instances.cpu(),
+    )
+
+
+def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float = 0.3) -> Figure:
+    """Draw a grid with one row per feature level.
+
+    The first column has the image with its labels, with the student's predictions and with the
+    teacher's; then come the four maps, on one colour scale per row, with the labelled boxes, and the
+    regions onto which the teacher paints the objects. (mmengine's ``draw_featmap`` stretches each map
+    to its own range, so that two of them cannot be compared.)
+
+    Args:
+        features: What :func:`look_at_features` found.
+        dataset_meta: Class names and palette of the data set.
+        score_thr: Least score of a prediction that is drawn, in [0, 1].
+    """
+    width, height = _content_size(features.sample)
+    rows, columns = max(len(features.regions), 3), 2 + len(features.maps)
+    cell_height = CELL_WIDTH * height / width + 0.35
+    figure = Figure((columns * CELL_WIDTH, rows * cell_height), dpi=DPI, layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis('off')
+    _draw_images(grid[:, 0], features, dataset_meta, score_thr)
+    colors = _class_colors(features.sample.gt_instances, dataset_meta)
+    for level, regions in enumerate(features.regions):
+        drawn = _draw_maps(grid[level, 1:-1], [x[level] for x in features.maps.values()], features)
+        figure.colorbar(drawn, ax=list(grid[level, 1:-1]), pad=0.01, shrink=0.9)
+        painted = _paint(regions, colors)
+        _draw_level(grid[level, -1], painted, features, centred=not features.soft_regions)
+        size = f'{regions.shape[2]}×{regions.shape[1]} pixels'
+        grid[level, 1].set_title(f'level {level}, {size}: student', fontsize=10)
+        for axes, name in zip(grid[level, 2:-1], list(features.maps)[1:], strict=True):
+            axes.set_title(name, fontsize=10)
+        grid[level, -1].set_title('label regions', fontsize=10)
+    return figure
+
+
+def _activity(feats: Tensor) -> Tensor:
+    """Reduce features of shape (1, C, h, w) to their root mean square over channels."""
+    return feats[0].float().square().mean(0).sqrt().cpu()
+
+
+def _content_size(sample: DetDataSample) -> tuple[int, int]:
+    """Width and height of the image within the input."""
+    (height, width), scale = sample.ori_shape, sample.get('scale_factor', (1, 1))
+    return round(width * scale[0]), round(height * scale[1])
+
+
+def _class_colors(instances: InstanceData, dataset_meta: dict) -> list[tuple[float, ...]]:
+    """Give each object its class's colour, as the visualizer does."""
+    labels = instances.labels.tolist()
+    palette = get_palette(dataset_meta.get('palette'), max(labels, default=0) + 1)
+    return [tuple(channel / 255 for channel in palette[label]) for label in labels]
+
+
+def _draw_images(
+    column: Sequence[Axes], features: ImageFeatures, dataset_meta: dict, score_thr: float
+) -> None:
+    """Draw the image three times: with labels, the student's and the teacher's predictions."""
+    visualizer = VISUALIZERS.build(
+        dict(type='DetLocalVisualizer', name='draw_features', line_width=2)
+    )
+    visualizer.dataset_meta = dataset_meta
+    gt = features.sample.gt_instances
+    labels = InstanceData(bboxes=get_box_tensor(gt.bboxes), labels=gt.labels)
+    for axes, title, instances in (
+        (column[0], 'labels', labels),
+        (column[1], "student's predictions", features.student_predictions),
+        (column[2], "teacher's predictions (it sees the labels)", features.teacher_predictions),
+    ):
+        if 'scores' in instances:
+            instances = instances[instances.scores >= score_thr]
+        axes.imshow(_image_with(visualizer, features.sample, instances))
+        axes.set_title(title, fontsize=10)
+
+
+def _image_with(
+    visualizer: DetLocalVisualizer, sample: DetDataSample, instances: InstanceData
+) -> np.ndarray:
+    """Draw objects on an image (RGB, uint8)."""
+    width, height = _content_size(sample)
+    factor = IMAGE_WIDTH / width
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    image = mmcv.imresize(image, (IMAGE_WIDTH, round(height * factor)))
+    enlarged = InstanceData(labels=instances.labels, bboxes=instances.bboxes * factor)
+    if 'scores' in instances:
+        enlarged.scores = instances.scores
+    visualizer.add_datasample('image', image, DetDataSample(gt_instances=enlarged), draw_pred=False)
+    return visualizer.get_image()
+
+
+def _draw_maps(row: Sequence[Axes], maps: list[Tensor], features: ImageFeatures) -> AxesImage:
+    """Draw one level's maps on one scale; give one of them for the colour bar."""
+    high = max(x.max().item() for x in maps) or 1  # a level of one pixel is normalised to 0
+    for axes, values in zip(row, maps, strict=True):
+        drawn = _draw_level(axes, values.numpy(), features, vmin=0, vmax=high)
+    return drawn
+
+
+def _paint(regions: Tensor, colors: list[tuple[float, ...]]) -> np.ndarray:
+    """Paint regions of shape (n, h, w) in their objects' colours, the smallest on top.
+
+    A pixel takes on as much of the colour as the object covers of it.
+    """
+    picture = np.full((*regions.shape[1:], 3), BACKGROUND)
+    sizes = regions.sum((1, 2))
+    for index in sorted(range(len(colors)), key=lambda i: -sizes[i]):
+        share = regions[index].numpy()[..., None]
+        picture = (1 - share) * picture + share * colors[index]
+    return picture
+
+
+def _draw_level(
+    axes: Axes,
+    values: np.ndarray,
+    features: ImageFeatures,
+    centred: bool = True,
+    **kwargs: float,
+) -> AxesImage:
+    """Draw a level of shape (h, w) or (h, w, 3) over the image without its padding, and the boxes.
+
+    Pixel j is drawn around j · stride, as convolutions, anchors and binary regions have it, and the
+    last one is repeated up to the border; or unless ``centred`` from j · stride to (j + 1) · stride,
+    as soft regions have it.
+    """
+    height, width = features.input_size
+    extent = (0, width, height, 0)
+    if centred:
+        dy, dx = height / values.shape[0], width / values.shape[1]
+        values = np.pad(values, [(0, 1), (0, 1), (0, 0)][: values.ndim], mode='edge')
+        extent = (-dx / 2, width + dx / 2, height + dy / 2, -dy / 2)
+    drawn = axes.imshow(values, extent=extent, interpolation='nearest', **kwargs)
+    right, bottom = _content_size(features.sample)
+    axes.set(xlim=(0, right), ylim=(bottom, 0))
+    for x1, y1, x2, y2 in get_box_tensor(features.sample.gt_instances.bboxes).tolist():
+        axes.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='white', linewidth=0.6)
+        )
+    return drawn

@@ -1,0 +1,188 @@
+"""What has to change in a stock config for a data set of one's own or for masks, place by place.
+
+mmengine resolves values when it reads a config, so that one new ``data_root`` or ``num_classes`` at
+the top would not arrive where the old one was used.
+"""
+
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmengine.config import ConfigDict
+
+from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
+from ...errors import ConfigError
+from .options import TwinOptions
+
+Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
+
+OTHER_CLASSES = ('rpn_head', 'semantic_head')  # their num_classes are not the objects' classes
+
+
+def stock_changes(stock: ConfigDict, options: TwinOptions) -> Changes:
+    """List what the options change in the stock config, leaving out what is so already.
+
+    Args:
+        stock: The whole stock config.
+        options: The options.
+
+    Raises:
+        ConfigError: if the stock config's data set or heads cannot be changed like that, or the
+            annotation file that the classes are read from is none. The message names the key.
+    """
+    changes: Changes = {}
+    for stage in ('train', 'val', 'test'):
+        changes.update(_data_changes(stock, stage, options))
+    classes = _classes(stock, changes, options)
+    if classes is not None:
+        changes.update(_class_changes(stock, classes))
+    if options.masks:
+        changes.update(_mask_changes(stock))
+    changes = {key: value for key, value in changes.items() if value_at(stock, key) != value}
+    places = list(dict.fromkeys(_place(key) for key in changes))
+    return {key: changes[key] for key in sorted(changes, key=lambda key: places.index(_place(key)))}
+
+
+def _place(key: str) -> str:
+    return key.rpartition('.')[0]
+
+
+def value_at(config: ConfigDict, key: str) -> Any:
+    """Look a dotted key up; None if it is not there."""
+    for name in key.split('.'):
+        config = config[int(name)] if isinstance(config, (list, tuple)) else config.get(name)
+    return config
+
+
+def apply_changes(config: ConfigDict, changes: Changes) -> None:
+    """Set the new values in place."""
+    for key, value in changes.items():
+        value_at(config, _place(key))[key.rpartition('.')[2]] = value
+
+
+def nested_configs(config: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Look through a config at all dicts in it, itself included, with their dotted keys."""
+    if isinstance(config, dict):
+        yield key, config
+        for name, value in config.items():
+            yield from nested_configs(value, f'{key}.{name}')
+    elif isinstance(config, (list, tuple)):
+        for index, value in enumerate(config):
+            yield from nested_configs(value, f'{key}.{index}')
+
+
+def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:
+    loader = stock.get(f'{stage}_dataloader')
+    return list(leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset')) if loader else []
+
+
+def _data_changes(stock: ConfigDict, stage: str, options: TwinOptions) -> Changes:
+    """List where a stage's data sets and evaluators find their files."""
+    ann_file = options.train_ann if stage == 'train' else options.val_ann
+    images = options.train_img if stage == 'train' else options.val_img
+    datasets = _datasets(stock, stage)
+    if not (options.data_root or ann_file or images) or not datasets:
+        return {}
+    if len(datasets) > 1 and (ann_file or images):
+        raise ConfigError(
+            f'{stage}_dataloader has {len(datasets)} data sets '
+            f'({", ".join(str(x.get("ann_file")) for _, x in datasets)}), so one annotation file or '
+            'image folder is ambiguous; start from a config with one'
+        )
+    changes: Changes = {}
+    for key, dataset in datasets:
+        _check_is_coco(key, dataset)
+        if options.data_root:
+            changes[f'{key}.data_root'] = options.data_root
+        if ann_file:
+            changes[f'{key}.ann_file'] = ann_file
+        if images:
+            changes[f'{key}.data_prefix'] = {**(dataset.get('data_prefix') or {}), 'img': images}
+    key, dataset = datasets[0]
+    for evaluator_key, evaluator in evaluator_configs(stock, f'{stage}_evaluator'):
+        if evaluator.get('ann_file'):
+            changes[f'{evaluator_key}.ann_file'] = _annotation_path(key, dataset, changes)
+    return changes
+
+
+def _annotation_path(key: str, dataset: ConfigDict, changes: Changes) -> str:
+    root, ann_file = (
+        changes.get(f'{key}.{name}', dataset.get(name)) or '' for name in ('data_root', 'ann_file')
+    )
+    return osp.join(root, ann_file)
+
+
+def _classes(stock: ConfigDict, changes: Changes, options: TwinOptions) -> tuple[str, ...] | None:
+    """Take the class names from the options or the annotation file to train on."""
+    if options.classes is not None:
+        return tuple(options.classes)
+    datasets = _datasets(stock, 'train')
+    if not (options.data_root or options.train_ann) or not datasets:
+        return None
+    path = _annotation_path(*datasets[0], changes)
+    classes, _ = read_coco_summary(
+        *osp.split(path), '--data-root and --train-ann; --classes names the classes without it'
+    )
+    return classes
+
+
+def _class_changes(stock: ConfigDict, classes: tuple[str, ...]) -> Changes:
+    """List the data sets' class names and the heads' class counts."""
+    changes: Changes = {}
+    for stage in ('train', 'val', 'test'):
+        for key, dataset in _datasets(stock, stage):
+            _check_is_coco(key, dataset)
+            found = (dataset.get('metainfo') or {}).get('classes', CocoDataset.METAINFO['classes'])
+            if tuple(found) != classes:
+                changes[f'{key}.metainfo'] = {'classes': classes}
+    changes.update(dict.fromkeys(_class_count_keys(stock.model), len(classes)))
+    return changes
+
+
+def _class_count_keys(model: ConfigDict) -> list[str]:
+    """Find every ``num_classes`` of a detector's heads, their stages and losses."""
+    for key, part in nested_configs(model, 'model'):
+        if 'num_things_classes' in part or 'language_model' in part:
+            found = 'num_things_classes' if 'num_things_classes' in part else 'language_model'
+            raise ConfigError(
+                f'{key}.{found}: the classes of a {model.type} are more than a number, so neither '
+                '--classes nor those of another data set can be put in; set them in a stock config '
+                'of your own and take that'
+            )
+    keys = [
+        f'{key}.num_classes'
+        for name, head in model.items()
+        if name.endswith('head')
+        for key, part in nested_configs(head, f'model.{name}')
+        if 'num_classes' in part and not set(key.split('.')) & set(OTHER_CLASSES)
+    ]
+    if not keys:
+        raise ConfigError(
+            f'model ({model.type}) has no num_classes in any of its heads, so classes cannot be put '
+            'in; set them in a stock config of your own and take that'
+        )
+    return keys
+
+
+def _mask_changes(stock: ConfigDict) -> Changes:
+    """List the steps of the training pipelines that have to load masks."""
+    changes = {
+        f'{key}.with_mask': True
+        for top in ('train_dataloader', 'custom_hooks')  # hooks can switch pipelines
+        for key, step in nested_configs(stock.get(top), top)
+        if step.get('type') == 'LoadAnnotations'
+    }
+    if not changes:
+        raise ConfigError(
+            'train_dataloader has no LoadAnnotations step that could load masks, as --masks needs'
+        )
+    return changes
+
+
+def _check_is_coco(key: str, dataset: ConfigDict) -> None:
+    if dataset.get('type') not in ('CocoDataset', CocoDataset):
+        raise ConfigError(
+            f"{key}.type is {dataset.get('type')!r}; the options for one's own data and classes "
+            'accept: CocoDataset. Start from a COCO config'
+        )

@@ -1,0 +1,112 @@
+"""What a twin can be given beside its stock config."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmdet.registry import HOOKS, MODELS
+from mmengine.registry import Registry
+
+from ...errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TwinOptions:
+    """Settings of a twin config; None leaves each where it is in the stock config or our defaults.
+
+    Args:
+        loss: ``distill_loss.type``.
+        dim: ``distill_loss.dim``.
+        tau: ``distill_loss.tau``.
+        distill_coef: λ.
+        policy: ``policy`` of the λ hook.
+        factor: ``factor`` of the λ hook.
+        max_decays: ``max_decays`` of the λ hook; -1 for no limit.
+        context_box: ``teacher.add_context_box``.
+        detach_appearance: ``teacher.detach_appearance``.
+        masks: ``teacher.use_masks``; the training pipelines are made to load masks.
+        from_scratch: Whether to leave out the hook that keeps the backbone still at first.
+        data_root: Folder of a COCO-format data set.
+        train_ann: Annotation file to train on, in it.
+        val_ann: Annotation file to validate and test on, in it.
+        train_img: Image folder to train on, in it.
+        val_img: Image folder to validate and test on, in it.
+        classes: Class names; None reads them from the annotation file to train on if ``data_root``
+            or ``train_ann`` is given, and otherwise leaves the stock config's.
+    """
+
+    loss: str | None = None
+    dim: str | None = None
+    tau: float | None = None
+    distill_coef: float | None = None
+    policy: str | None = None
+    factor: float | None = None
+    max_decays: int | None = None
+    context_box: bool | None = None
+    detach_appearance: bool | None = None
+    masks: bool | None = None
+    from_scratch: bool = False
+    data_root: str | None = None
+    train_ann: str | None = None
+    val_ann: str | None = None
+    train_img: str | None = None
+    val_img: str | None = None
+    classes: Sequence[str] | None = None
+
+    def distiller(self) -> dict[str, Any]:
+        """Give the keys of ``model`` beside ``type`` and ``student`` that differ from the defaults.
+
+        Raises:
+            ConfigError: if the loss has no such setting.
+        """
+        loss = {'type': self.loss or 'JSDistanceLoss', **_given(dim=self.dim, tau=self.tau)}
+        accepted = inspect.signature(MODELS.get(loss['type'])).parameters
+        unknown = [f'--{key}' for key in loss if key != 'type' and key not in accepted]
+        if unknown:
+            raise ConfigError(f'{loss["type"]} has no {" and no ".join(unknown)}; leave it out')
+        teacher = without_defaults(
+            _given(
+                type='LabelEncoderTeacher',
+                add_context_box=self.context_box,
+                detach_appearance=self.detach_appearance,
+                use_masks=self.masks,
+            ),
+            MODELS,
+        )
+        loss = without_defaults(loss, MODELS)
+        return _given(
+            teacher={k: v for k, v in teacher.items() if k != 'type'} or None,
+            distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
+            distill_coef=self.distill_coef,
+        )
+
+    def hooks(self, shared: dict[str, dict]) -> dict[str, dict]:
+        """Give the hooks, without arguments that are their classes' defaults.
+
+        Args:
+            shared: The hooks that every config of ours has, by name.
+        """
+        hooks = {name: dict(hook) for name, hook in shared.items()}
+        if self.from_scratch:
+            del hooks['freeze_backbone']
+        hooks['distill_coef'].update(
+            _given(policy=self.policy, factor=self.factor, max_decays=self.max_decays)
+        )
+        if hooks['distill_coef'].get('max_decays') == -1:
+            hooks['distill_coef']['max_decays'] = None
+        return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
+
+
+def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:
+    """Drop the arguments of a module's config that its class has as defaults."""
+    parameters = inspect.signature(registry.get(config['type'])).parameters
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in parameters or value != parameters[key].default
+    }
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}

@@ -1,0 +1,279 @@
+"""Writes the self-distilled twin of a stock config."""
+
+import ast
+import copy
+import os.path as osp
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+from ... import hooks
+from ...errors import ConfigError
+from ...optimizers import StudentNames
+from .changes import Changes, apply_changes, nested_configs, stock_changes
+from .options import TwinOptions
+from .source import LINE_LENGTH, Expression, assignment, source
+
+SHARED = Path(__file__).parents[2] / '.mim/configs/_base_/sssd.py'
+"""The config that has the hooks of every SSSD config. A comment stands above each, here or in what it
+inherits."""
+
+
+def write_twin(
+    stock: str, out: Path, options: TwinOptions | None = None, build: bool = True
+) -> list[str]:
+    """Write a config that inherits a stock config and distills its model.
+
+    Nothing is left at ``out`` that has not been read back, compared with the stock config and, with
+    ``build``, built.
+
+    Args:
+        stock: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+        out: The file to write; what is there is replaced.
+        options: What it is given beside the stock config. Defaults to nothing.
+        build: Whether to build the distiller (without loading weights). Defaults to True.
+
+    Returns:
+        What the user should know about this twin, one sentence each.
+
+    Raises:
+        ConfigError: if the stock config cannot be read, is no detector's or one that is distilled
+            already, an option cannot be applied to it, or the twin cannot be built.
+    """
+    options = options or TwinOptions()
+    _check_out(out, stock)
+    stock_config = _read_stock(stock)
+    changes = stock_changes(stock_config, options)
+    settings = {
+        'custom_imports': _custom_imports(stock_config),
+        'model': {'type': 'SSSDDistiller', **options.distiller()},
+        'default_hooks': options.hooks(Config.fromfile(SHARED).sssd_hooks),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
+    draft = out.with_name(f'.{out.stem}.draft.py')
+    draft.write_text(_twin_text(base, settings, changes), encoding='utf-8')
+    try:
+        _check_twin(draft, _expected(stock_config, settings, changes), stock, build)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return _notes(stock_config, options)
+
+
+def _check_out(out: Path, stock: str) -> None:
+    if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
+        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
+
+
+def read_config(name: str) -> Config:
+    """Read a whole config as one that inherits it does.
+
+    Args:
+        name: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+
+    Raises:
+        ConfigError: if it cannot be read or inherited.
+    """
+    base = name if '::' in name else osp.abspath(name)
+    with tempfile.TemporaryDirectory() as folder:
+        heir = Path(folder) / 'heir.py'
+        heir.write_text(f'_base_ = [{base!r}]\n', encoding='utf-8')
+        try:
+            return Config.fromfile(heir, import_custom_modules=False)
+        except ConfigError:
+            raise
+        except Exception as error:  # a config is a program
+            if 'read_base' in str(error):
+                raise ConfigError(
+                    f'{name} is a new-style config (`with read_base()`), which mmengine lets no '
+                    'other style inherit; take the config of that name from mmdet:: or write its '
+                    'cfg.dump() to a file and take that'
+                ) from error
+            raise ConfigError(
+                f'{name} cannot be read as a config ({type(error).__name__}: {error}); accepted: a '
+                'file, or a name like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+            ) from error
+
+
+def _read_stock(stock: str) -> ConfigDict:
+    """Read a stock detector's config as the twin will inherit it."""
+    config = read_config(stock)
+    model = config.get('model') or {}
+    if 'type' not in model:
+        raise ConfigError(f'{stock} has no model.type; accepted: the whole config of a detector')
+    if model['type'] == 'SSSDDistiller':
+        raise ConfigError(
+            f'{stock} is distilled already (model.type is SSSDDistiller); inherit it, and override '
+            'model.student and the hooks there'
+        )
+    return config._cfg_dict
+
+
+def _custom_imports(stock: ConfigDict) -> dict[str, Any]:
+    """Add this package to what the stock config imports."""
+    imports = (stock.get('custom_imports') or {}).get('imports') or []
+    allow_failed = (stock.get('custom_imports') or {}).get('allow_failed_imports', False)
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    return {'imports': [*imports, 'mmdet_sssd'], 'allow_failed_imports': allow_failed}
+
+
+def _twin_text(base: str, settings: dict[str, dict], changes: Changes) -> str:
+    model = {'_delete_': True, **settings['model']}
+    kind = {key: model.pop(key) for key in ('_delete_', 'type')}
+    model = {**kind, 'student': Expression('_base_.model'), **model}
+    parts = [
+        f'_base_ = {base!r}\n',
+        *_changes_lines(changes),
+        assignment('custom_imports', settings['custom_imports']),
+        assignment('model', model),
+        'default_hooks = dict(',
+        *_hook_lines(settings['default_hooks']),
+        ')',
+    ]
+    return '\n'.join(parts) + '\n'
+
+
+def _changes_lines(changes: Changes) -> list[str]:
+    """Write what changes in the stock config, the class names once."""
+    if not changes:
+        return []
+    lines = []
+    classes = _named_classes(changes)
+    if classes is not None:
+        lines.append(assignment('classes', classes))
+    for key, value in changes.items():
+        if classes is not None and key.endswith('.metainfo'):
+            value = {'classes': Expression('classes')}
+        elif classes is not None and key.endswith('.num_classes'):
+            value = Expression('len(classes)')
+        lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
+    return [
+        '# Changed wherever the stock config uses it: values are resolved as it is read.',
+        *lines,
+        '',
+    ]
+
+
+def _named_classes(changes: Changes) -> tuple[str, ...] | None:
+    return next((v['classes'] for k, v in changes.items() if k.endswith('.metainfo')), None)
+
+
+def _hook_lines(hooks: dict[str, dict]) -> list[str]:
+    """Write the hooks, each with the comment that stands above it in the shared config."""
+    comments = _shared_comments()
+    lines = []
+    for name, hook in hooks.items():
+        line, comment = f'    {name}={source(hook)},', comments.get(name)
+        if comment and len(f'{line}  {comment}') <= LINE_LENGTH:
+            line = f'{line}  {comment}'
+        elif comment:
+            line = f'    {comment}\n{line}'
+        lines.append(line)
+    return lines
+
+
+def _shared_comments() -> dict[str, str]:
+    """Read the comment line above each shared hook."""
+    above: dict[str | None, str] = {}
+    for path in (SHARED, SHARED.with_name('distiller.py')):
+        text = path.read_text(encoding='utf-8')
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith('_hooks'):
+                above |= {x.arg: lines[x.lineno - 2].strip() for x in node.value.keywords}
+    return {name: line for name, line in above.items() if name and line.startswith('#')}
+
+
+def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
+    """Work out the twin's whole config from the stock config."""
+    expected = copy.deepcopy(stock)
+    apply_changes(expected, changes)
+    if (classes := _named_classes(changes)) is not None:
+        expected.classes = classes
+    expected.model = {**settings['model'], 'student': expected.model}
+    expected.custom_imports = settings['custom_imports']
+    default_hooks = expected.setdefault('default_hooks', ConfigDict())
+    for name, hook in settings['default_hooks'].items():
+        default_hooks[name] = {**(default_hooks.get(name) or {}), **hook}
+    return expected
+
+
+def _check_twin(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
+    """Read the twin, compare it with what is meant, and build what was put around the student."""
+    config = Config.fromfile(path, import_custom_modules=False)
+    other = [x for x in sorted({*config, *expected}) if config.get(x) != expected.get(x)]
+    if other:
+        raise ConfigError(
+            f'the twin of {stock} would differ from it in {", ".join(other)}, which was not asked '
+            'for; nothing was written'
+        )
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    for hook in config.default_hooks.values():
+        if hook and hook.get('type') in hooks.__all__:
+            HOOKS.build(copy.deepcopy(hook))
+    if config.model.get('distill_loss'):
+        MODELS.build(copy.deepcopy(config.model.distill_loss))
+    if build:
+        _check_builds(config, stock)
+
+
+def _check_builds(config: Config, stock: str) -> None:
+    """Build the distiller as a runner would, without loading weights."""
+    try:
+        import_modules_from_strings(**config.custom_imports)
+        model = copy.deepcopy(config.model)
+        model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+        MODELS.build(model)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'the twin of {stock} cannot be built ({type(error).__name__}: {error}); --no-build '
+            'writes it all the same'
+        ) from error
+
+
+def starts_pretrained(stock: Config | ConfigDict) -> bool:
+    """Tell whether a config's detector starts from trained weights, all of it or a part."""
+    return bool(stock.get('load_from')) or any(
+        part.get('type') == 'Pretrained' or part.get('pretrained')
+        for _, part in nested_configs(stock.model, 'model')
+    )
+
+
+def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
+    """Say what the user should know about this twin."""
+    notes = []
+    pretrained = starts_pretrained(stock)
+    if not pretrained and not options.from_scratch:
+        notes.append(
+            'the backbone starts from random weights here, so the hook freeze_backbone only costs '
+            'time; --from-scratch leaves it out'
+        )
+    if pretrained and options.from_scratch:
+        notes.append(
+            'the stock config loads pretrained weights, and --from-scratch leaves only the hook '
+            'freeze_backbone out; to start from random weights set '
+            'model.student.backbone.init_cfg=None, and frozen_stages=-1 and norm_eval=False where the '
+            'backbone has them'
+        )
+    name = (stock.get('optim_wrapper') or {}).get('constructor')
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
+    if (
+        constructor
+        and 'Decay' in constructor.__name__
+        and not issubclass(constructor, StudentNames)
+    ):
+        notes.append(
+            f'optim_wrapper.constructor is {name}, which finds layers by names that start with '
+            'backbone.; under model.student it may give every layer the same rate: see '
+            'mmdet_sssd.optimizers.StudentNames'
+        )
+    return notes

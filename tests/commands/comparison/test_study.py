@@ -1,0 +1,190 @@
+"""A whole comparison with real runs, one of them killed; and what is refused before any."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.commands.comparison.cells import Cell, CellResult
+from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+
+from ...small_runner import draw_shapes
+from ...tools.run_comparison import assert_equal_states
+from .synthetic import result
+
+ROOT = Path(__file__).parents[3]
+CONFIG = """
+_base_ = ['{root}/configs/demo/sssd_retinanet_r18-small_own-data.py']
+custom_imports = dict(imports=['mmdet_sssd', 'tests.commands.comparison.kill_once'])
+custom_hooks = [dict(type='KillOnceHook', file='{folder}/killed')]
+train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']
+train_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+model = dict(student=dict(backbone=dict(base_channels=8), neck=dict(
+    in_channels=[8, 16, 32, 64], out_channels=16), bbox_head=dict(in_channels=16, feat_channels=16)))
+model['student']['test_cfg'] = dict(score_thr=0.0)
+param_scheduler = []
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    """A small detector on drawn shapes, 2 epochs of 2 iterations; the first run to get there dies."""
+    folder = tmp_path_factory.mktemp('study')
+    shapes = draw_shapes(folder / 'shapes')
+    (folder / 'config.py').write_text(CONFIG.format(root=ROOT, folder=folder))
+    environment = dict(
+        SSSD_DATA_ROOT=str(shapes),
+        SSSD_TRAIN_IMG='train',
+        SSSD_VAL_IMG='val',
+        SSSD_IMAGE_SCALE='64x64',
+        SSSD_BATCH_SIZE='4',
+        SSSD_MAX_EPOCHS='2',
+        PYTHONPATH=str(ROOT),
+        PYTHONWARNINGS='ignore',
+        OMP_NUM_THREADS='1',
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield str(folder / 'config.py')
+
+
+def test_two_arms_two_seeds_and_a_killed_run(config, tmp_path, capsys):
+    """The killed run, the baseline's first, ends as one that nothing happened to."""
+    options = StudyOptions(config, seeds=[0, 1], work_dir=tmp_path / 'work', dry_run=False)
+    (failure,) = Study(options).run()
+    assert (str(failure.cell), failure.reason) == (
+        'baseline seed 0',
+        'train was killed by signal 9',
+    )
+    table = capsys.readouterr().out
+    assert '| baseline | 1 |' in table
+    assert '| sssd | 2 |' in table
+
+    assert Study(options).run() == []
+    table = capsys.readouterr().out
+    assert '| baseline | 2 |' in table
+    killed = Cell('baseline', 0, tmp_path / 'work', tmp_path / 'work/results')
+    assert 'resumed epoch: 1, iter: 2' in killed.log.read_text()
+
+    whole = StudyOptions(
+        config, arms=['baseline'], seeds=[0], work_dir=tmp_path / 'whole', dry_run=False
+    )
+    assert Study(whole).run() == []
+    untouched = Cell('baseline', 0, tmp_path / 'whole', tmp_path / 'whole/results')
+    ours, expected = (load_from_local(str(x.checkpoint)) for x in (killed, untouched))
+    for key in ('state_dict', 'optimizer'):
+        assert_equal_states(ours[key], expected[key], key)
+    ours, expected = (CellResult.read(x.result_file) for x in (killed, untouched))
+    assert (ours.metrics, ours.curve) == (expected.metrics, expected.curve)
+    assert ours.iterations == expected.iterations == 4
+    assert len(ours.curve) == 2
+
+    results = {
+        arm: [CellResult.read(tmp_path / f'work/results/{arm}/seed_{s}.json') for s in (0, 1)]
+        for arm in ('baseline', 'sssd')
+    }
+    assert results['baseline'][0].metrics != results['baseline'][1].metrics  # seeds matter
+    assert results['baseline'][0].metrics != results['sssd'][0].metrics
+    for cell in (*results['baseline'], *results['sssd']):
+        assert cell.train_seconds > 0
+        assert cell.peak_memory > 100  # MiB; Python with torch is larger
+        assert 'coco/circle_precision' in cell.metrics['val']
+
+    written = (tmp_path / 'work/results/report.md').read_text()
+    Study(StudyOptions(report_only=True, results=tmp_path / 'work/results')).run()
+    assert (tmp_path / 'work/results/report.md').read_text() == written
+    pictures = {path.stem for path in (tmp_path / 'work/results').glob('*.png')}
+    assert pictures == {'learning_curves', 'differences_val', 'ap_against_time_val'}
+
+
+def test_what_was_trained_before_is_reported_too(config, tmp_path):
+    for arm, ap in (('baseline', 40.0), ('sssd', 42.0), ('lgd', 41.0)):
+        result(arm, 0, ap).write(Cell(arm, 0, tmp_path, tmp_path).result_file)
+    trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)
+    assert Study(StudyOptions(config, work_dir=tmp_path, results=tmp_path, **trained)).run() == []
+    assert _arms_of(tmp_path) == ['baseline', 'sssd', 'lgd']
+
+    chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
+    assert Study(chosen).run() == []
+    assert _arms_of(tmp_path) == ['baseline', 'lgd']
+    with pytest.raises(ConfigError, match=r'--against: sssd is not among.*: baseline, lgd$'):
+        Study(replace(chosen, against=['sssd']))
+
+
+def _arms_of(folder):
+    rows = (folder / 'report.csv').read_text().splitlines()[1:]
+    return list(dict.fromkeys(row.partition(',')[0] for row in rows))
+
+
+def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_path):
+    options = StudyOptions(
+        config, arms=['sssd+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work'
+    )
+    with pytest.raises(ConfigError, match=r'^arm sssd\+tau=-1: distill_loss\.tau is -1; accepted'):
+        Study(options).run()
+    assert not list(tmp_path.glob('work/*/seed_0/*.pth'))
+
+
+def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
+    """No seed of the rival is there, so nobody knows how long to train."""
+    options = StudyOptions(
+        config,
+        arms=['baseline', 'sssd', 'baseline_longer'],
+        seeds=[0],
+        work_dir=tmp_path,
+        dry_run=False,
+    )
+    study = Study(options)
+    study.runner.tools = tmp_path / 'nowhere'
+    assert [str(x.cell) for x in study.run()] == [
+        'baseline seed 0',
+        'sssd seed 0',
+        'baseline_longer seed 0',
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(
+        'failed: baseline_longer seed 0: no seed of both baseline and sssd is done'
+    )
+    assert '# Comparison' not in lines
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(arms=['sssd']), r'CONFIG is missing; only --report-only'),
+        (dict(report_only=True), r'--report-only needs --results, --work-dir or the CONFIG'),
+        (dict(report_only=True, results=Path('nothing')), r'there are no results in nothing; run'),
+        (dict(config='x.py', jobs=0), r'--jobs is 0; accepted: 1 or more'),
+        (
+            dict(config='x.py', against=['lgd']),
+            r'--against: lgd is not among the arms; accepted: baseline, sssd$',
+        ),
+        (dict(config='x.py', arms=['ssd']), r'there is no arm ssd to start from; accepted'),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Study(StudyOptions(**options)).run()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            dict(arms=['baseline_longer', 'baseline']),
+            r'as much training time as sssd, and sssd is not',
+        ),
+        (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
+        (dict(cfg_options={'val_evaluator': None}), r'val_evaluator of the config is None'),
+    ],
+)
+def test_configs_that_cannot_be_compared(config, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Study(StudyOptions(config, work_dir=tmp_path, dry_run=False, **options)).run()
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,220 @@
+"""Rehearsals of small real runs."""
+
+import json
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.dry_run import DryRun
+
+ROOT = Path(__file__).parents[2]
+DISTILLED, SEMI, STOCK = (
+    ROOT / f'configs/demo/{x}own-data.py'
+    for x in ('sssd_retinanet_r18-small_', 'sad_retinanet_r18-small_semi-', 'retinanet_r18-small_')
+)
+NUM_IMAGES = 4
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """A data set of noise with a white square in each image, and the environment that says where."""
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'annotations').mkdir()
+    rng = np.random.default_rng(0)
+    content = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'square'}]}
+    for index in range(NUM_IMAGES):
+        image = rng.integers(0, 128, (64, 64, 3), dtype=np.uint8)
+        image[16:40, 16:40] = 255
+        cv2.imwrite(str(tmp_path / f'images/{index}.png'), image)
+        content['images'].append(
+            {'id': index, 'file_name': f'{index}.png', 'height': 64, 'width': 64}
+        )
+        content['annotations'].append(
+            {
+                'id': index,
+                'image_id': index,
+                'category_id': 1,
+                'bbox': [16, 16, 24, 24],
+                'area': 576,
+                'iscrowd': 0,
+            }
+        )
+    for split in ('train', 'val'):
+        (tmp_path / f'annotations/{split}.json').write_text(json.dumps(content))
+    monkeypatch.setenv('SSSD_DATA_ROOT', str(tmp_path))
+    monkeypatch.setenv('SSSD_IMAGE_SCALE', '64x64')
+    return tmp_path
+
+
+def rehearse(config, folder, capsys, **options) -> dict[str, str]:
+    """Run a dry run and give its summary, by row."""
+    cfg = Config.fromfile(config)
+    cfg.work_dir = str(folder / 'work')
+    cfg.experiment_name = f'{folder.name}_{len(options)}'  # runners of one name share their logs
+    cfg.merge_from_dict(options)
+    DryRun(cfg, Runner.from_cfg).train()
+    assert cfg.train_dataloader.num_workers == 2, "the caller's config was changed"
+    text = capsys.readouterr().out.rpartition('dry run: this config trains\n')[2]
+    return dict(re.split(r' {2,}', line.strip(), maxsplit=1) for line in text.splitlines())
+
+
+def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
+    rows = rehearse(DISTILLED, shapes, capsys)
+    assert rows['model'] == 'SSSDDistiller around RetinaNet'
+    assert re.fullmatch(r'student 3\.\d M, teacher \d\.\d M, adapter 0\.1 M', rows['parameters'])
+    assert rows['classes'] == '1: square'
+    assert rows['images'] == f'{NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
+    names = (
+        'loss',
+        'loss_cls',
+        'loss_bbox',
+        'teacher.loss_cls',
+        'teacher.loss_bbox',
+        'loss_distill',
+    )
+    losses = dict(x.split() for x in rows['losses'].split(', '))
+    assert tuple(losses) == names
+    values = [float(x) for x in losses.values()]
+    assert values[0] == pytest.approx(sum(values[1:]), rel=1e-3)
+    assert re.fullmatch(r'\d+\.\d\d s for 2 images', rows['first step'])
+    assert re.fullmatch(r'\d+ predictions in a batch', rows['validation'])
+    assert {x.name for x in shapes.iterdir()} == {'images', 'annotations'}
+
+
+def test_a_stock_run_is_rehearsed_and_needs_no_validation(shapes, capsys):
+    options = dict(
+        val_dataloader=None,
+        val_cfg=None,
+        val_evaluator=None,
+        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=9),
+    )
+    rows = rehearse(STOCK, shapes, capsys, **options)
+    assert rows['model'] == 'RetinaNet'
+    assert re.fullmatch(r'3\.\d M', rows['parameters'])
+    assert rows['images'] == f'{NUM_IMAGES} to train on'
+    assert 'validation' not in rows
+
+
+def test_a_run_on_labelled_and_unlabelled_images_is_rehearsed(shapes, capsys, monkeypatch):
+    content = json.loads((shapes / 'annotations/train.json').read_text())
+    unlabelled = {key: content[key] for key in ('images', 'categories')}
+    (shapes / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
+    monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'overridden below')
+    rows = rehearse(SEMI, shapes, capsys, **{'model.pretrained_teacher.checkpoint': None})
+    assert rows['model'] == 'SemiDistiller around RetinaNet'
+    assert rows['images'] == f'{2 * NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
+    assert 'unsup.loss_distill.adl' in rows['losses']
+    assert rows['first step'].endswith('for 2 images')
+
+    loss = 'mmdet.models.dense_heads.RetinaHead.loss'
+    monkeypatch.setattr(loss, lambda *_: dict(loss_cls=torch.tensor(math.nan, requires_grad=True)))
+    options = {
+        'model.pretrained_teacher.checkpoint': None,
+        'model.terms': dict(
+            _delete_=True, f=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
+        ),
+    }
+    with pytest.raises(ConfigError, match=r'loss_cls is nan.*Its images: .*\d\.png, .*\d\.png;'):
+        rehearse(SEMI, shapes, capsys, **options)
+
+
+def test_labels_of_a_stock_run_are_checked(shapes, capsys):
+    content = json.loads((shapes / 'annotations/train.json').read_text())
+    content['categories'].append({'id': 2, 'name': 'circle'})
+    content['annotations'][1]['category_id'] = 2
+    (shapes / 'annotations/train.json').write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r'1\.png has an object with label 1, but the model has 1'
+    ):
+        rehearse(STOCK, shapes, capsys, **{'model.bbox_head.num_classes': 1})
+
+
+def test_losses_that_are_not_finite_are_named_with_the_images(shapes, capsys, monkeypatch):
+    loss = 'mmdet.models.dense_heads.RetinaHead.loss'
+    monkeypatch.setattr(loss, lambda *_: dict(loss_cls=torch.tensor(math.nan, requires_grad=True)))
+    with pytest.raises(
+        ConfigError,
+        match=r'first training step .*loss_cls is nan.*Its images: .*\d\.png, .*\d\.png;',
+    ):
+        rehearse(STOCK, shapes, capsys)
+
+
+def test_gradients_that_are_not_finite_are_named(shapes, capsys, monkeypatch):
+    def loss(head, *_):
+        """0, with an infinite slope."""
+        return dict(loss_cls=(head.retina_cls.weight.sum() * 0).sqrt())
+
+    monkeypatch.setattr('mmdet.models.dense_heads.RetinaHead.loss', loss)
+    with pytest.raises(
+        ConfigError, match=r'the gradient of bbox_head\.retina_cls\.weight is not finite'
+    ):
+        rehearse(STOCK, shapes, capsys)
+
+
+def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys):
+    with pytest.raises(FileNotFoundError, match=r'none\.pth cannot be found'):
+        rehearse(DISTILLED, shapes, capsys, load_from=str(shapes / 'none.pth'))
+    rows = rehearse(DISTILLED, shapes, capsys, resume=True)  # from nothing, as mmengine has it
+    assert 'losses' in rows
+    cfg = Config.fromfile(STOCK)
+    cfg.merge_from_dict(dict(work_dir=str(shapes / 'work'), train_cfg=dict(max_epochs=1)))
+    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    cfg.default_hooks.checkpoint.pop('save_best')
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    Runner.from_cfg(cfg).train()
+    files = set((shapes / 'work').rglob('*'))
+    rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 2})
+    with pytest.raises(ConfigError, match=r'no iteration left after epoch 1'):
+        rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 1})
+    (shapes / 'work/last_checkpoint').write_text('')  # as a killed run may leave it
+    rehearse(STOCK, shapes, capsys, resume=True, **{'train_cfg.max_epochs': 2})
+    assert set((shapes / 'work').rglob('*')) == files
+
+
+def test_an_error_of_others_names_the_stage_after_its_traceback(shapes, capsys, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError('out of memory\nsecond line')
+
+    monkeypatch.setattr('mmdet.models.dense_heads.RetinaHead.loss', fail)
+    message = r'^the training step failed \(RuntimeError: out of memory\)$'
+    with pytest.raises(ConfigError, match=message):
+        rehearse(STOCK, shapes, capsys)
+    assert 'Traceback' in capsys.readouterr().err
+
+
+def run_tool(monkeypatch, *args):
+    """Run the tool in this process and give what it ends with."""
+    monkeypatch.setattr(sys, 'argv', ['train', *map(str, args)])
+    try:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_the_tool_ends_well_or_with_the_error(shapes, monkeypatch, capsys):
+    monkeypatch.chdir(shapes)
+    assert run_tool(monkeypatch, DISTILLED, '--dry-run', '--launcher', 'none') == 0
+    assert 'dry run: this config trains' in capsys.readouterr().out
+    assert not (shapes / 'work_dirs').exists()
+    (shapes / 'images/0.png').unlink()
+    options = ('--cfg-options', 'train_dataloader.batch_size=4')
+    assert re.match(r'error: .*0\.png', run_tool(monkeypatch, DISTILLED, '--dry-run', *options))
+
+
+def test_the_tool_s_help_has_the_flag(monkeypatch, capsys):
+    assert run_tool(monkeypatch, '--help') == 0
+    text = capsys.readouterr().out
+    assert '--work-dir' in text
+    assert '--dry-run' in text
+    assert '--gpus' not in text  # mim would add that flag to every run

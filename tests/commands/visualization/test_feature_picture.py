@@ -1,0 +1,142 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import nn
+
+from mmdet_sssd.commands.visualization import draw_features, look_at_features
+from mmdet_sssd.commands.visualization.feature_picture import BACKGROUND
+
+from ...stock_detectors import stock_config
+
+CLASSES = dict(classes=('a', 'b', 'c'), palette=[(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+MAPS = ['student', 'adapted student', 'teacher', 'adapted student − teacher']
+
+
+class Constant(nn.Module):
+    """Gives the same features whatever it is given."""
+
+    def __init__(self, feats):
+        super().__init__()
+        self.feats = feats
+
+    def forward(self, *_):
+        return self.feats
+
+
+@pytest.fixture
+def distiller():
+    return MODELS.build(dict(type='SSSDDistiller', student=stock_config('retinanet'))).eval()
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """An image of 120x100, shown to the model as 60x50 pixels of an input of 64x64."""
+    path = str(tmp_path / 'image.png')
+    cv2.imwrite(path, np.full((100, 120, 3), 128, np.uint8))
+    sample = DetDataSample(
+        metainfo=dict(
+            img_path=path, ori_shape=(100, 120), img_shape=(50, 60), scale_factor=(0.5, 0.5)
+        )
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[7.0, 15, 25, 41], [31, 7, 57, 25]]), labels=torch.tensor([0, 2])
+    )
+    return sample
+
+
+def look(distiller, sample):
+    return look_at_features(distiller, torch.rand(1, 3, 64, 64), sample)
+
+
+def test_maps_are_the_activity_of_what_the_loss_compares(distiller, sample):
+    sizes = (8, 4, 2, 1, 1)
+    adapted, teacher = (tuple(3 * torch.randn(1, 32, n, n) + 5 for n in sizes) for _ in range(2))
+    distiller.adapter, distiller.teacher = Constant(adapted), Constant(teacher)
+    features = look(distiller, sample)
+
+    def normed(x):
+        x = x[0].double().flatten(1).numpy()
+        return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+    assert list(features.maps) == MAPS
+    for level, size in enumerate(sizes):
+        a, t = normed(adapted[level]), normed(teacher[level])
+        for name, expected in zip(MAPS[1:], (a, t, a - t), strict=True):
+            expected = np.sqrt((expected**2).mean(0)).reshape(size, size)
+            np.testing.assert_allclose(features.maps[name][level], expected, atol=1e-5)
+
+
+def test_predictions_of_a_teacher_that_is_the_student_are_the_student_s(distiller, sample):
+    distiller.student.test_cfg.score_thr = 0.0
+    distiller.teacher = nn.Module()
+    distiller.teacher.forward = lambda feats, *_: feats
+    features = look(distiller, sample)
+    ours, expected = features.teacher_predictions, features.student_predictions
+    assert len(expected) > 0
+    assert torch.equal(ours.bboxes, expected.bboxes)
+    assert expected.bboxes.max() > 40  # input pixels, not the original's halved again
+    assert expected.bboxes[:, 2].max() <= 60
+
+
+def test_the_picture_has_a_row_for_each_level_on_one_colour_scale(distiller, sample):
+    features = look(distiller, sample)
+    figure = draw_features(features, CLASSES, score_thr=0.0)
+    levels = {}
+    for axes in figure.axes:
+        place = axes.get_subplotspec()
+        if axes.images and place.colspan.start > 0:
+            levels.setdefault(place.rowspan.start, []).append(axes)
+    assert [len(row) for row in levels.values()] == [5] * 5  # four maps and the regions
+    assert [len(x) for x in features.regions[-1]] == [1, 1]  # which is normalised to 0
+    for level, row in levels.items():
+        high = max(features.maps[name][level].max().item() for name in MAPS)
+        assert {x.images[0].get_clim() for x in row[:4]} == {(0, high or 1)}
+        assert [x.get_title().split(': ')[-1] for x in row] == [*MAPS, 'label regions']
+        assert all(len(x.patches) == 2 for x in row)  # the labelled boxes
+        assert {(x.get_xlim(), x.get_ylim()) for x in row} == {((0, 60), (50, 0))}
+
+
+def test_a_level_s_pixels_are_drawn_where_they_look_at_the_image(distiller, sample):
+    """That is around j · stride, where mmdet's anchors are; and there are the binary regions."""
+    distiller.teacher.soft_regions = False
+    features = look(distiller, sample)
+    figure = draw_features(features, CLASSES)
+    first = next(x for x in figure.axes if 'level 0' in x.get_title())
+    regions = next(x for x in figure.axes if x.get_title() == 'label regions')
+    for x in range(0, 60, 8):
+        for y in range(0, 50, 8):
+            value = features.maps['student'][0][y // 8, x // 8]
+            assert drawn_at(first, x, y) == pytest.approx(value.item())
+            color = tuple(drawn_at(regions, x, y))
+            inside = [
+                x1 <= x <= x2 and y1 <= y <= y2
+                for x1, y1, x2, y2 in sample.gt_instances.bboxes.tolist()
+            ]
+            grey = color[0] == color[1] == color[2]
+            assert (color == (1, 0, 0), color == (0, 0, 1), grey) == (*inside, not any(inside))
+
+
+def test_soft_regions_fade_where_objects_cover_a_pixel_in_part(distiller, sample):
+    sample.gt_instances = sample.gt_instances[:1]
+    x1, y1, x2, y2 = sample.gt_instances.bboxes[0].tolist()
+    figure = draw_features(look(distiller, sample), CLASSES)
+    regions = next(x for x in figure.axes if x.get_title() == 'label regions')
+    for x in range(0, 56, 8):
+        for y in range(0, 48, 8):
+            across, down = min(x2, x + 8) - max(x1, x), min(y2, y + 8) - max(y1, y)
+            share = max(across, 0) * max(down, 0) / 64
+            expected = [(1 - share) * BACKGROUND + share * (i == 0) for i in range(3)]
+            np.testing.assert_allclose(drawn_at(regions, x + 4, y + 4), expected, atol=1e-6)
+
+
+def drawn_at(axes, x, y):
+    """What an axes' image has at a point, in input pixels."""
+    (image,) = axes.images
+    left, right, bottom, top = image.get_extent()
+    values = image.get_array()
+    row = int((y - top) / (bottom - top) * values.shape[0])
+    return values[row, int((x - left) / (right - left) * values.shape[1])]

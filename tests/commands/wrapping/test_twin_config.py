@@ -1,0 +1,365 @@
+"""The twins of real stock configs: read back, and some of them built."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import DefaultOptimWrapperConstructor
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.wrapping import TwinOptions, write_twin
+
+ROOT = Path(__file__).parents[3]
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+STOCK = [
+    RETINANET,
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',  # data_preprocessor at the top
+    'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py',  # its own imports
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py',  # MultiImageMixDataset, custom_hooks
+    'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_20e_coco.py',  # lists of heads
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_ms-3x_coco.py',  # RepeatDataset
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+]
+TINY = """
+_base_ = ['mmdet::_base_/models/{model}', 'mmdet::_base_/datasets/coco_detection.py',
+          'mmdet::_base_/default_runtime.py', 'mmdet::_base_/schedules/schedule_1x.py']
+model = dict(backbone=dict(init_cfg=None))
+"""
+
+
+def bare(config):
+    """A config without the scope that mmengine writes into what it inherits from a package."""
+    if isinstance(config, dict):
+        return {key: bare(value) for key, value in config.items() if key != '_scope_'}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(bare, config))
+    return config
+
+
+def read(path) -> dict:
+    return bare(Config.fromfile(path, import_custom_modules=False)._cfg_dict.to_dict())
+
+
+def read_stock(tmp_path, name) -> dict:
+    (tmp_path / 'heir.py').write_text(f"_base_ = '{name}'\n")
+    return read(tmp_path / 'heir.py')
+
+
+def twin_of(tmp_path, stock=RETINANET, build=False, **options) -> dict:
+    write_twin(str(stock), tmp_path / 'out/twin.py', TwinOptions(**options), build)
+    return read(tmp_path / 'out/twin.py')
+
+
+def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
+    path = tmp_path / 'stock.py'
+    path.write_text(TINY.format(model=model) + text)
+    return path
+
+
+@pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[0][7:])
+def test_a_twin_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
+    stock, twin = read_stock(tmp_path, name), twin_of(tmp_path, name)
+    assert twin.pop('model') == dict(type='SSSDDistiller', student=stock.pop('model'))
+    imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
+    imports['imports'].append('mmdet_sssd')
+    assert twin.pop('custom_imports') == imports
+    hooks, stock_hooks = twin.pop('default_hooks'), stock.pop('default_hooks')
+    shared = Config.fromfile(ROOT / 'configs/_base_/sssd.py').sssd_hooks
+    assert set(hooks) == set(stock_hooks) | set(shared)
+    for hook, config in stock_hooks.items():
+        assert config.items() <= {**config, **hooks[hook]}.items() or hook in shared
+    assert twin == stock
+
+
+def test_without_options_it_is_the_config_of_the_readme(tmp_path):
+    (readme,) = re.findall(
+        r"```python\n(_base_ = 'mmdet::.*?)```", (ROOT / 'README.md').read_text(), re.S
+    )
+    write_twin(RETINANET, tmp_path / 'twin.py')
+    assert (tmp_path / 'twin.py').read_text() == readme
+
+
+def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
+    guide = (ROOT / 'docs/user_guide.md').read_text()
+    command, written = re.findall(
+        r'```bash\nmim run mmdet_sssd wrap_config (.*?)```\n\n```python\n(.*?)```', guide, re.S
+    )[0]
+    (tmp_path / 'data/cells').mkdir(parents=True)
+    names = ('platelet', 'red', 'white')
+    content = {'images': [], 'categories': [{'id': i, 'name': x} for i, x in enumerate(names)]}
+    (tmp_path / 'data/cells/train.json').write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert run_tool(monkeypatch, *command.replace('\\\n', '').split()) == 0
+    assert Path('my_config.py').read_text() == written
+
+
+def run_tool(monkeypatch, *args):
+    """Run the tool in this process and give what it ends with."""
+    monkeypatch.setattr(sys, 'argv', ['wrap_config', *map(str, args)])
+    try:
+        runpy.run_path(str(ROOT / 'tools/wrap_config.py'), run_name='__main__')
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_hooks_and_settings_follow_the_options(tmp_path):
+    twin = twin_of(
+        tmp_path,
+        loss='JSDistanceLoss',
+        dim='channel',
+        tau=2.0,
+        distill_coef=3.0,
+        policy='inverse_lr',
+        factor=3.0,
+        max_decays=-1,
+        context_box=False,
+        detach_appearance=True,
+        from_scratch=True,
+    )
+    settings = {key: value for key, value in twin['model'].items() if key != 'student'}
+    assert settings == dict(
+        type='SSSDDistiller',
+        teacher=dict(add_context_box=False, detach_appearance=True),
+        distill_loss=dict(type='JSDistanceLoss', dim='channel', tau=2.0),
+        distill_coef=3.0,
+    )
+    hook = twin['default_hooks']['distill_coef']
+    assert hook == dict(type='AdaptiveDistillCoefHook', policy='inverse_lr', factor=3.0)
+    assert 'freeze_backbone' not in twin['default_hooks']
+
+
+def test_what_is_the_default_already_is_not_written(tmp_path):
+    plain = twin_of(tmp_path)
+    text = (tmp_path / 'out/twin.py').read_text()
+    defaults = dict(
+        loss='JSDistanceLoss',
+        dim='spatial',
+        tau=1.0,
+        policy='step',
+        factor=2.0,
+        max_decays=1,
+        context_box=True,
+        detach_appearance=False,
+    )
+    assert twin_of(tmp_path, **defaults) == plain
+    assert (tmp_path / 'out/twin.py').read_text() == text
+
+
+def test_classes_reach_every_stage_of_a_cascade(tmp_path):
+    twin = twin_of(
+        tmp_path,
+        'mmdet::scnet/scnet_r50_fpn_1x_coco.py',
+        build=True,
+        classes=('platelet', 'red', 'white'),
+    )
+    for stage in ('train', 'val', 'test'):
+        assert twin[f'{stage}_dataloader']['dataset']['metainfo']['classes'] == (
+            'platelet',
+            'red',
+            'white',
+        )
+    student = twin['model']['student']
+    assert student['roi_head']['semantic_head']['num_classes'] == 183  # stuff, not objects
+    student['backbone']['init_cfg'] = None
+    roi_head = MODELS.build(ConfigDict(student)).roi_head
+    assert [head.fc_cls.out_features for head in roi_head.bbox_head] == [4, 4, 4]
+    assert roi_head.mask_head.conv_logits.out_channels == 3
+    assert roi_head.glbctx_head.fc.out_features == 3
+
+
+WRAPPED = """
+first, second = ({{**_base_.train_dataloader.dataset, 'ann_file': x}} for x in ('a.json', 'b.json'))
+train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset', pipeline=[],
+    dataset=dict(type='ConcatDataset', datasets=[
+        dict(type='RepeatDataset', times=2, dataset=first),
+        dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=second)])))
+val_evaluator = [dict(type='CocoMetric', ann_file='old.json'), dict(type='DumpDetResults')]
+"""
+
+
+def test_data_and_classes_reach_wrapped_data_sets_and_lists_of_evaluators(tmp_path):
+    stock = stock_file(tmp_path, WRAPPED.replace('{{', '{').replace('}}', '}'))
+    names = tuple(f'a class with a long name, number {i}' for i in range(4))
+    twin = twin_of(tmp_path, stock, data_root='cells', val_ann='val.json', classes=names)
+    first, second = twin['train_dataloader']['dataset']['dataset']['datasets']
+    assert [x['dataset']['ann_file'] for x in (first, second)] == ['a.json', 'b.json']
+    for dataset in (
+        first['dataset'],
+        second['dataset'],
+        twin['val_dataloader']['dataset'],
+        twin['test_dataloader']['dataset'],
+    ):
+        assert dataset['data_root'] == 'cells'
+        assert dataset['metainfo'] == dict(classes=names)
+    assert first['dataset']['data_prefix'] == dict(img='train2017/')
+    assert twin['val_dataloader']['dataset']['ann_file'] == 'val.json'
+    assert twin['val_evaluator'][0]['ann_file'] == 'cells/val.json'
+    assert twin['test_evaluator']['ann_file'] == 'cells/val.json'
+    assert twin['model']['student']['bbox_head']['num_classes'] == 4
+    assert_tidy(tmp_path / 'out/twin.py')
+
+
+def assert_tidy(path):
+    """As ruff would leave it."""
+    for command in (['format', '--diff'], ['check']):
+        settings = ['--config', ROOT / 'pyproject.toml', '--no-cache']
+        subprocess.run([sys.executable, '-m', 'ruff', *command, *settings, path], check=True)
+
+
+def test_a_long_config_is_tidy(tmp_path):
+    options = dict(
+        context_box=False, detach_appearance=True, loss='NormedMSELoss', distill_coef=3.0
+    )
+    twin_of(tmp_path, classes=('cat',), policy='constant', **options)
+    assert_tidy(tmp_path / 'out/twin.py')
+
+
+def test_image_folders_leave_other_prefixes(tmp_path):
+    twin = twin_of(
+        tmp_path, 'mmdet::htc/htc_r50_fpn_1x_coco.py', train_img='images', val_img='images'
+    )
+    train, val = (twin[f'{x}_dataloader']['dataset']['data_prefix'] for x in ('train', 'val'))
+    assert train == dict(img='images', seg='stuffthingmaps/train2017/')
+    assert val == dict(img='images')
+
+
+def test_masks_are_loaded_wherever_annotations_are(tmp_path):
+    twin = twin_of(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', masks=True)
+    switched = next(x for x in twin['custom_hooks'] if x['type'] == 'PipelineSwitchHook')
+    for pipeline in (twin['train_dataloader']['dataset']['pipeline'], switched['switch_pipeline']):
+        (step,) = [x for x in pipeline if x['type'] == 'LoadAnnotations']
+        assert step == dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+    assert twin['model']['teacher'] == dict(use_masks=True)
+
+
+def test_a_file_is_inherited_by_its_relative_path(tmp_path):
+    twin = twin_of(tmp_path, stock_file(tmp_path, ''))
+    assert (tmp_path / 'out/twin.py').read_text().startswith("_base_ = '../stock.py'\n")
+    moved = tmp_path.with_name(f'{tmp_path.name}_moved')
+    tmp_path.rename(moved)
+    assert read(moved / 'out/twin.py') == twin
+
+
+def test_a_twin_is_inherited_and_overridden_like_any_config(tmp_path):
+    twin = twin_of(tmp_path)
+    heir = tmp_path / 'out/heir.py'
+    heir.write_text(
+        "_base_ = './twin.py'\n"
+        'model = dict(student=dict(bbox_head=dict(num_classes=7)), distill_coef=2)\n'
+        "default_hooks = dict(freeze_backbone=None, distill_coef=dict(policy='constant'))\n"
+    )
+    cfg = Config.fromfile(heir)
+    assert cfg.model.student.bbox_head.num_classes == 7
+    assert cfg.model.student.bbox_head.type == twin['model']['student']['bbox_head']['type']
+    assert cfg.default_hooks.distill_coef.max_decays == 1
+    cfg.merge_from_dict({'model.student.bbox_head.num_classes': 5})  # --cfg-options
+    cfg.model.student.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    assert model.student.bbox_head.num_classes == model.teacher.num_classes == 5
+    assert model.distill_coef == 2
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
+    pass
+
+
+def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
+    (note,) = write_twin(STOCK[3], tmp_path / 'twin.py', build=False)
+    assert '--from-scratch leaves it out' in note
+    scratch = TwinOptions(from_scratch=True)
+    assert write_twin(STOCK[3], tmp_path / 'twin.py', scratch, build=False) == []
+    (note,) = write_twin(RETINANET, tmp_path / 'twin.py', scratch, build=False)
+    assert 'model.student.backbone.init_cfg=None' in note
+    # mmdet's constructor knows distillers here; others may not.
+    assert write_twin(STOCK[2], tmp_path / 'twin.py', build=False) == []
+    stock = tmp_path / 'stock.py'
+    stock.write_text(
+        f"_base_ = '{RETINANET}'\noptim_wrapper = dict(constructor='ForeignDecayConstructor')\n"
+    )
+    (note,) = write_twin(str(stock), tmp_path / 'twin.py', build=False)
+    assert 'ForeignDecayConstructor' in note
+    assert 'mmdet_sssd.optimizers.StudentNames' in note
+
+
+@pytest.mark.parametrize(
+    ('stock', 'options', 'message'),
+    [
+        ('mmdet::no/such.py', {}, r'no/such\.py cannot be read as a config \('),
+        ('no_such_file.py', {}, r'no_such_file\.py cannot be read as a config \(FileNotFoundError'),
+        ('mmdet::common/lsj-100e_coco-detection.py', {}, r'has no model\.type; accepted'),
+        (RETINANET, dict(loss='NormedMSELoss', dim='all', tau=2.0), 'has no --dim and no --tau'),
+        (RETINANET, dict(tau=-1.0), r'distill_loss\.tau is -1\.0; accepted: a number > 0'),
+        (RETINANET, dict(factor=0.0), r'AdaptiveDistillCoefHook\.factor is 0\.0; accepted'),
+        (RETINANET, dict(data_root='/nowhere'), r'/nowhere/annotations/instances_train2017\.json'),
+        (STOCK[1], dict(classes=('a',)), r'model\.panoptic_head\.num_things_classes: the classes'),
+        (
+            'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
+            dict(train_ann='train.json'),
+            r'train_dataloader has 2 data sets .* ambiguous',
+        ),
+        (
+            'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5.py',
+            dict(classes=('a',)),
+            r"train_dataloader\.dataset\.dataset\.type is 'LVISV05Dataset'; .* accept: CocoDataset",
+        ),
+        ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(classes=('a',)), r'model \(RPN\) has no num_cl'),
+        (
+            'mmdet::mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py',
+            dict(classes=('a',)),
+            r'model\.language_model: the classes of a GroundingDINO are more than a number',
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path, stock, options, message):
+    with pytest.raises(ConfigError, match=message):
+        twin_of(tmp_path, stock, **options)
+    assert not list(tmp_path.glob('out/*'))
+
+
+def test_a_model_that_cannot_be_distilled_is_refused_unless_it_is_not_built(tmp_path):
+    stock = stock_file(tmp_path, 'model = dict(neck=dict(type="NoSuchNeck"))\n')
+    with pytest.raises(ConfigError, match=r'model\.student \(RetinaNet\) cannot be built'):
+        twin_of(tmp_path, stock, build=True)
+    assert not list(tmp_path.glob('out/*'))
+    assert twin_of(tmp_path, stock)['model']['student']['neck']['type'] == 'NoSuchNeck'
+
+
+def test_distilled_and_new_style_configs_are_refused(tmp_path):
+    twin_of(tmp_path)
+    with pytest.raises(ConfigError, match=r'twin\.py is distilled already .* inherit it'):
+        write_twin(str(tmp_path / 'out/twin.py'), tmp_path / 'again.py')
+    lazy = tmp_path / 'lazy.py'
+    lazy.write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n    from .base import *\n'
+        "model = dict(type='RetinaNet')\n"
+    )
+    with pytest.raises(ConfigError, match=r'is a new-style config \(`with read_base\(\)`\)'):
+        write_twin(str(lazy), tmp_path / 'again.py')
+
+
+def test_the_tool_writes_once_and_ends_with_the_message(tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'twin.py'
+    assert run_tool(monkeypatch, RETINANET, '--out', out, '--no-build', '--max-decays', 2) == 0
+    assert f'mim train mmdet_sssd {out}' in capsys.readouterr().out
+    written = out.read_text()
+    assert "distill_coef=dict(type='AdaptiveDistillCoefHook', max_decays=2)" in written
+    again = (RETINANET, '--out', out, '--no-build')
+    assert (
+        run_tool(monkeypatch, *again) == f'error: --out {out} is there already; --force replaces it'
+    )
+    assert out.read_text() == written
+    assert run_tool(monkeypatch, *again, '--force') == 0
+    assert out.read_text() != written
+    stock = stock_file(tmp_path, '')
+    assert 'accepted: another .py file' in run_tool(monkeypatch, stock, '--out', stock, '--force')
+    assert os.path.getsize(stock) > 0
