@@ -110,9 +110,10 @@ class CellRunner:
 
         with ThreadPoolExecutor(self.jobs) as pool:
             tasks = [pool.submit(run_one, *x) for x in cells if not self.is_done(x[0])]
+            unfinished = tasks
             try:
-                while any(not task.done() for task in tasks):
-                    wait(tasks, POLL)
+                while unfinished:
+                    unfinished = wait(tasks, POLL).not_done
                     on_change(list(running), list(finished), list(failures))
                     _raise_unexpected(tasks)
             finally:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.comparison import runs
 from mmdet_sssd.commands.comparison.cells import Cell, CellResult, check_started, keep_arm_config
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
 from mmdet_sssd.commands.comparison.study import in_use
@@ -142,6 +144,22 @@ def test_stopping_stops_what_runs_and_starts_nothing_more(comparison):
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert comparison.calls == ['arm 0']
+
+
+def test_a_program_error_is_raised_even_before_the_first_look(comparison, monkeypatch):
+    class Prompt(ThreadPoolExecutor):
+        def submit(self, *args):
+            task = super().submit(*args)
+            wait([task])
+            return task
+
+    def broken(*_):
+        raise RuntimeError('a bug')
+
+    monkeypatch.setattr(runs, 'ThreadPoolExecutor', Prompt)
+    monkeypatch.setattr(CellRunner, '_run_cell', broken)
+    with pytest.raises(RuntimeError, match='a bug'):
+        comparison.run(0, 1)
 
 
 def test_several_at_a_time(comparison):
