@@ -160,7 +160,11 @@ def markdown(results: Results, summaries: Mapping[str, Mapping[str, Summaries]])
 
 def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
     """Tell whether an arm other than the baseline shares a seed with the reference."""
-    return any(arm not in (BASELINE, reference) and x.differences for arm, x in arms.items())
+    return any(x.differences for x in _rivals(arms, reference).values())
+
+
+def _rivals(arms: Summaries, reference: str) -> Summaries:
+    return {arm: x for arm, x in arms.items() if arm not in (BASELINE, reference)}
 
 
 def _name(arm: str) -> str:
@@ -192,18 +196,20 @@ def _difference_table(arms: Summaries, reference: str) -> str:
     names = _ap_names(x.differences for x in arms.values())
     rows = [
         [arm, x.verdict, *(_interval(x.differences.get(name)) for name in names)]
-        for arm, x in arms.items()
-        if arm not in (BASELINE, reference)
+        for arm, x in _rivals(arms, reference).items()
     ]
     return _table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
 
 
 def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
-    by_reference = next(iter(summaries.values()), {BASELINE: {}})
-    arms = by_reference[BASELINE]
-    compared = sum(
-        arm not in (BASELINE, reference) for reference, arms in by_reference.items() for arm in arms
-    )
+    differences = [
+        x.differences['AP']
+        for by_reference in summaries.values()
+        for reference, arms in by_reference.items()
+        for x in _rivals(arms, reference).values()
+        if x.differences
+    ]
+    intervals = sum(x.low is not None for x in differences)
     devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
     notes = [
         '- AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
@@ -214,13 +220,12 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         f'{_memory_kind(devices)}. Both relative to the baseline with the same seed '
         f'({", ".join(devices)}).',
     ]
-    if compared > 1:
-        where = 'on each data set ' if len(summaries) > 1 else ''
+    if intervals > 1:
         notes.append(
-            f'- {compared} differences of AP {where}are listed and each interval stands for itself: '
-            f'without any effect, about {0.05 * compared:.2g} of {compared} would exclude 0 by chance.'
+            f'- {intervals} differences of AP have an interval, and each stands for itself: without '
+            f'any effect, about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
         )
-    if BASELINE not in arms:
+    if BASELINE not in results:
         notes.append('- There is no result of the baseline yet, so there are no differences.')
     return notes
 

@@ -25,8 +25,16 @@ def test_levels_differences_and_words(tmp_path):
     better = row(text, 'better')
     assert better[9:][:2] == ['higher than the baseline', '+1.0 [+0.8, +1.2] (n=3)']
     assert 'no evidence of a difference' in row(text, 'same')
-    assert '2 differences of AP are listed' in text
+
+
+def test_chance_is_told_of_differences_with_an_interval_alone(tmp_path):
+    cells = results(baseline=[40.0, 42.0, 44.0], better=[41.0, 43.1, 44.9], same=[41, 41, 43])
+    cells |= results(single=[45.0], shifted=[41.0, 43.0, 45.0])
+    text = write_report(tmp_path, cells)
+    assert '2 differences of AP have an interval' in text
     assert 'about 0.1 of 2 would exclude 0 by chance' in text
+    single = write_report(tmp_path, results(baseline=[40.0], sssd=[41.0], lgd=[42.0]))
+    assert 'by chance' not in single
 
 
 def test_one_seed_is_said_to_have_no_interval(tmp_path):
@@ -72,7 +80,7 @@ def test_differences_to_another_arm_stand_beside_those_to_the_baseline(tmp_path)
     assert 'Difference to the baseline, paired by seed:' in head
     assert row(tail, 'sssd')[:2] == ['higher than lgd', '+0.5 [+0.4, +0.7] (n=3)']
     assert row(tail, 'baseline') == row(tail, 'lgd') == []
-    assert '3 differences of AP are listed' in text
+    assert '3 differences of AP have an interval' in text
     content = json.loads((tmp_path / 'report.json').read_text())['val']
     ours, theirs = content['relative to lgd']['sssd'], content['relative to baseline']['sssd']
     assert ours['differences']['AP']['mean'] == pytest.approx(1.6 / 3)
@@ -81,11 +89,11 @@ def test_differences_to_another_arm_stand_beside_those_to_the_baseline(tmp_path)
 
 def test_both_splits_side_by_side_and_as_files(tmp_path):
     cells = {
-        arm: {s: result(arm, s, ap + s, splits=('val', 'test')) for s in range(2)}
-        for arm, ap in (('baseline', 40), ('sssd', 41), ('lgd', 41))
+        arm: {s: result(arm, s, ap + step * s, splits=('val', 'test')) for s in range(2)}
+        for arm, ap, step in (('baseline', 40, 1), ('sssd', 40.5, 2), ('lgd', 40, 2))
     }
     text = write_report(tmp_path, cells)
-    assert '2 differences of AP on each data set are listed' in text
+    assert '4 differences of AP have an interval' in text
     assert text.index('## Validation data') < text.index('## Test data')
     rows = list(csv.DictReader((tmp_path / 'report.csv').open()))
     assert len(rows) == 12
