@@ -139,7 +139,10 @@ class Study:
                     f'arm {arm.name} takes as much training time as {arm.match_time}, and '
                     f'{min(missing)} is not among --arms; add it'
                 )
-        return {arm.name: self._config(arm) for arm in self.arms}
+        configs = {arm.name: self._config(arm) for arm in self.arms}
+        for arm in [x for x in self.arms if x.match_time]:
+            stretched(configs[arm.name], 1)  # refuses what it cannot stretch
+        return configs
 
     def _config(self, arm: Arm) -> Config:
         return comparable_config(arm_config(arm, self.roots, self.options.cfg_options))

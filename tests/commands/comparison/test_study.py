@@ -180,6 +180,13 @@ def test_options_that_do_not_go_together(options, message):
             dict(arms=['baseline_longer', 'baseline']),
             r'as much training time as sssd, and sssd is not',
         ),
+        (
+            dict(
+                arms=['baseline', 'sssd', 'baseline_longer'],
+                cfg_options={'param_scheduler': [dict(type='WarmupHoldLR')]},
+            ),
+            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: where a schedule is stretched",
+        ),
         (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
         (dict(cfg_options={'val_evaluator': None}), r'val_evaluator of the config is None'),
     ],
