@@ -3,7 +3,7 @@
 #                its distiller, and if it has none with the one that `wrap_config` puts around it
 #   cfg_options  what changes in the base's config, as in --cfg-options; a dict of another type than
 #                what it is merged into replaces that
-#   match_time   an arm; the schedule is stretched until training takes as long as that arm's
+#   match_time   an arm; the schedule is stretched until its steps take as long together as that arm's
 JS = dict(type='JSDistanceLoss')
 STEP = dict(type='AdaptiveDistillCoefHook', policy='step')
 CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')

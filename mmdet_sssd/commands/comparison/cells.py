@@ -91,6 +91,7 @@ class CellResult:
         versions: Of this package and torch.
         metrics: By split (``'val'``, ``'test'``), what the evaluators gave for the last checkpoint.
         curve: AP at each validation in percent, by epoch or iteration.
+        step_seconds: The median iteration; None in results of version 0.1.
     """
 
     arm: str
@@ -103,6 +104,7 @@ class CellResult:
     versions: dict[str, str]
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
+    step_seconds: float | None = None
 
     def write(self, path: Path) -> None:
         """Write it to a file, whole or not at all, a line for each field."""
@@ -123,6 +125,11 @@ class CellResult:
             raise ConfigError(
                 f'{path} is no result of compare ({error}); remove it to have the cell trained again'
             ) from error
+
+    @property
+    def median_seconds(self) -> float | None:
+        """The training time by the median iteration, which pauses hardly change."""
+        return None if self.step_seconds is None else self.step_seconds * self.iterations
 
     def ap(self, split: str) -> dict[str, float]:
         """Give AP, AP50 … of a split in percent; empty if it was not evaluated."""

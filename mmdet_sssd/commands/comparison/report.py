@@ -23,6 +23,8 @@ SPLITS = {
     'test': 'test data, last checkpoint',
 }
 
+MEDIAN_TIME = 'median step × iterations'
+
 
 @dataclass
 class ArmSummary:
@@ -35,6 +37,7 @@ class ArmSummary:
         class_differences: The AP of each class minus the reference's, paired by seed.
         verdict: What the difference of AP is worth, in words; empty for the reference itself.
         time_ratio: Training time relative to the reference's.
+        median_time_ratio: The same by the median iteration of each.
         memory_ratio: Peak memory relative to the reference's.
     """
 
@@ -44,6 +47,7 @@ class ArmSummary:
     class_differences: dict[str, Estimate]
     verdict: str
     time_ratio: Estimate
+    median_time_ratio: Estimate
     memory_ratio: Estimate
 
 
@@ -75,6 +79,7 @@ def _summary(have: Results, arm: str, reference: str, split: str) -> ArmSummary:
         class_differences=_differences(cells, rivals, by_class),
         verdict='' if arm == reference else worth,
         time_ratio=_ratio(cells, rivals, 'train_seconds'),
+        median_time_ratio=_ratio(cells, rivals, 'median_seconds'),
         memory_ratio=_ratio(cells, rivals, 'peak_memory'),
     )
 
@@ -101,7 +106,8 @@ def _ratio(
     cells: Mapping[int, CellResult], reference: Mapping[int, CellResult], name: str
 ) -> Estimate:
     ours, theirs = (
-        {seed: getattr(cell, name) for seed, cell in x.items()} for x in (cells, reference)
+        {seed: value for seed, cell in x.items() if (value := getattr(cell, name)) is not None}
+        for x in (cells, reference)
     )
     return paired_ratio(ours, theirs)
 
@@ -179,17 +185,20 @@ def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _ap_table(arms: Summaries) -> str:
     names = _ap_names(x.ap for x in arms.values())
+    costs = {'training time': 'time_ratio', MEDIAN_TIME: 'median_time_ratio'}
+    if not any(x.median_time_ratio.count for x in arms.values()):
+        del costs[MEDIAN_TIME]
+    costs['peak memory'] = 'memory_ratio'
     rows = [
         [
             arm,
             str(len(x.seeds)),
             *(_level(x.ap.get(name)) for name in names),
-            _times(x.time_ratio),
-            _times(x.memory_ratio),
+            *(_times(getattr(x, field)) for field in costs.values()),
         ]
         for arm, x in arms.items()
     ]
-    return _table(['arm', 'seeds', *names, 'training time', 'peak memory'], rows)
+    return _table(['arm', 'seeds', *names, *costs], rows)
 
 
 def _difference_table(arms: Summaries, reference: str) -> str:
@@ -216,8 +225,9 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         'the number of seeds that both arms have. An interval that contains 0 is no evidence of a '
         'difference, nor of there being none.',
         '- Of the last checkpoint, not the best: to choose on the data that one reports flatters.',
-        '- Training time is the sum over iterations, without validation; memory is the peak, '
-        f'{_memory_kind(devices)}. Both relative to the baseline with the same seed '
+        '- Training time is the sum over iterations, without validation; other work on the machine '
+        f'adds to it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak, '
+        f'{_memory_kind(devices)}. All relative to the baseline with the same seed '
         f'({", ".join(devices)}).',
     ]
     if intervals > 1:
@@ -263,17 +273,17 @@ def as_csv(results: Results) -> str:
     text = io.StringIO()
     all_cells = [cell for cells in results.values() for cell in cells.values()]
     aps = _ap_names(cell.ap(split) for cell in all_cells for split in cell.metrics)
-    cost_names = ['iterations', 'train_seconds', 'peak_memory_mib']
+    cost_names = ['iterations', 'train_seconds', 'step_seconds', 'peak_memory_mib']
     names = ['arm', 'seed', 'split', *aps, *cost_names, 'device']
     writer = csv.DictWriter(text, names, lineterminator='\n')
     writer.writeheader()
     for arm, cells in results.items():
         for seed, cell in cells.items():
             for split in cell.metrics:
-                costs = (cell.iterations, cell.train_seconds, cell.peak_memory)
                 row = {'arm': arm, 'seed': seed, 'split': split, 'device': cell.device}
                 row.update({k: round(v, 3) for k, v in cell.ap(split).items()})
-                writer.writerow({**row, **dict(zip(cost_names, costs, strict=True))})
+                row.update({x: getattr(cell, x.removesuffix('_mib')) for x in cost_names})
+                writer.writerow(row)
     return text.getvalue()
 
 

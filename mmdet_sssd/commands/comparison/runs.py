@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
@@ -127,7 +128,21 @@ class CellRunner:
             ConfigError: if it could not be trained; the message is the rehearsal's.
         """
         config = self._write_config(cell, cfg)
-        self._process('train', [config, '--work-dir', cell.folder, '--dry-run'], cell, {})
+        self._tool('train', [config, '--work-dir', cell.folder, '--dry-run'], cell, {})
+
+    def measure(self, configs: Sequence[Path], out: Path, log: Path) -> None:
+        """Measure the training steps of config files, with what a cell has of the machine.
+
+        Args:
+            configs: The files.
+            out: Where :func:`~..step_times.write_step_times` writes to.
+            log: What the process prints.
+
+        Raises:
+            ConfigError: if they cannot be trained.
+        """
+        arguments = ['-m', 'mmdet_sssd.commands.step_times', out, *configs]
+        self._process('step_times', arguments, log, slot_environments(self.jobs)[0])
 
     def _run_cell(self, cell: Cell, cfg: Config, environment: dict[str, str]) -> None:
         if cell.result_file.is_file():
@@ -150,7 +165,7 @@ class CellRunner:
     def _train(self, cell: Cell, cfg: Config, environment: dict[str, str]) -> CellResult:
         config = self._write_config(cell, cfg)
         resume = ['--resume'] if any(cell.folder.glob('*.pth')) else []
-        self._process('train', [config, '--work-dir', cell.folder, *resume], cell, environment)
+        self._tool('train', [config, '--work-dir', cell.folder, *resume], cell, environment)
         unit, count = length(cfg)
         validations = read_validations(cell.folder)
         metrics = validations.get(count) or self._evaluate(cell, cfg, 'val', environment)
@@ -176,7 +191,7 @@ class CellRunner:
         config, folder = cell.folder / f'{split}.py', cell.folder / split
         AtomicLocalBackend().put_text(cfg.pretty_text, str(config))
         shutil.rmtree(folder, ignore_errors=True)
-        self._process('test', [config, cell.checkpoint, '--work-dir', folder], cell, environment)
+        self._tool('test', [config, cell.checkpoint, '--work-dir', folder], cell, environment)
         (path,) = folder.glob('*/*.json')
         metrics = json.loads(path.read_text(encoding='utf-8'))
         check_metrics(cell, metrics)
@@ -186,19 +201,23 @@ class CellRunner:
         AtomicLocalBackend().put_text(cell.config(cfg).pretty_text, str(cell.config_file))
         return cell.config_file
 
-    def _process(
-        self, tool: str, args: Sequence[Any], cell: Cell, environment: dict[str, str]
+    def _tool(
+        self, name: str, args: Sequence[Any], cell: Cell, environment: dict[str, str]
     ) -> None:
-        """Run a tool of this package to its end."""
-        command = [sys.executable, str(self.tools / f'{tool}.py'), *map(str, args)]
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        with open(cell.log, 'ab') as log:
+        self._process(name, [self.tools / f'{name}.py', *args], cell.log, environment)
+
+    def _process(
+        self, name: str, args: Sequence[Any], log: Path, environment: dict[str, str]
+    ) -> None:
+        """Run a Python program to its end."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, 'ab') as output:
             with self.lock:
                 if self.stopping:
                     raise _Stopped
                 process = subprocess.Popen(
-                    command,
-                    stdout=log,
+                    [sys.executable, *map(str, args)],
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **environment},
                     close_fds=False,  # the lock of the work directory is theirs too
@@ -206,7 +225,7 @@ class CellRunner:
                 self.processes.add(process)
             try:
                 code = process.wait()
-            except KeyboardInterrupt:  # of a dry run; others are waited for in threads
+            except KeyboardInterrupt:  # in the main thread; cells are waited for in others
                 process.terminate()
                 raise
         with self.lock:
@@ -214,7 +233,7 @@ class CellRunner:
             if self.stopping:
                 raise _Stopped
         if code:
-            raise ConfigError(_last_words(cell.log, tool, code))
+            raise ConfigError(_last_words(log, name, code))
 
     def _stop(self, tasks: list[Future]) -> None:
         """Stop all processes, if there are any, and let none start."""
@@ -249,15 +268,17 @@ def read_costs(checkpoint: Path) -> dict[str, Any]:
     """Read from a checkpoint what :class:`TrainingCostHook` noted.
 
     Returns:
-        The fields of :class:`~.cells.CellResult` ``iterations``, ``train_seconds``, ``peak_memory``
-        and ``device``.
+        The fields of :class:`~.cells.CellResult` ``iterations``, ``train_seconds``, ``step_seconds``,
+        ``peak_memory`` and ``device``.
     """
     content = torch.load(checkpoint, map_location='cpu', weights_only=False, mmap=True)
     scalars = content['message_hub']['log_scalars']
+    times = scalars['train/time'].data[0]
     return {
         'device': content['message_hub']['runtime_info']['device'],
         'iterations': content['meta']['iter'],
-        'train_seconds': round(float(scalars['train/time'].data[0].sum()), 3),
+        'train_seconds': round(float(times.sum()), 3),
+        'step_seconds': round(float(np.median(times)), 6),
         'peak_memory': round(float(scalars['train/peak_memory'].data[0].max()), 1),
     }
 
@@ -268,13 +289,13 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if k not in others and isinstance(v, (int, float))}
 
 
-def _last_words(log: Path, tool: str, code: int) -> str:
+def _last_words(log: Path, name: str, code: int) -> str:
     """Take what a failed process said last: the message of an error, or the exception."""
     lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
     last = lines[-1] if lines else ''
     if code < 0:
-        return f'{tool} was killed by signal {-code}'
-    return re.sub(r'^error: ', '', last) or f'{tool} ended with exit code {code}'
+        return f'{name} was killed by signal {-code}'
+    return re.sub(r'^error: ', '', last) or f'{name} ended with exit code {code}'
 
 
 def _raise_unexpected(tasks: list[Future]) -> None:

@@ -1,7 +1,6 @@
 """A comparison from its command line to its report."""
 
 import fcntl
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from .progress import ProgressDisplay
 from .report import Results, write_report
 from .runs import CellRunner, Failure
 from .schedule import length, stretched
-from .statistics import paired_ratio
+from .time_match import match_note, matched_step_times, time_ratio
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,12 @@ class Study:
     def _train(self) -> list[Failure]:
         configs = self._configs()
         with in_use(self.work_dir):
-            self._check(configs)
-            with ProgressDisplay(self._count_missing()) as self.progress:
-                failures = self._run_cells(configs)
-                for arm in [x for x in self.arms if x.match_time]:
-                    failures += self._run_longer(arm)
-        return failures
+            self._check({arm.name: configs[arm.name] for arm in self.arms if not arm.match_time})
+            for arm in [x for x in self.arms if x.match_time]:
+                configs[arm.name] = self._matched(arm, configs)
+            with ProgressDisplay(self._count_missing()) as progress:
+                progress.lengths = {name: length(cfg) for name, cfg in configs.items()}
+                return self.runner.run(self._all_cells(configs), progress.update)
 
     def _configs(self) -> dict[str, Config]:
         """Make the configs of the arms."""
@@ -134,10 +133,10 @@ class Study:
             _check_test_data(self.roots['student'])
         names = [arm.name for arm in self.arms]
         for arm in self.arms:
-            if missing := {arm.match_time, BASELINE} - {None, *names} if arm.match_time else set():
+            if arm.match_time and arm.match_time not in names:
                 raise ConfigError(
                     f'arm {arm.name} takes as much training time as {arm.match_time}, and '
-                    f'{min(missing)} is not among --arms; add it'
+                    f'{arm.match_time} is not among --arms; add it'
                 )
         configs = {arm.name: self._config(arm) for arm in self.arms}
         for arm in [x for x in self.arms if x.match_time]:
@@ -152,68 +151,60 @@ class Study:
 
     def _check(self, configs: dict[str, Config]) -> None:
         """Find out before anything is trained what could not be."""
-        direct = {arm.name: configs[arm.name] for arm in self.arms if not arm.match_time}
-        for name, cfg in direct.items():
-            keep_arm_config(self.results, name, cfg)
-            for cell in self._cells(name):
-                check_started(cell, cfg)
+        for name, cfg in configs.items():
+            self._keep(name, cfg)
         if not self.options.dry_run:
             return
-        for name, cfg in direct.items():
+        for name, cfg in configs.items():
             cells = self._cells(name)
             if not any(cell.checkpoint or cell.result_file.is_file() for cell in cells):
                 print(f'dry run of {name}', flush=True)
-                try:
+                with _naming(name, cells[0].log):
                     self.runner.dry_run(cells[0], cfg)
-                except ConfigError as error:
-                    raise ConfigError(f'arm {name}: {error} (log: {cells[0].log})') from error
 
-    def _run_cells(self, configs: dict[str, Config]) -> list[Failure]:
-        """Train all arms seed by seed, so that there are pairs early."""
-        rows = [self._cells(arm.name) for arm in self.arms if not arm.match_time]
-        return self._run(
-            [(cell, configs[cell.arm]) for seed in zip(*rows, strict=True) for cell in seed]
-        )
-
-    def _run_longer(self, arm: Arm) -> list[Failure]:
-        """Train an arm whose schedule depends on how long others took."""
-        factor = self._stretch(arm)
-        if not factor:
-            reason = f'no seed of both {BASELINE} and {arm.match_time} is done'
-            return [Failure(cell, reason) for cell in self._cells(arm.name)]
-        cfg = stretched(self._config(arm), factor)
-        cfg.stretch = factor
-        keep_arm_config(self.results, arm.name, cfg)
-        for cell in self._cells(arm.name):
+    def _keep(self, arm: str, cfg: Config) -> None:
+        """Write an arm's config down, or make sure that it is the one that was begun with."""
+        keep_arm_config(self.results, arm, cfg)
+        for cell in self._cells(arm):
             check_started(cell, cfg)
-        return self._run([(cell, cfg) for cell in self._cells(arm.name)])
 
-    def _stretch(self, arm: Arm) -> float:
-        """Give the factor of an arm's schedule: the one it was trained with, or as measured now."""
-        written = self.results / arm.name / 'config.py'
-        if written.is_file():
-            return Config.fromfile(written, import_custom_modules=False).stretch
-        results = read_results(self.results, [BASELINE, arm.match_time])
-        seconds = [
-            {seed: cell.train_seconds for seed, cell in results.get(name, {}).items()}
-            for name in (arm.match_time, BASELINE)
-        ]
-        ratio = paired_ratio(*seconds).mean
-        return 0.0 if math.isnan(ratio) else round(ratio, 2)
+    def _matched(self, arm: Arm, configs: dict[str, Config]) -> Config:
+        """Stretch an arm's schedule to the training time of another."""
+        pair = {name: configs[name] for name in (arm.name, arm.match_time)}
+        folder = self.work_dir / arm.name / 'step_times'
+        with _naming(arm.name, folder / 'output.log'):
+            times = matched_step_times(self.runner.measure, pair, folder, self.results / arm.name)
+        factor = time_ratio(pair, times)
+        cfg = stretched(configs[arm.name], factor)
+        cfg.stretch = factor
+        self._keep(arm.name, cfg)
+        return cfg
+
+    def _all_cells(self, configs: dict[str, Config]) -> list[tuple[Cell, Config]]:
+        """List the cells seed by seed, so that there are pairs early."""
+        rows = [self._cells(name) for name in configs]
+        return [(cell, configs[cell.arm]) for seed in zip(*rows, strict=True) for cell in seed]
 
     def _count_missing(self) -> int:
         cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
         return sum(not self.runner.is_done(cell) for cell in cells)
 
-    def _run(self, cells: list[tuple[Cell, Config]]) -> list[Failure]:
-        self.progress.lengths |= {cell.arm: length(cfg) for cell, cfg in cells}
-        return self.runner.run(cells, self.progress.update)
-
     def _report(self, results: Results) -> None:
-        notes = [model_zoo_note(self.options.config)] if self.options.model_zoo else []
+        notes = [note for arm in results if (note := match_note(self.results / arm))]
+        if self.options.model_zoo:
+            notes.append(model_zoo_note(self.options.config))
         print(write_report(self.results, results, notes, self.options.against))
         for path in draw_plots(self.results, results):
             print(f'drawn: {path}')
+
+
+@contextmanager
+def _naming(arm: str, log: Path) -> Iterator[None]:
+    """Say in errors which arm they are about, and where more of them is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f'arm {arm}: {error} (log: {log})') from error
 
 
 def _check_test_data(cfg: Config) -> None:

@@ -3,7 +3,9 @@
 from mmdet_sssd.commands.comparison.cells import CellResult
 
 
-def result(arm, seed, ap, *, seconds=60.0, memory=500.0, splits=('val',), classes=None, **sizes):
+def result(
+    arm, seed, ap, *, seconds=60.0, step=None, memory=500.0, splits=('val',), classes=None, **sizes
+):
     """A result whose metrics are given in percent, as CocoMetric names them."""
     metrics = {
         'coco/bbox_mAP': ap / 100,
@@ -22,6 +24,7 @@ def result(arm, seed, ap, *, seconds=60.0, memory=500.0, splits=('val',), classe
         versions={},
         metrics=dict.fromkeys(splits, metrics),
         curve=[(1, ap / 2), (2, ap)],
+        step_seconds=step,
     )
 
 

@@ -1,6 +1,7 @@
 """What all cells have in common, and what stays as it was given."""
 
 import copy
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -10,6 +11,7 @@ from mmdet_sssd.commands.comparison.cells import Cell, comparable_config, read_r
 
 from .synthetic import result
 
+BENCHMARKS = Path(__file__).parents[3] / 'docs/benchmarks'
 GIVEN = dict(
     model=dict(type='RetinaNet', depth=3),
     train_dataloader=dict(batch_size=2),
@@ -105,3 +107,10 @@ def test_results_are_found_baseline_first_and_values_as_numbers(tmp_path):
     assert list(found['sssd']) == [9, 10]
     assert found['lgd'][9].metrics == result('lgd', 9, 40.0).metrics
     assert list(read_results(tmp_path, ['sssd', 'nothing', 'baseline'])) == ['sssd', 'baseline']
+
+
+def test_results_of_version_0_1_are_read_without_a_step_time():
+    found = read_results(BENCHMARKS / 'bccd_retinanet_24-epochs_new-seeds')
+    cell = next(iter(found['baseline'].values()))
+    assert cell.train_seconds > 0
+    assert cell.step_seconds is cell.median_seconds is None

@@ -73,6 +73,20 @@ def test_costs_are_relative_to_the_baseline_with_the_same_seed():
     assert summary.memory_ratio.mean == pytest.approx(1.5)
 
 
+def test_time_is_told_as_summed_and_by_the_median_step(tmp_path):
+    cells = {
+        'baseline': {0: result('baseline', 0, 40, seconds=10, step=0.1)},
+        'sssd': {0: result('sssd', 0, 40, seconds=25, step=0.18)},
+    }
+    text = write_report(tmp_path, cells)
+    assert '| training time | median step × iterations | peak memory |' in text
+    assert '| ×2.50 | ×1.80 | ×1.00 |' in text
+    first, second = csv.DictReader((tmp_path / 'report.csv').open())
+    assert (first['step_seconds'], second['step_seconds']) == ('0.1', '0.18')
+    cells['baseline'][0].step_seconds = None
+    assert '| median step' not in write_report(tmp_path, cells)
+
+
 def test_differences_to_another_arm_stand_beside_those_to_the_baseline(tmp_path):
     cells = results(baseline=[40.0, 42.0, 44.0], lgd=[40.5, 43.0, 44.4], sssd=[41.0, 43.6, 44.9])
     text = write_report(tmp_path, cells, against=['lgd'])

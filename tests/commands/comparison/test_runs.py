@@ -70,6 +70,7 @@ def test_what_a_run_leaves_is_its_result(comparison):
     assert result.curve == [[1, pytest.approx(20)], [2, pytest.approx(40)]]
     assert result.metrics['val'] == {'coco/bbox_mAP': 0.4, 'coco/cat_precision': 0.3}
     assert (result.train_seconds, result.peak_memory, result.iterations) == (8.5, 4.0, 4)
+    assert (result.step_seconds, result.median_seconds) == (1.75, 7.0)
     assert result.device == 'a GPU'
     assert comparison.cell(1).checkpoint.name == 'epoch_2.pth'
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.comparison.cells import Cell, CellResult
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+from mmdet_sssd.commands.step_times import read_step_times
 
 from ...small_runner import draw_shapes
 from ...tools.run_comparison import assert_equal_states
@@ -132,26 +134,50 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
 
 
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
-    """No seed of the rival is there, so nobody knows how long to train."""
+    study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
+    study.runner.tools = tmp_path / 'nowhere'
+    assert [str(x.cell) for x in study.run()] == ['baseline seed 0', 'sssd seed 0']
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith('failed: sssd seed 0: ')
+    assert '# Comparison' not in lines
+
+
+def test_a_schedule_is_matched_before_training_and_the_ratio_kept(config, tmp_path):
+    arms = ['baseline', 'sssd', 'baseline_longer']
+    options = StudyOptions(config, arms=arms, seeds=[0, 1], work_dir=tmp_path, dry_run=False)
+
+    def planned(study: Study) -> dict[str, Config]:
+        cells = []
+        study.runner.run = lambda given, _: cells.extend(given) or []
+        assert study.run() == []
+        assert [cell.arm for cell, _ in cells] == arms * 2
+        return {cell.arm: cfg for cell, cfg in cells}
+
+    first = planned(Study(options))
+    times = read_step_times(tmp_path / 'results/baseline_longer/step_times.json')
+    assert list(times) == ['baseline_longer', 'sssd']
+    ratio = round(times['sssd'].median / times['baseline_longer'].median, 2)
+    assert first['baseline_longer'].stretch == ratio > 1
+    assert first['baseline_longer'].train_cfg.max_epochs == max(1, round(2 * ratio))
+    again = Study(options)
+    again.runner.measure = None
+    assert planned(again)['baseline_longer'].stretch == ratio
+
+
+def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
+    arms = ['baseline', 'sssd+tau=-1', 'longer']
+    (tmp_path / 'arms.py').write_text(
+        "arms = dict(longer=dict(base='baseline', match_time='sssd+tau=-1'))"
+    )
     options = StudyOptions(
         config,
-        arms=['baseline', 'sssd', 'baseline_longer'],
-        seeds=[0],
-        work_dir=tmp_path,
+        arms=arms,
+        arms_file=str(tmp_path / 'arms.py'),
+        work_dir=tmp_path / 'work',
         dry_run=False,
     )
-    study = Study(options)
-    study.runner.tools = tmp_path / 'nowhere'
-    assert [str(x.cell) for x in study.run()] == [
-        'baseline seed 0',
-        'sssd seed 0',
-        'baseline_longer seed 0',
-    ]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(
-        'failed: baseline_longer seed 0: no seed of both baseline and sssd is done'
-    )
-    assert '# Comparison' not in lines
+    with pytest.raises(ConfigError, match=r'^arm longer: distill_loss\.tau is -1; .*\(log: '):
+        Study(options).run()
 
 
 @pytest.mark.parametrize(
