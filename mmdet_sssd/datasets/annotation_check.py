@@ -11,7 +11,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
+from ..config_tree import nested_configs
 from ..errors import ConfigError
+from .leaf_datasets import leaf_configs
 
 
 def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
@@ -38,24 +40,9 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
 
 
-def leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through wrapping data set configs at those that name files, with their keys."""
-    if dataset.get('datasets'):
-        for index, inner in enumerate(dataset['datasets']):
-            yield from leaf_configs(inner, f'{key}.datasets.{index}')
-    elif dataset.get('dataset'):
-        yield from leaf_configs(dataset['dataset'], f'{key}.dataset')
-    else:
-        yield key, dataset
-
-
 def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
     """Look at one or several evaluators' configs, with their keys."""
-    evaluators = cfg.get(key) or []
-    if isinstance(evaluators, dict):
-        yield key, evaluators
-    else:
-        yield from ((f'{key}.{index}', x) for index, x in enumerate(evaluators))
+    return nested_configs(cfg.get(key), key, into=())
 
 
 def _check_dataset(dataset: ConfigDict, key: str) -> None:

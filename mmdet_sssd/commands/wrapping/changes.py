@@ -5,12 +5,12 @@ the top would not arrive where the old one was used.
 """
 
 import os.path as osp
-from collections.abc import Iterator
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmengine.config import ConfigDict
 
+from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
 from .options import TwinOptions
@@ -48,28 +48,10 @@ def _place(key: str) -> str:
     return key.rpartition('.')[0]
 
 
-def value_at(config: ConfigDict, key: str) -> Any:
-    """Look a dotted key up; None if it is not there."""
-    for name in key.split('.'):
-        config = config[int(name)] if isinstance(config, (list, tuple)) else config.get(name)
-    return config
-
-
 def apply_changes(config: ConfigDict, changes: Changes) -> None:
     """Set the new values in place."""
     for key, value in changes.items():
         value_at(config, _place(key))[key.rpartition('.')[2]] = value
-
-
-def nested_configs(config: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through a config at all dicts in it, itself included, with their dotted keys."""
-    if isinstance(config, dict):
-        yield key, config
-        for name, value in config.items():
-            yield from nested_configs(value, f'{key}.{name}')
-    elif isinstance(config, (list, tuple)):
-        for index, value in enumerate(config):
-            yield from nested_configs(value, f'{key}.{index}')
 
 
 def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:

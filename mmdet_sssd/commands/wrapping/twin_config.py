@@ -14,9 +14,10 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ... import hooks
+from ...config_tree import nested_configs
 from ...errors import ConfigError
 from ...optimizers import StudentNames
-from .changes import Changes, apply_changes, nested_configs, stock_changes
+from .changes import Changes, apply_changes, stock_changes
 from .options import TwinOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
@@ -244,7 +245,7 @@ def starts_pretrained(stock: Config | ConfigDict) -> bool:
     """Tell whether a config's detector starts from trained weights, all of it or a part."""
     return bool(stock.get('load_from')) or any(
         part.get('type') == 'Pretrained' or part.get('pretrained')
-        for _, part in nested_configs(stock.model, 'model')
+        for _, part in nested_configs(stock.model)
     )
 
 
