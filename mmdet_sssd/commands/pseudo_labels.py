@@ -10,6 +10,7 @@ from mmdet.apis import DetInferencer
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
+from ..datasets.coco_file import read_coco
 from ..errors import ConfigError
 
 
@@ -68,16 +69,8 @@ def make_pseudo_labels(
 
 def _read_images(ann_file: str | os.PathLike, img_dir: str | os.PathLike) -> list[dict]:
     """Read the images of a COCO file, and make sure that they are there."""
-    try:
-        images = json.loads(Path(ann_file).read_text(encoding='utf-8'))['images']
-        paths = [Path(img_dir, image['file_name']) for image in images]
-    except FileNotFoundError as error:
-        raise ConfigError(f'there is no {ann_file}; give a COCO file that lists images') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f'{ann_file} is no COCO annotation file ({type(error).__name__}: {error}); accepted: '
-            'JSON with images'
-        ) from error
+    images = read_coco(str(ann_file), '--ann', {'images': {'id', 'file_name'}})['images']
+    paths = [Path(img_dir, image['file_name']) for image in images]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ConfigError(

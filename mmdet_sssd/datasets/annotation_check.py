@@ -1,6 +1,5 @@
 """Checks the files that a config names before anything slow is done with it."""
 
-import json
 import logging
 import os.path as osp
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from mmengine.logging import print_log
 
 from ..config_tree import nested_configs
 from ..errors import ConfigError
+from .coco_file import read_coco
 from .leaf_datasets import leaf_configs
 
 
@@ -79,19 +79,10 @@ def _check_exists(key: str, path: str | None) -> None:
 
 def _read_categories(path: str, key: str) -> list[str]:
     """Read a COCO annotation file's categories, and check its images and its annotations' ids."""
-    with open(path, encoding='utf-8') as file:
-        try:
-            content = json.load(file)
-            names = {category['id']: category['name'] for category in content['categories']}
-            used = {
-                x['category_id']: x for x in content.get('annotations', []) if 'category_id' in x
-            }
-            sizeless = [x for x in content.get('images', []) if not {'height', 'width'} <= x.keys()]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'{key}.ann_file: {path} is no COCO annotation file ({type(error).__name__}: '
-                f'{error}); accepted: JSON with images, annotations and categories'
-            ) from error
+    content = read_coco(path, f'{key}.ann_file')
+    names = {category['id']: category['name'] for category in content['categories']}
+    used = {x['category_id']: x for x in content['annotations'] if 'category_id' in x}
+    sizeless = [x for x in content['images'] if not {'height', 'width'} <= x.keys()]
     if sizeless:
         raise ConfigError(
             f'{key}.ann_file: {len(sizeless)} images in {path} have no height or no width, the first '

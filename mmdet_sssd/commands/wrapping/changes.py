@@ -104,7 +104,7 @@ def _classes(stock: ConfigDict, changes: Changes, options: TwinOptions) -> tuple
         return None
     path = _annotation_path(*datasets[0], changes)
     classes, _ = read_coco_summary(
-        *osp.split(path), '--data-root and --train-ann; --classes names the classes without it'
+        *osp.split(path), '--data-root and --train-ann (not read with --classes)'
     )
     return classes
 
