@@ -21,6 +21,7 @@ from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
 from ..models.detectors.student import deployed_model
+from .atomic_backend import AtomicLocalBackend
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
@@ -61,14 +62,13 @@ def export_student(
     cfg = stock_config(_training_config(checkpoint, checkpoint_file, config_file))
     _check_fit(weights, cfg)
     meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
-    content = _serialized(dict(meta=meta, state_dict=weights))
+    content = serialized(dict(meta=meta, state_dict=weights))
     name = name or Path(checkpoint_file).stem
     sha = hashlib.sha256(content).hexdigest()
     paths = Path(out_dir, f'{name}-{sha[:8]}.pth'), Path(out_dir, f'{name}.py')
     try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        paths[0].write_bytes(content)
-        paths[1].write_text(meta['cfg'], encoding='utf-8')
+        AtomicLocalBackend().put(content, paths[0])
+        AtomicLocalBackend().put_text(meta['cfg'], paths[1])
     except OSError as error:
         raise ConfigError(
             f'{out_dir} cannot be written to ({error}); give another folder'
@@ -184,8 +184,8 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _serialized(checkpoint: dict) -> bytes:
-    """Write a checkpoint to memory, where unlike in a file it does not depend on the file's name."""
+def serialized(checkpoint: dict) -> bytes:
+    """Write a checkpoint to memory, where it does not depend on a file's name as in a file."""
     with io.BytesIO() as stream:
         torch.save(checkpoint, stream)
         return stream.getvalue()

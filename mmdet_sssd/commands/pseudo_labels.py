@@ -10,6 +10,7 @@ from mmdet.apis import DetInferencer
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
+from ..checkpoints import AtomicLocalBackend
 from ..datasets.coco_file import read_coco
 from ..errors import ConfigError
 
@@ -62,8 +63,7 @@ def make_pseudo_labels(
     names = inferencer.model.dataset_meta['classes']
     categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
     content = dict(images=images, annotations=annotations, categories=categories)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(content), encoding='utf-8')
+    AtomicLocalBackend().put_text(json.dumps(content), out)
     return len(images), len(annotations)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,21 @@ def test_detections_come_back_as_labels(data, teacher_config, tmp_path):
         numbers.append(len(found))
     assert (min(numbers), *counts) == (0, 4, sum(numbers))
     assert sum(numbers) > 0
+
+
+def test_a_run_that_is_stopped_as_it_writes_leaves_the_old_labels(
+    data, teacher_config, tmp_path, monkeypatch
+):
+    out = tmp_path / 'pseudo.json'
+    out.write_text('old')
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_labels(data, teacher_config, out)
+    assert out.read_text() == 'old'
 
 
 def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
