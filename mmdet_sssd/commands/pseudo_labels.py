@@ -10,7 +10,7 @@ from mmdet.apis import DetInferencer
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
-from ..checkpoints import AtomicLocalBackend
+from ..checkpoints import AtomicLocalBackend, loading
 from ..datasets.coco_file import read_coco
 from ..errors import ConfigError
 
@@ -52,6 +52,7 @@ def make_pseudo_labels(
     if Path(out).resolve() == Path(ann_file).resolve():
         raise ConfigError(f'{out} is the file whose images are read; write to another one')
     images = _read_images(ann_file, img_dir)
+    loading.install()
     inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
     annotations: list[dict[str, Any]] = []
     for image in track_iter_progress(images):
