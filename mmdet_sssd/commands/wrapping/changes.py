@@ -13,14 +13,14 @@ from mmengine.config import ConfigDict
 from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
-from .options import TwinOptions
+from .options import WrappingOptions
 
 Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
 
 OTHER_CLASSES = ('rpn_head', 'semantic_head')  # their num_classes are not the objects' classes
 
 
-def stock_changes(stock: ConfigDict, options: TwinOptions) -> Changes:
+def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:
     """List what the options change in the stock config, leaving out what is so already.
 
     Args:
@@ -59,7 +59,7 @@ def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:
     return list(leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset')) if loader else []
 
 
-def _data_changes(stock: ConfigDict, stage: str, options: TwinOptions) -> Changes:
+def _data_changes(stock: ConfigDict, stage: str, options: WrappingOptions) -> Changes:
     """List where a stage's data sets and evaluators find their files."""
     ann_file = options.train_ann if stage == 'train' else options.val_ann
     images = options.train_img if stage == 'train' else options.val_img
@@ -95,7 +95,9 @@ def _annotation_path(key: str, dataset: ConfigDict, changes: Changes) -> str:
     return osp.join(root, ann_file)
 
 
-def _classes(stock: ConfigDict, changes: Changes, options: TwinOptions) -> tuple[str, ...] | None:
+def _classes(
+    stock: ConfigDict, changes: Changes, options: WrappingOptions
+) -> tuple[str, ...] | None:
     """Take the class names from the options or the annotation file to train on."""
     if options.classes is not None:
         return tuple(options.classes)

@@ -1,4 +1,4 @@
-"""What a twin can be given beside its stock config."""
+"""What a wrapped config can be given beside its stock config."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.registry import Registry
 
 from ...errors import ConfigError
+from .shared_hooks import SHARED_HOOKS
 
 
 @dataclass(frozen=True)
-class TwinOptions:
-    """Settings of a twin config; None leaves each where it is in the stock config or our defaults.
+class WrappingOptions:
+    """Settings of a wrapped config; None leaves each where it is in the stock config or our defaults.
 
     Args:
         loss: ``distill_loss.type``.
@@ -81,21 +82,17 @@ class TwinOptions:
             distill_coef=self.distill_coef,
         )
 
-    def hooks(self, shared: dict[str, dict]) -> dict[str, dict]:
-        """Give the hooks, without arguments that are their classes' defaults.
-
-        Args:
-            shared: The hooks that every config of ours has, by name.
-        """
-        hooks = {name: dict(hook) for name, hook in shared.items()}
+    def hooks(self) -> dict[str, dict]:
+        """Give the hooks, without arguments that are their classes' defaults."""
+        hooks = {name: dict(hook) for name, (hook, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
-        hooks['distill_coef'].update(
-            _given(policy=self.policy, factor=self.factor, max_decays=self.max_decays)
+        coef = hooks['distill_coef'] | _given(
+            policy=self.policy, factor=self.factor, max_decays=self.max_decays
         )
-        if hooks['distill_coef'].get('max_decays') == -1:
-            hooks['distill_coef']['max_decays'] = None
-        return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
+        if coef['max_decays'] == -1:
+            coef['max_decays'] = None
+        return {**hooks, 'distill_coef': without_defaults(coef, HOOKS)}
 
 
 def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:
