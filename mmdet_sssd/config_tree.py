@@ -1,7 +1,4 @@
-"""Configs as what they are: trees of dicts, lists and tuples, with values at dotted keys.
-
-The keys are those of ``--cfg-options``: ``'model.roi_head.bbox_head.0.num_classes'``.
-"""
+"""Configs as trees of dicts, lists and tuples; keys are dotted, as those of ``--cfg-options``."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,14 +11,7 @@ def nested_configs(
 ) -> Iterator[tuple[str, dict]]:
     """Walk through the dicts in a config, itself first, with their dotted keys.
 
-    Args:
-        config: A dict, or a list or tuple of them; anything else has none.
-        key: The config's own key.
-        into: Which keys of dicts are followed. Defaults to all.
-
-    Example:
-        >>> [key for key, _ in nested_configs(dict(neck=dict(), heads=[dict(), dict()]), 'model')]
-        ['model', 'model.neck', 'model.heads.0', 'model.heads.1']
+    ``key`` is the config's own; ``into`` says which keys of dicts are followed, None all.
     """
     inner = ()
     if isinstance(config, dict):
@@ -38,22 +28,15 @@ def value_at(config: Any, key: str) -> Any:
     for name in key.split('.'):
         if isinstance(config, (list, tuple)):
             config = {str(index): value for index, value in enumerate(config)}
-        config = config.get(name) if isinstance(config, dict) else None
+        config = config.get(name) if hasattr(config, 'get') else None
     return config
 
 
 def rewritten(config: Any, change: Callable[[Any], Any]) -> Any:
-    """Make another tree of plain dicts, lists and tuples.
+    """Make another tree, of plain dicts; the given one is left as it is.
 
-    Args:
-        config: The tree; it is left as it is.
-        change: Gives what stands for a value in the new tree, which for a dict, list or tuple has
-            been rewritten inside; :data:`DROPPED` leaves it out. A container that this empties is
-            left out as well.
-
-    Example:
-        >>> rewritten(dict(a=[1, 2], b=(2,)), lambda x: DROPPED if x == 2 else x)
-        {'a': [1]}
+    ``change`` gives what stands for each value, after what is in it was rewritten; :data:`DROPPED`
+    leaves it out. A container that this empties is left out as well.
     """
     if isinstance(config, dict):
         items = {key: rewritten(value, change) for key, value in config.items()}

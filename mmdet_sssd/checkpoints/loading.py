@@ -5,7 +5,6 @@ mmengine 0.10's training checkpoints do (its message hub's history buffers). Onc
 called, local files are loaded in full when the restricted load refuses them; downloads never are.
 """
 
-import functools
 import logging
 import os.path as osp
 from importlib.util import find_spec
@@ -80,7 +79,6 @@ def _load_restricted_or_in_full(filename: str, map_location: Any) -> dict:
 _load_url = mmengine.runner.checkpoint.load_url
 
 
-@functools.wraps(_load_url)
 def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
     """Download a checkpoint and refuse it if it holds more than tensors and plain values."""
     try:

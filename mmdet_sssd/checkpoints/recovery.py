@@ -30,17 +30,16 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
     Raises:
         ConfigError: if there are checkpoints and none is whole, on every process.
     """
-    outcome: list = [None, None]
+    found: list = [None]
     if is_main_process():
         try:
-            outcome[0] = _find(work_dir, folder, filename_tmpl)
+            found = [_find(work_dir, folder, filename_tmpl)]
         except Exception as error:  # the others would wait for an answer
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    found, error = outcome
-    if error is not None:
-        raise error
-    return found
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def is_whole(path: str) -> bool:

@@ -31,10 +31,8 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
             annotation's category is not defined. The message names the config key.
     """
     for stage in stages:
-        loader = cfg.get(f'{stage}_dataloader')
-        if loader and loader.get('dataset'):
-            for key, dataset in leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
-                _check_dataset(dataset, key)
+        for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
+            _check_dataset(dataset, key)
         for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))

@@ -1,5 +1,3 @@
-"""Reads COCO annotation files."""
-
 import json
 import os.path as osp
 
@@ -8,10 +6,8 @@ from ..errors import ConfigError
 NEEDED = {'images': {'id'}, 'categories': {'id', 'name'}}  # LVIS has no file_name
 
 
-def read_coco(
-    path: str, named_by: str, needed: dict[str, set[str]] = NEEDED
-) -> dict[str, list[dict]]:
-    """Read an annotation file.
+def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list[dict]]:
+    """Read a COCO annotation file.
 
     Args:
         path: The file.
@@ -32,13 +28,8 @@ def read_coco(
                 if missing := keys - entry.keys():
                     raise KeyError(f'{min(missing)} in {part}')
         return {part: content.get(part, []) for part in ('images', 'annotations', 'categories')}
-    except FileNotFoundError as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f'{named_by}: there is no annotation file {path} (looked for from '
-            f'{osp.abspath(osp.curdir)})'
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f'{named_by}: {path} is no COCO annotation file ({type(error).__name__}: {error}); '
-            f'accepted: JSON with {" and ".join(needed)}'
+            f'{named_by}: {path} (looked for from {osp.abspath(osp.curdir)}) is no COCO annotation '
+            f'file ({type(error).__name__}: {error}); accepted: JSON with {" and ".join(needed)}'
         ) from error

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 
-from ..config_tree import nested_configs
+from ..config_tree import nested_configs, value_at
 
 WRAPPED = ('datasets', 'dataset')  # where a wrapper has what it wraps
 
 
-def leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through the config of a data set at those that name files, with their keys."""
-    for inner_key, inner in nested_configs(dataset, key, into=WRAPPED):
+def leaf_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Look through the data set's config at a key at those that name files, with their keys."""
+    for inner_key, inner in nested_configs(value_at(cfg, key), key, into=WRAPPED):
         if not any(inner.get(name) for name in WRAPPED):
             yield inner_key, inner
 

@@ -8,15 +8,12 @@ from .coco_file import read_coco
 
 
 def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
-    """Read from a COCO annotation file what a config depends on.
+    """Read the names of a COCO file's categories, in its order, and the number of its images.
 
     Args:
         data_root: Folder of the data set.
         ann_file: Annotation file, relative to it.
         set_by: What the user sets these two by and where, for the error.
-
-    Returns:
-        The names of the categories, in the file's order, and the number of images.
 
     Raises:
         ConfigError: if there is no such file or it is no COCO annotation file.

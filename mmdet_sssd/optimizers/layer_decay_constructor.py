@@ -34,11 +34,7 @@ class StudentNames:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class LearningRateDecayOptimizerConstructor(StudentNames, StockLayerDecay):
-    """mmdet's constructor for ConvNeXt's layer-wise and stage-wise rates, for distillers too.
-
-    It takes the place of mmdet's, so that stock configs can be distilled as they are; a stock model
-    gets from it what it gets from mmdet's.
-    """
+    """Takes the place of mmdet's, for distillers too; a stock model gets what mmdet's gives it."""
 
 
 def _with_student_names(distiller: Distiller) -> nn.Module:

@@ -15,7 +15,7 @@ def test_summary(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named_with_what_sets_it(tmp_path):
-    with pytest.raises(ConfigError, match=r'^VARIABLE: there is no annotation file .*none\.json'):
+    with pytest.raises(ConfigError, match=r'^VARIABLE: .*none\.json .*FileNotFoundError'):
         read_coco_summary(str(tmp_path), 'none.json', 'VARIABLE')
 
 

@@ -48,15 +48,8 @@ def _place(key: str) -> str:
     return key.rpartition('.')[0]
 
 
-def apply_changes(config: ConfigDict, changes: Changes) -> None:
-    """Set the new values in place."""
-    for key, value in changes.items():
-        value_at(config, _place(key))[key.rpartition('.')[2]] = value
-
-
 def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:
-    loader = stock.get(f'{stage}_dataloader')
-    return list(leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset')) if loader else []
+    return list(leaf_configs(stock, f'{stage}_dataloader.dataset'))
 
 
 def _data_changes(stock: ConfigDict, stage: str, options: WrappingOptions) -> Changes:

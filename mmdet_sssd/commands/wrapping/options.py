@@ -9,7 +9,17 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.registry import Registry
 
 from ...errors import ConfigError
-from .shared_hooks import SHARED_HOOKS
+
+SHARED_HOOKS = {
+    'distill_coef': ('AdaptiveDistillCoefHook', 'λ follows the learning rate'),
+    'detach_student': ('DetachStudentHook', 'first 1/6: only the adapter learns from it'),
+    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: a pretrained backbone keeps still'),
+    'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
+    'check_dataset': ('CheckDatasetHook', 'wrong labels are found before training'),
+    'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
+    'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
+}
+"""Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +76,29 @@ class WrappingOptions:
         unknown = [f'--{key}' for key in loss if key != 'type' and key not in accepted]
         if unknown:
             raise ConfigError(f'{loss["type"]} has no {" and no ".join(unknown)}; leave it out')
-        teacher = without_defaults(
-            _given(
-                type='LabelEncoderTeacher',
-                add_context_box=self.context_box,
-                detach_appearance=self.detach_appearance,
-                use_masks=self.masks,
-            ),
-            MODELS,
+        teacher = _given(
+            type='LabelEncoderTeacher',
+            add_context_box=self.context_box,
+            detach_appearance=self.detach_appearance,
+            use_masks=self.masks,
         )
-        loss = without_defaults(loss, MODELS)
+        teacher, loss = (without_defaults(x, MODELS) for x in (teacher, loss))
+        del teacher['type']
         return _given(
-            teacher={k: v for k, v in teacher.items() if k != 'type'} or None,
+            teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
         )
 
     def hooks(self) -> dict[str, dict]:
         """Give the hooks, without arguments that are their classes' defaults."""
-        hooks = {name: dict(hook) for name, (hook, _) in SHARED_HOOKS.items()}
+        hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
-        coef = hooks['distill_coef'] | _given(
-            policy=self.policy, factor=self.factor, max_decays=self.max_decays
-        )
-        if coef['max_decays'] == -1:
-            coef['max_decays'] = None
-        return {**hooks, 'distill_coef': without_defaults(coef, HOOKS)}
+        limit = 1 if self.max_decays is None else self.max_decays
+        hooks['distill_coef'] |= _given(policy=self.policy, factor=self.factor)
+        hooks['distill_coef']['max_decays'] = None if limit == -1 else limit
+        return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
 
 
 def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ... import hooks
-from ...config_tree import nested_configs
+from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError
 from ...optimizers import StudentNames
-from .changes import Changes, apply_changes, stock_changes
-from .options import WrappingOptions
-from .shared_hooks import SHARED_HOOKS
+from .changes import Changes, stock_changes
+from .options import SHARED_HOOKS, WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
 
@@ -44,7 +43,8 @@ def write_wrapped_config(
             already, an option cannot be applied to it, or the distiller cannot be built.
     """
     options = options or WrappingOptions()
-    _check_out(out, stock)
+    if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
+        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
     stock_config = _read_stock(stock)
     changes = stock_changes(stock_config, options)
     settings = {
@@ -62,11 +62,6 @@ def write_wrapped_config(
     finally:
         draft.unlink(missing_ok=True)
     return _notes(stock_config, options)
-
-
-def _check_out(out: Path, stock: str) -> None:
-    if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
-        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
 
 
 def read_config(name: str) -> Config:
@@ -149,11 +144,8 @@ def _changes_lines(changes: Changes) -> list[str]:
         elif classes is not None and key.endswith('.num_classes'):
             value = Expression('len(classes)')
         lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
-    return [
-        '# Changed wherever the stock config uses it: values are resolved as it is read.',
-        *lines,
-        '',
-    ]
+    comment = '# Changed wherever the stock config uses it: values are resolved as it is read.'
+    return [comment, *lines, '']
 
 
 def _named_classes(changes: Changes) -> tuple[str, ...] | None:
@@ -173,7 +165,9 @@ def _hook_lines(hooks: dict[str, dict]) -> list[str]:
 def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
     """Work out the whole wrapped config from the stock config."""
     expected = copy.deepcopy(stock)
-    apply_changes(expected, changes)
+    for key, value in changes.items():
+        place, _, name = key.rpartition('.')
+        value_at(expected, place)[name] = value
     if (classes := _named_classes(changes)) is not None:
         expected.classes = classes
     expected.model = {**settings['model'], 'student': expected.model}
@@ -245,11 +239,8 @@ def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
         )
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
-    if (
-        constructor
-        and 'Decay' in constructor.__name__
-        and not issubclass(constructor, StudentNames)
-    ):
+    by_layer = constructor and 'Decay' in constructor.__name__
+    if by_layer and not issubclass(constructor, StudentNames):
         notes.append(
             f'optim_wrapper.constructor is {name}, which finds layers by names that start with '
             'backbone.; under model.student it may give every layer the same rate: see '
