@@ -235,7 +235,7 @@ def test_sad_s_schedule_and_image_sizes(name, scale, depth):
     assert cfg.optim_wrapper.optimizer == dict(SGD, lr=0.01)
     assert cfg.default_hooks.checkpoint.by_epoch is False
     for stage in ('train', 'val', 'test'):
-        for _, dataset in leaf_configs(cfg[f'{stage}_dataloader'].dataset, stage):
+        for _, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
             (resize,) = [x for x in dataset.pipeline if x.type == 'Resize']
             assert resize.scale == scale
 

@@ -16,7 +16,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-import mmdet_sssd  # noqa: F401  (registers the package's modules)
+from mmdet_sssd.checkpoints import loading
 from mmdet_sssd.commands.mmdet_tools import user_errors_last
 
 COLUMNS = 3
@@ -27,6 +27,7 @@ GAP = 6
 def main() -> None:
     """Predict, draw and write."""
     args = parse_args()
+    loading.install()
     cfg = Config.fromfile(args.config)
     inferencer = DetInferencer(
         args.config, str(args.checkpoint), device=args.device, show_progress=False

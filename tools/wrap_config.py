@@ -1,4 +1,4 @@
-"""Write the self-distilled twin of a stock config: a short file that inherits it.
+"""Write the distilled config of a stock config: a short file that inherits it.
 
 Example:
     mim run mmdet_sssd wrap_config mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet_sssd.commands.mmdet_tools import user_errors_last
-from mmdet_sssd.commands.wrapping import TwinOptions, write_twin
+from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.errors import ConfigError
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models import losses
@@ -23,7 +23,7 @@ def main() -> None:
     stock, out, force, build = (args.pop(name) for name in ('stock', 'out', 'force', 'build'))
     if out.exists() and not force:
         raise ConfigError(f'--out {out} is there already; --force replaces it')
-    notes = write_twin(stock, out, TwinOptions(**args), build)
+    notes = write_wrapped_config(stock, out, WrappingOptions(**args), build)
     print(f'{out} distills {stock}; check it with data: mim train mmdet_sssd {out} --dry-run')
     for note in notes:
         print(f'note: {note}')

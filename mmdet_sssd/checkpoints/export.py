@@ -16,16 +16,17 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
+from ..config_tree import DROPPED, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
 from ..models.detectors.student import deployed_model
+from .atomic_backend import AtomicLocalBackend
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
 PREFIX = 'student.'
 BASE_SETTINGS = ('distiller_hooks', 'sssd_hooks', 'own_teacher')  # of configs/_base_
-DROPPED = object()
 
 
 def export_student(
@@ -60,15 +61,14 @@ def export_student(
     weights = _student_weights(checkpoint, checkpoint_file)
     cfg = stock_config(_training_config(checkpoint, checkpoint_file, config_file))
     _check_fit(weights, cfg)
-    meta = {**_plain(checkpoint.get('meta', {})), 'cfg': cfg.pretty_text}
-    content = _serialized(dict(meta=meta, state_dict=weights))
+    meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
+    content = serialized(dict(meta=meta, state_dict=weights))
     name = name or Path(checkpoint_file).stem
     sha = hashlib.sha256(content).hexdigest()
     paths = Path(out_dir, f'{name}-{sha[:8]}.pth'), Path(out_dir, f'{name}.py')
     try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        paths[0].write_bytes(content)
-        paths[1].write_text(meta['cfg'], encoding='utf-8')
+        AtomicLocalBackend().put(content, paths[0])
+        AtomicLocalBackend().put_text(meta['cfg'], paths[1])
     except OSError as error:
         raise ConfigError(
             f'{out_dir} cannot be written to ({error}); give another folder'
@@ -109,7 +109,7 @@ def stock_config(cfg: Config) -> Config:
     content.update(load_from=None, resume=False)
     for key in ('work_dir', 'launcher', *BASE_SETTINGS):
         content.pop(key, None)
-    return Config(_without_package(content, _stock_types()))
+    return Config(_without_package(content))
 
 
 def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
@@ -180,18 +180,12 @@ def _first(keys: set[str], count: int = 5) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what a data set's metainfo may hold into what torch's restricted load takes."""
-    if isinstance(value, dict):  # a ConfigDict too
-        return {key: _plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    return value
+    """Turn a leaf of a data set's metainfo into what torch's restricted load takes."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _serialized(checkpoint: dict) -> bytes:
-    """Write a checkpoint to memory, where unlike in a file it does not depend on the file's name."""
+def serialized(checkpoint: dict) -> bytes:
+    """Write a checkpoint to memory, where it does not depend on a file's name as in a file."""
     with io.BytesIO() as stream:
         torch.save(checkpoint, stream)
         return stream.getvalue()
@@ -217,22 +211,18 @@ def _drop_unlabelled(content: dict) -> None:
         loader.update(dataset=labelled, sampler=sampler)
 
 
-def _without_package(value: Any, stock_types: dict[str, str | None]) -> Any:
+def _without_package(content: dict) -> dict:
     """Drop the dicts with a type of this package, or give them the stock type that it refines."""
-    if isinstance(value, dict):
-        name = str(value.get('type')).rpartition('.')[2]  # it may be written with scope or module
-        if name in stock_types:
-            if stock_types[name] is None:
-                return DROPPED
-            value = {**value, 'type': stock_types[name]}
-        items = {key: _without_package(x, stock_types) for key, x in value.items()}
-        kept = {key: x for key, x in items.items() if x is not DROPPED}
-    elif isinstance(value, (list, tuple)):
-        items = [_without_package(x, stock_types) for x in value]
-        kept = type(value)(x for x in items if x is not DROPPED)
-    else:
-        return value
-    return DROPPED if items and not kept else kept
+    stock_types = _stock_types()
+
+    def without(value: Any) -> Any:
+        name = str(value.get('type')) if isinstance(value, dict) else ''
+        name = name.rpartition('.')[2]  # it may be written with scope or module
+        if name not in stock_types:
+            return value
+        return {**value, 'type': stock_types[name]} if stock_types[name] else DROPPED
+
+    return rewritten(content, without)
 
 
 def _stock_types() -> dict[str, str | None]:

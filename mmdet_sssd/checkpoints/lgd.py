@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.layers.labelled_objects import MASK_SIZE
+from .atomic_backend import AtomicLocalBackend
+from .export import serialized
 from .loading import load_from_local
 
 # What the names of the reference code's weights begin with, and what they begin with here.
@@ -65,7 +67,7 @@ def convert_lgd(
 
     Args:
         checkpoint_file: A local checkpoint of detectron2's, weights under ``model``.
-        out_file: File to write.
+        out_file: File to write; its folder is made if it is not there.
         add_context_box: Whether the teacher was trained with a context box. The checkpoints hold
             that module either way; without the box it was never trained and is left out.
 
@@ -82,8 +84,8 @@ def convert_lgd(
         if add_context_box or not name.startswith(CONTEXT_PREFIX)
     }
     try:
-        torch.save(dict(state_dict=converted), out_file)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        AtomicLocalBackend().put(serialized(dict(state_dict=converted)), out_file)
+    except OSError as error:
         raise ConfigError(f'{out_file} cannot be written ({error}); give another file') from error
     num_classes = weights[DESCRIPTOR_WEIGHT].shape[1] - 4
     print_log(

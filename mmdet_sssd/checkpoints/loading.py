@@ -1,11 +1,10 @@
 """Loads mmengine checkpoints on torch 2.6 and later.
 
 Since 2.6 ``torch.load`` refuses files that hold more than tensors and plain Python values, and
-mmengine 0.10's training checkpoints do (its message hub's history buffers). Local files are
-therefore loaded in full when the restricted load refuses them; downloads never are.
+mmengine 0.10's training checkpoints do (its message hub's history buffers). Once :func:`install` was
+called, local files are loaded in full when the restricted load refuses them; downloads never are.
 """
 
-import functools
 import logging
 import os.path as osp
 from importlib.util import find_spec
@@ -23,7 +22,20 @@ from mmengine.runner.checkpoint import load_from_http
 from ..errors import ConfigError
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
+def install() -> None:
+    """Let mmengine load checkpoints as this module does, from now on in this process.
+
+    Distillers call it when they are built, :class:`~mmdet_sssd.hooks.SafeCheckpointHook` before it
+    resumes a run, and this package's commands. Importing the package changes nothing.
+    """
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    # Every scheme that downloads (http, torchvision://, open-mmlab:// …) goes through this name.
+    mmengine.runner.checkpoint.load_url = _load_url_restricted
+    if find_spec('torchvision') is None:
+        schemes = ('modelzoo://', 'torchvision://')
+        CheckpointLoader.register_scheme(schemes, load_from_torchvision, force=True)
+
+
 def load_from_local(filename: str, map_location: Any = None) -> dict:
     """Load a checkpoint from a local file, restricted if it can be, in full if it must be.
 
@@ -67,7 +79,6 @@ def _load_restricted_or_in_full(filename: str, map_location: Any) -> dict:
 _load_url = mmengine.runner.checkpoint.load_url
 
 
-@functools.wraps(_load_url)
 def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
     """Download a checkpoint and refuse it if it holds more than tensors and plain values."""
     try:
@@ -85,10 +96,6 @@ def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
         ) from error
 
 
-# Every scheme that downloads (http, torchvision://, open-mmlab:// …) goes through this name.
-mmengine.runner.checkpoint.load_url = _load_url_restricted
-
-
 def load_from_torchvision(filename: str, map_location: Any = None) -> dict:
     """Load ``torchvision://NAME`` weights without torchvision, from the addresses mmengine lists."""
     urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub/torchvision_0.12.json'))
@@ -99,9 +106,3 @@ def load_from_torchvision(filename: str, map_location: Any = None) -> dict:
             'ones, or give a file'
         )
     return load_from_http(urls[name], map_location)
-
-
-if find_spec('torchvision') is None:
-    CheckpointLoader.register_scheme(
-        ('modelzoo://', 'torchvision://'), load_from_torchvision, force=True
-    )

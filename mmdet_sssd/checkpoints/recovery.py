@@ -6,6 +6,7 @@ import os.path as osp
 import re
 import zipfile
 
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
 from ..errors import ConfigError
@@ -14,7 +15,8 @@ from ..errors import ConfigError
 def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     """Find what ``last_checkpoint`` names or, if that is lost or broken, the newest whole checkpoint.
 
-    What was found and what is taken is logged.
+    What was found and what is taken is logged. On several processes the first one looks, for all of
+    them: their folders may differ, on disks of their own or while files arrive over a network.
 
     Args:
         work_dir: Folder of the run, where ``last_checkpoint`` is.
@@ -26,8 +28,36 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
         Path of a whole checkpoint; None if there is no checkpoint at all.
 
     Raises:
-        ConfigError: if there are checkpoints and none is whole.
+        ConfigError: if there are checkpoints and none is whole, on every process.
     """
+    found: list = [None]
+    if is_main_process():
+        try:
+            found = [_find(work_dir, folder, filename_tmpl)]
+        except Exception as error:  # the others would wait for an answer
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def is_whole(path: str) -> bool:
+    """Tell whether a checkpoint was written to its end and nothing in it was damaged since.
+
+    Nothing in the file is run or unpickled: torch writes a zip archive with checksums, and these
+    are compared. A folder, as DeepSpeed writes, counts as whole.
+    """
+    if osp.isdir(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # zipfile has many ways to fail on a broken file
+        return False
+
+
+def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     named, problem = _read_last_checkpoint(osp.join(work_dir, 'last_checkpoint'))
     if not problem:
         print_log(f'Resuming from {named}.', logger='current')
@@ -52,21 +82,6 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
         'starts from the beginning.'
     )
     return None
-
-
-def is_whole(path: str) -> bool:
-    """Tell whether a checkpoint was written to its end and nothing in it was damaged since.
-
-    Nothing in the file is run or unpickled: torch writes a zip archive with checksums, and these
-    are compared. A folder, as DeepSpeed writes, counts as whole.
-    """
-    if osp.isdir(path):
-        return True
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # zipfile has many ways to fail on a broken file
-        return False
 
 
 def _read_last_checkpoint(path: str) -> tuple[str, str]:

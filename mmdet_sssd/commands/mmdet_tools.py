@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..checkpoints import loading
 from ..datasets import check_annotations
 from ..errors import ConfigError, unknown_setting
 from .custom_imports import check_custom_imports
@@ -40,6 +41,7 @@ def run_mmdet_tool(name: str, stages: tuple[str, ...]) -> None:
         stages: Which loaders and evaluators of the config are checked: ``'train'``, ``'val'``,
             ``'test'``.
     """
+    loading.install()
     # mmengine imports pkg_resources anew for each config that it reads.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     script = osp.join(osp.dirname(mmdet.__file__), '.mim', 'tools', f'{name}.py')

@@ -10,6 +10,8 @@ from mmdet.apis import DetInferencer
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
+from ..checkpoints import AtomicLocalBackend, loading
+from ..datasets.coco_file import read_coco
 from ..errors import ConfigError
 
 
@@ -50,6 +52,7 @@ def make_pseudo_labels(
     if Path(out).resolve() == Path(ann_file).resolve():
         raise ConfigError(f'{out} is the file whose images are read; write to another one')
     images = _read_images(ann_file, img_dir)
+    loading.install()
     inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
     annotations: list[dict[str, Any]] = []
     for image in track_iter_progress(images):
@@ -61,23 +64,14 @@ def make_pseudo_labels(
     names = inferencer.model.dataset_meta['classes']
     categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
     content = dict(images=images, annotations=annotations, categories=categories)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(content), encoding='utf-8')
+    AtomicLocalBackend().put_text(json.dumps(content), out)
     return len(images), len(annotations)
 
 
 def _read_images(ann_file: str | os.PathLike, img_dir: str | os.PathLike) -> list[dict]:
     """Read the images of a COCO file, and make sure that they are there."""
-    try:
-        images = json.loads(Path(ann_file).read_text(encoding='utf-8'))['images']
-        paths = [Path(img_dir, image['file_name']) for image in images]
-    except FileNotFoundError as error:
-        raise ConfigError(f'there is no {ann_file}; give a COCO file that lists images') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f'{ann_file} is no COCO annotation file ({type(error).__name__}: {error}); accepted: '
-            'JSON with images'
-        ) from error
+    images = read_coco(str(ann_file), '--ann', {'images': {'id', 'file_name'}})['images']
+    paths = [Path(img_dir, image['file_name']) for image in images]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ConfigError(

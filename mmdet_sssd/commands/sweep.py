@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import mmdet
 import numpy as np
@@ -24,6 +23,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from ..config_tree import nested_configs
 from ..datasets.branches import LABELLED, UNLABELLED
 from ..errors import ConfigError
 from ..models import Distiller, SemiDistiller
@@ -223,7 +223,7 @@ def cpu_distiller(config: Config) -> ConfigDict:
         model = ConfigDict(type='SSSDDistiller', student=model)
     if 'data_preprocessor' in config and 'data_preprocessor' not in model.student:
         model.student.data_preprocessor = copy.deepcopy(config.data_preprocessor)
-    for part in _dicts(model):
+    for _, part in nested_configs(model):
         if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
             part['init_cfg'] = None
         for key in ('pretrained', 'teacher_ckpt', 'checkpoint', 'batch_augments'):
@@ -234,15 +234,6 @@ def cpu_distiller(config: Config) -> ConfigDict:
         if part.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             part['type'] = 'BN'
     return model
-
-
-def _dicts(value: Any) -> Iterator[dict]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _dicts(item)
 
 
 class StockStep:

@@ -1,6 +1,5 @@
 """Checks the files that a config names before anything slow is done with it."""
 
-import json
 import logging
 import os.path as osp
 from collections.abc import Iterator
@@ -11,7 +10,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
+from ..config_tree import nested_configs
 from ..errors import ConfigError
+from .coco_file import read_coco
+from .leaf_datasets import leaf_configs
 
 
 def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
@@ -29,33 +31,16 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
             annotation's category is not defined. The message names the config key.
     """
     for stage in stages:
-        loader = cfg.get(f'{stage}_dataloader')
-        if loader and loader.get('dataset'):
-            for key, dataset in leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset'):
-                _check_dataset(dataset, key)
+        for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
+            _check_dataset(dataset, key)
         for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
 
 
-def leaf_configs(dataset: ConfigDict, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through wrapping data set configs at those that name files, with their keys."""
-    if dataset.get('datasets'):
-        for index, inner in enumerate(dataset['datasets']):
-            yield from leaf_configs(inner, f'{key}.datasets.{index}')
-    elif dataset.get('dataset'):
-        yield from leaf_configs(dataset['dataset'], f'{key}.dataset')
-    else:
-        yield key, dataset
-
-
 def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
     """Look at one or several evaluators' configs, with their keys."""
-    evaluators = cfg.get(key) or []
-    if isinstance(evaluators, dict):
-        yield key, evaluators
-    else:
-        yield from ((f'{key}.{index}', x) for index, x in enumerate(evaluators))
+    return nested_configs(cfg.get(key), key, into=())
 
 
 def _check_dataset(dataset: ConfigDict, key: str) -> None:
@@ -92,19 +77,10 @@ def _check_exists(key: str, path: str | None) -> None:
 
 def _read_categories(path: str, key: str) -> list[str]:
     """Read a COCO annotation file's categories, and check its images and its annotations' ids."""
-    with open(path, encoding='utf-8') as file:
-        try:
-            content = json.load(file)
-            names = {category['id']: category['name'] for category in content['categories']}
-            used = {
-                x['category_id']: x for x in content.get('annotations', []) if 'category_id' in x
-            }
-            sizeless = [x for x in content.get('images', []) if not {'height', 'width'} <= x.keys()]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'{key}.ann_file: {path} is no COCO annotation file ({type(error).__name__}: '
-                f'{error}); accepted: JSON with images, annotations and categories'
-            ) from error
+    content = read_coco(path, f'{key}.ann_file')
+    names = {category['id']: category['name'] for category in content['categories']}
+    used = {x['category_id']: x for x in content['annotations'] if 'category_id' in x}
+    sizeless = [x for x in content['images'] if not {'height', 'width'} <= x.keys()]
     if sizeless:
         raise ConfigError(
             f'{key}.ann_file: {len(sizeless)} images in {path} have no height or no width, the first '

@@ -1,41 +1,25 @@
 """What the configs for a user's own data read from the environment and the annotations."""
 
-import json
 import os
 import os.path as osp
 
 from ..errors import ConfigError
+from .coco_file import read_coco
 
 
 def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
-    """Read from a COCO annotation file what a config depends on.
+    """Read the names of a COCO file's categories, in its order, and the number of its images.
 
     Args:
         data_root: Folder of the data set.
         ann_file: Annotation file, relative to it.
         set_by: What the user sets these two by and where, for the error.
 
-    Returns:
-        The names of the categories, in the file's order, and the number of images.
-
     Raises:
         ConfigError: if there is no such file or it is no COCO annotation file.
     """
-    path = osp.join(data_root, ann_file)
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-        return tuple(x['name'] for x in content['categories']), len(content['images'])
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f'there is no annotation file {path} (looked for from {osp.abspath(osp.curdir)}); it is '
-            f'set by {set_by}'
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f'{path} is no COCO annotation file ({type(error).__name__}: {error}); accepted: JSON '
-            f'with images, annotations and categories. It is set by {set_by}'
-        ) from error
+    content = read_coco(osp.join(data_root, ann_file), set_by)
+    return tuple(x['name'] for x in content['categories']), len(content['images'])
 
 
 def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) -> tuple[int, ...]:

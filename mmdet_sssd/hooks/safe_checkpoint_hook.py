@@ -8,7 +8,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume
+from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume, loading
 
 
 @HOOKS.register_module()
@@ -36,7 +36,8 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Choose what a run is resumed from."""
+        """Choose what a run is resumed from, and see to it that this can be loaded."""
+        loading.install()
         if runner._resume is True and runner._load_from is None and self._is_local(runner):
             runner._load_from = find_checkpoint_to_resume(
                 runner.work_dir, self._folder(runner), self.filename_tmpl

@@ -34,7 +34,7 @@ class StudentNames:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class LearningRateDecayOptimizerConstructor(StudentNames, StockLayerDecay):
-    """mmdet's constructor for ConvNeXt's layer-wise and stage-wise rates, for distillers too."""
+    """Takes the place of mmdet's, for distillers too; a stock model gets what mmdet's gives it."""
 
 
 def _with_student_names(distiller: Distiller) -> nn.Module:

@@ -2,6 +2,7 @@ import copy
 import hashlib
 import os
 import pickle
+import resource
 import runpy
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import export_student, stock_config
+from mmdet_sssd.checkpoints import export_student, loading, stock_config
 from tools import make_shapes
 
 from ..stock_detectors import NUM_CLASSES
@@ -99,6 +100,7 @@ def save_checkpoint(path, cfg, **changes) -> Path:
 def in_stock_mmdet(data, tmp_path_factory):
     """What stock mmdet makes of each exported detector, and what the distiller predicts."""
     register_all_modules()
+    loading.install()  # the inferencer loads a training checkpoint before it builds a distiller
     folder = tmp_path_factory.mktemp('export')
     images = sorted(str(path) for path in (data / 'val').iterdir())
     expected, pairs = {}, []
@@ -349,6 +351,19 @@ def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match=r'file/out cannot be written to \(.*give another folder'):
         export_student(run[0], tmp_path / 'file' / 'out')
+
+
+def test_what_cannot_be_written_to_its_end_leaves_the_old_files(run, tmp_path):
+    """As on a disk that fills up."""
+    old = {path: path.read_bytes() for path in export_student(run[0], tmp_path)}
+    size, limits = max(map(len, old.values())) // 2, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match='cannot be written to'):
+            export_student(run[0], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
 def test_the_tool_ends_with_the_message(tmp_path, monkeypatch):

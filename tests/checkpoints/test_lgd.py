@@ -257,7 +257,7 @@ def test_the_tool_ends_with_what_has_to_be_mended(tmp_path):
     assert not any('context' in x for x in torch.load(tmp_path / 'ours.pth')['state_dict'])
     for args, message in [
         ((tmp_path / 'none.pth', '--out', tmp_path / 'a.pth'), 'none.pth cannot be found'),
-        ((tmp_path / 'lgd.pth', '--out', tmp_path / 'no/a.pth'), 'cannot be written'),
+        ((tmp_path / 'lgd.pth', '--out', tmp_path / 'lgd.pth/a.pth'), 'cannot be written'),
     ]:
         failed = run(*args)
         assert failed.returncode

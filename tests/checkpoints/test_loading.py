@@ -1,6 +1,8 @@
 import logging
 import os
 import pickle
+import subprocess
+import sys
 
 import mmengine.runner.checkpoint
 import pytest
@@ -9,6 +11,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoints import loading
 from mmdet_sssd.checkpoints.loading import load_from_torchvision
 
 WEIGHTS = {'a': torch.arange(3.0)}
@@ -24,6 +27,28 @@ class Marker:
         return os.mkdir, (str(self.path),)
 
 
+LOADERS = """
+from mmengine.runner import CheckpointLoader, checkpoint
+def loaders():
+    return {**CheckpointLoader._schemes, 'download': checkpoint.load_url}
+before = loaders()
+import mmdet_sssd
+from mmdet_sssd.checkpoints import loading
+assert loaders() == before
+loading.install()
+after = loaders()
+assert after[''] is loading.load_from_local
+assert after['download'] is not before['download']
+loading.install()
+assert loaders() == after
+"""
+
+
+@pytest.fixture(autouse=True)
+def _installed():
+    loading.install()
+
+
 @pytest.fixture
 def warnings(monkeypatch):
     """What the loader logs as a warning."""
@@ -35,6 +60,10 @@ def warnings(monkeypatch):
 
     monkeypatch.setattr('mmdet_sssd.checkpoints.loading.print_log', note)
     return logged
+
+
+def test_importing_the_package_leaves_loaders_as_they_are():
+    subprocess.run([sys.executable, '-c', LOADERS], check=True)
 
 
 def test_plain_checkpoints_load_restricted(tmp_path, warnings):

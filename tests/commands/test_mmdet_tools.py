@@ -99,7 +99,7 @@ def test_bad_settings_end_with_a_message(monkeypatch, data, options, message):
 def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
     monkeypatch.setenv('SSSD_DATA_ROOT', '/nowhere')
     found = error_of(monkeypatch, data)
-    assert found.startswith('error: there is no annotation file /nowhere/annotations/train.json')
+    assert 'in the environment: /nowhere/annotations/train.json (looked for' in found
     assert 'SSSD_DATA_ROOT' in found
 
 

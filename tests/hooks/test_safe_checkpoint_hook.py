@@ -2,6 +2,7 @@ import os
 from itertools import count
 from pathlib import Path
 
+import mmengine.runner.checkpoint
 import pytest
 import torch
 from mmdet.registry import METRICS
@@ -9,6 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import register_backend
 from mmengine.fileio.backends import BaseStorageBackend
 from mmengine.logging import MessageHub
+from mmengine.runner import CheckpointLoader
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import is_whole, load_from_local
@@ -285,6 +287,14 @@ def test_a_file_that_is_given_is_taken_as_it_is(tmp_path):
     runner = make_runner(tmp_path)  # not resumed
     runner.call_hook('before_run')
     assert runner._load_from is None
+
+
+def test_it_lets_mmengine_load_what_it_resumes_from(tmp_path, monkeypatch):
+    stock = CheckpointLoader._schemes | {'': mmengine.runner.checkpoint.load_from_local}
+    monkeypatch.setattr(CheckpointLoader, '_schemes', stock)
+    train(tmp_path, stock=True)
+    runner = train(tmp_path, stock=True, resume=True)
+    assert runner._load_from == str(tmp_path / 'epoch_4.pth')
 
 
 def test_checkpoints_in_a_folder_of_their_own(tmp_path):

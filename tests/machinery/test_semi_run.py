@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,21 @@ def test_detections_come_back_as_labels(data, teacher_config, tmp_path):
     assert sum(numbers) > 0
 
 
+def test_a_run_that_is_stopped_as_it_writes_leaves_the_old_labels(
+    data, teacher_config, tmp_path, monkeypatch
+):
+    out = tmp_path / 'pseudo.json'
+    out.write_text('old')
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_labels(data, teacher_config, out)
+    assert out.read_text() == 'old'
+
+
 def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
     out = tmp_path / 'pseudo.json'
     with pytest.raises(ConfigError, match=r'threshold is 40; accepted: 0 to 1'):
@@ -198,6 +214,6 @@ def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
         (tmp_path / 'ann.json').write_text(text)
         with pytest.raises(ConfigError, match=message):
             make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'ann.json', tmp_path, out)
-    with pytest.raises(ConfigError, match='there is no'):
+    with pytest.raises(ConfigError, match='FileNotFoundError'):
         make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'none.json', tmp_path, out)
     assert not out.exists()

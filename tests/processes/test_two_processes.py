@@ -5,6 +5,7 @@ import torch
 
 from ..toy_detector import ITERS_PER_EPOCH
 from .work import (
+    chosen_to_resume,
     gradients,
     run_phases,
     synced_statistics,
@@ -87,3 +88,19 @@ def test_phases_stay_where_they_were_when_one_process_becomes_two(
 ):
     args = (tmp_path, str(whole_runs[2] / 'epoch_1.pth'))
     assert on_two_processes(run_phases, args, args) == [rows(1, ITERS_PER_EPOCH // 2)] * 2
+
+
+def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tmp_path):
+    """Also where folders differ, as on disks of their own or while files come in over a network."""
+    folders = tmp_path / 'first', tmp_path / 'second'
+    for epoch, folder in enumerate(folders, 1):
+        folder.mkdir()
+        torch.save({}, folder / f'epoch_{epoch}.pth')
+    args = [(str(folder),) for folder in folders]
+    assert on_two_processes(chosen_to_resume, *args) == [str(folders[0] / 'epoch_1.pth')] * 2
+    (folders[0] / 'epoch_1.pth').write_bytes(b'PK')
+    first, second = on_two_processes(chosen_to_resume, *args)
+    assert first == second
+    assert f'there is no whole checkpoint in {folders[0]}' in first
+    (folders[0] / 'epoch_1.pth').unlink()
+    assert on_two_processes(chosen_to_resume, *args) == [None, None]

@@ -14,7 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
-from mmdet_sssd.hooks import FreezeBackboneHook
+from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks import FreezeBackboneHook, SafeCheckpointHook
 
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import toy_runner
@@ -174,6 +175,17 @@ def synced_statistics(distill: bool) -> tuple[dict[str, torch.Tensor], dict[str,
     before = {n.removeprefix('student.'): x.clone() for n, x in model.named_buffers()}
     SyncNormHook().before_val_epoch(SimpleNamespace(model=wrapped))
     return before, {n.removeprefix('student.'): x for n, x in model.named_buffers()}
+
+
+def chosen_to_resume(work_dir: str) -> str | None:
+    """Give what a run in a folder is resumed from, or why it cannot be."""
+    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=work_dir)
+    try:
+        SafeCheckpointHook().before_run(runner)
+    except ConfigError as error:
+        return str(error)
+    assert runner._resume == (runner._load_from is not None)
+    return runner._load_from
 
 
 class Recorder(Hook):

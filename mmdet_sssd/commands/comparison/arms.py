@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from ...checkpoints import stock_config
 from ...errors import ConfigError
 from ...models.detectors.distiller import is_distiller
-from ..wrapping import TwinOptions, read_config, starts_pretrained, write_twin
+from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
 
 BASELINE = 'baseline'
 ROOTS = ('student', 'distiller')
@@ -157,12 +157,15 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     if is_distiller(cfg.model):
         return {'student': stock_config(cfg), 'distiller': cfg}
     with tempfile.TemporaryDirectory() as folder:
-        stock, twin = Path(folder, 'stock.py'), Path(folder, 'twin.py')
+        stock, wrapped = Path(folder, 'stock.py'), Path(folder, 'wrapped.py')
         cfg.dump(stock)
-        write_twin(
-            str(stock), twin, TwinOptions(from_scratch=not starts_pretrained(cfg)), build=False
+        write_wrapped_config(
+            str(stock),
+            wrapped,
+            WrappingOptions(from_scratch=not starts_pretrained(cfg)),
+            build=False,
         )
-        return {'student': cfg, 'distiller': Config.fromfile(twin, import_custom_modules=False)}
+        return {'student': cfg, 'distiller': Config.fromfile(wrapped, import_custom_modules=False)}
 
 
 def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = ()) -> Config:

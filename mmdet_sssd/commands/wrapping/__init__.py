@@ -1,4 +1,4 @@
-from .options import TwinOptions
-from .twin_config import read_config, starts_pretrained, write_twin
+from .options import WrappingOptions
+from .wrapped_config import read_config, starts_pretrained, write_wrapped_config
 
-__all__ = ['TwinOptions', 'read_config', 'starts_pretrained', 'write_twin']
+__all__ = ['WrappingOptions', 'read_config', 'starts_pretrained', 'write_wrapped_config']

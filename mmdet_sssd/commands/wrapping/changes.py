@@ -5,22 +5,22 @@ the top would not arrive where the old one was used.
 """
 
 import os.path as osp
-from collections.abc import Iterator
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmengine.config import ConfigDict
 
+from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
-from .options import TwinOptions
+from .options import WrappingOptions
 
 Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
 
 OTHER_CLASSES = ('rpn_head', 'semantic_head')  # their num_classes are not the objects' classes
 
 
-def stock_changes(stock: ConfigDict, options: TwinOptions) -> Changes:
+def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:
     """List what the options change in the stock config, leaving out what is so already.
 
     Args:
@@ -48,36 +48,11 @@ def _place(key: str) -> str:
     return key.rpartition('.')[0]
 
 
-def value_at(config: ConfigDict, key: str) -> Any:
-    """Look a dotted key up; None if it is not there."""
-    for name in key.split('.'):
-        config = config[int(name)] if isinstance(config, (list, tuple)) else config.get(name)
-    return config
-
-
-def apply_changes(config: ConfigDict, changes: Changes) -> None:
-    """Set the new values in place."""
-    for key, value in changes.items():
-        value_at(config, _place(key))[key.rpartition('.')[2]] = value
-
-
-def nested_configs(config: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through a config at all dicts in it, itself included, with their dotted keys."""
-    if isinstance(config, dict):
-        yield key, config
-        for name, value in config.items():
-            yield from nested_configs(value, f'{key}.{name}')
-    elif isinstance(config, (list, tuple)):
-        for index, value in enumerate(config):
-            yield from nested_configs(value, f'{key}.{index}')
-
-
 def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:
-    loader = stock.get(f'{stage}_dataloader')
-    return list(leaf_configs(loader['dataset'], f'{stage}_dataloader.dataset')) if loader else []
+    return list(leaf_configs(stock, f'{stage}_dataloader.dataset'))
 
 
-def _data_changes(stock: ConfigDict, stage: str, options: TwinOptions) -> Changes:
+def _data_changes(stock: ConfigDict, stage: str, options: WrappingOptions) -> Changes:
     """List where a stage's data sets and evaluators find their files."""
     ann_file = options.train_ann if stage == 'train' else options.val_ann
     images = options.train_img if stage == 'train' else options.val_img
@@ -113,7 +88,9 @@ def _annotation_path(key: str, dataset: ConfigDict, changes: Changes) -> str:
     return osp.join(root, ann_file)
 
 
-def _classes(stock: ConfigDict, changes: Changes, options: TwinOptions) -> tuple[str, ...] | None:
+def _classes(
+    stock: ConfigDict, changes: Changes, options: WrappingOptions
+) -> tuple[str, ...] | None:
     """Take the class names from the options or the annotation file to train on."""
     if options.classes is not None:
         return tuple(options.classes)
@@ -122,7 +99,7 @@ def _classes(stock: ConfigDict, changes: Changes, options: TwinOptions) -> tuple
         return None
     path = _annotation_path(*datasets[0], changes)
     classes, _ = read_coco_summary(
-        *osp.split(path), '--data-root and --train-ann; --classes names the classes without it'
+        *osp.split(path), '--data-root and --train-ann (not read with --classes)'
     )
     return classes
 

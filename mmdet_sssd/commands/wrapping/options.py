@@ -1,4 +1,4 @@
-"""What a twin can be given beside its stock config."""
+"""What a wrapped config can be given beside its stock config."""
 
 import inspect
 from collections.abc import Sequence
@@ -10,10 +10,21 @@ from mmengine.registry import Registry
 
 from ...errors import ConfigError
 
+SHARED_HOOKS = {
+    'distill_coef': ('AdaptiveDistillCoefHook', 'λ follows the learning rate'),
+    'detach_student': ('DetachStudentHook', 'first 1/6: only the adapter learns from it'),
+    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: a pretrained backbone keeps still'),
+    'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
+    'check_dataset': ('CheckDatasetHook', 'wrong labels are found before training'),
+    'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
+    'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
+}
+"""Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
+
 
 @dataclass(frozen=True)
-class TwinOptions:
-    """Settings of a twin config; None leaves each where it is in the stock config or our defaults.
+class WrappingOptions:
+    """Settings of a wrapped config; None leaves each where it is in the stock config or our defaults.
 
     Args:
         loss: ``distill_loss.type``.
@@ -65,36 +76,28 @@ class TwinOptions:
         unknown = [f'--{key}' for key in loss if key != 'type' and key not in accepted]
         if unknown:
             raise ConfigError(f'{loss["type"]} has no {" and no ".join(unknown)}; leave it out')
-        teacher = without_defaults(
-            _given(
-                type='LabelEncoderTeacher',
-                add_context_box=self.context_box,
-                detach_appearance=self.detach_appearance,
-                use_masks=self.masks,
-            ),
-            MODELS,
+        teacher = _given(
+            type='LabelEncoderTeacher',
+            add_context_box=self.context_box,
+            detach_appearance=self.detach_appearance,
+            use_masks=self.masks,
         )
-        loss = without_defaults(loss, MODELS)
+        teacher, loss = (without_defaults(x, MODELS) for x in (teacher, loss))
+        del teacher['type']
         return _given(
-            teacher={k: v for k, v in teacher.items() if k != 'type'} or None,
+            teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
         )
 
-    def hooks(self, shared: dict[str, dict]) -> dict[str, dict]:
-        """Give the hooks, without arguments that are their classes' defaults.
-
-        Args:
-            shared: The hooks that every config of ours has, by name.
-        """
-        hooks = {name: dict(hook) for name, hook in shared.items()}
+    def hooks(self) -> dict[str, dict]:
+        """Give the hooks, without arguments that are their classes' defaults."""
+        hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
-        hooks['distill_coef'].update(
-            _given(policy=self.policy, factor=self.factor, max_decays=self.max_decays)
-        )
-        if hooks['distill_coef'].get('max_decays') == -1:
-            hooks['distill_coef']['max_decays'] = None
+        limit = 1 if self.max_decays is None else self.max_decays
+        hooks['distill_coef'] |= _given(policy=self.policy, factor=self.factor)
+        hooks['distill_coef']['max_decays'] = None if limit == -1 else limit
         return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
 
 

@@ -28,10 +28,9 @@ def assignment(name: str, value: Any) -> str:
     line = f'{name} = {source(value)}'
     if len(line) <= LINE_LENGTH or not isinstance(value, (Mapping, list, tuple)):
         return line
-    opening = {Mapping: 'dict(', list: '[', tuple: '('}
-    kind = next(kind for kind in opening if isinstance(value, kind))
     lines = [f'    {part},' for part in _parts(value)]
-    return '\n'.join([f'{name} = {opening[kind]}', *lines, ']' if kind is list else ')'])
+    start = 'dict(' if isinstance(value, Mapping) else '[' if isinstance(value, list) else '('
+    return '\n'.join([f'{name} = {start}', *lines, ']' if start == '[' else ')'])
 
 
 def _parts(value: Mapping | Sequence) -> list[str]:

@@ -1,6 +1,5 @@
-"""Writes the self-distilled twin of a stock config."""
+"""Writes the config that distills a stock config's detector."""
 
-import ast
 import copy
 import os.path as osp
 import re
@@ -14,19 +13,16 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ... import hooks
+from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError
 from ...optimizers import StudentNames
-from .changes import Changes, apply_changes, nested_configs, stock_changes
-from .options import TwinOptions
+from .changes import Changes, stock_changes
+from .options import SHARED_HOOKS, WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
-SHARED = Path(__file__).parents[2] / '.mim/configs/_base_/sssd.py'
-"""The config that has the hooks of every SSSD config. A comment stands above each, here or in what it
-inherits."""
 
-
-def write_twin(
-    stock: str, out: Path, options: TwinOptions | None = None, build: bool = True
+def write_wrapped_config(
+    stock: str, out: Path, options: WrappingOptions | None = None, build: bool = True
 ) -> list[str]:
     """Write a config that inherits a stock config and distills its model.
 
@@ -40,36 +36,32 @@ def write_twin(
         build: Whether to build the distiller (without loading weights). Defaults to True.
 
     Returns:
-        What the user should know about this twin, one sentence each.
+        What the user should know about it, one sentence each.
 
     Raises:
         ConfigError: if the stock config cannot be read, is no detector's or one that is distilled
-            already, an option cannot be applied to it, or the twin cannot be built.
+            already, an option cannot be applied to it, or the distiller cannot be built.
     """
-    options = options or TwinOptions()
-    _check_out(out, stock)
+    options = options or WrappingOptions()
+    if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
+        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
     stock_config = _read_stock(stock)
     changes = stock_changes(stock_config, options)
     settings = {
         'custom_imports': _custom_imports(stock_config),
         'model': {'type': 'SSSDDistiller', **options.distiller()},
-        'default_hooks': options.hooks(Config.fromfile(SHARED).sssd_hooks),
+        'default_hooks': options.hooks(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
     draft = out.with_name(f'.{out.stem}.draft.py')
-    draft.write_text(_twin_text(base, settings, changes), encoding='utf-8')
+    draft.write_text(_text(base, settings, changes), encoding='utf-8')
     try:
-        _check_twin(draft, _expected(stock_config, settings, changes), stock, build)
+        _check_draft(draft, _expected(stock_config, settings, changes), stock, build)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
     return _notes(stock_config, options)
-
-
-def _check_out(out: Path, stock: str) -> None:
-    if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
-        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
 
 
 def read_config(name: str) -> Config:
@@ -103,7 +95,7 @@ def read_config(name: str) -> Config:
 
 
 def _read_stock(stock: str) -> ConfigDict:
-    """Read a stock detector's config as the twin will inherit it."""
+    """Read a stock detector's config as the wrapped one will inherit it."""
     config = read_config(stock)
     model = config.get('model') or {}
     if 'type' not in model:
@@ -124,15 +116,13 @@ def _custom_imports(stock: ConfigDict) -> dict[str, Any]:
     return {'imports': [*imports, 'mmdet_sssd'], 'allow_failed_imports': allow_failed}
 
 
-def _twin_text(base: str, settings: dict[str, dict], changes: Changes) -> str:
-    model = {'_delete_': True, **settings['model']}
-    kind = {key: model.pop(key) for key in ('_delete_', 'type')}
-    model = {**kind, 'student': Expression('_base_.model'), **model}
+def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
+    start = {'_delete_': True, 'type': None, 'student': Expression('_base_.model')}
     parts = [
         f'_base_ = {base!r}\n',
         *_changes_lines(changes),
         assignment('custom_imports', settings['custom_imports']),
-        assignment('model', model),
+        assignment('model', start | settings['model']),
         'default_hooks = dict(',
         *_hook_lines(settings['default_hooks']),
         ')',
@@ -154,11 +144,8 @@ def _changes_lines(changes: Changes) -> list[str]:
         elif classes is not None and key.endswith('.num_classes'):
             value = Expression('len(classes)')
         lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
-    return [
-        '# Changed wherever the stock config uses it: values are resolved as it is read.',
-        *lines,
-        '',
-    ]
+    comment = '# Changed wherever the stock config uses it: values are resolved as it is read.'
+    return [comment, *lines, '']
 
 
 def _named_classes(changes: Changes) -> tuple[str, ...] | None:
@@ -166,35 +153,21 @@ def _named_classes(changes: Changes) -> tuple[str, ...] | None:
 
 
 def _hook_lines(hooks: dict[str, dict]) -> list[str]:
-    """Write the hooks, each with the comment that stands above it in the shared config."""
-    comments = _shared_comments()
+    """Write the hooks, each with what it is for: beside it, or above it if the line is too long."""
     lines = []
     for name, hook in hooks.items():
-        line, comment = f'    {name}={source(hook)},', comments.get(name)
-        if comment and len(f'{line}  {comment}') <= LINE_LENGTH:
-            line = f'{line}  {comment}'
-        elif comment:
-            line = f'    {comment}\n{line}'
-        lines.append(line)
+        line, comment = f'    {name}={source(hook)},', f'# {SHARED_HOOKS[name][1]}'
+        fits = len(f'{line}  {comment}') <= LINE_LENGTH
+        lines.append(f'{line}  {comment}' if fits else f'    {comment}\n{line}')
     return lines
 
 
-def _shared_comments() -> dict[str, str]:
-    """Read the comment line above each shared hook."""
-    above: dict[str | None, str] = {}
-    for path in (SHARED, SHARED.with_name('distiller.py')):
-        text = path.read_text(encoding='utf-8')
-        lines = text.splitlines()
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith('_hooks'):
-                above |= {x.arg: lines[x.lineno - 2].strip() for x in node.value.keywords}
-    return {name: line for name, line in above.items() if name and line.startswith('#')}
-
-
 def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
-    """Work out the twin's whole config from the stock config."""
+    """Work out the whole wrapped config from the stock config."""
     expected = copy.deepcopy(stock)
-    apply_changes(expected, changes)
+    for key, value in changes.items():
+        place, _, name = key.rpartition('.')
+        value_at(expected, place)[name] = value
     if (classes := _named_classes(changes)) is not None:
         expected.classes = classes
     expected.model = {**settings['model'], 'student': expected.model}
@@ -205,14 +178,14 @@ def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) ->
     return expected
 
 
-def _check_twin(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
-    """Read the twin, compare it with what is meant, and build what was put around the student."""
+def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
+    """Read the draft, compare it with what is meant, and build what was put around the student."""
     config = Config.fromfile(path, import_custom_modules=False)
     other = [x for x in sorted({*config, *expected}) if config.get(x) != expected.get(x)]
     if other:
         raise ConfigError(
-            f'the twin of {stock} would differ from it in {", ".join(other)}, which was not asked '
-            'for; nothing was written'
+            f'what wraps {stock} would differ from it in {", ".join(other)}, which was not asked for; '
+            'nothing was written'
         )
     init_default_scope(config.get('default_scope', 'mmdet'))
     for hook in config.default_hooks.values():
@@ -235,7 +208,7 @@ def _check_builds(config: Config, stock: str) -> None:
         raise
     except Exception as error:
         raise ConfigError(
-            f'the twin of {stock} cannot be built ({type(error).__name__}: {error}); --no-build '
+            f'the distiller of {stock} cannot be built ({type(error).__name__}: {error}); --no-build '
             'writes it all the same'
         ) from error
 
@@ -244,12 +217,12 @@ def starts_pretrained(stock: Config | ConfigDict) -> bool:
     """Tell whether a config's detector starts from trained weights, all of it or a part."""
     return bool(stock.get('load_from')) or any(
         part.get('type') == 'Pretrained' or part.get('pretrained')
-        for _, part in nested_configs(stock.model, 'model')
+        for _, part in nested_configs(stock.model)
     )
 
 
-def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
-    """Say what the user should know about this twin."""
+def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
+    """Say what the user should know about a wrapped config."""
     notes = []
     pretrained = starts_pretrained(stock)
     if not pretrained and not options.from_scratch:
@@ -266,11 +239,8 @@ def _notes(stock: ConfigDict, options: TwinOptions) -> list[str]:
         )
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
-    if (
-        constructor
-        and 'Decay' in constructor.__name__
-        and not issubclass(constructor, StudentNames)
-    ):
+    by_layer = constructor and 'Decay' in constructor.__name__
+    if by_layer and not issubclass(constructor, StudentNames):
         notes.append(
             f'optim_wrapper.constructor is {name}, which finds layers by names that start with '
             'backbone.; under model.student it may give every layer the same rate: see '

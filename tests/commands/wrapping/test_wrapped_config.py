@@ -1,4 +1,4 @@
-"""The twins of real stock configs: read back, and some of them built."""
+"""The wrapped configs of real stock configs: read back, and some of them built."""
 
 import json
 import os
@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.wrapping import TwinOptions, write_twin
+from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+from mmdet_sssd.commands.wrapping.options import SHARED_HOOKS, without_defaults
 
 ROOT = Path(__file__).parents[3]
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -52,9 +53,9 @@ def read_stock(tmp_path, name) -> dict:
     return read(tmp_path / 'heir.py')
 
 
-def twin_of(tmp_path, stock=RETINANET, build=False, **options) -> dict:
-    write_twin(str(stock), tmp_path / 'out/twin.py', TwinOptions(**options), build)
-    return read(tmp_path / 'out/twin.py')
+def wrapped_by(tmp_path, stock=RETINANET, build=False, **options) -> dict:
+    write_wrapped_config(str(stock), tmp_path / 'out/wrapped.py', WrappingOptions(**options), build)
+    return read(tmp_path / 'out/wrapped.py')
 
 
 def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
@@ -64,26 +65,36 @@ def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
 
 
 @pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[0][7:])
-def test_a_twin_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
-    stock, twin = read_stock(tmp_path, name), twin_of(tmp_path, name)
-    assert twin.pop('model') == dict(type='SSSDDistiller', student=stock.pop('model'))
+def test_a_wrapped_config_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
+    stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name)
+    assert wrapped.pop('model') == dict(type='SSSDDistiller', student=stock.pop('model'))
     imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
     imports['imports'].append('mmdet_sssd')
-    assert twin.pop('custom_imports') == imports
-    hooks, stock_hooks = twin.pop('default_hooks'), stock.pop('default_hooks')
+    assert wrapped.pop('custom_imports') == imports
+    hooks, stock_hooks = wrapped.pop('default_hooks'), stock.pop('default_hooks')
     shared = Config.fromfile(ROOT / 'configs/_base_/sssd.py').sssd_hooks
     assert set(hooks) == set(stock_hooks) | set(shared)
     for hook, config in stock_hooks.items():
         assert config.items() <= {**config, **hooks[hook]}.items() or hook in shared
-    assert twin == stock
+    assert wrapped == stock
+
+
+def test_its_hooks_are_those_of_the_shared_configs():
+    folder = ROOT / 'configs/_base_'
+    shared = Config.fromfile(folder / 'sssd.py').sssd_hooks
+    text = ''.join((folder / name).read_text() for name in ('sssd.py', 'distiller.py'))
+    expected = {name: without_defaults(hook, HOOKS) for name, hook in shared.items()}
+    assert list(WrappingOptions().hooks().items()) == list(expected.items())
+    for name, (_, comment) in SHARED_HOOKS.items():
+        assert f'    # {comment}\n    {name}=dict(' in text
 
 
 def test_without_options_it_is_the_config_of_the_readme(tmp_path):
     (readme,) = re.findall(
         r"```python\n(_base_ = 'mmdet::.*?)```", (ROOT / 'README.md').read_text(), re.S
     )
-    write_twin(RETINANET, tmp_path / 'twin.py')
-    assert (tmp_path / 'twin.py').read_text() == readme
+    write_wrapped_config(RETINANET, tmp_path / 'wrapped.py')
+    assert (tmp_path / 'wrapped.py').read_text() == readme
 
 
 def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
@@ -111,7 +122,7 @@ def run_tool(monkeypatch, *args):
 
 
 def test_hooks_and_settings_follow_the_options(tmp_path):
-    twin = twin_of(
+    wrapped = wrapped_by(
         tmp_path,
         loss='JSDistanceLoss',
         dim='channel',
@@ -124,21 +135,21 @@ def test_hooks_and_settings_follow_the_options(tmp_path):
         detach_appearance=True,
         from_scratch=True,
     )
-    settings = {key: value for key, value in twin['model'].items() if key != 'student'}
+    settings = {key: value for key, value in wrapped['model'].items() if key != 'student'}
     assert settings == dict(
         type='SSSDDistiller',
         teacher=dict(add_context_box=False, detach_appearance=True),
         distill_loss=dict(type='JSDistanceLoss', dim='channel', tau=2.0),
         distill_coef=3.0,
     )
-    hook = twin['default_hooks']['distill_coef']
+    hook = wrapped['default_hooks']['distill_coef']
     assert hook == dict(type='AdaptiveDistillCoefHook', policy='inverse_lr', factor=3.0)
-    assert 'freeze_backbone' not in twin['default_hooks']
+    assert 'freeze_backbone' not in wrapped['default_hooks']
 
 
 def test_what_is_the_default_already_is_not_written(tmp_path):
-    plain = twin_of(tmp_path)
-    text = (tmp_path / 'out/twin.py').read_text()
+    plain = wrapped_by(tmp_path)
+    text = (tmp_path / 'out/wrapped.py').read_text()
     defaults = dict(
         loss='JSDistanceLoss',
         dim='spatial',
@@ -149,24 +160,24 @@ def test_what_is_the_default_already_is_not_written(tmp_path):
         context_box=True,
         detach_appearance=False,
     )
-    assert twin_of(tmp_path, **defaults) == plain
-    assert (tmp_path / 'out/twin.py').read_text() == text
+    assert wrapped_by(tmp_path, **defaults) == plain
+    assert (tmp_path / 'out/wrapped.py').read_text() == text
 
 
 def test_classes_reach_every_stage_of_a_cascade(tmp_path):
-    twin = twin_of(
+    wrapped = wrapped_by(
         tmp_path,
         'mmdet::scnet/scnet_r50_fpn_1x_coco.py',
         build=True,
         classes=('platelet', 'red', 'white'),
     )
     for stage in ('train', 'val', 'test'):
-        assert twin[f'{stage}_dataloader']['dataset']['metainfo']['classes'] == (
+        assert wrapped[f'{stage}_dataloader']['dataset']['metainfo']['classes'] == (
             'platelet',
             'red',
             'white',
         )
-    student = twin['model']['student']
+    student = wrapped['model']['student']
     assert student['roi_head']['semantic_head']['num_classes'] == 183  # stuff, not objects
     student['backbone']['init_cfg'] = None
     roi_head = MODELS.build(ConfigDict(student)).roi_head
@@ -188,23 +199,23 @@ val_evaluator = [dict(type='CocoMetric', ann_file='old.json'), dict(type='DumpDe
 def test_data_and_classes_reach_wrapped_data_sets_and_lists_of_evaluators(tmp_path):
     stock = stock_file(tmp_path, WRAPPED.replace('{{', '{').replace('}}', '}'))
     names = tuple(f'a class with a long name, number {i}' for i in range(4))
-    twin = twin_of(tmp_path, stock, data_root='cells', val_ann='val.json', classes=names)
-    first, second = twin['train_dataloader']['dataset']['dataset']['datasets']
+    wrapped = wrapped_by(tmp_path, stock, data_root='cells', val_ann='val.json', classes=names)
+    first, second = wrapped['train_dataloader']['dataset']['dataset']['datasets']
     assert [x['dataset']['ann_file'] for x in (first, second)] == ['a.json', 'b.json']
     for dataset in (
         first['dataset'],
         second['dataset'],
-        twin['val_dataloader']['dataset'],
-        twin['test_dataloader']['dataset'],
+        wrapped['val_dataloader']['dataset'],
+        wrapped['test_dataloader']['dataset'],
     ):
         assert dataset['data_root'] == 'cells'
         assert dataset['metainfo'] == dict(classes=names)
     assert first['dataset']['data_prefix'] == dict(img='train2017/')
-    assert twin['val_dataloader']['dataset']['ann_file'] == 'val.json'
-    assert twin['val_evaluator'][0]['ann_file'] == 'cells/val.json'
-    assert twin['test_evaluator']['ann_file'] == 'cells/val.json'
-    assert twin['model']['student']['bbox_head']['num_classes'] == 4
-    assert_tidy(tmp_path / 'out/twin.py')
+    assert wrapped['val_dataloader']['dataset']['ann_file'] == 'val.json'
+    assert wrapped['val_evaluator'][0]['ann_file'] == 'cells/val.json'
+    assert wrapped['test_evaluator']['ann_file'] == 'cells/val.json'
+    assert wrapped['model']['student']['bbox_head']['num_classes'] == 4
+    assert_tidy(tmp_path / 'out/wrapped.py')
 
 
 def assert_tidy(path):
@@ -218,47 +229,50 @@ def test_a_long_config_is_tidy(tmp_path):
     options = dict(
         context_box=False, detach_appearance=True, loss='NormedMSELoss', distill_coef=3.0
     )
-    twin_of(tmp_path, classes=('cat',), policy='constant', **options)
-    assert_tidy(tmp_path / 'out/twin.py')
+    wrapped_by(tmp_path, classes=('cat',), policy='constant', **options)
+    assert_tidy(tmp_path / 'out/wrapped.py')
 
 
 def test_image_folders_leave_other_prefixes(tmp_path):
-    twin = twin_of(
+    wrapped = wrapped_by(
         tmp_path, 'mmdet::htc/htc_r50_fpn_1x_coco.py', train_img='images', val_img='images'
     )
-    train, val = (twin[f'{x}_dataloader']['dataset']['data_prefix'] for x in ('train', 'val'))
+    train, val = (wrapped[f'{x}_dataloader']['dataset']['data_prefix'] for x in ('train', 'val'))
     assert train == dict(img='images', seg='stuffthingmaps/train2017/')
     assert val == dict(img='images')
 
 
 def test_masks_are_loaded_wherever_annotations_are(tmp_path):
-    twin = twin_of(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', masks=True)
-    switched = next(x for x in twin['custom_hooks'] if x['type'] == 'PipelineSwitchHook')
-    for pipeline in (twin['train_dataloader']['dataset']['pipeline'], switched['switch_pipeline']):
+    wrapped = wrapped_by(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', masks=True)
+    switched = next(x for x in wrapped['custom_hooks'] if x['type'] == 'PipelineSwitchHook')
+    for pipeline in (
+        wrapped['train_dataloader']['dataset']['pipeline'],
+        switched['switch_pipeline'],
+    ):
         (step,) = [x for x in pipeline if x['type'] == 'LoadAnnotations']
         assert step == dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
-    assert twin['model']['teacher'] == dict(use_masks=True)
+    assert wrapped['model']['teacher'] == dict(use_masks=True)
 
 
 def test_a_file_is_inherited_by_its_relative_path(tmp_path):
-    twin = twin_of(tmp_path, stock_file(tmp_path, ''))
-    assert (tmp_path / 'out/twin.py').read_text().startswith("_base_ = '../stock.py'\n")
+    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, ''))
+    assert (tmp_path / 'out/wrapped.py').read_text().startswith("_base_ = '../stock.py'\n")
     moved = tmp_path.with_name(f'{tmp_path.name}_moved')
     tmp_path.rename(moved)
-    assert read(moved / 'out/twin.py') == twin
+    assert read(moved / 'out/wrapped.py') == wrapped
 
 
-def test_a_twin_is_inherited_and_overridden_like_any_config(tmp_path):
-    twin = twin_of(tmp_path)
+def test_a_wrapped_config_is_inherited_and_overridden_like_any_config(tmp_path):
+    wrapped = wrapped_by(tmp_path)
     heir = tmp_path / 'out/heir.py'
     heir.write_text(
-        "_base_ = './twin.py'\n"
+        "_base_ = './wrapped.py'\n"
         'model = dict(student=dict(bbox_head=dict(num_classes=7)), distill_coef=2)\n'
         "default_hooks = dict(freeze_backbone=None, distill_coef=dict(policy='constant'))\n"
     )
     cfg = Config.fromfile(heir)
     assert cfg.model.student.bbox_head.num_classes == 7
-    assert cfg.model.student.bbox_head.type == twin['model']['student']['bbox_head']['type']
+    assert cfg.model.student.bbox_head.type == wrapped['model']['student']['bbox_head']['type']
     assert cfg.default_hooks.distill_coef.max_decays == 1
     cfg.merge_from_dict({'model.student.bbox_head.num_classes': 5})  # --cfg-options
     cfg.model.student.backbone.init_cfg = None
@@ -273,19 +287,19 @@ class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
 
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
-    (note,) = write_twin(STOCK[3], tmp_path / 'twin.py', build=False)
+    (note,) = write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', build=False)
     assert '--from-scratch leaves it out' in note
-    scratch = TwinOptions(from_scratch=True)
-    assert write_twin(STOCK[3], tmp_path / 'twin.py', scratch, build=False) == []
-    (note,) = write_twin(RETINANET, tmp_path / 'twin.py', scratch, build=False)
+    scratch = WrappingOptions(from_scratch=True)
+    assert write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', scratch, build=False) == []
+    (note,) = write_wrapped_config(RETINANET, tmp_path / 'wrapped.py', scratch, build=False)
     assert 'model.student.backbone.init_cfg=None' in note
     # mmdet's constructor knows distillers here; others may not.
-    assert write_twin(STOCK[2], tmp_path / 'twin.py', build=False) == []
+    assert write_wrapped_config(STOCK[2], tmp_path / 'wrapped.py', build=False) == []
     stock = tmp_path / 'stock.py'
     stock.write_text(
         f"_base_ = '{RETINANET}'\noptim_wrapper = dict(constructor='ForeignDecayConstructor')\n"
     )
-    (note,) = write_twin(str(stock), tmp_path / 'twin.py', build=False)
+    (note,) = write_wrapped_config(str(stock), tmp_path / 'wrapped.py', build=False)
     assert 'ForeignDecayConstructor' in note
     assert 'mmdet_sssd.optimizers.StudentNames' in note
 
@@ -321,22 +335,22 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
 )
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path, stock, options, message):
     with pytest.raises(ConfigError, match=message):
-        twin_of(tmp_path, stock, **options)
+        wrapped_by(tmp_path, stock, **options)
     assert not list(tmp_path.glob('out/*'))
 
 
 def test_a_model_that_cannot_be_distilled_is_refused_unless_it_is_not_built(tmp_path):
     stock = stock_file(tmp_path, 'model = dict(neck=dict(type="NoSuchNeck"))\n')
     with pytest.raises(ConfigError, match=r'model\.student \(RetinaNet\) cannot be built'):
-        twin_of(tmp_path, stock, build=True)
+        wrapped_by(tmp_path, stock, build=True)
     assert not list(tmp_path.glob('out/*'))
-    assert twin_of(tmp_path, stock)['model']['student']['neck']['type'] == 'NoSuchNeck'
+    assert wrapped_by(tmp_path, stock)['model']['student']['neck']['type'] == 'NoSuchNeck'
 
 
 def test_distilled_and_new_style_configs_are_refused(tmp_path):
-    twin_of(tmp_path)
-    with pytest.raises(ConfigError, match=r'twin\.py is distilled already .* inherit it'):
-        write_twin(str(tmp_path / 'out/twin.py'), tmp_path / 'again.py')
+    wrapped_by(tmp_path)
+    with pytest.raises(ConfigError, match=r'wrapped\.py is distilled already .* inherit it'):
+        write_wrapped_config(str(tmp_path / 'out/wrapped.py'), tmp_path / 'again.py')
     lazy = tmp_path / 'lazy.py'
     lazy.write_text(
         'from mmengine.config import read_base\n'
@@ -344,11 +358,11 @@ def test_distilled_and_new_style_configs_are_refused(tmp_path):
         "model = dict(type='RetinaNet')\n"
     )
     with pytest.raises(ConfigError, match=r'is a new-style config \(`with read_base\(\)`\)'):
-        write_twin(str(lazy), tmp_path / 'again.py')
+        write_wrapped_config(str(lazy), tmp_path / 'again.py')
 
 
 def test_the_tool_writes_once_and_ends_with_the_message(tmp_path, monkeypatch, capsys):
-    out = tmp_path / 'twin.py'
+    out = tmp_path / 'wrapped.py'
     assert run_tool(monkeypatch, RETINANET, '--out', out, '--no-build', '--max-decays', 2) == 0
     assert f'mim train mmdet_sssd {out}' in capsys.readouterr().out
     written = out.read_text()
