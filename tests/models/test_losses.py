@@ -61,13 +61,70 @@ def test_js_loss_gradient(dim):
     assert torch.autograd.gradcheck(lambda x, y: loss([x], [y]), (student, teacher))
 
 
-def test_js_distance_is_accurate_between_nearly_equal_maps():
+def distances_and_gradient(student, teacher, dim, tau=1.0):
+    student = student.detach().clone().requires_grad_()
+    distances = js_distance(student, teacher, dim, tau)
+    distances.sum().backward()
+    return distances.detach().double(), student.grad.double()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize(('gap', 'rtol'), [(10, 2e-6), (1, 2e-6), (1e-2, 2e-6), (1e-4, 1e-4)])
+def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
+    student = torch.randn(2, 16, 20, 21)
+    teacher = student + gap * torch.randn_like(student)
+    distances, grad = distances_and_gradient(student, teacher, dim, 0.7)
+    expected, expected_grad = distances_and_gradient(student.double(), teacher.double(), dim, 0.7)
+    torch.testing.assert_close(distances, expected, rtol=rtol, atol=0)
+    assert (grad - expected_grad).abs().max() < rtol * expected_grad.abs().max()
+
+
+def test_js_distance_of_nearly_equal_maps_is_the_standard_deviation():
     """For small d, D_JS of softmax(x) and softmax(x + d) is Var_p(d) / 8 nats."""
     x, d = torch.randn(1, 1, 8, 8), 1e-3 * torch.randn(1, 1, 8, 8)
-    p, d64 = x.double().flatten().softmax(0), d.double().flatten()
+    p, d64 = x.double().flatten().softmax(0), (x + d).double().sub(x).flatten()
     variance = (p * d64**2).sum() - (p * d64).sum() ** 2
     expected = (variance / 8 / np.log(2)).sqrt().item()
-    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=2e-3)
+    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('block', [1, 8, 40])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_blocks_and_memory_formats_make_no_difference(monkeypatch, dim, block, memory_format):
+    student, teacher = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    expected = distances_and_gradient(student, teacher, dim)
+    monkeypatch.setattr('mmdet_sssd.models.losses.js_distance_loss.BLOCK', block)
+    student = student.contiguous(memory_format=memory_format)
+    for other_format in (torch.contiguous_format, torch.channels_last):
+        teacher = teacher.contiguous(memory_format=other_format)
+        actual = distances_and_gradient(student, teacher, dim)
+        torch.testing.assert_close(actual, expected)
+        assert actual[1].stride() == student.stride()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_js_distance_keeps_one_map_for_backward(dim, memory_format):
+    kept = []
+    student, teacher = torch.randn(2, 2, 8, 12, 12)
+    student = student.contiguous(memory_format=memory_format).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        js_distance(student, teacher.contiguous(memory_format=memory_format), dim)
+    assert sum(x.numel() for x in kept) == student.numel()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+def test_js_distance_compiles_to_one_graph(dim):
+    student, teacher = torch.randn(2, 2, 3, 4, 5)
+    expected = distances_and_gradient(student, teacher, dim)
+    torch.compiler.reset()
+    compiled = torch.compile(js_distance, backend='aot_eager', fullgraph=True)
+    student.requires_grad_()
+    distances = compiled(student, teacher, dim)
+    distances.sum().backward()
+    actual = distances.detach().double(), student.grad.double()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('dim', DIMS)
