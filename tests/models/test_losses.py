@@ -48,8 +48,8 @@ def test_js_loss_is_the_mean_over_levels_of_means_over_distributions():
             distributions(x.numpy(), 'channel'), distributions(y.numpy(), 'channel'), strict=True
         )
         means.append(np.mean([jensenshannon(p, q, base=2) for p, q in pairs]))
-    loss = JSDistanceLoss(dim='channel', loss_weight=3.0)(student, teacher)
-    assert loss.item() == pytest.approx(3 * np.mean(means), rel=1e-10)
+    loss = JSDistanceLoss(dim='channel')(student, teacher)
+    assert loss.item() == pytest.approx(np.mean(means), rel=1e-10)
 
 
 @pytest.mark.parametrize('dim', DIMS)
@@ -163,14 +163,14 @@ def test_normed_mse_weighs_levels_by_their_size():
     student = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 1)]
     teacher = [torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 1, 1), 5.0)]
     expected = (9 * 32 + 25 * 2) / 34
-    assert NormedMSELoss(loss_weight=2)(student, teacher).item() == pytest.approx(2 * expected)
+    assert NormedMSELoss()(student, teacher).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('loss', [JSDistanceLoss(loss_weight=3), NormedMSELoss(loss_weight=3)])
-def test_level_distances_are_the_unweighted_losses_of_each_level_alone(loss):
+@pytest.mark.parametrize('loss', [JSDistanceLoss(), NormedMSELoss()])
+def test_level_distances_are_the_losses_of_each_level_alone(loss):
     shapes = [(2, 3, 6, 5), (2, 4, 2, 2)]
     student, teacher = ([torch.randn(s) for s in shapes] for _ in range(2))
-    alone = [loss([x], [y]) / 3 for x, y in zip(student, teacher, strict=True)]
+    alone = [loss([x], [y]) for x, y in zip(student, teacher, strict=True)]
     torch.testing.assert_close(loss.level_distances(student, teacher), torch.stack(alone))
 
 
@@ -192,7 +192,6 @@ def test_levels_that_differ_are_refused(loss):
     [
         (dict(dim='pixel'), r"dim is 'pixel'; accepted: spatial, channel, all"),
         (dict(tau=0), r'tau is 0; accepted: a number > 0'),
-        (dict(loss_weight=-1), r'loss_weight is -1; accepted'),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

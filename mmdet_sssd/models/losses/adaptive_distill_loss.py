@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import ConfigError
+from ...errors import check
 
 CHUNK = 2**22  # elements worked on at a time; the temporaries are of this size
 
@@ -167,10 +167,9 @@ class AdaptiveDistillLoss(nn.Module):
         beta: Weight β of the teacher's uncertainty, >= 0. Defaults to 1.
         gamma: Exponent γ of the adaptive weight, 0 or >= 1. Defaults to 2.
         theta: Exponent θ of the normaliser, > 0. Defaults to 1.8.
-        loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if an argument has another value.
 
     Example:
         >>> loss = AdaptiveDistillLoss()
@@ -187,19 +186,16 @@ class AdaptiveDistillLoss(nn.Module):
         beta: float = 1.0,
         gamma: float = 2.0,
         theta: float = 1.8,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        _check('alpha', alpha, 0 <= alpha <= 1, 'a number in [0, 1]')
-        _check('beta', beta, 0 <= beta < math.inf, 'a number >= 0')
-        _check('gamma', gamma, gamma == 0 or 1 <= gamma < math.inf, '0 or a number >= 1')
-        _check('theta', theta, 0 < theta < math.inf, 'a number > 0')
-        _check('loss_weight', loss_weight, 0 <= loss_weight < math.inf, 'a number >= 0')
+        check('alpha', alpha, 0 <= alpha <= 1, 'a number in [0, 1]')
+        check('beta', beta, 0 <= beta < math.inf, 'a number >= 0')
+        check('gamma', gamma, gamma == 0 or 1 <= gamma < math.inf, '0 or a number >= 1')
+        check('theta', theta, 0 < theta < math.inf, 'a number > 0')
         self.alpha = alpha
         self.beta = beta
         self.gamma = gamma
         self.theta = theta
-        self.loss_weight = loss_weight
 
     def forward(
         self,
@@ -208,8 +204,8 @@ class AdaptiveDistillLoss(nn.Module):
         mask: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Compute ``loss_weight`` times :func:`adaptive_distill_loss` of these arguments."""
-        loss = adaptive_distill_loss(
+        """Compute :func:`adaptive_distill_loss` of these arguments."""
+        return adaptive_distill_loss(
             student_logits,
             teacher_logits,
             mask,
@@ -219,9 +215,3 @@ class AdaptiveDistillLoss(nn.Module):
             theta=self.theta,
             avg_factor=avg_factor,
         )
-        return self.loss_weight * loss
-
-
-def _check(key: str, value: float, is_accepted: bool, accepted: str) -> None:
-    if not is_accepted:
-        raise ConfigError(f'AdaptiveDistillLoss.{key} is {value!r}; accepted: {accepted}')

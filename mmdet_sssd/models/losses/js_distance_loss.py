@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import ConfigError
+from ...errors import check
 from .feature_loss import FeatureLoss
 
 LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
@@ -50,13 +50,16 @@ class _JSDistance(torch.autograd.Function):
         pieces = zip(*(_split(x, groups, 0) for x in maps), strict=False)
         distances = torch.cat([_distances(*piece, tau, rows) for piece in pieces])
         ctx.save_for_backward(*maps[2:])
-        ctx.dtype = student.dtype
+        ctx.dtypes = student.dtype, teacher.dtype
         return distances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grads = [None if x is None else (grad_output * x).to(ctx.dtype) for x in ctx.saved_tensors]
+        grads = [
+            None if x is None else (grad_output * x).to(dtype)
+            for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return grads[0], grads[1], None
 
 
@@ -161,18 +164,17 @@ def _is_channels_last(x: Tensor) -> bool:
 class JSDistanceLoss(FeatureLoss):
     r"""SSSD's distillation loss: the Jensen-Shannon distance, averaged over levels.
 
-    .. math:: \frac{w}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
+    .. math:: \frac{1}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
 
-    over N levels; see :func:`js_distance` for the distributions. The loss is in [0, ``loss_weight``].
+    over N levels; see :func:`js_distance` for the distributions. The loss is in [0, 1].
 
     Args:
         dim: What one distribution runs over: ``'spatial'``, ``'channel'`` or ``'all'``. Defaults to
             ``'spatial'``.
         tau: Temperature of the softmax, > 0. Defaults to 1.
-        loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if an argument has another value.
 
     Example:
         >>> loss = JSDistanceLoss(dim='channel')
@@ -184,12 +186,10 @@ class JSDistanceLoss(FeatureLoss):
     DIMS = ('spatial', 'channel', 'all')
     default_coef = 10.0
 
-    def __init__(self, dim: str = 'spatial', tau: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight)
-        if dim not in self.DIMS:
-            raise ConfigError(f'distill_loss.dim is {dim!r}; accepted: {", ".join(self.DIMS)}')
-        if not 0 < tau < math.inf:
-            raise ConfigError(f'distill_loss.tau is {tau!r}; accepted: a number > 0')
+    def __init__(self, dim: str = 'spatial', tau: float = 1.0) -> None:
+        super().__init__()
+        check('dim', dim, dim in self.DIMS, ', '.join(self.DIMS))
+        check('tau', tau, 0 < tau < math.inf, 'a number > 0')
         self.dim = dim
         self.tau = tau
 
