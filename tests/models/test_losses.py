@@ -166,6 +166,34 @@ def test_normed_mse_weighs_levels_by_their_size():
     assert NormedMSELoss()(student, teacher).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('largest', [1e20, None])
+def test_normed_mse_is_finite_for_any_maps(dtype, largest):
+    largest = min(largest or torch.finfo(dtype).max, torch.finfo(dtype).max)
+    student = torch.full((2, 3, 4, 4), largest, dtype=dtype)
+    student[:, :, 0] = 1
+    student.requires_grad_()
+    loss = NormedMSELoss()([student, student], [-student.detach(), student.detach()])
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 1
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_normed_mse_computes_in_float32(dtype):
+    student, teacher = (300 * torch.randn(2, 8, 12, 12)).to(dtype), torch.randn(2, 8, 12, 12)
+    loss = NormedMSELoss()([student], [teacher.to(dtype)])
+    assert loss.dtype == torch.float32
+    expected = (student.double() - teacher.to(dtype).double()).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_normed_mse_is_the_plain_formula_to_the_bit():
+    student, teacher = torch.randn(2, 2, 3, 4, 5)
+    assert NormedMSELoss()([student], [teacher]) == (student - teacher).square().sum() / 120
+
+
 @pytest.mark.parametrize('loss', [JSDistanceLoss(), NormedMSELoss()])
 def test_level_distances_are_the_losses_of_each_level_alone(loss):
     shapes = [(2, 3, 6, 5), (2, 4, 2, 2)]
