@@ -11,6 +11,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
 from mmdet_sssd.models.layers import EmbeddedClass, LabelledObjects, OneHotClass
 from mmdet_sssd.models.layers.label_encoder import ObjectTransform
+from mmdet_sssd.models.layers.relation_adapter import AppearanceEncoder
 
 from .teacher_restated import teacher_features_of_image
 
@@ -377,3 +378,18 @@ def test_embedded_classes_tell_classes_apart():
     first_level(299).square().sum().backward()
     touched = teacher.class_code.embedding.weight.grad.abs().sum(1).nonzero().flatten()
     assert touched.tolist() == [299]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_huge_regions_are_averaged_in_float32_under_autocast(dtype):
+    """1 / area of a region of 2^18 pixels is 3.8e-6: a few steps of float16 above zero."""
+    encoder = AppearanceEncoder(8)
+    x, regions = torch.randn(1, 8, 512, 512), torch.ones(1, 1, 512, 512)
+    regions[..., 0] = 0.01
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        features = torch.relu(encoder.norm(encoder.conv(x))).double()
+        appearance = encoder(x, regions)
+    weights = regions.double() / regions.double().sum()
+    expected = torch.einsum('bnhw,bchw->bnc', weights, features)
+    assert appearance.dtype == torch.float32
+    torch.testing.assert_close(appearance.double(), expected, rtol=1e-5, atol=0)
