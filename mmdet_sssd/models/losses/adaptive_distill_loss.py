@@ -11,12 +11,14 @@ from torch.autograd.function import once_differentiable
 from ...errors import check
 
 CHUNK = 2**22  # elements worked on at a time; the temporaries are of this size
+CPU_CHUNK = 2**17  # so that they stay in its cache
 
 
 class _AdaptiveDistillSum(torch.autograd.Function):
     """Sum of the elements' losses, with its gradient.
 
-    Automatic differentiation would keep ten maps of the logits' size alive. Here the gradient is
+    Automatic differentiation would keep ten maps of the logits' size alive, or, under activation
+    checkpointing, take twice the time. Here the gradient is
     worked out in the forward pass, and is the one map that is kept.
     """
 
@@ -32,8 +34,9 @@ class _AdaptiveDistillSum(torch.autograd.Function):
     ) -> Tensor:
         total = student.new_zeros(())
         grad = torch.empty_like(student)
+        size = CPU_CHUNK if student.device.type == 'cpu' else CHUNK
         for z, t, skip, out in zip(
-            *(x.split(CHUNK) for x in (student, teacher, ignored, grad)), strict=True
+            *(x.split(size) for x in (student, teacher, ignored, grad)), strict=True
         ):
             loss = _elements(z, t, alpha, beta, gamma, grad=out)
             total += loss.masked_fill_(skip, 0).sum()
