@@ -11,6 +11,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
 from mmdet_sssd.models.layers import EmbeddedClass, LabelledObjects, OneHotClass
 from mmdet_sssd.models.layers.label_encoder import ObjectTransform
+from mmdet_sssd.models.layers.relation_adapter import AppearanceEncoder
 
 from .teacher_restated import teacher_features_of_image
 
@@ -137,6 +138,37 @@ def test_soft_regions_lose_nothing_of_an_object(use_masks):
     assert not small.any()
 
 
+@pytest.mark.parametrize(
+    'levels',
+    [
+        [(8, 12), (4, 6), (2, 3), (1, 1)],  # they nest
+        [(8, 12), (4, 6), (3, 5), (1, 2)],
+        [(1, 2), (8, 12), (5, 7)],
+        [(70, 100), (64, 96)],  # finer than the image, and as fine
+    ],
+)
+def test_soft_mask_regions_are_averages_over_the_pixels(levels):
+    rng = np.random.default_rng(0)
+    sizes = [(64, 96), (50, 77), (64, 60)]
+    masks = [rng.integers(0, 2, (n, *size), np.uint8) for n, size in enumerate(sizes)]
+    batch = [
+        sample([[1, 1, 30, 30]] * len(x), [0] * len(x), (*size, 3), BitmapMasks(x, *size))
+        for x, size in zip(masks, sizes, strict=True)
+    ]
+    objects = LabelledObjects.from_samples(torch.zeros(3, 3, 64, 96), batch, True, True)
+    for level in levels:
+        regions, context = objects.regions(level), objects.context_regions(level)
+        assert regions.dtype == context.dtype == torch.float32
+        for b, (height, width) in enumerate(sizes):
+            padded = torch.zeros(len(masks[b]) + 1, 64, 96)
+            padded[:-1, :height, :width] = torch.from_numpy(masks[b])
+            padded[-1, :height, :width] = 1
+            expected = torch.nn.functional.adaptive_avg_pool2d(padded[None], level)[0]
+            torch.testing.assert_close(regions[b, : len(masks[b])], expected[:-1])
+            torch.testing.assert_close(context[b, 0], expected[-1])
+            assert not regions[b, len(masks[b]) :].any()
+
+
 @pytest.mark.parametrize('use_masks', [True, False])
 @pytest.mark.parametrize('add_context_box', [True, False])
 def test_an_image_gives_the_same_alone_and_in_a_batch(use_masks, add_context_box):
@@ -227,6 +259,16 @@ def test_polygon_masks_are_read():
     ]
     for x, y in zip(*outs, strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize('boxes', [torch.rand(2, 5), torch.rand(2, 8), torch.rand(8)])
+def test_boxes_that_are_not_axis_aligned_are_refused(boxes):
+    data_sample = sample([], [])
+    data_sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(len(boxes)).long())
+    with pytest.raises(
+        ConfigError, match=r'boxes of shape \(.*\); accepted: axis-aligned .*x1, y1, x2, y2'
+    ):
+        LabelledObjects.from_samples(torch.zeros(1, 3, *IMAGE), [data_sample], False, True)
 
 
 def test_missing_masks_are_named():
@@ -336,3 +378,18 @@ def test_embedded_classes_tell_classes_apart():
     first_level(299).square().sum().backward()
     touched = teacher.class_code.embedding.weight.grad.abs().sum(1).nonzero().flatten()
     assert touched.tolist() == [299]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_huge_regions_are_averaged_in_float32_under_autocast(dtype):
+    """1 / area of a region of 2^18 pixels is 3.8e-6: a few steps of float16 above zero."""
+    encoder = AppearanceEncoder(8)
+    x, regions = torch.randn(1, 8, 512, 512), torch.ones(1, 1, 512, 512)
+    regions[..., 0] = 0.01
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        features = torch.relu(encoder.norm(encoder.conv(x))).double()
+        appearance = encoder(x, regions)
+    weights = regions.double() / regions.double().sum()
+    expected = torch.einsum('bnhw,bchw->bnc', weights, features)
+    assert appearance.dtype == torch.float32
+    torch.testing.assert_close(appearance.double(), expected, rtol=1e-5, atol=0)

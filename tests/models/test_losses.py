@@ -48,8 +48,8 @@ def test_js_loss_is_the_mean_over_levels_of_means_over_distributions():
             distributions(x.numpy(), 'channel'), distributions(y.numpy(), 'channel'), strict=True
         )
         means.append(np.mean([jensenshannon(p, q, base=2) for p, q in pairs]))
-    loss = JSDistanceLoss(dim='channel', loss_weight=3.0)(student, teacher)
-    assert loss.item() == pytest.approx(3 * np.mean(means), rel=1e-10)
+    loss = JSDistanceLoss(dim='channel')(student, teacher)
+    assert loss.item() == pytest.approx(np.mean(means), rel=1e-10)
 
 
 @pytest.mark.parametrize('dim', DIMS)
@@ -61,13 +61,70 @@ def test_js_loss_gradient(dim):
     assert torch.autograd.gradcheck(lambda x, y: loss([x], [y]), (student, teacher))
 
 
-def test_js_distance_is_accurate_between_nearly_equal_maps():
+def distances_and_gradient(student, teacher, dim, tau=1.0):
+    student = student.detach().clone().requires_grad_()
+    distances = js_distance(student, teacher, dim, tau)
+    distances.sum().backward()
+    return distances.detach().double(), student.grad.double()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize(('gap', 'rtol'), [(10, 2e-6), (1, 2e-6), (1e-2, 2e-6), (1e-4, 1e-4)])
+def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
+    student = torch.randn(2, 16, 20, 21)
+    teacher = student + gap * torch.randn_like(student)
+    distances, grad = distances_and_gradient(student, teacher, dim, 0.7)
+    expected, expected_grad = distances_and_gradient(student.double(), teacher.double(), dim, 0.7)
+    torch.testing.assert_close(distances, expected, rtol=rtol, atol=0)
+    assert (grad - expected_grad).abs().max() < rtol * expected_grad.abs().max()
+
+
+def test_js_distance_of_nearly_equal_maps_is_the_standard_deviation():
     """For small d, D_JS of softmax(x) and softmax(x + d) is Var_p(d) / 8 nats."""
     x, d = torch.randn(1, 1, 8, 8), 1e-3 * torch.randn(1, 1, 8, 8)
-    p, d64 = x.double().flatten().softmax(0), d.double().flatten()
+    p, d64 = x.double().flatten().softmax(0), (x + d).double().sub(x).flatten()
     variance = (p * d64**2).sum() - (p * d64).sum() ** 2
     expected = (variance / 8 / np.log(2)).sqrt().item()
-    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=2e-3)
+    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=3e-4)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('block', [1, 8, 40])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_blocks_and_memory_formats_make_no_difference(monkeypatch, dim, block, memory_format):
+    student, teacher = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    expected = distances_and_gradient(student, teacher, dim)
+    monkeypatch.setattr('mmdet_sssd.models.losses.js_distance_loss.BLOCK', block)
+    student = student.contiguous(memory_format=memory_format)
+    for other_format in (torch.contiguous_format, torch.channels_last):
+        teacher = teacher.contiguous(memory_format=other_format)
+        actual = distances_and_gradient(student, teacher, dim)
+        torch.testing.assert_close(actual, expected)
+        assert actual[1].stride() == student.stride()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_js_distance_keeps_one_map_for_backward(dim, memory_format):
+    kept = []
+    student, teacher = torch.randn(2, 2, 8, 12, 12)
+    student = student.contiguous(memory_format=memory_format).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        js_distance(student, teacher.contiguous(memory_format=memory_format), dim)
+    assert sum(x.numel() for x in kept) == student.numel()
+
+
+@pytest.mark.parametrize('dim', DIMS)
+def test_js_distance_compiles_to_one_graph(dim):
+    student, teacher = torch.randn(2, 2, 3, 4, 5)
+    expected = distances_and_gradient(student, teacher, dim)
+    torch.compiler.reset()
+    compiled = torch.compile(js_distance, backend='aot_eager', fullgraph=True)
+    student.requires_grad_()
+    distances = compiled(student, teacher, dim)
+    distances.sum().backward()
+    actual = distances.detach().double(), student.grad.double()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('dim', DIMS)
@@ -106,14 +163,42 @@ def test_normed_mse_weighs_levels_by_their_size():
     student = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 1)]
     teacher = [torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 1, 1), 5.0)]
     expected = (9 * 32 + 25 * 2) / 34
-    assert NormedMSELoss(loss_weight=2)(student, teacher).item() == pytest.approx(2 * expected)
+    assert NormedMSELoss()(student, teacher).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('loss', [JSDistanceLoss(loss_weight=3), NormedMSELoss(loss_weight=3)])
-def test_level_distances_are_the_unweighted_losses_of_each_level_alone(loss):
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('largest', [1e20, None])
+def test_normed_mse_is_finite_for_any_maps(dtype, largest):
+    largest = min(largest or torch.finfo(dtype).max, torch.finfo(dtype).max)
+    student = torch.full((2, 3, 4, 4), largest, dtype=dtype)
+    student[:, :, 0] = 1
+    student.requires_grad_()
+    loss = NormedMSELoss()([student, student], [-student.detach(), student.detach()])
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 1
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_normed_mse_computes_in_float32(dtype):
+    student, teacher = (300 * torch.randn(2, 8, 12, 12)).to(dtype), torch.randn(2, 8, 12, 12)
+    loss = NormedMSELoss()([student], [teacher.to(dtype)])
+    assert loss.dtype == torch.float32
+    expected = (student.double() - teacher.to(dtype).double()).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_normed_mse_is_the_plain_formula_to_the_bit():
+    student, teacher = torch.randn(2, 2, 3, 4, 5)
+    assert NormedMSELoss()([student], [teacher]) == (student - teacher).square().sum() / 120
+
+
+@pytest.mark.parametrize('loss', [JSDistanceLoss(), NormedMSELoss()])
+def test_level_distances_are_the_losses_of_each_level_alone(loss):
     shapes = [(2, 3, 6, 5), (2, 4, 2, 2)]
     student, teacher = ([torch.randn(s) for s in shapes] for _ in range(2))
-    alone = [loss([x], [y]) / 3 for x, y in zip(student, teacher, strict=True)]
+    alone = [loss([x], [y]) for x, y in zip(student, teacher, strict=True)]
     torch.testing.assert_close(loss.level_distances(student, teacher), torch.stack(alone))
 
 
@@ -135,7 +220,6 @@ def test_levels_that_differ_are_refused(loss):
     [
         (dict(dim='pixel'), r"dim is 'pixel'; accepted: spatial, channel, all"),
         (dict(tau=0), r'tau is 0; accepted: a number > 0'),
-        (dict(loss_weight=-1), r'loss_weight is -1; accepted'),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

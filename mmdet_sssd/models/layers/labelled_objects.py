@@ -1,9 +1,9 @@
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
@@ -42,6 +42,7 @@ class LabelledObjects:
     content_sizes: list[tuple[int, int]]
     soft: bool
     masks: list[np.ndarray] | None = None
+    _mask_sums: list['_MaskSums'] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_samples(
@@ -62,18 +63,19 @@ class LabelledObjects:
             dtype: Floating-point type of boxes, descriptors and regions.
 
         Raises:
-            ConfigError: if ``use_masks`` and a data sample has no masks.
+            ConfigError: if the boxes are not axis-aligned, or if ``use_masks`` and a data sample has
+                no masks.
         """
         height, width = batch_inputs.shape[-2:]
         instances = [sample.gt_instances for sample in batch_data_samples]
-        boxes = [_clip(get_box_tensor(x.bboxes).to(dtype), height, width) for x in instances]
+        boxes = [_clip(_box_tensor(x).to(dtype), height, width) for x in instances]
         return cls(
             boxes=_pad(boxes, 0),
             labels=_pad([x.labels for x in instances], -1),
             valid=_pad([torch.ones_like(x.labels, dtype=torch.bool) for x in instances], False),
             image_size=(height, width),
             content_sizes=[
-                s.metainfo.get('img_shape', (height, width)) for s in batch_data_samples
+                tuple(s.metainfo.get('img_shape', (height, width))[:2]) for s in batch_data_samples
             ],
             soft=soft,
             masks=[_mask_array(x) for x in instances] if use_masks else None,
@@ -137,7 +139,12 @@ class LabelledObjects:
                 for axis in (1, 0)
             )
             return rows.unsqueeze(-1) * columns.unsqueeze(-2)
-        return self._resize_masks(self.masks, level_size)
+        if not self.soft:
+            return _pad([self._sample_masks(masks, level_size) for masks in self.masks], 0)
+        if self._mask_sums is None:
+            self._mask_sums = [_MaskSums(masks, self.image_size) for masks in self.masks]
+        shares = [torch.from_numpy(sums.shares(level_size)) for sums in self._mask_sums]
+        return _pad(shares, 0).to(self.boxes)
 
     def context_regions(self, level_size: tuple[int, int]) -> Tensor:
         """Tell which pixels of a feature level belong to the images' context objects.
@@ -152,8 +159,8 @@ class LabelledObjects:
         """
         if self.masks is None:
             return self.boxes.new_ones(len(self.boxes), 1, *level_size)
-        content = [np.ones((1, *size), np.uint8) for size in self.content_sizes]
-        return self._resize_masks(content, level_size)
+        regions = [self._content(size, level_size) for size in self.content_sizes]
+        return torch.stack(regions).to(self.boxes).unsqueeze(1)
 
     def _extent(self, low: Tensor, high: Tensor, level_size: tuple[int, int], axis: int) -> Tensor:
         """Where objects lie along an axis (0: x, 1: y) of a level, of shape (B, N, pixels)."""
@@ -162,17 +169,17 @@ class LabelledObjects:
         pixels = torch.arange(num_pixels, device=low.device, dtype=low.dtype)
         return extent(*(x.unsqueeze(-1) * (num_pixels / length) for x in (low, high)), pixels)
 
-    def _resize_masks(self, masks: list[np.ndarray], level_size: tuple[int, int]) -> Tensor:
-        """Resize the images' masks of shape (n_b, h', w') to a level, as (B, N, h, w)."""
-        resize = self._pool_masks if self.soft else self._sample_masks
-        return _pad([resize(masks_of_image, level_size) for masks_of_image in masks], 0)
-
-    def _pool_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
-        """Average n masks of an image over each pixel of a level, as (n, h, w)."""
-        height, width = self.image_size
-        masks = torch.from_numpy(masks).to(self.boxes).unsqueeze(1)
-        masks = F.pad(masks, (0, width - masks.shape[3], 0, height - masks.shape[2]))
-        return F.adaptive_avg_pool2d(masks, level_size).squeeze(1)
+    def _content(self, content_size: tuple[int, int], level_size: tuple[int, int]) -> Tensor:
+        """Where an image without its padding lies on a level, (h, w), as its mask would be resized."""
+        rows, columns = (
+            (np.minimum(ends, content) - starts).clip(0) / (ends - starts)
+            if self.soft
+            else starts < content
+            for content, (starts, ends) in zip(
+                content_size, _windows(self.image_size, level_size), strict=True
+            )
+        )
+        return torch.from_numpy(np.outer(rows, columns))
 
     def _sample_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
         """Resize n masks of an image to a level by nearest neighbour, as (n, h, w)."""
@@ -187,12 +194,100 @@ class LabelledObjects:
         return torch.from_numpy(region).to(self.boxes)
 
 
+class _MaskSums:
+    """Summed-area tables of an image's masks, for their averages over the pixels of any level.
+
+    The masks are summed once over the cells between the edges of the level's pixels; a level all of
+    whose edges are among those of earlier ones costs next to nothing.
+
+    Args:
+        masks: Masks as a uint8 array of shape (n, h', w').
+        image_size: Height and width of the image with its padding, where the masks are zero.
+    """
+
+    def __init__(self, masks: np.ndarray, image_size: tuple[int, int]) -> None:
+        self.masks = masks
+        self.image_size = image_size
+        self.edges = [np.array([0, size]) for size in masks.shape[1:]]
+        self.tables: np.ndarray | None = None
+
+    def shares(self, level_size: tuple[int, int]) -> np.ndarray:
+        """Average each mask over each pixel of a level, that is, the whole image pixels it touches.
+
+        Args:
+            level_size: Height h and width w of the level.
+
+        Returns:
+            Averages of shape (n, h, w), in float64.
+        """
+        windows = _windows(self.image_size, level_size)
+        limits = [
+            tuple(ends.clip(max=size) for ends in window)
+            for window, size in zip(windows, self.masks.shape[1:], strict=True)
+        ]
+        self._refine(limits)
+        (top, bottom), (left, right) = (
+            tuple(np.searchsorted(edges, side) for side in limit)
+            for edges, limit in zip(self.edges, limits, strict=True)
+        )
+        columns = self.tables[right] - self.tables[left]
+        sums = columns[:, bottom] - columns[:, top]
+        areas = np.outer(*(ends - starts for starts, ends in reversed(windows)))
+        return (sums / areas[:, :, None]).transpose(2, 1, 0)
+
+    def _refine(self, limits: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Make the tables, (column edges, row edges, n), anew if they lack an edge."""
+        edges = [
+            np.union1d(old, np.concatenate(new))
+            for old, new in zip(self.edges, limits, strict=True)
+        ]
+        is_complete = all(len(a) == len(b) for a, b in zip(self.edges, edges, strict=True))
+        if self.tables is not None and is_complete:
+            return
+        self.edges = edges
+        cells = _cell_sums(self.masks.transpose(1, 0, 2), edges[0])
+        cells = _cell_sums(np.ascontiguousarray(cells.transpose(2, 0, 1)), edges[1])
+        sums = cells.cumsum(0, dtype=np.int64).cumsum(1)
+        self.tables = np.pad(sums, ((1, 0), (1, 0), (0, 0)))
+
+
+def _windows(
+    image_size: tuple[int, int], level_size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """First and one past the last image pixel that each row, and each column, of a level touches."""
+    pixels = [
+        (np.arange(size), length, size) for length, size in zip(image_size, level_size, strict=True)
+    ]
+    return [(i * length // size, -(-(i + 1) * length // size)) for i, length, size in pixels]
+
+
+def _cell_sums(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Sum between one edge and the next along the first axis, in the narrowest type: the fastest."""
+    longest = int(np.diff(edges).max(initial=1))
+    dtype = np.min_scalar_type(int(x.max(initial=0)) * longest)
+    out = np.empty((len(edges) - 1, *x.shape[1:]), dtype)
+    for i, (start, end) in enumerate(pairwise(edges)):
+        x[start:end].sum(0, dtype=dtype, out=out[i])
+    return out
+
+
 def _pad(per_image: list[Tensor], value: float) -> Tensor:
     """Stack tensors of shape (n_b, ...) to (B, N, ...) with N the largest n_b, or 1."""
     padded = pad_sequence(per_image, batch_first=True, padding_value=value)
     if padded.shape[1]:
         return padded
     return padded.new_full((len(padded), 1, *padded.shape[2:]), value)
+
+
+def _box_tensor(instances: InstanceData) -> Tensor:
+    """Read an image's boxes (x1, y1, x2, y2), (n, 4)."""
+    boxes = get_box_tensor(instances.bboxes)
+    if boxes.ndim != 2 or boxes.shape[-1] != 4:
+        raise ConfigError(
+            f'the training data has boxes of shape {tuple(boxes.shape)}; accepted: axis-aligned boxes '
+            '(x1, y1, x2, y2), of shape (n, 4), not rotated boxes or quadrilaterals'
+        )
+    return boxes
 
 
 def _clip(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -8,15 +8,17 @@ from mmdet.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import ConfigError
+from ...errors import check
 
 CHUNK = 2**22  # elements worked on at a time; the temporaries are of this size
+CPU_CHUNK = 2**17  # so that they stay in its cache
 
 
 class _AdaptiveDistillSum(torch.autograd.Function):
     """Sum of the elements' losses, with its gradient.
 
-    Automatic differentiation would keep ten maps of the logits' size alive. Here the gradient is
+    Automatic differentiation would keep ten maps of the logits' size alive, or, under activation
+    checkpointing, take twice the time. Here the gradient is
     worked out in the forward pass, and is the one map that is kept.
     """
 
@@ -32,8 +34,9 @@ class _AdaptiveDistillSum(torch.autograd.Function):
     ) -> Tensor:
         total = student.new_zeros(())
         grad = torch.empty_like(student)
+        size = CPU_CHUNK if student.device.type == 'cpu' else CHUNK
         for z, t, skip, out in zip(
-            *(x.split(CHUNK) for x in (student, teacher, ignored, grad)), strict=True
+            *(x.split(size) for x in (student, teacher, ignored, grad)), strict=True
         ):
             loss = _elements(z, t, alpha, beta, gamma, grad=out)
             total += loss.masked_fill_(skip, 0).sum()
@@ -167,10 +170,9 @@ class AdaptiveDistillLoss(nn.Module):
         beta: Weight β of the teacher's uncertainty, >= 0. Defaults to 1.
         gamma: Exponent γ of the adaptive weight, 0 or >= 1. Defaults to 2.
         theta: Exponent θ of the normaliser, > 0. Defaults to 1.8.
-        loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if an argument has another value.
 
     Example:
         >>> loss = AdaptiveDistillLoss()
@@ -187,19 +189,16 @@ class AdaptiveDistillLoss(nn.Module):
         beta: float = 1.0,
         gamma: float = 2.0,
         theta: float = 1.8,
-        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        _check('alpha', alpha, 0 <= alpha <= 1, 'a number in [0, 1]')
-        _check('beta', beta, 0 <= beta < math.inf, 'a number >= 0')
-        _check('gamma', gamma, gamma == 0 or 1 <= gamma < math.inf, '0 or a number >= 1')
-        _check('theta', theta, 0 < theta < math.inf, 'a number > 0')
-        _check('loss_weight', loss_weight, 0 <= loss_weight < math.inf, 'a number >= 0')
+        check('alpha', alpha, 0 <= alpha <= 1, 'a number in [0, 1]')
+        check('beta', beta, 0 <= beta < math.inf, 'a number >= 0')
+        check('gamma', gamma, gamma == 0 or 1 <= gamma < math.inf, '0 or a number >= 1')
+        check('theta', theta, 0 < theta < math.inf, 'a number > 0')
         self.alpha = alpha
         self.beta = beta
         self.gamma = gamma
         self.theta = theta
-        self.loss_weight = loss_weight
 
     def forward(
         self,
@@ -208,8 +207,8 @@ class AdaptiveDistillLoss(nn.Module):
         mask: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Compute ``loss_weight`` times :func:`adaptive_distill_loss` of these arguments."""
-        loss = adaptive_distill_loss(
+        """Compute :func:`adaptive_distill_loss` of these arguments."""
+        return adaptive_distill_loss(
             student_logits,
             teacher_logits,
             mask,
@@ -219,9 +218,3 @@ class AdaptiveDistillLoss(nn.Module):
             theta=self.theta,
             avg_factor=avg_factor,
         )
-        return self.loss_weight * loss
-
-
-def _check(key: str, value: float, is_accepted: bool, accepted: str) -> None:
-    if not is_accepted:
-        raise ConfigError(f'AdaptiveDistillLoss.{key} is {value!r}; accepted: {accepted}')

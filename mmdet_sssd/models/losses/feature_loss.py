@@ -1,14 +1,11 @@
 """What the feature losses have in common."""
 
-import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-
-from ...errors import ConfigError
 
 FeatureLevels = Sequence[Tensor]
 """One map of shape (B, C_p, h_p, w_p) per feature level p."""
@@ -17,25 +14,11 @@ FeatureLevels = Sequence[Tensor]
 class FeatureLoss(nn.Module, metaclass=ABCMeta):
     """A loss between two feature pyramids: a distance per level, and how the levels are averaged.
 
-    Args:
-        loss_weight: Factor of the loss, >= 0. Defaults to 1.
-
     Attributes:
-        default_coef: λ of a distiller with this loss that is given none.
-
-    Raises:
-        ConfigError: if it is not.
+        default_coef: λ of a term with this loss that is given none.
     """
 
     default_coef = 1.0
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        if not 0 <= loss_weight < math.inf:
-            raise ConfigError(
-                f'distill_loss.loss_weight is {loss_weight!r}; accepted: a number >= 0'
-            )
-        self.loss_weight = loss_weight
 
     def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
         """Compute the loss.
@@ -56,7 +39,7 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
         """Compute each level's distance; arguments and errors are those of :meth:`forward`.
 
         Returns:
-            The distances of the L levels in float32 or wider, of shape (L,), without the weight.
+            The distances of the L levels in float32 or wider, of shape (L,).
         """
         _check_levels(student_feats, teacher_feats)
         pairs = zip(student_feats, teacher_feats, strict=True)
@@ -74,9 +57,9 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
             feats: The L levels of either side.
 
         Returns:
-            ``loss_weight`` times the mean of the distances, a scalar.
+            The mean of the distances, a scalar.
         """
-        return self.loss_weight * distances.mean()
+        return distances.mean()
 
 
 def _check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> None:

@@ -1,70 +1,120 @@
 import math
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import ConfigError
+from ...errors import check
 from .feature_loss import FeatureLoss
 
 LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
-SERIES_LIMIT = 0.1  # below it the series of `_divergence_density` is exact to float32
+BLOCK = 2**17  # elements worked on at a time on a CPU, so that the temporaries stay in its cache
+LN2 = math.log(2)
 
 
 class _JSDistance(torch.autograd.Function):
-    """Square root of the Jensen-Shannon divergence of softmax distributions, with its gradient.
+    r"""Square root of the Jensen-Shannon divergence of softmax distributions, with its gradient.
 
-    The root's derivative is infinite where both distributions are equal, and automatic
-    differentiation would keep about ten maps per level alive. Here the gradient is worked out in the
-    forward pass, one map per side that needs it, and is zero where the distance is.
+    With :math:`\delta = \ln(p / q)`, :math:`r = (p - q) / (p + q) = \tanh(\delta / 2)` and
+    :math:`\ell = \ln(1 - r^2)`, the logarithms to :math:`m = (p + q) / 2` are
+    :math:`\ln(p / m) = (\ell + \delta) / 2` and :math:`\ln(q / m) = (\ell - \delta) / 2`, so that
+
+    .. math:: D = \sum \frac{p + q}{4 \ln 2} (r \delta + \ell), \quad
+        \frac{\partial \sqrt D}{\partial x_i} = \frac{p_i}{8 \ln 2 \, \tau \sqrt D}
+        \Bigl(\ell_i + \delta_i - \sum_j p_j (\ell_j + \delta_j)\Bigr)
+
+    Nothing cancels at p = q where, with :math:`e = e^{|\delta|} - 1`, one takes
+    :math:`|r| = e / (e + 2)` and :math:`\ell = -\ln(1 + \tfrac14 e^2 / (e + 1))`.
+
+    The gradient is worked out in the forward pass, is the one map that is kept, and is zero where the
+    distance is. Maps have the shape (groups, n, inner): one distribution over n per group and inner.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-        log_p, log_q = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
-        ratio = _relative_difference(log_p, log_q)
-        p, q = log_p.exp_(), log_q.exp_()
-        log_p_m, log_q_m = torch.log1p(ratio), torch.log1p(-ratio)  # of p / m and q / m
-        density = _divergence_density(ratio, log_p_m, log_q_m).mul_(p + q)
-        distance = (density.sum(dim, keepdim=True) / (4 * math.log(2))).clamp_(0, 1).sqrt_()
-        ctx.save_for_backward(
-            _distance_gradient(p, log_p_m, distance, dim) if ctx.needs_input_grad[0] else None,
-            _distance_gradient(q, log_q_m, distance, dim) if ctx.needs_input_grad[1] else None,
-        )
-        ctx.dim = dim
-        return distance.squeeze(dim)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        maps = [student, teacher]
+        maps += [
+            torch.empty_like(x, dtype=dtype) if needed else None
+            for x, needed in zip(maps, ctx.needs_input_grad, strict=False)
+        ]
+        in_blocks = student.device.type == 'cpu' and not torch.compiler.is_compiling()
+        block = BLOCK if in_blocks else student.numel()
+        _, size, inner = student.shape
+        groups = max(block // (size * inner), 1)
+        rows = max(block // (groups * inner), 1)
+        pieces = zip(*(_split(x, groups, 0) for x in maps), strict=False)
+        distances = torch.cat([_distances(*piece, tau, rows) for piece in pieces])
+        ctx.save_for_backward(*maps[2:])
+        ctx.dtypes = student.dtype, teacher.dtype
+        return distances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_output = grad_output.unsqueeze(ctx.dim)
-        grads = [None if grad is None else grad_output * grad for grad in ctx.saved_tensors]
+        grads = [
+            None if x is None else (grad_output * x).to(dtype)
+            for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return grads[0], grads[1], None
 
 
-def _relative_difference(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(p - q) / (p + q), also where both underflow, and strictly between -1 and 1."""
-    limit = 1 - torch.finfo(log_p.dtype).eps / 2
-    return (log_p - log_q).div_(2).tanh_().clamp_(-limit, limit)
+def _distances(
+    x: Tensor, y: Tensor, grad_x: Tensor | None, grad_y: Tensor | None, tau: float, rows: int
+) -> Tensor:
+    """Compute the distances, (groups, 1, inner), some rows at a time; fill the gradients given."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    limit = 4 - math.log(torch.finfo(dtype).eps)  # of δ: beyond it r is 1 to rounding
+    logit_limit = LOGIT_LIMIT * min(tau, 1)
+
+    def logits(part: Tensor) -> Tensor:
+        return part.to(dtype).clamp(-logit_limit, logit_limit)
+
+    def powers(part: Tensor, top: Tensor) -> Tensor:
+        return (logits(part) - top).div_(LN2 * tau).exp2_()  # on a CPU exp2 is faster than exp
+
+    def total(part: Tensor) -> Tensor:
+        return part.sum(1, keepdim=True)
+
+    top_x, top_y = (logits(z.amax(1, keepdim=True)) for z in (x, y))
+    sum_x = sum(total(powers(part, top_x)) for part in _split(x, rows, 1))
+    sum_y = sum(total(powers(part, top_y)) for part in _split(y, rows, 1))
+    top_diff, log_ratio = top_x - top_y, torch.log1p((sum_x - sum_y) / sum_y)
+
+    divergence = mean_x = mean_y = 0
+    parts = (_split(z, rows, 1) for z in (x, y, grad_x, grad_y))
+    for part_x, part_y, out_x, out_y in zip(*parts, strict=False):
+        delta = (logits(part_x) - logits(part_y)).sub_(top_diff).div_(tau).sub_(log_ratio)
+        delta.clamp_(-limit, limit)
+        size = delta.abs()
+        e = size.expm1()
+        log = (e / (e + 1)).mul_(e).div_(4).log1p_().neg_()  # ℓ
+        density = torch.addcmul(log, size, e.div_(e + 2))
+        p, q = powers(part_x, top_x).div_(sum_x), powers(part_y, top_y).div_(sum_y)
+        divergence = divergence + total(density.mul_(p + q))
+        if out_x is not None:
+            mean_x = mean_x + total(out_x.copy_(p.mul_(log + delta)))
+        if out_y is not None:
+            mean_y = mean_y + total(out_y.copy_(q.mul_(log - delta)))
+
+    distances = (divergence / (4 * LN2)).clamp_(0, 1).sqrt_()
+    scale = torch.where(distances > 0, 1 / (8 * LN2 * tau * distances), 0)
+    for z, grad, top, weight in (
+        (x, grad_x, top_x, mean_x / sum_x),
+        (y, grad_y, top_y, mean_y / sum_y),
+    ):
+        if grad is not None:
+            for part, out in zip(_split(z, rows, 1), _split(grad, rows, 1), strict=True):
+                out.addcmul_(powers(part, top), weight, value=-1).mul_(scale)
+    return distances
 
 
-def _divergence_density(r: Tensor, log_1_plus_r: Tensor, log_1_minus_r: Tensor) -> Tensor:
-    """(1 + r) ln(1 + r) + (1 - r) ln(1 - r), without cancellation at 0."""
-    r2 = r.square()
-    series = (r2 / 28).add_(1 / 15).mul_(r2).add_(1 / 6).mul_(r2).add_(1).mul_(r2)
-    exact = torch.addcmul(log_1_plus_r + log_1_minus_r, r, log_1_plus_r - log_1_minus_r)
-    return torch.where(r2 < SERIES_LIMIT**2, series, exact)
-
-
-def _distance_gradient(p: Tensor, log_p_m: Tensor, distance: Tensor, dim: int) -> Tensor:
-    """Gradient of the distance with respect to the logits of ``p``; ``log_p_m`` is ln(p / m)."""
-    grad = p * log_p_m
-    grad = torch.addcmul(grad, p, grad.sum(dim, keepdim=True), value=-1)
-    scale = torch.where(distance > 0, 1 / (4 * math.log(2) * distance), 0)
-    return grad.mul_(scale)
+def _split(x: Tensor | None, size: int, dim: int) -> Iterable[Tensor | None]:
+    return repeat(None) if x is None else x.split(size, dim)
 
 
 def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: float = 1.0) -> Tensor:
@@ -91,31 +141,40 @@ def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: flo
         >>> js_distance(torch.tensor([[[[50., 0.]]]]), torch.tensor([[[[0., 50.]]]]))
         tensor([[1.]])
     """
-    dtype = torch.promote_types(student.dtype, torch.float32)
+    batch, channels, height, width = student.shape
+    shape = {'spatial': (batch, channels), 'channel': (batch, height, width), 'all': (batch,)}[dim]
+    if not student.numel():
+        return student.to(torch.promote_types(student.dtype, torch.float32)).sum().expand(shape)
+    pixels = height * width
+    if _is_channels_last(student):
+        student, teacher = (x.permute(0, 2, 3, 1) for x in (student, teacher))
+        groups = {'spatial': (batch, pixels, channels), 'channel': (batch * pixels, channels, 1)}
+    else:
+        groups = {'spatial': (batch * channels, pixels, 1), 'channel': (batch, channels, pixels)}
+    groups['all'] = (batch, channels * pixels, 1)
+    maps = (x.contiguous().view(groups[dim]) for x in (student, teacher))
+    return _JSDistance.apply(*maps, tau).view(shape)
 
-    def logits(x: Tensor) -> Tensor:
-        x = (x.to(dtype) / tau).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-        return {'spatial': x.flatten(2), 'channel': x, 'all': x.flatten(1)}[dim]
 
-    return _JSDistance.apply(logits(student), logits(teacher), 1 if dim == 'channel' else -1)
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 @MODELS.register_module()
 class JSDistanceLoss(FeatureLoss):
     r"""SSSD's distillation loss: the Jensen-Shannon distance, averaged over levels.
 
-    .. math:: \frac{w}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
+    .. math:: \frac{1}{N} \sum_{p=1}^{N} \operatorname{mean} \sqrt{D_{JS}(P_p \| Q_p)}
 
-    over N levels; see :func:`js_distance` for the distributions. The loss is in [0, ``loss_weight``].
+    over N levels; see :func:`js_distance` for the distributions. The loss is in [0, 1].
 
     Args:
         dim: What one distribution runs over: ``'spatial'``, ``'channel'`` or ``'all'``. Defaults to
             ``'spatial'``.
         tau: Temperature of the softmax, > 0. Defaults to 1.
-        loss_weight: Factor of the loss, >= 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if an argument has another value.
 
     Example:
         >>> loss = JSDistanceLoss(dim='channel')
@@ -127,12 +186,10 @@ class JSDistanceLoss(FeatureLoss):
     DIMS = ('spatial', 'channel', 'all')
     default_coef = 10.0
 
-    def __init__(self, dim: str = 'spatial', tau: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight)
-        if dim not in self.DIMS:
-            raise ConfigError(f'distill_loss.dim is {dim!r}; accepted: {", ".join(self.DIMS)}')
-        if not 0 < tau < math.inf:
-            raise ConfigError(f'distill_loss.tau is {tau!r}; accepted: a number > 0')
+    def __init__(self, dim: str = 'spatial', tau: float = 1.0) -> None:
+        super().__init__()
+        check('dim', dim, dim in self.DIMS, ', '.join(self.DIMS))
+        check('tau', tau, 0 < tau < math.inf, 'a number > 0')
         self.dim = dim
         self.tau = tau
 
