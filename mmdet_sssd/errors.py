@@ -17,12 +17,15 @@ class ConfigError(ValueError):
     it as their last line, without a traceback.
 
     Args:
-        message: What is wrong; after a key it goes on as a sentence, such as ``'is 2; accepted: 1'``.
-        key: The config key, as far as the one who raises knows it; :func:`within` completes it.
+        message: What is wrong; after a key it goes on as a sentence, such as ``'is 2; accepted: 1'``,
+            or with a colon.
+        key: The config key, as far as the one who raises knows it; :func:`within` completes it. One
+            that begins with ``model.`` is whole.
     """
 
     def __init__(self, message: str, key: str = '') -> None:
-        super().__init__(f'{key} {message}' if key else message)
+        space = ' ' if key and not message.startswith(':') else ''
+        super().__init__(f'{key}{space}{message}')
         self.message = message
         self.key = key
 
@@ -40,9 +43,11 @@ def within(key: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        if error.key.startswith('model.'):
+            raise
         if error.key:
             raise ConfigError(error.message, f'{key}.{error.key}') from error
-        raise ConfigError(f'{key}: {error.message}') from error
+        raise ConfigError(f': {error.message}', key) from error
 
 
 def check(key: str, value: Any, is_accepted: bool, accepted: str) -> None:
@@ -78,31 +83,14 @@ def unknown_setting(error: Exception) -> ConfigError | None:
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not (isinstance(error, TypeError) and match):
         return None
-    cls = HOOKS.get(match[1]) or MODELS.get(match[1])
+    name, unknown = match.groups()
+    cls = HOOKS.get(name) or MODELS.get(name)
     if cls is None or cls.__module__.partition('.')[0] != __package__:
         return None
-    accepted = ', '.join(inspect.signature(cls).parameters)
-    return ConfigError(f'{match[2]} is no setting of {match[1]}; accepted: {accepted or "none"}')
-
-
-def check_settings(key: str, cls: type, config: dict[str, Any], given: dict[str, Any]) -> None:
-    """Make sure that a class can be called with what a config says.
-
-    Args:
-        key: Place of the config, for the error.
-        cls: The class.
-        config: The config, with the arguments beside its ``type``.
-        given: Those that do not come from there.
-
-    Raises:
-        ConfigError: if it is no dict, or an argument is missing or not one of the class's.
-    """
-    signature = inspect.signature(cls)
-    accepted = ', '.join(name for name in signature.parameters if name not in given)
-    if not isinstance(config, dict):
-        raise ConfigError(f'{key} is {config!r}; accepted: a dict with {accepted}')
-    settings = {name: x for name, x in config.items() if name != 'type'}
-    try:
-        signature.bind(**given, **settings)
-    except TypeError as error:
-        raise ConfigError(f'{key}: {error}; {cls.__name__} accepts: {accepted}') from error
+    accepted = inspect.signature(cls).parameters
+    hint = ''
+    if 'student' in accepted:
+        hint = f"; one of the detector's is written model.student.{unknown}"
+    return ConfigError(
+        f'{unknown} is no setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
+    )

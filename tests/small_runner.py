@@ -43,7 +43,7 @@ def shapes_dataset(root: Path, split: str, pipeline: list[dict]) -> dict:
 
 
 def small_runner(
-    work_dir: Path, shapes: Path, *, pipeline=LABELS_LAST, teacher=None, metrics=(), **kwargs
+    work_dir: Path, shapes: Path, *, pipeline=LABELS_LAST, model=None, metrics=(), **kwargs
 ) -> Runner:
     """Make a runner of two epochs of two iterations.
 
@@ -51,7 +51,7 @@ def small_runner(
         work_dir: Its folder.
         shapes: Folder of the data set.
         pipeline: The pipeline to validate and test with.
-        teacher: Config of the teacher.
+        model: What differs in the distiller's config.
         metrics: What is computed beside COCO's metrics.
         kwargs: What differs in the config.
     """
@@ -66,7 +66,7 @@ def small_runner(
     )
     coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
     cfg = dict(
-        model=dict(type='SSSDDistiller', student=student, teacher=teacher),
+        model={'type': 'SSSDDistiller', 'student': student, **(model or {})},
         train_dataloader=dict(
             **loader,
             sampler=dict(type='DefaultSampler', shuffle=True),

@@ -7,4 +7,4 @@ bash tools/setup.sh "$@"
 [ "${1:-}" = --active ] || . .venv/bin/activate
 ruff check .
 ruff format --check .
-python -m pytest
+OMP_NUM_THREADS=1 python -m pytest -n logical --dist worksteal

@@ -32,7 +32,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     distiller = load_distiller(cfg, args.checkpoint).to(args.device).eval()
-    use_masks = getattr(distiller.teacher, 'use_masks', False)
+    use_masks = distiller.teachers['teacher'].use_masks
     infos = find_labelled_images(cfg, args.images)
     pipeline = Compose(get_test_pipeline_cfg(cfg))
     needs_scaling = loads_labels_after_resizing(

@@ -52,7 +52,9 @@ def add_distillation_options(group: Any) -> None:
         help='what its distributions run over (default: spatial)',
     )
     group.add_argument('--tau', type=float, help='its temperature (default: 1)')
-    group.add_argument('--distill-coef', type=float, help='λ (default: 1)')
+    group.add_argument(
+        '--distill-coef', type=float, help="λ (default: the loss's own, 10 for JSDistanceLoss)"
+    )
     group.add_argument(
         '--policy',
         choices=AdaptiveDistillCoefHook.POLICIES,
@@ -77,6 +79,11 @@ def add_distillation_options(group: Any) -> None:
         action='store_true',
         default=None,
         help='instance masks as regions; the pipelines are made to load them',
+    )
+    group.add_argument(
+        '--economy',
+        action='store_true',
+        help='the cheapest settings: a step costs about 1.2 times that of stock, not 2 times',
     )
     group.add_argument(
         '--from-scratch',

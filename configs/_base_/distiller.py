@@ -1,5 +1,5 @@
 # What every config with a distiller shares. Inherit it beside a stock config and take up the hooks:
-#   model = dict(_delete_=True, type='Distiller', student=_base_.model, pretrained_teacher=…, terms=…)
+#   model = dict(_delete_=True, type='Distiller', student=_base_.model, teachers=…, terms=…)
 #   default_hooks = _base_.distiller_hooks
 custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
 

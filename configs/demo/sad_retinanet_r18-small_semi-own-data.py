@@ -26,7 +26,7 @@ model = dict(
     _delete_=True,
     type='SemiDistiller',
     student=_base_.model,
-    pretrained_teacher=_base_.own_teacher,
+    teachers=dict(pretrained=_base_.own_teacher),
     terms=dict(adl=dict(type='LogitTerm')),
 )
 

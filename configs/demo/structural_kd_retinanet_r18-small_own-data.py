@@ -9,7 +9,7 @@ model = dict(
     _delete_=True,
     type='Distiller',
     student=_base_.model,
-    pretrained_teacher=_base_.own_teacher,
+    teachers=dict(pretrained=_base_.own_teacher),
     terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
 default_hooks = _base_.distiller_hooks

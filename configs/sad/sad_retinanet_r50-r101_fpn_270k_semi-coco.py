@@ -16,7 +16,7 @@ model = dict(
     _delete_=True,
     type='SemiDistiller',
     student=_base_.model,
-    pretrained_teacher=_base_.retinanet_r101,
+    teachers=dict(pretrained=_base_.retinanet_r101),
     terms=dict(adl=dict(type='LogitTerm')),
 )
 

@@ -9,7 +9,7 @@ model = dict(
     _delete_=True,
     type='Distiller',
     student=_base_.model,
-    pretrained_teacher=_base_.retinanet_r101,
+    teachers=dict(pretrained=_base_.retinanet_r101),
     terms=dict(adl=dict(type='LogitTerm')),
 )
 _base_.distiller_hooks.checkpoint.update(_base_.iter_checkpoint)

@@ -2,8 +2,8 @@
 _base_ = ['../sssd/sssd_retinanet_r50_fpn_2x_coco.py', '../_base_/zoo_teachers.py']
 
 model = dict(
-    pretrained_teacher=_base_.retinanet_r101,
-    terms=dict(adl=dict(type='LogitTerm')),
+    teachers=dict(pretrained=_base_.retinanet_r101),
+    terms=dict(adl=dict(type='LogitTerm', teacher='pretrained')),
 )
 default_hooks = dict(
     # SSSD's own λ rises at the first decay, SAD's stays

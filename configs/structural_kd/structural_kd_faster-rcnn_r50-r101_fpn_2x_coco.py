@@ -8,7 +8,7 @@ model = dict(
     _delete_=True,
     type='Distiller',
     student=_base_.model,
-    pretrained_teacher=_base_.faster_rcnn_r101,
+    teachers=dict(pretrained=_base_.faster_rcnn_r101),
     terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
 default_hooks = _base_.distiller_hooks

@@ -1,3 +1,3 @@
 _base_ = './structural_kd_retinanet_r50-r101_fpn_2x_coco.py'
 
-model = dict(pretrained_teacher=_base_.retinanet_x101)
+model = dict(teachers=dict(pretrained=_base_.retinanet_x101))

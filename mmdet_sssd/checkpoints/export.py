@@ -20,7 +20,7 @@ from ..config_tree import DROPPED, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
-from ..models.detectors.student import deployed_model
+from ..models.student import deployed_model
 from .atomic_backend import AtomicLocalBackend
 from .loading import load_from_local
 

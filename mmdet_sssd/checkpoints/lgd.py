@@ -46,8 +46,11 @@ TEACHER = {
 }
 ADAPTER = {f'distill.adapter.{i}.': f'convs.{i}.' for i in (0, 2, 4)}
 NAMES = {
-    f'{part}.{theirs}{kind}': f'{part}.{ours}{kind}'
-    for part, modules in (('teacher', TEACHER), ('adapter', ADAPTER))
+    f'{part}.{theirs}{kind}': f'{place}.{ours}{kind}'
+    for part, place, modules in (
+        ('teacher', 'teachers.teacher.neck', TEACHER),
+        ('adapter', 'terms.distill.adapter', ADAPTER),
+    )
     for theirs, ours in modules.items()
     for kind in ('weight', 'bias')
 }
@@ -61,7 +64,7 @@ def convert_lgd(
     """Write teacher and adapter of one of LGD's released checkpoints as a distiller has them.
 
     The student's weights, in detectron2's naming, are not taken over. The file that is written has
-    weights alone (``teacher.*`` and ``adapter.*`` in ``state_dict``) and is meant for ``load_from``.
+    weights alone, under the names of an ``SSSDDistiller``, and is meant for ``load_from``.
 
     Source: the checkpoints and names of LGD's reference code (https://arxiv.org/abs/2109.11496).
 

@@ -25,7 +25,7 @@ from ..checkpoints import find_checkpoint_to_resume
 from ..errors import ConfigError, unknown_setting
 from ..hooks.check_dataset_hook import CheckDatasetHook, check_labels
 from ..models import Distiller
-from ..models.detectors.student import count_classes
+from ..models.student import count_classes
 
 SHOWN_CLASSES = 10
 NEEDS_WORKERS = ('prefetch_factor', 'timeout', 'multiprocessing_context')
@@ -237,10 +237,9 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
 def _check_labels(runner: Runner) -> None:
     """Check the labels against the classes of the model, if its heads know them."""
     model = _bare_model(runner)
-    try:
-        distilled = isinstance(model, Distiller)
-        num_classes = model.count_classes() if distilled else count_classes(model)
-    except ConfigError:
+    distilled = isinstance(model, Distiller)
+    num_classes = model.count_classes() if distilled else count_classes(model)
+    if num_classes is None:
         return
     check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)
 
@@ -267,11 +266,12 @@ def _name(model: nn.Module) -> str:
 
 
 def _parameters(model: BaseDetector) -> str:
-    parts = dict(model.named_children()) if isinstance(model, Distiller) else {'': model}
+    parts = {'': model}
+    if isinstance(model, Distiller):
+        teachers = {f'teacher {name}': x for name, x in model.teachers.items()}
+        terms = {f'term {name}': x for name, x in model.terms.items()}
+        parts = {'student': model.student, **teachers, **terms}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    if isinstance(model, Distiller) and model.pretrained_teacher:
-        detector = model.pretrained_teacher.detector
-        counts['pretrained teacher'] = sum(p.numel() for p in detector.parameters())
     return ', '.join(
         f'{name} {count / 1e6:.1f} M'.strip() for name, count in counts.items() if count
     )

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..config_tree import nested_configs
 from ..datasets.branches import LABELLED, UNLABELLED
-from ..errors import ConfigError
+from ..errors import ConfigError, within
 from ..models import Distiller, SemiDistiller
+from ..models.blank_pass import BlankPass
 from ..models.detectors.distiller import is_distiller
-from ..models.detectors.student import check_scope, count_classes, read_channels
+from ..models.student import check_scope, count_classes
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
@@ -181,7 +182,8 @@ def check_config(config: Path) -> SweepResult:
     result = SweepResult(_name(config))
     try:
         distiller = cpu_distiller(Config.fromfile(config))
-        check_scope(distiller.student)
+        with within('model.student'):
+            check_scope(distiller.student)
     except ConfigError as error:
         result.stock, result.in_scope = _one_line(error), False
         return result
@@ -227,7 +229,7 @@ def cpu_distiller(config: Config) -> ConfigDict:
         if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
             part['init_cfg'] = None
         for key in ('pretrained', 'teacher_ckpt', 'checkpoint', 'batch_augments'):
-            if key in part:
+            if key in part and not isinstance(part[key], dict):  # a teacher may have such a name
                 part[key] = None
         if 'norm_eval' in part:
             part['norm_eval'] = False
@@ -292,7 +294,7 @@ def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tupl
         twin.load_state_dict(stock.weights, strict=False)
         twin.train()
         losses = train_step(twin, stock.size)
-        levels = read_channels(twin.student)
+        levels = BlankPass(twin.student).channels
         return '; '.join(_differences(twin, losses, stock)) or 'ok', levels
     except Exception as error:
         return _one_line(error), ()
@@ -306,7 +308,8 @@ def _differences(twin: Distiller, losses: dict[str, Tensor], stock: StockStep) -
     if missing := sorted(stock.with_gradient - _with_gradient(twin.student)):
         yield f'{len(missing)} parameters of the student lack a gradient, as {missing[0]}'
     for part, module in twin.named_children():
-        names = {name for name, _ in module.named_parameters()} - _with_gradient(module)
+        trained = {name for name, x in module.named_parameters() if x.requires_grad}
+        names = trained - _with_gradient(module)
         if part != 'student' and names:
             yield f'{len(names)} parameters of the {part} lack a gradient, as {min(names)}'
     for name, value in twin.student.named_buffers():
@@ -342,7 +345,9 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
         detector: Whose classes the labels are of.
         size: Side of the images in pixels.
     """
-    num_classes = count_classes(detector.student if isinstance(detector, Distiller) else detector)
+    num_classes = (
+        count_classes(detector.student if isinstance(detector, Distiller) else detector) or 1
+    )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     samples = [_sample(index, size, count, num_classes) for index, count in enumerate((4, 2))]

@@ -50,7 +50,7 @@ def read_teacher(default: str) -> dict[str, str]:
         default: Path of the config that counts where ``SSSD_TEACHER_CONFIG`` is not set.
 
     Returns:
-        ``config`` and ``checkpoint``, as ``model.pretrained_teacher`` takes them.
+        The config of a ``PretrainedTeacher``.
 
     Raises:
         ConfigError: if ``SSSD_TEACHER_CHECKPOINT`` is not set.
@@ -63,4 +63,4 @@ def read_teacher(default: str) -> dict[str, str]:
             f'{config}, a file or address (`mim train mmdet_sssd {osp.basename(default)}` trains a '
             'teacher), or SSSD_TEACHER_CONFIG and SSSD_TEACHER_CHECKPOINT to a detector of your own'
         )
-    return dict(config=config, checkpoint=checkpoint)
+    return dict(type='PretrainedTeacher', config=config, checkpoint=checkpoint)

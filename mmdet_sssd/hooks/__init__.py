@@ -2,7 +2,7 @@ from .adaptive_distill_coef_hook import AdaptiveDistillCoefHook
 from .check_dataset_hook import CheckDatasetHook
 from .eval_teacher_hook import EvalTeacherHook
 from .export_student_hook import ExportStudentHook
-from .phase_hooks import DetachStudentHook, FreezeBackboneHook
+from .phase_hooks import DetachStudentHook, FreezeBackboneHook, TeacherScheduleHook
 from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
@@ -15,4 +15,5 @@ __all__ = [
     'FreezeBackboneHook',
     'RandomStateHook',
     'SafeCheckpointHook',
+    'TeacherScheduleHook',
 ]

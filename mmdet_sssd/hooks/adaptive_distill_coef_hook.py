@@ -3,9 +3,10 @@ import math
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check, is_number, within
 from .distiller_of import distiller_of, term_of
 
 
@@ -26,8 +27,8 @@ class AdaptiveDistillCoefHook(Hook):
     - ``policy='inverse_lr'``: λ = λ₀ · (highest lr / lr)\ :sup:`power`.
     - ``policy='constant'``: λ = λ₀.
 
-    λ never exceeds λ₀ · ``max_scale``. It is logged as ``distill_coef``, that of a term as
-    ``distill_coef.NAME``. A resumed run continues with the same λ. Of several parameter groups, the
+    λ never exceeds λ₀ · ``max_scale``. It is logged as ``NAME_coef`` with the term's name, SSSD's as
+    ``distill_coef``. A resumed run continues with the same λ. Of several parameter groups, the
     student's group with the highest rate counts. Each term of a model can have a hook of its own.
 
     Args:
@@ -38,8 +39,8 @@ class AdaptiveDistillCoefHook(Hook):
         decay_ratio: Fall of the rate that counts as a decay, in (0, 1). Defaults to 0.5.
         power: Exponent of ``'inverse_lr'``, > 0. Defaults to 1.
         max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
-        term: Name of the one of ``model.terms`` whose coefficient this is. None, the default, is the
-            distillation of ``SSSDDistiller`` itself.
+        term: Name of the term whose coefficient this is. Defaults to ``'distill'``, the one of
+            ``SSSDDistiller`` itself.
 
     Raises:
         ConfigError: if an argument is not one of these or the model is no distiller with that term.
@@ -55,20 +56,20 @@ class AdaptiveDistillCoefHook(Hook):
         decay_ratio: float = 0.5,
         power: float = 1.0,
         max_scale: float = 10.0,
-        term: str | None = None,
+        term: str = 'distill',
     ) -> None:
-        where = type(self).__name__
-        if policy not in self.POLICIES:
-            raise ConfigError(f'{where}.policy is {policy!r}; accepted: {", ".join(self.POLICIES)}')
-        for name, value, accepted, good in (
-            ('factor', factor, 'a number > 0', 0 < factor < math.inf),
-            ('max_decays', max_decays, '0 or more, or None', max_decays is None or max_decays >= 0),
-            ('decay_ratio', decay_ratio, 'a number between 0 and 1', 0 < decay_ratio < 1),
-            ('power', power, 'a number > 0', 0 < power < math.inf),
-            ('max_scale', max_scale, 'a number >= 1', 1 <= max_scale < math.inf),
-        ):
-            if not good:
-                raise ConfigError(f'{where}.{name} is {value!r}; accepted: {accepted}')
+        with within(type(self).__name__):
+            check('policy', policy, policy in self.POLICIES, ', '.join(self.POLICIES))
+            check('factor', factor, is_number(factor) and factor > 0, 'a number > 0')
+            check(
+                'max_decays',
+                max_decays,
+                max_decays is None or max_decays >= 0,
+                '0 or more, or None',
+            )
+            check('decay_ratio', decay_ratio, 0 < decay_ratio < 1, 'a number between 0 and 1')
+            check('power', power, is_number(power) and power > 0, 'a number > 0')
+            check('max_scale', max_scale, is_number(max_scale, least=1), 'a number >= 1')
         self.policy = policy
         self.factor = factor
         self.max_decays = math.inf if max_decays is None else max_decays
@@ -76,16 +77,20 @@ class AdaptiveDistillCoefHook(Hook):
         self.power = power
         self.max_scale = max_scale
         self.term = term
-        self.suffix = f'.{term}' if term else ''
-        self.state_key = f'adaptive_distill_coef{self.suffix}'
+        self.state_key = f'adaptive_distill_coef.{term}'
         self.references: list[float] = []  # highest rate, then the rate after each decay
 
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
-        self.owner = term_of(runner, type(self).__name__, self.term)
+        self.owner = term_of(runner, self)
         self.base_coef = self.owner.distill_coef
-        distiller = distiller_of(runner, type(self).__name__)
-        student = {id(p) for p in distiller.student.parameters()}
+        student = {id(p) for p in distiller_of(runner, self).student.parameters()}
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ConfigError(
+                'makes several optimizers, and a detector is trained by one; accepted: one '
+                'optim_wrapper, with paramwise_cfg for learning rates of their own',
+                'optim_wrapper',
+            )
         self.groups = [
             group
             for group in runner.optim_wrapper.param_groups
@@ -97,9 +102,7 @@ class AdaptiveDistillCoefHook(Hook):
     ) -> None:
         """Set λ for this iteration and log it."""
         self.owner.distill_coef = self.base_coef * self._scale()
-        runner.message_hub.update_scalar(
-            f'train/distill_coef{self.suffix}', self.owner.distill_coef
-        )
+        runner.message_hub.update_scalar(f'train/{self.term}_coef', self.owner.distill_coef)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what λ depends on."""

@@ -29,7 +29,7 @@ class CheckDatasetHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Read the labels of every training image (on the CPU, from what is loaded already)."""
-        self.distiller = distiller_of(runner, type(self).__name__)
+        self.distiller = distiller_of(runner, self)
         check_labels(
             runner.train_dataloader.dataset,
             self.distiller.student,

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from ..datasets import leaf_datasets, loads_labels_after_resizing, rescale_labels
 from ..errors import ConfigError
-from ..models import SSSDDistiller
-from ..models.detectors.replay import fresh_samples
-from .distiller_of import distiller_of
+from ..models import Distiller
+from ..models.replay import fresh_samples
+from ..models.teachers import Teacher
+from .distiller_of import distiller_of, teacher_of
 from .random_state_hook import kept_random_state
 
 
@@ -33,15 +34,20 @@ class EvalTeacherHook(Hook):
     boxes and masks are in the original image's pixels and are brought into the input's by
     ``scale_factor``: the inverse of what heads do to their predictions, and as general.
 
+    Args:
+        teacher: Name of the teacher, one that is trained. Defaults to ``'teacher'``, the one of
+            ``SSSDDistiller`` itself. It is also the metrics' prefix.
+
     Raises:
         ConfigError: before training, validation or test starts, if there is no validation, the
-            pipeline loads no annotations (or no masks, and the teacher uses them), or the model is no
-            distiller.
+            pipeline loads no annotations (or no masks, and the teacher uses them), or the model has
+            no such teacher.
     """
 
     priority = 'HIGH'  # before EMAHook takes its weights away and LoggerHook writes
 
-    def __init__(self) -> None:
+    def __init__(self, teacher: str = 'teacher') -> None:
+        self.teacher = teacher
         self.labels_in_original_pixels: dict[str, bool] = {}  # by stage
 
     def before_train(self, runner: Runner) -> None:
@@ -75,7 +81,7 @@ class EvalTeacherHook(Hook):
         """Find out, once for each stage, which pixels its boxes and masks are given in."""
         if stage in self.labels_in_original_pixels:
             return
-        teacher = distiller_of(runner, type(self).__name__, SSSDDistiller).teacher
+        teacher = self._checked_teacher(runner)
         key = f'{stage}_dataloader.dataset.pipeline'
         use_masks = getattr(teacher, 'use_masks', False)
         with kept_random_state():
@@ -93,34 +99,45 @@ class EvalTeacherHook(Hook):
             )
         self.labels_in_original_pixels[stage] = found == {True}
 
+    def _checked_teacher(self, runner: Runner) -> Teacher:
+        teacher = teacher_of(runner, self)
+        if not teacher.loss_weight:
+            raise ConfigError(
+                f"is {self.teacher!r}, which is not trained with the student's head; accepted: a "
+                "teacher with a loss_weight above 0. mmdet's test evaluates a pretrained one",
+                f'{type(self).__name__}.teacher',
+            )
+        return teacher
+
     @torch.no_grad()
     def _evaluate(self, runner: Runner, stage: str, loop: BaseLoop) -> dict[str, float]:
         """Run a loop's loader and a copy of its evaluator on the teacher's predictions."""
-        distiller = distiller_of(runner, type(self).__name__, SSSDDistiller)
+        distiller = distiller_of(runner, self)
         evaluator = _without_files_of_the_student(loop.evaluator)
         runner.logger.info('Evaluating the teacher, which sees the labels.')
         with kept_random_state():
             for data_batch in loop.dataloader:
                 with autocast(enabled=loop.fp16):
-                    outputs = _predict(distiller, data_batch, self.labels_in_original_pixels[stage])
+                    outputs = self._predict(
+                        distiller, data_batch, self.labels_in_original_pixels[stage]
+                    )
                 evaluator.process(data_samples=outputs, data_batch=data_batch)
             metrics = evaluator.evaluate(len(loop.dataloader.dataset))
-        return {f'teacher/{name}': value for name, value in metrics.items()}
+        return {f'{self.teacher}/{name}': value for name, value in metrics.items()}
 
-
-def _predict(
-    distiller: SSSDDistiller, data_batch: dict, labels_in_original_pixels: bool
-) -> SampleList:
-    """Predict with the teacher; the data samples keep the ground truth that metrics expect."""
-    data = distiller.data_preprocessor(data_batch, False)
-    labelled = fresh_samples(data['data_samples'])
-    if labels_in_original_pixels:
-        for sample in labelled:
-            rescale_labels(sample.gt_instances, sample.scale_factor)
-    outputs = distiller.predict_with_teacher(data['inputs'], labelled)
-    for output, sample in zip(outputs, data['data_samples'], strict=True):
-        output.gt_instances = sample.gt_instances
-    return outputs
+    def _predict(
+        self, distiller: Distiller, data_batch: dict, labels_in_original_pixels: bool
+    ) -> SampleList:
+        """Predict with the teacher; the data samples keep the ground truth that metrics expect."""
+        data = distiller.data_preprocessor(data_batch, False)
+        labelled = fresh_samples(data['data_samples'])
+        if labels_in_original_pixels:
+            for sample in labelled:
+                rescale_labels(sample.gt_instances, sample.scale_factor)
+        outputs = distiller.predict_with_teacher(self.teacher, data['inputs'], labelled)
+        for output, sample in zip(outputs, data['data_samples'], strict=True):
+            output.gt_instances = sample.gt_instances
+        return outputs
 
 
 def _without_files_of_the_student(evaluator: Evaluator) -> Evaluator:

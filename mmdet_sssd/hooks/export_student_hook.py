@@ -27,7 +27,7 @@ class ExportStudentHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is a student to export."""
-        distiller_of(runner, type(self).__name__)
+        distiller_of(runner, self)
 
     @master_only
     def after_train(self, runner: Runner) -> None:

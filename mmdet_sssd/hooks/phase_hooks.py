@@ -1,15 +1,19 @@
 """The phases of training: parts of the run in which something is held still."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.nn import Parameter
 
-from ..errors import ConfigError
-from .distiller_of import distiller_of, term_of
+from ..errors import ConfigError, check, is_number, within
+from .distiller_of import distiller_of, teacher_of, term_of
+
+FRACTION = 'a fraction of the run, 0 to 1'
 
 
 def run_progress(runner: Runner, batch_idx: int) -> float:
@@ -29,11 +33,6 @@ def run_progress(runner: Runner, batch_idx: int) -> float:
     return loop.iter / loop.max_iters
 
 
-def _check_fraction(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f'{key} is {value!r}; accepted: a fraction of the run, 0 to 1')
-
-
 @HOOKS.register_module()
 class DetachStudentHook(Hook):
     """Detaches the student's features in the distillation loss at the start and end of the run.
@@ -45,23 +44,24 @@ class DetachStudentHook(Hook):
     Args:
         first: Fraction of the run, from the start. Defaults to 1/6.
         last: Fraction of the run, up to the end. Defaults to 0.
-        term: Name of the one of ``model.terms`` in which that happens. None, the default, is the
-            distillation of ``SSSDDistiller`` itself.
+        term: Name of the term in which that happens. Defaults to ``'distill'``, the one of
+            ``SSSDDistiller`` itself.
 
     Raises:
         ConfigError: if a fraction is not in [0, 1] or the model is no distiller with that term.
     """
 
-    def __init__(self, first: float = 1 / 6, last: float = 0.0, term: str | None = None) -> None:
-        _check_fraction('DetachStudentHook.first', first)
-        _check_fraction('DetachStudentHook.last', last)
+    def __init__(self, first: float = 1 / 6, last: float = 0.0, term: str = 'distill') -> None:
+        with within(type(self).__name__):
+            check('first', first, is_number(first, most=1), FRACTION)
+            check('last', last, is_number(last, most=1), FRACTION)
         self.first = first
         self.last = last
         self.term = term
 
     def before_train(self, runner: Runner) -> None:
         """Find what is to be detached."""
-        self.owner = term_of(runner, type(self).__name__, self.term)
+        self.owner = term_of(runner, self)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -70,11 +70,10 @@ class DetachStudentHook(Hook):
         progress = run_progress(runner, batch_idx)
         detach = progress < self.first or progress >= 1 - self.last
         if detach != self.owner.detach_student:
-            what = f'Distillation term {self.term}' if self.term else 'Distillation'
             runner.logger.info(
-                f"{what}: the student's side is detached, only the adapter learns from it."
+                f"Term {self.term}: the student's side is detached, only the adapter learns from it."
                 if detach
-                else f'{what}: the student learns from the teacher from here on.'
+                else f'Term {self.term}: the student learns from the teacher from here on.'
             )
         self.owner.detach_student = detach
 
@@ -97,20 +96,19 @@ class FreezeBackboneHook(Hook):
     """
 
     def __init__(self, first: float = 1 / 9) -> None:
-        _check_fraction('FreezeBackboneHook.first', first)
+        check(f'{type(self).__name__}.first', first, is_number(first, most=1), FRACTION)
         self.first = first
         self.frozen = False
 
     def before_train(self, runner: Runner) -> None:
         """Put the dropping of gradients in front of the optimizer's step."""
-        student = distiller_of(runner, type(self).__name__).student
+        student = distiller_of(runner, self).student
         if not hasattr(student, 'backbone'):
             raise ConfigError(
                 f'FreezeBackboneHook needs a model.student with a backbone, {type(student).__name__} '
                 'has none; remove the hook'
             )
-        self.parameters = list(student.backbone.parameters())
-        runner.optim_wrapper.step = self._without_backbone(runner.optim_wrapper.step)
+        _without_gradients(runner, list(student.backbone.parameters()), lambda: self.frozen)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -125,15 +123,84 @@ class FreezeBackboneHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Give the optimizer its own step back."""
-        del runner.optim_wrapper.step
+        vars(runner.optim_wrapper).pop('step', None)
 
-    def _without_backbone(self, step: Callable[..., None]) -> Callable[..., None]:
-        """Wrap ``step``: mmengine calls no hook between the backward pass and the clipping in it."""
 
-        def step_without_backbone(*args: Any, **kwargs: Any) -> None:
-            if self.frozen:
-                for parameter in self.parameters:
-                    parameter.grad = None
-            step(*args, **kwargs)
+@HOOKS.register_module()
+class TeacherScheduleHook(Hook):
+    """Lets a teacher, and the terms that compare with it, be at work in some iterations alone.
 
-        return step_without_backbone
+    In the others a step computes the student's own losses, as in stock. Nothing moves the parameters
+    of teacher and adapters there, neither momentum nor weight decay. After ``until`` they are frozen,
+    and DDP no longer synchronises them. A resumed run goes on where it was.
+
+    Args:
+        until: Fraction of the run after which the teacher is done. Defaults to 1.
+        every: It is at work in every n-th iteration. Defaults to 1.
+        teacher: Name of the teacher. Defaults to ``'teacher'``, the one of ``SSSDDistiller`` itself.
+
+    Raises:
+        ConfigError: if an argument is not one of these or the model has no such teacher.
+
+    Example:
+        >>> default_hooks = dict(teacher_schedule=dict(type='TeacherScheduleHook', until=1 / 3))
+    """
+
+    def __init__(self, until: float = 1.0, every: int = 1, teacher: str = 'teacher') -> None:
+        with within(type(self).__name__):
+            check('until', until, is_number(until, most=1), FRACTION)
+            check('every', every, isinstance(every, int) and every >= 1, 'a whole number >= 1')
+        self.until = until
+        self.every = every
+        self.teacher = teacher
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the teacher and what is trained with it, and keep that still where it is idle."""
+        self.owner = teacher_of(runner, self)
+        terms = distiller_of(runner, self).terms.values()
+        parts = [self.owner, *(x for x in terms if x.teacher == self.teacher)]
+        self.parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
+        self.is_done = False
+        _without_gradients(runner, self.parameters, lambda: not self.owner.active)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
+    ) -> None:
+        """Let the teacher work or not."""
+        is_done = run_progress(runner, batch_idx) >= self.until
+        if is_done and not self.is_done:
+            runner.logger.info(f'Teacher {self.teacher}: done, the student trains on by itself.')
+            self._freeze(runner)
+        self.is_done = is_done
+        self.owner.active = not is_done and runner.iter % self.every == 0
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the optimizer its own step back."""
+        vars(runner.optim_wrapper).pop('step', None)
+
+    def _freeze(self, runner: Runner) -> None:
+        """Take the parameters out of training, and out of what DDP waits for."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        if is_model_wrapper(runner.model):
+            model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+
+def _without_gradients(
+    runner: Runner, parameters: Sequence[Parameter], are_still: Callable[[], bool]
+) -> None:
+    """Let the optimizer step over parameters, as long as they are to be still.
+
+    mmengine calls no hook between the backward pass and the clipping in ``step``, so that is replaced.
+    """
+    step = runner.optim_wrapper.step
+
+    def step_without(*args: Any, **kwargs: Any) -> None:
+        if are_still():
+            for parameter in parameters:
+                parameter.grad = None
+        step(*args, **kwargs)
+
+    runner.optim_wrapper.step = step_without

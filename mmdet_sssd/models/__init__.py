@@ -2,6 +2,7 @@ from .detectors import Distiller, SemiDistiller, SSSDDistiller
 from .layers import ChannelAdapter, FeatureAdapter
 from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
+from .teachers import ImplicitTeacher, PretrainedTeacher
 from .terms import FeatureTerm, LogitTerm
 
 __all__ = [
@@ -10,10 +11,12 @@ __all__ = [
     'Distiller',
     'FeatureAdapter',
     'FeatureTerm',
+    'ImplicitTeacher',
     'JSDistanceLoss',
     'LabelEncoderTeacher',
     'LogitTerm',
     'NormedMSELoss',
+    'PretrainedTeacher',
     'SSIMLoss',
     'SSSDDistiller',
     'SemiDistiller',

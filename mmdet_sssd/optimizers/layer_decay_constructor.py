@@ -16,7 +16,7 @@ class StudentNames:
     Constructors with a rate for each layer tell layers by names such as ``backbone.stages.0``. In a
     distiller these stand under ``student.``, where no rule of theirs matches and every layer would
     get the rate of the heads, silently. With this mixin the student's parameters have the names and
-    the settings that they have without distillation; what else is trained (``teacher.``, ``adapter.``
+    the settings that they have without distillation; what else is trained (``teachers.``, ``terms.``
     …) stands beside its heads. Other models are left as they are.
 
     Example:

@@ -71,7 +71,8 @@ def rehearse(config, folder, capsys, **options) -> dict[str, str]:
 def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
     rows = rehearse(DISTILLED, shapes, capsys)
     assert rows['model'] == 'SSSDDistiller around RetinaNet'
-    assert re.fullmatch(r'student 3\.\d M, teacher \d\.\d M, adapter 0\.1 M', rows['parameters'])
+    parts = r'student 3\.\d M, teacher teacher \d\.\d M, term distill 0\.1 M'
+    assert re.fullmatch(parts, rows['parameters'])
     assert rows['classes'] == '1: square'
     assert rows['images'] == f'{NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
     names = (
@@ -110,16 +111,16 @@ def test_a_run_on_labelled_and_unlabelled_images_is_rehearsed(shapes, capsys, mo
     unlabelled = {key: content[key] for key in ('images', 'categories')}
     (shapes / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
     monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'overridden below')
-    rows = rehearse(SEMI, shapes, capsys, **{'model.pretrained_teacher.checkpoint': None})
+    rows = rehearse(SEMI, shapes, capsys, **{'model.teachers.pretrained.checkpoint': None})
     assert rows['model'] == 'SemiDistiller around RetinaNet'
     assert rows['images'] == f'{2 * NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
-    assert 'unsup.loss_distill.adl' in rows['losses']
+    assert 'unsup.loss_adl' in rows['losses']
     assert rows['first step'].endswith('for 2 images')
 
     loss = 'mmdet.models.dense_heads.RetinaHead.loss'
     monkeypatch.setattr(loss, lambda *_: dict(loss_cls=torch.tensor(math.nan, requires_grad=True)))
     options = {
-        'model.pretrained_teacher.checkpoint': None,
+        'model.teachers.pretrained.checkpoint': None,
         'model.terms': dict(
             _delete_=True, f=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
         ),

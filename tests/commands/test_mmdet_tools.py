@@ -54,13 +54,13 @@ def error_of(monkeypatch, data, *args, tool='train'):
     [
         (
             ['model.distill_loss.dim=pixel'],
-            "error: distill_loss.dim is 'pixel'; accepted: spatial, channel, all",
+            "error: model.distill_loss.dim is 'pixel'; accepted: spatial, channel, all",
         ),
         (['model.distill_coef=-1'], 'error: model.distill_coef is -1; accepted: a number >= 0'),
         (
             ['model.bbox_head.num_classes=2'],
-            'error: model.bbox_head is no setting of SSSDDistiller; if it is one of the '
-            "detector's, write model.student.bbox_head.",
+            "error: bbox_head is no setting of SSSDDistiller; one of the detector's is written "
+            'model.student.bbox_head. Accepted: student, teacher, ',
         ),
         (
             ["custom_imports.imports=['json']"],
@@ -73,11 +73,12 @@ def error_of(monkeypatch, data, *args, tool='train'):
         ),
         (
             ['default_hooks.distill_coef.polcy=constant'],
-            'error: polcy is no setting of AdaptiveDistillCoefHook; accepted: policy, factor, ',
+            'error: polcy is no setting of AdaptiveDistillCoefHook. Accepted: policy, factor, ',
         ),
         (
             ['model.distill_loss.dimm=channel'],
-            'error: dimm is no setting of JSDistanceLoss; accepted: dim, tau, loss_weight',
+            "error: model.distill_loss: got an unexpected keyword argument 'dimm'; JSDistanceLoss "
+            'accepts: dim, tau',
         ),
         (
             ['train_dataloader.dataset.ann_file=none.json'],

@@ -2,6 +2,8 @@ import math
 
 import pytest
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch.optim import SGD
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
@@ -30,7 +32,7 @@ class Recorder(Hook):
             if any(p is neck for p in group['params'])
         ]
         logged = runner.message_hub.get_scalar('train/distill_coef').current()
-        self.rows.append((runner.model.distill_coef, logged, lr))
+        self.rows.append((runner.model.terms['distill'].distill_coef, logged, lr))
 
 
 def run(tmp_path, hook, schedulers=(), train_cfg=ITER_LOOP, **kwargs):
@@ -158,3 +160,18 @@ def test_a_model_that_is_no_distiller_is_refused(tmp_path):
         ConfigError, match=r'needs model\.type=SSSDDistiller or Distiller, found ToyDetector'
     ):
         runner.train()
+
+
+def test_several_optimizers_are_refused(tmp_path):
+    """Their rates fall apart; it is said before training, and not by the optimizers' wrapper."""
+    hooks = [dict(type='AdaptiveDistillCoefHook')]
+    runner = toy_runner(tmp_path, hooks=hooks, train_cfg=ITER_LOOP)
+    parts = {'student': runner.model.student, 'teachers': runner.model.teachers}
+    runner.optim_wrapper = OptimWrapperDict(
+        **{name: OptimWrapper(SGD(part.parameters(), lr=0.1)) for name, part in parts.items()}
+    )
+    with pytest.raises(
+        ConfigError, match=r'^optim_wrapper makes several optimizers.*accepted: one optim_wrapper'
+    ):
+        runner.train()
+    assert runner.iter == 0

@@ -70,7 +70,7 @@ def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
         dict(
             type='Distiller',
             student=student,
-            pretrained_teacher=dict(config=student, checkpoint=None),
+            teachers=dict(large=dict(type='PretrainedTeacher', config=student, checkpoint=None)),
             terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
         )
     )

@@ -10,6 +10,7 @@ from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
+from mmengine.hooks import CheckpointHook
 from mmengine.visualization import TensorboardVisBackend
 from torch import nn
 
@@ -26,9 +27,11 @@ from ..small_runner import (
     shapes_dataset,
     small_runner,
 )
+from ..stock_detectors import stock_config
 
 GUIDE = Path(__file__).parents[2] / 'docs/user_guide.md'
 EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
+IDENTITY = dict(teacher=dict(type='IdentityTeacher'))
 
 
 @MODELS.register_module()
@@ -41,8 +44,8 @@ class IdentityTeacher(nn.Module):
         self.seen = []
 
     def forward(self, student_feats, batch_inputs, batch_data_samples):
-        if not self.training:
-            self.seen += [sample.clone() for sample in batch_data_samples]
+        if not self.training:  # the blank image, of which channels are read, has no id
+            self.seen += [sample.clone() for sample in batch_data_samples if 'img_id' in sample]
         return student_feats
 
 
@@ -98,7 +101,8 @@ def logged(work_dir, key):
 
 def test_a_teacher_that_gives_the_student_s_features_has_the_student_s_metrics(runner_of):
     ema = dict(type='EMAHook', momentum=0.5)  # whose weights are the student's in validation
-    runner = runner_of(teacher=dict(type='IdentityTeacher'), custom_hooks=[ema])
+    hooks = [ema, *EVAL_TEACHER.values()]  # in whatever order they are given
+    runner = runner_of(model=IDENTITY, hooks={}, custom_hooks=hooks)
     runner.train()
     rows = logged(runner.work_dir, 'teacher/coco/bbox_mAP')
     assert len(rows) == 2
@@ -144,13 +148,14 @@ def run(runner_of, name, hooks):
 @pytest.mark.parametrize('order', ['labels after resizing', 'labels before resizing'])
 def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes, order):
     pipeline = LABELS_LAST if 'after' in order else LABELS_FIRST
-    runner = runner_of(teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
+    runner = runner_of(model=IDENTITY, pipeline=pipeline)
     metrics = runner.test()
     hub = runner.message_hub
     assert hub.get_scalar('test/teacher/sums/labelled').current() == metrics['sums/labelled']
     annotations = json.loads((shapes / 'annotations/val.json').read_text())['annotations']
-    assert len(runner.model.teacher.seen) == 4
-    for sample in runner.model.teacher.seen:
+    seen = runner.model.teachers['teacher'].neck.seen
+    assert len(seen) == 4
+    for sample in seen:
         x, y, w, h = torch.tensor(
             [x['bbox'] for x in annotations if x['image_id'] == sample.img_id], dtype=torch.float
         ).unbind(1)
@@ -189,10 +194,11 @@ def test_masks_are_resized_as_the_pipeline_would(runner_of):
     }
     seen = []
     for name, pipeline in pipelines.items():
-        runner = runner_of(name, teacher=dict(type='IdentityTeacher'), pipeline=pipeline)
-        runner.model.teacher.use_masks = True
+        runner = runner_of(name, model=IDENTITY, pipeline=pipeline)
+        neck = runner.model.teachers['teacher'].neck
+        neck.use_masks = True
         runner.test()
-        seen.append([x.gt_instances.masks.to_ndarray() for x in runner.model.teacher.seen])
+        seen.append([x.gt_instances.masks.to_ndarray() for x in neck.seen])
     for ours, expected in zip(*seen, strict=True):
         assert ours.shape[1:] == (48, 96)
         assert (ours == expected).all()
@@ -213,7 +219,7 @@ def test_predictions_are_made_on_features_of_the_labels(runner_of):
         sample.gt_instances.bboxes = sample.gt_instances.bboxes * torch.tensor([1.5, 0.75] * 2)
     with torch.no_grad():
         feats = model.student.extract_feat(data['inputs'])
-        feats = model.teacher(feats, data['inputs'], data['data_samples'])
+        feats = model.teachers['teacher'].neck(feats, data['inputs'], data['data_samples'])
         metas = [sample.metainfo for sample in data['data_samples']]
         scores, bboxes = model.student.bbox_head(feats)
         expected = model.student.bbox_head.predict_by_feat(
@@ -246,7 +252,7 @@ def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
             r'val_dataloader\.dataset\.pipeline loads no gt_bboxes.*LoadAnnotations',
         ),
         (
-            dict(teacher=dict(use_masks=True)),
+            dict(model=dict(teacher=dict(use_masks=True))),
             r'val_dataloader\.dataset\.pipeline loads no gt_bboxes and gt_masks.*with_mask=True',
         ),
         (
@@ -277,3 +283,50 @@ def test_data_sets_that_disagree_are_refused(runner_of, shapes):
     )
     with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
         runner.val()
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (
+            'pretrained',
+            "EvalTeacherHook.teacher is 'pretrained', which is not trained with the student's head; "
+            'accepted: a teacher with a loss_weight above 0',
+        ),
+        (
+            'x',
+            "EvalTeacherHook.teacher is 'x'; accepted: the name of one of model.teachers: teacher, "
+            'pretrained',
+        ),
+    ],
+)
+@pytest.mark.parametrize('start', ['train', 'test'])
+def test_a_teacher_that_is_untrained_or_not_there_is_refused(runner_of, start, name, message):
+    teacher = dict(type='PretrainedTeacher', config=stock_config('retinanet'), checkpoint=None)
+    ssim = dict(type='FeatureTerm', teacher='pretrained', distill_loss=dict(type='SSIMLoss'))
+    runner = runner_of(
+        hooks=dict(eval_teacher=dict(type='EvalTeacherHook', teacher=name)),
+        model=dict(teachers=dict(pretrained=teacher), terms=dict(ssim=ssim)),
+    )
+    with pytest.raises(ConfigError, match=f'^{re.escape(message)}'):
+        getattr(runner, start)()
+    assert runner.iter == 0
+
+
+def test_a_preset_whose_teacher_is_not_trained_is_refused(runner_of):
+    runner = runner_of(model=dict(teacher_loss_weight=0.0))
+    with pytest.raises(ConfigError, match=r"EvalTeacherHook\.teacher is 'teacher', which is not"):
+        runner.train()
+
+
+def test_each_teacher_is_evaluated_under_its_name(runner_of):
+    """The preset's own and another, by a hook each."""
+    hooks = {name: dict(type='EvalTeacherHook', teacher=name) for name in ('teacher', 'other')}
+    other = dict(type='ImplicitTeacher', loss_weight=1.0)
+    runner = runner_of(hooks=hooks, model=dict(teachers=dict(other=other)))
+    checkpoint = next(x for x in runner.hooks if isinstance(x, CheckpointHook))
+    checkpoint.save_best = None  # it saves in training alone
+    metrics = runner.val()
+    hub = runner.message_hub
+    sums = [hub.get_scalar(f'val/{name}/sums/scores').current() for name in hooks]
+    assert len({*sums, metrics['sums/scores']}) == 3

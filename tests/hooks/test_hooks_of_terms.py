@@ -1,5 +1,7 @@
 """Several distillation terms in one model, each with a coefficient and phases of its own."""
 
+import re
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -8,15 +10,25 @@ from mmdet_sssd import ConfigError
 
 from ..toy_detector import TOY_MODEL, toy_runner
 
-SSIM = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'), distill_coef=5.0)
-JS = dict(type='FeatureTerm', distill_loss=dict(type='JSDistanceLoss'), normalize=True)
+SSIM = dict(
+    type='FeatureTerm', teacher='large', distill_loss=dict(type='SSIMLoss'), distill_coef=5.0
+)
+JS = dict(
+    type='FeatureTerm',
+    teacher='large',
+    distill_loss=dict(type='JSDistanceLoss'),
+    distill_coef=1.0,
+    normalize=True,
+)
 MODEL = TOY_MODEL | dict(
-    pretrained_teacher=dict(config=TOY_MODEL['student'], checkpoint=None),
+    teachers=dict(
+        large=dict(type='PretrainedTeacher', config=TOY_MODEL['student'], checkpoint=None)
+    ),
     terms=dict(ssim=SSIM, js=JS),
 )
 DROP = dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1)
 COEF = dict(type='AdaptiveDistillCoefHook')
-LOGGED = ('distill_coef', 'distill_coef.ssim', 'distill_coef.js')
+LOGGED = ('distill_coef', 'ssim_coef', 'js_coef')
 
 
 class Recorder(Hook):
@@ -26,9 +38,9 @@ class Recorder(Hook):
         self.rows = []
 
     def after_train_epoch(self, runner):
-        model = runner.model
+        terms = runner.model.terms
         scalars = [runner.message_hub.get_scalar(f'train/{name}').current() for name in LOGGED]
-        detached = [x.detach_student for x in (model, model.terms['ssim'], model.terms['js'])]
+        detached = [terms[x].detach_student for x in ('distill', 'ssim', 'js')]
         self.rows.append((*scalars, detached))
 
 
@@ -85,19 +97,23 @@ def test_two_hooks_for_one_coefficient_are_refused(tmp_path, hook):
 
 
 @pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
-def test_a_term_that_is_not_there_is_named(tmp_path, hook):
+@pytest.mark.parametrize('name', ['x', None, 'ssim.js'])
+def test_a_term_that_is_not_there_is_named(tmp_path, hook, name):
     runner = toy_runner(
         tmp_path,
         model=MODEL,
-        hooks=[dict(type=hook, term='adl')],
+        hooks=[dict(type=hook, term=name)],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
     )
-    message = rf"{hook}\.term is 'adl'.*accepted: None \(of SSSDDistiller itself\), ssim, js"
-    with pytest.raises(ConfigError, match=message):
+    message = (
+        f'{hook}.term is {name!r}; accepted: the name of one of model.terms: distill, ssim, js'
+    )
+    with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
         runner.train()
+    assert runner.iter == 0
 
 
-def test_a_hook_for_the_implicit_teacher_needs_one(tmp_path):
+def test_a_hook_for_the_preset_s_term_needs_one(tmp_path):
     model = {key: x for key, x in MODEL.items() if key != 'distill_coef'} | dict(type='Distiller')
     runner = toy_runner(
         tmp_path,
@@ -105,5 +121,5 @@ def test_a_hook_for_the_implicit_teacher_needs_one(tmp_path):
         hooks=[COEF],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
     )
-    with pytest.raises(ConfigError, match=r'term is None, .*accepted: ssim, js'):
+    with pytest.raises(ConfigError, match=r"term is 'distill'; accepted: .*: ssim, js$"):
         runner.train()

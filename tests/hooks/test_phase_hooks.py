@@ -1,3 +1,4 @@
+import re
 from itertools import pairwise
 
 import pytest
@@ -24,7 +25,7 @@ class Recorder(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         student = runner.model.student
-        self.detached.append(runner.model.detach_student)
+        self.detached.append(runner.model.terms['distill'].detach_student)
         self.weights.append(
             {name: getattr(student, name).weight.detach().clone() for name in ('backbone', 'neck')}
         )
@@ -40,11 +41,19 @@ def run(tmp_path, hook, loop, **kwargs):
     return recorder, [initial, *recorder.weights], runner
 
 
+def logged(work_dir, pattern):
+    """What a run's log has of a pattern's group, in order."""
+    (log,) = work_dir.glob('*/*.log')
+    return re.findall(pattern, log.read_text())
+
+
 @pytest.mark.parametrize('loop', LOOPS)
 def test_student_is_detached_in_the_first_and_last_part(tmp_path, loop):
     hook = dict(type='DetachStudentHook', first=1 / 6, last=1 / 9)
     recorder, *_ = run(tmp_path, hook, loop)
     assert recorder.detached == [True] * 3 + [False] * 13 + [True] * 2
+    phases = logged(tmp_path, r'Term distill: the student.*? (detached|learns)')
+    assert phases == ['detached', 'learns', 'detached']
 
 
 @pytest.mark.parametrize('loop', LOOPS)
@@ -65,6 +74,7 @@ def test_backbone_is_still_in_the_first_part(tmp_path, loop, optim_wrapper):
     ]
     assert all(x['neck'] for x in moved)
     assert [x['backbone'] for x in moved] == [False] * 2 + [True] * 16
+    assert logged(tmp_path, 'The backbone (is kept still|trains)') == ['is kept still', 'trains']
     assert 'step' not in vars(runner.optim_wrapper)
 
 

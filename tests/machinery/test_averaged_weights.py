@@ -55,7 +55,7 @@ def test_student_teacher_and_adapter_are_averaged_and_distill_coef_is_not(uninte
     assert saved.keys() == by_hand.average.keys() == runner.model.state_dict().keys()
     for key, value in by_hand.average.items():
         torch.testing.assert_close(saved[key], value, msg=key)
-    assert runner.model.distill_coef == 4.0  # 2, doubled at the drop
+    assert runner.model.terms['distill'].distill_coef == 4.0  # 2, doubled at the drop
 
 
 def test_a_resumed_run_ends_with_the_same_averages(uninterrupted, tmp_path):

@@ -67,7 +67,7 @@ def small(cfg):
 
 def train(work_dir, **options):
     cfg = small(Config.fromfile(CONFIG))
-    cfg.model.pretrained_teacher.config = small(Config.fromfile(TEACHER)).model.to_dict()
+    cfg.model.teachers.pretrained.config = small(Config.fromfile(TEACHER)).model.to_dict()
     cfg.default_hooks.checkpoint.max_keep_ckpts = -1
     cfg.default_hooks.logger.interval = 1
     cfg.visualizer.name = str(work_dir)  # else two runs of a process share one
@@ -86,7 +86,7 @@ def whole(data, tmp_path_factory):
 def test_it_trains_on_both_kinds_of_images(whole):
     rows = scalars(whole)
     assert len(rows) == 2 * (8 + 4) / 4
-    names = {'loss_cls', 'loss_bbox', 'loss_distill.adl'}
+    names = {'loss_cls', 'loss_bbox', 'loss_adl'}
     for row in rows.values():
         assert names | {f'unsup.{x}' for x in names} | {'unsup.pseudo_boxes'} < row.keys()
         losses = [row[f'{prefix}{x}'] for prefix in ('', 'unsup.') for x in names]

@@ -123,7 +123,7 @@ class Progress(Hook):
         self.coefs, self.backbone = [], []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.coefs.append(runner.model.distill_coef)
+        self.coefs.append(runner.model.terms['distill'].distill_coef)
         self.backbone.append(runner.model.student.backbone.weight.sum().item())
 
 

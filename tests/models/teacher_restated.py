@@ -187,9 +187,14 @@ def teacher_features_of_image(
         described.append(context)
     embeddings = label_embeddings(teacher.label_encoder, described) if described else []
     mapper, out = teacher.knowledge_mapper, []
+    finest = tuple(feats[0].shape[1:])
+
+    def by_way_of_the_finest(mask, image, level):
+        return soft_mask_region(soft_mask_region(mask, image, finest), finest, level)
+
     for x in feats:
         level = tuple(x.shape[1:])
-        of_mask = soft_mask_region if teacher.soft_regions else mask_region
+        of_mask = by_way_of_the_finest if teacher.soft_regions else mask_region
         of_box = soft_box_region if teacher.soft_regions else box_region
         if teacher.use_masks:
             regions = [of_mask(mask, image, level) for mask in masks]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
@@ -9,7 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
-from mmdet_sssd.models.layers import EmbeddedClass, LabelledObjects, OneHotClass
+from mmdet_sssd.models.layers import (
+    EmbeddedClass,
+    KnowledgeMapper,
+    LabelledObjects,
+    OneHotClass,
+)
 from mmdet_sssd.models.layers.label_encoder import ObjectTransform
 from mmdet_sssd.models.layers.relation_adapter import AppearanceEncoder
 
@@ -147,7 +153,7 @@ def test_soft_regions_lose_nothing_of_an_object(use_masks):
         [(70, 100), (64, 96)],  # finer than the image, and as fine
     ],
 )
-def test_soft_mask_regions_are_averages_over_the_pixels(levels):
+def test_soft_mask_regions_are_averages_over_the_pixels_of_the_finest_level_so_far(levels):
     rng = np.random.default_rng(0)
     sizes = [(64, 96), (50, 77), (64, 60)]
     masks = [rng.integers(0, 2, (n, *size), np.uint8) for n, size in enumerate(sizes)]
@@ -156,14 +162,16 @@ def test_soft_mask_regions_are_averages_over_the_pixels(levels):
         for x, size in zip(masks, sizes, strict=True)
     ]
     objects = LabelledObjects.from_samples(torch.zeros(3, 3, 64, 96), batch, True, True)
+    finest = (0, 0)
     for level in levels:
+        finest = max(finest, level)
         regions, context = objects.regions(level), objects.context_regions(level)
         assert regions.dtype == context.dtype == torch.float32
         for b, (height, width) in enumerate(sizes):
             padded = torch.zeros(len(masks[b]) + 1, 64, 96)
             padded[:-1, :height, :width] = torch.from_numpy(masks[b])
             padded[-1, :height, :width] = 1
-            expected = torch.nn.functional.adaptive_avg_pool2d(padded[None], level)[0]
+            expected = F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(padded[None], finest), level)[0]
             torch.testing.assert_close(regions[b, : len(masks[b])], expected[:-1])
             torch.testing.assert_close(context[b, 0], expected[-1])
             assert not regions[b, len(masks[b]) :].any()
@@ -273,7 +281,7 @@ def test_boxes_that_are_not_axis_aligned_are_refused(boxes):
 
 def test_missing_masks_are_named():
     teacher = make_teacher(use_masks=True)
-    with pytest.raises(ConfigError, match=r'model\.teacher\.use_masks is True.*with_mask=True'):
+    with pytest.raises(ConfigError, match=r'^use_masks is True.*with_mask=True'):
         teacher(features(3), torch.zeros(3, 3, *IMAGE), batch_of_boxes())
 
 
@@ -291,6 +299,7 @@ def test_channels_that_disagree_are_named():
             dict(in_channels=[16, 0], num_classes=3),
             r'in_channels is \[16, 0\]; accepted: 1 or more',
         ),
+        (dict(in_channels=[], num_classes=3), r'in_channels is \[\]; accepted: 1 or more'),
         (dict(in_channels=16, num_classes=0), 'num_classes is 0; accepted: 1 or more'),
     ],
 )
@@ -344,7 +353,10 @@ def test_many_objects_matrices_made_in_parts_give_the_same(monkeypatch):
     whole = transform(x)
     expected = torch.autograd.grad(whole.square().sum(), [x, *transform.parameters()])
     monkeypatch.setattr('mmdet_sssd.models.layers.label_encoder.MATRIX_ELEMENTS', 4 * 20**2)
+    sizes = []
+    transform.to_matrix.register_forward_hook(lambda _, inputs, made: sizes.append(len(made)))
     parts = transform(x)
+    assert sizes == [4, 4, 4, 4, 4, 1]
     actual = torch.autograd.grad(parts.square().sum(), [x, *transform.parameters()])
     torch.testing.assert_close(parts, whole)
     for a, e in zip(actual, expected, strict=True):
@@ -393,3 +405,23 @@ def test_huge_regions_are_averaged_in_float32_under_autocast(dtype):
     expected = torch.einsum('bnhw,bchw->bnc', weights, features)
     assert appearance.dtype == torch.float32
     torch.testing.assert_close(appearance.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('num_objects', 'size'), [(1, (9, 7)), (5, (9, 7)), (40, (9, 7)), (3, (1, 1))]
+)
+def test_painting_and_both_short_cuts_agree(num_objects, size):
+    mapper = KnowledgeMapper(16, True, 3, 3).double()
+    vectors = torch.randn(2, num_objects, 16, dtype=torch.float64, requires_grad=True)
+    rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
+    regions = rows.unsqueeze(-1) * columns.unsqueeze(-2)
+    painted = sum(vectors[:, n, :, None, None] * regions[:, n, None] for n in range(num_objects))
+    expected = mapper.object_conv(painted)
+    inputs = (vectors, mapper.object_conv.weight, mapper.object_conv.bias)
+    probe = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, inputs, probe)
+    for extents in (None, (rows, columns)):
+        found = mapper._painted_conv(vectors, regions, extents)
+        torch.testing.assert_close(found, expected)
+        for one, other in zip(torch.autograd.grad(found, inputs, probe), gradients, strict=True):
+            torch.testing.assert_close(one, other)

@@ -101,7 +101,7 @@ def test_teacher_and_adapter_are_trained_like_heads(distiller, decay_type):
         for name, x in ours.items()
         if not name.startswith('student.')
     }
-    assert {name.partition('.')[0] for name in aux} == {'teacher', 'adapter'}
+    assert {name.partition('.')[0] for name in aux} == {'teachers', 'terms'}
     assert aux == {
         name: (1e-3, 0.0 if parameter.ndim == 1 else 0.05)
         for name, parameter in distiller.named_parameters()

@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 
-from ..toy_detector import ITERS_PER_EPOCH
+from mmdet_sssd.checkpoints import load_from_local
+
+from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,
     gradients,
     run_phases,
+    run_scheduled,
+    run_taught,
+    semi_step,
     synced_statistics,
     train_on_counts,
     train_on_pseudo_boxes,
@@ -30,6 +36,36 @@ def test_pseudo_boxes_may_be_on_any_rank_or_none(name, on_two_processes):
         assert [count > 0 for count in counts] == [x < 1 for x in (*thresholds, 1.0)]
 
 
+BRANCHES = {  # which images each process has: with labels, without
+    'one has none without labels': [([0], [0]), ([1], [])],
+    'one has none with labels': [([0], [0]), ([], [1])],
+    'each has one branch': [([0, 1], []), ([], [0, 1])],
+    'none has any without labels': [([0], []), ([1], [])],
+}
+
+
+@pytest.mark.parametrize('case', BRANCHES)
+def test_a_branch_may_lack_on_a_process(case, on_two_processes):
+    """Of FCOS, whose losses average over processes: the step is that of the joined batch."""
+    parts = BRANCHES[case]
+    joined = ([*parts[0][k], *parts[1][k]] for k in (0, 1))
+    losses, grads, weights = semi_step('fcos', *joined)
+    assert any(key.startswith('unsup.') for key in losses) == ('any without' not in case)
+    results = on_two_processes(semi_step, *(('fcos', *part) for part in parts))
+    for ours, ours_grads, ours_weights in results:
+        assert ours.keys() == losses.keys()
+        assert ours_weights.keys() == weights.keys()
+        for key, grad in grads.items():
+            error = (ours_grads[key] - grad).norm()
+            assert error <= 1e-4 * grad.norm() + 1e-7, key
+    for key, value in losses.items():
+        mean = sum(ours[key] for ours, *_ in results) / 2
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=key)
+    (*_, first), (*_, second) = results
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
 @pytest.mark.parametrize(('name', 'with_terms'), [('fcos', False), ('atss', False), ('fcos', True)])
 def test_gradients_of_two_processes_are_those_of_the_joined_batch(
     name, with_terms, on_two_processes
@@ -42,7 +78,8 @@ def test_gradients_of_two_processes_are_those_of_the_joined_batch(
         for key, grad in expected.items():
             error = (ours[key] - grad).norm()  # not 0: the heads' normalisers are float32
             assert error <= 1e-6 * grad.norm() + 1e-12, key
-    assert not torch.allclose(alone['adapter.convs.0.weight'], expected['adapter.convs.0.weight'])
+    adapter = 'terms.distill.adapter.convs.0.weight'
+    assert not torch.allclose(alone[adapter], expected[adapter])
 
 
 @pytest.mark.parametrize('distill', [False, True])
@@ -90,6 +127,44 @@ def test_phases_stay_where_they_were_when_one_process_becomes_two(
     assert on_two_processes(run_phases, args, args) == [rows(1, ITERS_PER_EPOCH // 2)] * 2
 
 
+@pytest.fixture(scope='module')
+def taught_runs(on_two_processes, tmp_path_factory):
+    """The folder of a run with a pretrained teacher, the teacher's weights, and what came of it."""
+    folder = tmp_path_factory.mktemp('taught')
+    torch.manual_seed(7)
+    teacher = MODELS.build(dict(type='ToyDetector')).state_dict()
+    checkpoint = str(folder / 'teacher.pth')
+    torch.save(dict(state_dict=teacher), checkpoint)
+    return folder, teacher, on_two_processes(run_taught, *[(str(folder), checkpoint)] * 2)
+
+
+def test_a_pretrained_teacher_is_no_part_of_what_is_trained(taught_runs):
+    """DDP is not told to look for unused parameters: it would end the run at the second step."""
+    folder, teacher, results = taught_runs
+    for result in results:
+        assert result['shares_the_teacher']
+        assert result['teacher'].keys() == teacher.keys()
+        for key, value in teacher.items():
+            assert torch.equal(result['teacher'][key], value), key
+        for key, value in results[0]['weights'].items():
+            assert torch.equal(result['weights'][key], value), key
+    saved = load_from_local(str(folder / 'epoch_2.pth'))
+    for key in ('state_dict', 'ema_state_dict'):
+        names = {name.removeprefix('module.') for name in saved[key]} - {'steps'}
+        assert {name.partition('.')[0] for name in names} == {'student'}
+
+
+def test_a_run_with_a_pretrained_teacher_is_resumed(taught_runs, on_two_processes, tmp_path):
+    folder, teacher, results = taught_runs
+    args = (str(tmp_path), str(folder / 'teacher.pth'), str(folder / 'epoch_1.pth'))
+    for ours in on_two_processes(run_taught, args, args):
+        assert ours['shares_the_teacher']
+        for key, value in teacher.items():
+            assert torch.equal(ours['teacher'][key], value), key
+        for key, value in results[0]['weights'].items():
+            assert torch.equal(ours['weights'][key], value), key
+
+
 def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tmp_path):
     """Also where folders differ, as on disks of their own or while files come in over a network."""
     folders = tmp_path / 'first', tmp_path / 'second'
@@ -104,3 +179,28 @@ def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tm
     assert f'there is no whole checkpoint in {folders[0]}' in first
     (folders[0] / 'epoch_1.pth').unlink()
     assert on_two_processes(chosen_to_resume, *args) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'expected', 'is_frozen'),
+    [
+        (dict(every=2), [True, False] * 3, False),
+        (dict(until=0.5), [True] * 3 + [False] * 3, True),
+    ],
+)
+def test_a_teacher_at_rest_holds_nobody_up(
+    on_two_processes, tmp_path, schedule, expected, is_frozen
+):
+    """DDP is not told to look for unused parameters, and nothing moves what is at rest."""
+    whole = on_two_processes(run_scheduled, *[(str(tmp_path), schedule)] * 2)
+    trained = len([*MODELS.build(TOY_MODEL['student']).parameters()])
+    for result in whole:
+        assert result['moved'] == expected
+        assert (result['waited'] == trained) == is_frozen
+        for key, value in whole[0]['weights'].items():
+            assert torch.equal(result['weights'][key], value), key
+    args = (str(tmp_path / 'resumed'), schedule, str(tmp_path / 'epoch_1.pth'))
+    for result in on_two_processes(run_scheduled, args, args):
+        assert result['moved'] == expected[3:]
+        for key, value in whole[0]['weights'].items():
+            assert torch.equal(result['weights'][key], value), key

@@ -1,8 +1,10 @@
 """What the tests run on each of two processes, and alone to compare with."""
 
+import copy
 import os
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +12,7 @@ from mmdet.engine.hooks import SyncNormHook
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
@@ -18,7 +20,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks import FreezeBackboneHook, SafeCheckpointHook
 
 from ..stock_detectors import NUM_CLASSES, stock_config
-from ..toy_detector import toy_runner
+from ..toy_detector import TOY_MODEL, toy_runner
 
 IMAGE_SIZE = (160, 160)  # group norms want more than a pixel on the last level
 WRAPPER = dict(
@@ -51,16 +53,16 @@ def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     model = dict(type='SSSDDistiller', student=config)
     if with_terms:
         model |= dict(
-            pretrained_teacher=dict(config=config, checkpoint=None),
+            teachers=dict(large=dict(type='PretrainedTeacher', config=config, checkpoint=None)),
             terms=dict(
-                ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')),
-                adl=dict(type='LogitTerm'),
+                ssim=dict(type='FeatureTerm', teacher='large', distill_loss=dict(type='SSIMLoss')),
+                adl=dict(type='LogitTerm', teacher='large'),
             ),
         )
     torch.manual_seed(0)
     model = MODELS.build(model).train()
     if with_terms:  # a teacher that is sure of something
-        torch.nn.init.zeros_(model.pretrained_teacher.detector.bbox_head.conv_cls.bias)
+        torch.nn.init.zeros_(model.teachers['large'].detector.bbox_head.conv_cls.bias)
     return model
 
 
@@ -73,7 +75,7 @@ def build_semi(name: str) -> torch.nn.Module:
     semi = dict(
         type='SemiDistiller',
         student=config,
-        pretrained_teacher=dict(config=teacher, checkpoint=None),
+        teachers=dict(large=dict(type='PretrainedTeacher', config=teacher, checkpoint=None)),
         terms=dict(adl=dict(type='LogitTerm')),
     )
     return MODELS.build(semi).train()
@@ -124,6 +126,42 @@ def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str]
     return without, counts
 
 
+def semi_step(
+    name: str, labelled: list[int], unlabelled: list[int]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Train a step on some of two images with labels and of two without.
+
+    Args:
+        name: The detector.
+        labelled: Indices of the images that this process has of the ones with labels; if there are
+            none its batch has no such branch.
+        unlabelled: The same of the others.
+
+    Returns:
+        The losses, the gradients averaged over the processes, and the weights after the step.
+    """
+    model = build_semi(name)
+    model.pseudo_score_thr = 0.0
+    branches = {}
+    for branch, images, seed in (('sup', labelled, 1), ('unsup', unlabelled, 2)):
+        torch.manual_seed(seed)
+        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[4, 2], num_classes=NUM_CLASSES)
+        for key, items in data.items():
+            branches.setdefault(key, {})[branch] = [items[i] for i in images]
+    data = model.data_preprocessor(branches, True)
+    assert set(data['inputs']) == {x for x in branches['inputs'] if branches['inputs'][x]}
+    wrapped = model
+    if dist.is_initialized():
+        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+    losses = wrapped(**data, mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    gradients = {name: x.grad.clone() for name, x in model.named_parameters() if x.requires_grad}
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    flat = {k: sum(x) if isinstance(x, list) else x for k, x in losses.items() if 'loss' in k}
+    return {k: x.detach() for k, x in flat.items()}, gradients, model.state_dict()
+
+
 def train_on_counts(name: str, counts: list[int]) -> list[str]:
     """Train a step for each number of objects in the batch and phase, and one more.
 
@@ -134,7 +172,7 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
     hook = FreezeBackboneHook()
     hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim_wrapper))
     for first_phase in (True, False):
-        model.module.detach_student = hook.frozen = first_phase
+        model.module.terms['distill'].detach_student = hook.frozen = first_phase
         for count in counts:
             data = demo_mm_inputs(
                 1,
@@ -160,7 +198,7 @@ def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[st
         total.backward()
     finally:
         torch.set_default_dtype(torch.float32)
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: x.grad for name, x in model.named_parameters() if x.requires_grad}
 
 
 def synced_statistics(distill: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -200,9 +238,9 @@ class Recorder(Hook):
         self.before = self._backbone_weight(runner).clone()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        model = getattr(runner.model, 'module', runner.model)
+        term = getattr(runner.model, 'module', runner.model).terms['distill']
         moved = not torch.equal(self.before, self._backbone_weight(runner))
-        self.rows.append((runner.epoch, model.distill_coef, model.detach_student, moved))
+        self.rows.append((runner.epoch, term.distill_coef, term.detach_student, moved))
 
     @staticmethod
     def _backbone_weight(runner):
@@ -235,3 +273,73 @@ def run_phases(work_dir, resume_from=None) -> list[tuple]:
     )
     runner.train()
     return recorder.rows
+
+
+TAUGHT = dict(
+    type='Distiller',
+    student=TOY_MODEL['student'],
+    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
+)
+
+
+def run_taught(work_dir: str, checkpoint: str, resume_from: str | None = None) -> dict[str, Any]:
+    """Train two epochs with a pretrained teacher and an average of the weights.
+
+    Returns:
+        The trained weights, the teacher's, and whether the averaged copy has the same teacher.
+    """
+    teacher = dict(type='PretrainedTeacher', config=TOY_MODEL['student'], checkpoint=checkpoint)
+    runner = toy_runner(
+        work_dir,
+        model=dict(**TAUGHT, teachers=dict(large=teacher)),
+        hooks=[dict(type='EMAHook', momentum=0.5)],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+        launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=WRAPPER),
+        resume=resume_from is not None,
+        load_from=resume_from,
+    )
+    runner.train()
+    model = runner.model.module
+    (hook,) = (x for x in runner.hooks if isinstance(x, EMAHook))
+    teacher = model.teachers['large']
+    assert not any(x.training for x in teacher.modules())
+    return dict(
+        weights=model.state_dict(),
+        teacher=teacher.detector.state_dict(),
+        shares_the_teacher=hook.ema_model.module.teachers['large'] is teacher,
+    )
+
+
+def run_scheduled(work_dir: str, schedule: dict[str, Any], resume_from: str | None = None) -> dict:
+    """Train two epochs with a teacher that is not always at work.
+
+    Returns:
+        The trained weights, whether teacher and terms moved in each iteration, and how many
+        parameters DDP waited for at the end.
+    """
+    moved = []
+
+    class Moved(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.before = copy.deepcopy(runner.model.module.state_dict())
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            now = runner.model.module.state_dict()
+            keys = [key for key in now if not key.startswith('student.')]
+            moved.append(any(not torch.equal(now[key], self.before[key]) for key in keys))
+
+    runner = toy_runner(
+        work_dir,
+        hooks=[dict(type='TeacherScheduleHook', **schedule), Moved()],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+        launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=WRAPPER),
+        resume=resume_from is not None,
+        load_from=resume_from,
+    )
+    runner.train()
+    waited = sum(p.requires_grad for p in runner.model.module.parameters())
+    return dict(weights=runner.model.module.state_dict(), moved=moved, waited=waited)

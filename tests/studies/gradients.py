@@ -22,7 +22,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
 from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss, SSSDDistiller
-from mmdet_sssd.models.terms import feature_losses
+from mmdet_sssd.models.layers import instance_norm
 
 LOSSES = {
     'JSDistanceLoss, spatial': JSDistanceLoss('spatial'),
@@ -36,13 +36,15 @@ def losses_of(model: SSSDDistiller, batch: dict) -> Iterator[tuple[str, Tensor]]
     """Compute every loss of a batch; the student's detection loss comes first."""
     batch = model.data_preprocessor(batch, training=True)
     images, samples = batch['inputs'], batch['data_samples']
-    losses, outputs = model._student_losses(images, samples)
+    losses, outputs = model._student_pass(images, samples)
     yield 'student', model.parse_losses(losses)[0]
-    teacher_feats = model._teacher_feats(outputs.feats, images, samples)
-    yield 'teacher', model.parse_losses(model._teacher_loss(teacher_feats, images, samples))[0]
-    adapted = model.adapter(outputs.feats)
+    losses, made = model._teacher_passes(outputs, images, samples)
+    yield 'teacher', model.parse_losses(losses)[0]
+    adapted = model.terms['distill'].adapter(outputs.feats)
+    target = made['teacher'].detach().feats
+    sides = [[instance_norm(x) for x in levels] for levels in (adapted, target)]
     for name, loss in LOSSES.items():
-        yield name, feature_losses(loss, 1.0, adapted, teacher_feats)['loss_distill']
+        yield name, loss(*sides)
 
 
 def gradient(loss: Tensor, model: SSSDDistiller) -> Tensor:

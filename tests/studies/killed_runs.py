@@ -62,7 +62,13 @@ PARTS = {  # iterations, iterations between checkpoints, kills
     'random': (2000, 50, 3),
     'writing': (240, 8, 10),
 }
-COMPARED = ('state_dict', 'optimizer', 'param_schedulers', 'adaptive_distill_coef', 'random_state')
+COMPARED = (
+    'state_dict',
+    'optimizer',
+    'param_schedulers',
+    'adaptive_distill_coef.distill',
+    'random_state',
+)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from the root of the repository. What came of them stands in docs/benchmarks.md.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn as nn
 from mmdet.registry import HOOKS, MODELS
@@ -16,7 +17,6 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.models.terms import feature_losses
 
 from .gradients import gradient
 
@@ -36,15 +36,9 @@ class NoAdapter(nn.Module):
 class UnnormedDistiller(SSSDDistiller):
     """Compares features without instance normalisation before the softmax."""
 
-    def _distill_loss(
-        self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        if self.detach_student:
-            student_feats = [x.detach() for x in student_feats]
-        adapted = self.adapter(student_feats)
-        return feature_losses(
-            self.distill_loss, self.distill_coef, adapted, teacher_feats, normalize=False
-        )
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.terms['distill'].normalize = False
 
 
 @HOOKS.register_module()
@@ -63,21 +57,19 @@ class BalancedCoefHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        model = runner.model
-        if not model.detach_student and (not self.balanced or runner.iter % self.interval == 0):
-            coef = self._balance(model, data_batch)
-            old = model.distill_coef if self.balanced else coef
-            model.distill_coef = self.momentum * old + (1 - self.momentum) * coef
+        term = runner.model.terms['distill']
+        if not term.detach_student and (not self.balanced or runner.iter % self.interval == 0):
+            coef = self._balance(runner.model, data_batch)
+            old = term.distill_coef if self.balanced else coef
+            term.distill_coef = self.momentum * old + (1 - self.momentum) * coef
             self.balanced = True
-        runner.message_hub.update_scalar('train/distill_coef', model.distill_coef)
+        runner.message_hub.update_scalar('train/distill_coef', term.distill_coef)
 
     def _balance(self, model: SSSDDistiller, data_batch: dict) -> float:
         batch = model.data_preprocessor(data_batch, training=True)
         images, samples = batch['inputs'], batch['data_samples']
-        losses, outputs = model._student_losses(images, samples)
-        teacher_feats = model._teacher_feats(outputs.feats, images, samples)
-        distill = feature_losses(
-            model.distill_loss, 1.0, model.adapter(outputs.feats), teacher_feats
-        )
+        losses, outputs = model._student_pass(images, samples)
+        _, made = model._teacher_passes(outputs, images, samples)
+        distill = model.terms['distill'](outputs, made['teacher'].detach(), images, samples)
         detection = gradient(model.parse_losses(losses)[0], model)
-        return float(detection.norm() / gradient(distill['loss_distill'], model).norm())
+        return float(detection.norm() / gradient(distill['loss'], model).norm())

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from ...checkpoints import stock_config
+from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError
 from ...models.detectors.distiller import is_distiller
 from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
@@ -25,6 +26,9 @@ SHORT_NAMES = {
     'dim': 'model.distill_loss.dim',
     'tau': 'model.distill_loss.tau',
     'teacher_loss_weight': 'model.teacher_loss_weight',
+    'economy': 'model.economy',
+    'start_level': 'model.start_level',
+    'reuse_assignment': 'model.reuse_assignment',
     'context_box': 'model.teacher.add_context_box',
     'detach_appearance': 'model.teacher.detach_appearance',
     'soft_regions': 'model.teacher.soft_regions',
@@ -204,27 +208,14 @@ def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:
     """Merge changes in, as ``--cfg-options`` are; a module of another type replaces what was there."""
     changes = copy.deepcopy(changes)
     for key, value in changes.items():
-        if isinstance(value, dict) and _type_at(cfg, key) not in (None, value.get('type')):
+        if isinstance(value, dict) and value_at(cfg, f'{key}.type') not in (
+            None,
+            value.get('type'),
+        ):
             value['_delete_'] = True
     try:
         cfg.merge_from_dict(changes)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{where}: {", ".join(changes)} cannot be set ({error})') from error
-    _drop_delete_keys(cfg._cfg_dict)
-
-
-def _type_at(cfg: Config, key: str) -> str | None:
-    """Look up the type of a module; None if there is none, or none that says it."""
-    part = cfg._cfg_dict
-    for name in key.split('.'):
-        part = part.get(name) if isinstance(part, dict) else None
-    return part.get('type') if isinstance(part, dict) else None
-
-
-def _drop_delete_keys(value: Any) -> None:
-    """Drop what mmengine leaves behind where there was nothing to delete."""
-    if isinstance(value, dict):
-        value.pop('_delete_', None)
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, (dict, list, tuple)):
-            _drop_delete_keys(inner)
+    for _, part in nested_configs(cfg._cfg_dict):
+        part.pop('_delete_', None)  # mmengine leaves it where there was nothing to delete

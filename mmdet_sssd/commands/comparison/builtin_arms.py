@@ -19,6 +19,7 @@ arms = dict(
             'default_hooks.distill_coef': STEP,
         },
     ),
+    sssd_economy=dict(base='sssd', cfg_options={'model.economy': True}),
     sssd_channel=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'channel'}),
     sssd_all=dict(base='sssd', cfg_options={'model.distill_loss.dim': 'all'}),
     sssd_fixed=dict(base='sssd', cfg_options={'default_hooks.distill_coef': CONSTANT}),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints import AtomicLocalBackend
+from ...config_tree import rewritten
 from .arms import BASELINE
 from .cells import CellResult
 from .metrics import AP_NAMES, MASK_AP_NAMES, class_metrics
@@ -142,7 +143,7 @@ def write_report(
         }
         for split, by_reference in summaries.items()
     }
-    put(json.dumps(_without_nan(content), indent=1) + '\n', str(folder / 'report.json'))
+    put(json.dumps(rewritten(content, _null_for_nan), indent=1) + '\n', str(folder / 'report.json'))
     return text
 
 
@@ -287,10 +288,6 @@ def as_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def _without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, by null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(x) for key, x in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(x) for x in value]
+def _null_for_nan(value: Any) -> Any:
+    """JSON has no NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -19,8 +19,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...models import SSSDDistiller
-from ...models.detectors.replay import fresh_samples
 from ...models.layers import LabelledObjects, instance_norm
+from ...models.replay import fresh_samples
 
 CELL_WIDTH = 3.2  # inches
 DPI = 150
@@ -67,19 +67,22 @@ def look_at_features(
     """
     feats = distiller.extract_feat(inputs)
     student = [instance_norm(x) for x in feats]
-    adapted = [instance_norm(x) for x in distiller.adapter(feats)]
-    teacher = [instance_norm(x) for x in distiller.teacher(feats, inputs, [sample])]
+    neck = distiller.teachers['teacher'].neck
+    adapted = [instance_norm(x) for x in distiller.terms['distill'].adapter(feats)]
+    teacher = [instance_norm(x) for x in neck(feats, inputs, [sample])]
     maps = {
         'student': student,
         'adapted student': adapted,
         'teacher': teacher,
         'adapted student − teacher': [x - t for x, t in zip(adapted, teacher, strict=True)],
     }
-    use_masks = getattr(distiller.teacher, 'use_masks', False)
-    soft_regions = getattr(distiller.teacher, 'soft_regions', False)
+    use_masks = getattr(neck, 'use_masks', False)
+    soft_regions = getattr(neck, 'soft_regions', False)
     objects = LabelledObjects.from_samples(inputs, [sample], use_masks, soft_regions)
     (by_student,) = distiller.predict(inputs, fresh_samples([sample]), rescale=False)
-    (by_teacher,) = distiller.predict_with_teacher(inputs, fresh_samples([sample]), rescale=False)
+    (by_teacher,) = distiller.predict_with_teacher(
+        'teacher', inputs, fresh_samples([sample]), rescale=False
+    )
     return ImageFeatures(
         sample=sample.cpu(),
         input_size=tuple(inputs.shape[-2:]),

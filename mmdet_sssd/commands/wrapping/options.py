@@ -37,6 +37,7 @@ class WrappingOptions:
         context_box: ``teacher.add_context_box``.
         detach_appearance: ``teacher.detach_appearance``.
         masks: ``teacher.use_masks``; the training pipelines are made to load masks.
+        economy: Whether the model has ``economy=True``, the cheapest settings.
         from_scratch: Whether to leave out the hook that keeps the backbone still at first.
         data_root: Folder of a COCO-format data set.
         train_ann: Annotation file to train on, in it.
@@ -57,6 +58,7 @@ class WrappingOptions:
     context_box: bool | None = None
     detach_appearance: bool | None = None
     masks: bool | None = None
+    economy: bool = False
     from_scratch: bool = False
     data_root: str | None = None
     train_ann: str | None = None
@@ -88,6 +90,7 @@ class WrappingOptions:
             teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
+            economy=self.economy or None,
         )
 
     def hooks(self) -> dict[str, dict]:

@@ -14,7 +14,8 @@ from mmengine.utils import import_modules_from_strings
 
 from ... import hooks
 from ...config_tree import nested_configs, value_at
-from ...errors import ConfigError
+from ...errors import ConfigError, within
+from ...models.detectors.distiller import is_distiller
 from ...optimizers import StudentNames
 from .changes import Changes, stock_changes
 from .options import SHARED_HOOKS, WrappingOptions
@@ -100,9 +101,9 @@ def _read_stock(stock: str) -> ConfigDict:
     model = config.get('model') or {}
     if 'type' not in model:
         raise ConfigError(f'{stock} has no model.type; accepted: the whole config of a detector')
-    if model['type'] == 'SSSDDistiller':
+    if is_distiller(model):
         raise ConfigError(
-            f'{stock} is distilled already (model.type is SSSDDistiller); inherit it, and override '
+            f'{stock} is distilled already (model.type is {model["type"]}); inherit it, and override '
             'model.student and the hooks there'
         )
     return config._cfg_dict
@@ -192,7 +193,8 @@ def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> N
         if hook and hook.get('type') in hooks.__all__:
             HOOKS.build(copy.deepcopy(hook))
     if config.model.get('distill_loss'):
-        MODELS.build(copy.deepcopy(config.model.distill_loss))
+        with within('model.distill_loss'):
+            MODELS.build(copy.deepcopy(config.model.distill_loss))
     if build:
         _check_builds(config, stock)
 

@@ -1,124 +1,143 @@
-import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn as nn
 from mmdet.models import BaseDetector
+from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
+from mmengine.model import ModuleDict
 from torch import Tensor
+from torch.nn import Parameter
 
-from ...errors import ConfigError, check_settings
-from ..config_class import class_of, is_config_of
-from ..terms import DetectorOutputs, DistillTerm
-from .pretrained_teacher import PretrainedTeacher
-from .recorded_head import blank_outputs, recorded_head
-from .replay import fresh_samples, replay_features, take_images
-from .student import build_student, count_classes
+from ...checkpoints import loading
+from ...errors import ConfigError, within
+from ..blank_pass import BlankPass
+from ..building import build_part, is_config_of
+from ..outputs import DetectorOutputs
+from ..replay import Replay, fresh_samples, given_answers
+from ..student import build_student, count_classes
+from ..teachers import DetectorTeacher, Teacher
+from ..terms import DistillTerm
 
-OUR_PREFIXES = ('student.', 'teacher.', 'adapter.', 'terms.')
+# `torch.compile` takes what these methods call; they themselves run as they are.
+compiled_in_parts = partial(torch.compiler.disable, recursive=False)
+
+OUR_PREFIXES = ('student.', 'teachers.', 'terms.')
 
 
 @MODELS.register_module()
 class Distiller(BaseDetector):
-    r"""Trains a detector, the student, to do as a pretrained detector does.
+    r"""Trains a detector, the student, with teachers that it learns from, in terms between them.
 
-    .. math:: L = L_{det}(x) + \sum_i \lambda_i L_i
+    .. math:: L = L_{det}(x) + \sum_j w_j L_{det}(t_j) + \sum_i \lambda_i L_i
 
-    with the student's own losses on its features x, and the distillation terms :math:`L_i`, each of
-    which compares something of the student with that of the pretrained teacher: feature levels
-    (``FeatureTerm``) or classification logits (``LogitTerm``). Inference is the student's alone.
+    with the student's own losses on its features x; the same losses on the features :math:`t_j` of
+    each teacher that is trained, through the student's heads (replay); and the terms :math:`L_i`,
+    each of which compares outputs of the student with those of one teacher. Inference is the
+    student's alone.
 
-    The log has the student's losses under their own names, and of each term ``loss_distill.NAME``,
-    λ included, and ``distill_distance.NAME.p`` of each feature level p. The state dict is
-    ``student.*`` and ``terms.NAME.*`` (adapters, where there are any); a stock detector's state dict
-    loads into the student. The pretrained teacher is in neither the state dict nor the parameters.
-    Attributes that this class lacks (``bbox_head``, ``with_rpn`` …) are the student's.
+    The log has the student's losses under their own names, those on a teacher's features with its name
+    and a dot before them, and of each term ``loss_NAME``, λ included, and what it logs as
+    ``NAME_…``. The state dict is ``student.*``, ``teachers.NAME.*`` and ``terms.NAME.*``; a stock
+    detector's state dict loads into the student. Attributes that this class lacks (``bbox_head``,
+    ``with_rpn`` …) are the student's.
 
     Args:
         student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
-        pretrained_teacher: Arguments of :class:`PretrainedTeacher`: ``config``, ``checkpoint`` …
-        terms: Configs of the distillation terms by name, such as
-            ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``.
+        teachers: Configs of the teachers (:class:`~mmdet_sssd.models.teachers.Teacher`) by name,
+            such as ``dict(large=dict(type='PretrainedTeacher', config=…, checkpoint=…))``.
+        terms: Configs of the terms (:class:`~mmdet_sssd.models.terms.DistillTerm`) by name, such as
+            ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``. ``teacher``
+            names the teacher of each, if there are several.
         data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
             it goes to a student that has none. Otherwise the student's is used.
         init_cfg: As in mmengine.
-        **unknown: Refused with a sentence that says where the key belongs.
 
     Attributes:
         num_dropped_boxes: How many labelled boxes were left out because they cover less than a pixel
             of the image; stock losses are not finite on some of them.
 
     Raises:
-        ConfigError: if an argument is not one of these, or the student is no detector that can be
-            distilled; the message names the key.
+        ConfigError: if the student cannot be distilled, or a teacher or term is none or refuses its
+            settings; the message names the key.
     """
-
-    needs_terms = True
 
     def __init__(
         self,
         student: ConfigType,
-        pretrained_teacher: OptConfigType = None,
+        teachers: dict[str, ConfigType] | None = None,
         terms: dict[str, ConfigType] | None = None,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
-        **unknown: Any,
     ) -> None:
-        _check_none_unknown(unknown, type(self))
+        loading.install()  # the run loads checkpoints
         built_student = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
-        with own_random_numbers():
-            self.pretrained_teacher = self._build_teacher(pretrained_teacher, terms)
-            self.terms = self._build_terms(terms or {})
+        blank = BlankPass(self.student)
+        with _own_random_numbers():
+            self.teachers = ModuleDict()
+            for name, config in _named(teachers, 'teachers').items():
+                self.teachers[name] = build_part(
+                    f'model.teachers.{name}', config, Teacher, blank=blank
+                )
+            if not self.teachers:
+                raise ConfigError(
+                    "is empty; give a teacher, such as dict(large=dict(type='PretrainedTeacher', "
+                    'config=…, checkpoint=…)), and model.terms',
+                    'model.teachers',
+                )
+            self.terms = ModuleDict()
+            for name, config in _named(terms, 'terms').items():
+                self.terms[name] = self._build_term(name, config, blank)
+        self._check_teachers_are_used()
         self.num_dropped_boxes = 0
 
-    def _build_teacher(
-        self, config: OptConfigType, terms: dict[str, ConfigType] | None
-    ) -> PretrainedTeacher | None:
-        if terms and config is None:
+    def _build_term(self, name: str, config: ConfigType, blank: BlankPass) -> DistillTerm:
+        """Build a term, and let its teacher run its head if that is compared."""
+        teacher = config.get('teacher') if isinstance(config, dict) else None
+        if teacher is None and len(self.teachers) == 1:
+            (teacher,) = self.teachers
+        if teacher not in [*self.teachers]:
             raise ConfigError(
-                f'model.terms has {", ".join(terms)}, which compare with a pretrained teacher, but '
-                'there is no model.pretrained_teacher=dict(config=…, checkpoint=…)'
+                f'is {teacher!r}; accepted: the name of one of model.teachers: '
+                f'{", ".join(self.teachers) or "there is none"}',
+                f'model.terms.{name}.teacher',
             )
-        if not terms and (self.needs_terms or config is not None):
-            raise ConfigError(
-                'model.terms is empty; give one, such as '
-                "model.terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))"
-            )
-        if not terms:
-            return None
-        given = dict(student=self.student)
-        check_settings('model.pretrained_teacher', PretrainedTeacher, config, given)
-        return PretrainedTeacher(**given, **config)
+        blank = blank.with_teacher(f'model.teachers.{teacher}', self.teachers[teacher])
+        term = build_part(f'model.terms.{name}', config, DistillTerm, blank=blank)
+        term.teacher = teacher
+        self.teachers[teacher].needs_head |= term.needs_head
+        return term
 
-    def _build_terms(self, configs: dict[str, ConfigType]) -> nn.ModuleDict:
-        """Build the terms, which read what they need off both detectors' outputs for a blank image."""
-        terms = nn.ModuleDict()
-        if configs:
-            blank = dict(
-                student=blank_outputs(self.student, 'model.student'),
-                teacher=blank_outputs(self.pretrained_teacher.detector, 'model.pretrained_teacher'),
-            )
-        for name, config in configs.items():
-            key = f'model.terms.{name}'
-            if not is_config_of(config, DistillTerm) or '.' in name:
+    def _check_teachers_are_used(self) -> None:
+        asked = {term.teacher for term in self.terms.values()}
+        for name, teacher in self.teachers.items():
+            if name not in asked and not teacher.loss_weight:
                 raise ConfigError(
-                    f"{key} is {config!r}; accepted: a dict with type='FeatureTerm' or 'LogitTerm', "
-                    'under a name without dots'
+                    'is asked by none of model.terms; give one, such as model.terms='
+                    "dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))",
+                    f'model.teachers.{name}',
                 )
-            given = {**blank, 'key': key}
-            check_settings(key, class_of(config), config, given)
-            terms[name] = MODELS.build({**config, **given})
-        return terms
+
+    def init_weights(self) -> None:
+        """Initialise the weights; teachers read their checkpoints first."""
+        for name, teacher in self.teachers.items():
+            if isinstance(teacher, DetectorTeacher):
+                with within(f'model.teachers.{name}'):
+                    teacher.init_weights()
+        super().init_weights()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -128,15 +147,9 @@ class Distiller(BaseDetector):
                 raise
             return getattr(self.student, name)
 
-    def init_weights(self) -> None:
-        """Initialise the student, and load the pretrained teacher, before training."""
-        super().init_weights()
-        teacher = self.pretrained_teacher
-        if teacher is not None and not teacher.in_checkpoint:  # else it may be about to come
-            teacher.load_weights()
-
+    @compiled_in_parts
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
-        """Compute the student's losses and those of the distillation.
+        """Compute the student's losses, the teachers' and the terms.
 
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
@@ -145,15 +158,53 @@ class Distiller(BaseDetector):
         Returns:
             The losses by name, and what is logged beside them.
         """
-        student_samples = self._without_degenerate_boxes(batch_data_samples)
-        samples = fresh_samples(student_samples)  # heads change theirs
-        losses, outputs = self._student_losses(batch_inputs, student_samples)
-        losses.update(self._distill_losses(outputs, batch_inputs, samples))
+        samples = self._without_degenerate_boxes(batch_data_samples)
+        losses, outputs = self._student_pass(batch_inputs, samples)
+        teacher_losses, made = self._teacher_passes(outputs, batch_inputs, samples)
+        add_losses(losses, teacher_losses, 'teachers', self.teachers)
+        term_losses = self._term_losses(outputs, made, batch_inputs, samples)
+        add_losses(losses, term_losses, 'terms', self.terms)
+        if idle := self._idle_parameters():
+            losses['loss_idle'] = torch.stack([x.view(-1)[0] for x in idle]).sum() * 0
         return losses
+
+    def _idle_parameters(self) -> list[Parameter]:
+        """List the parameters that this step leaves alone, where DDP waits for their gradients.
+
+        Theirs are made zero, and ``TeacherScheduleHook`` drops them before the optimizer's step.
+        """
+        if get_world_size() == 1:
+            return []
+        idle = {name for name, x in self.teachers.items() if not x.active}
+        parts = [self.teachers[name] for name in idle]
+        parts += [term for term in self.terms.values() if term.teacher in idle]
+        return [x for part in parts for x in part.parameters() if x.requires_grad]
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
         """Predict with the student alone; see its ``predict``."""
         return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def predict_with_teacher(
+        self, name: str, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
+    ) -> SampleList:
+        """Predict with the student's head on a teacher's features.
+
+        The predictions of an implicit teacher tell what it knows; it has seen the answer. Batch norms
+        of the head normalise its features by the batch, as in training.
+
+        Args:
+            name: The teacher's name.
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
+            **kwargs: As the student's ``predict`` takes them.
+
+        Returns:
+            The data samples with ``pred_instances``, as the student's ``predict`` returns them.
+        """
+        outputs = DetectorOutputs(self.student.extract_feat(batch_inputs))
+        made = self.teachers[name](self.student, outputs, batch_inputs, batch_data_samples)
+        with Replay(self.student, made.feats, by_batch=True):
+            return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
         return self.student._forward(batch_inputs, batch_data_samples)
@@ -162,18 +213,20 @@ class Distiller(BaseDetector):
         """Extract the student's features, one map of shape (B, C, h, w) per level."""
         return self.student.extract_feat(batch_inputs)
 
-    def count_classes(self) -> int:
-        """Read the number of classes off the student; errors as in :func:`.student.count_classes`."""
-        return count_classes(self.student)
+    def count_classes(self) -> int | None:
+        """Read the number of classes off a teacher or the student; None if neither knows it."""
+        given = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
+        return given[0] if given else count_classes(self.student)
 
-    def _student_losses(
+    @compiled_in_parts
+    def _student_pass(
         self, batch_inputs: Tensor, samples: SampleList, images: list[int] | None = None
     ) -> tuple[dict[str, Any], DetectorOutputs]:
-        """Compute the student's own losses, and keep what was made on the way to them.
+        """Compute the student's own losses.
 
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
-            samples: Their B data samples; heads change them.
+            samples: Their B data samples.
             images: Indices of the images that the losses are computed on. None: all.
 
         Returns:
@@ -185,46 +238,95 @@ class Distiller(BaseDetector):
             starts = range(0, len(feats[0]), len(samples))  # 3 of them in TridentNet's training
             rows = [start + i for start in starts for i in images]
             batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
-        if not self._compares_logits():
-            with replay_features(self.student, take_images(feats, rows)):
-                return self.student.loss(batch_inputs, samples), DetectorOutputs(feats)
-        head = self.student.bbox_head
-        with replay_features(self.student, feats), recorded_head(head, images) as record:
-            losses = self.student.loss(batch_inputs, samples)
-        return losses, DetectorOutputs(feats, record.cls_scores, record.anchor_flags())
+        teachers = [x for x in self.teachers.values() if x.active]
+        replay = Replay(
+            self.student,
+            feats,
+            records_head=any(x.needs_head for x in teachers),
+            images=rows,
+            keeps_answers=any(x.start_level > 0 or x.reuses_assignment for x in teachers),
+        )
+        with replay:
+            losses = self.student.loss(batch_inputs, fresh_samples(samples))
+        return losses, replay.outputs
 
-    def _distill_losses(
-        self, student: DetectorOutputs, batch_inputs: Tensor, samples: SampleList
-    ) -> dict[str, Any]:
-        """Compute the losses of the distillation.
+    @compiled_in_parts
+    def _teacher_passes(
+        self, outputs: DetectorOutputs, batch_inputs: Tensor, samples: SampleList
+    ) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
+        """Run the teachers, those that are trained through the student's head too.
 
         Args:
-            student: What the student made of the images.
+            outputs: What the student made of the images.
             batch_inputs: The images of shape (B, 3, H, W).
-            samples: Their B data samples, untouched by heads.
-        """
-        if not self.terms:
-            return {}
-        teacher = self.pretrained_teacher(batch_inputs, samples, self._compares_logits())
-        return self._term_losses(student, teacher, batch_inputs, samples)
+            samples: Their B data samples.
 
+        Returns:
+            The losses of the teachers that are trained, and the outputs of all, by name.
+        """
+        losses: dict[str, Any] = {}
+        made = {}
+        for name, teacher in self.teachers.items():
+            if not teacher.active:
+                continue
+            with within(f'model.teachers.{name}'):
+                made[name] = teacher(self.student, outputs, batch_inputs, samples)
+            if teacher.loss_weight > 0:
+                own, made[name] = self._trained_pass(
+                    teacher, made[name], outputs, batch_inputs, samples
+                )
+                losses.update(rename_loss_dict(f'{name}.', own))
+        return losses, made
+
+    @compiled_in_parts
+    def _trained_pass(
+        self,
+        teacher: Teacher,
+        made: DetectorOutputs,
+        outputs: DetectorOutputs,
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> tuple[dict[str, Any], DetectorOutputs]:
+        """Compute the student's loss on a teacher's features, leaving no trace in the student."""
+        answers = None
+        if outputs.answers is not None:
+            given = teacher.reuses_assignment, made.start_level
+            answers = partial(given_answers, self.student, outputs.answers, *given)
+        replay = Replay(
+            self.student,
+            made.feats,
+            records_head=teacher.needs_head,
+            leaves_trace=False,
+            answers=answers,
+        )
+        with replay:
+            losses = self.student.loss(batch_inputs, fresh_samples(samples))
+        if teacher.loss_weight != 1:
+            losses = reweight_loss_dict(losses, teacher.loss_weight)
+        return losses, replace(replay.outputs, start_level=made.start_level)
+
+    @compiled_in_parts
     def _term_losses(
         self,
-        student: DetectorOutputs,
-        teacher: DetectorOutputs,
+        outputs: DetectorOutputs,
+        made: dict[str, DetectorOutputs],
         batch_inputs: Tensor,
         samples: SampleList,
     ) -> dict[str, Tensor]:
+        """Compute the terms; no gradient reaches a teacher."""
         losses = {}
+        made = {name: x.detach() for name, x in made.items()}
         for name, term in self.terms.items():
-            for key, value in term(student, teacher, batch_inputs, samples).items():
-                kind, *level = key.split('.')
-                losses['.'.join([kind, name, *level])] = value
+            if term.teacher not in made:
+                continue
+            student = outputs.detach() if term.detach_student else outputs
+            with within(f'model.terms.{name}'):
+                logged = dict(term(student, made[term.teacher], batch_inputs, samples))
+            losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
+            losses.update({f'{name}_{key}': value for key, value in logged.items()})
         return losses
 
-    def _compares_logits(self) -> bool:
-        return any(term.compares_logits for term in self.terms.values())
-
+    @torch.compiler.disable
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
         """Leave out the labelled objects whose box covers less than a pixel of its image.
 
@@ -258,11 +360,6 @@ class Distiller(BaseDetector):
             )
         self.num_dropped_boxes += num_dropped
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.pretrained_teacher is not None:
-            self.pretrained_teacher.save_to(destination, prefix)
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take a stock detector's state dict as the student's.
 
@@ -270,8 +367,6 @@ class Distiller(BaseDetector):
             ConfigError: if it has weights of a distiller and of a stock detector, or is a stock
                 detector's of which nothing fits the student.
         """
-        if self.pretrained_teacher is not None:
-            self.pretrained_teacher.load_from(state_dict, prefix)
         own = {f'{prefix}student.{key}' for key in self.student.state_dict()}
         stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
         ours = [key for key in state_dict if key.startswith(OUR_PREFIXES, len(prefix))]
@@ -299,25 +394,63 @@ def is_distiller(model: ConfigType) -> bool:
 
 
 @contextmanager
-def own_random_numbers() -> Iterator[None]:
+def _own_random_numbers() -> Iterator[None]:
     """Draw from a stream of its own, so that the student is initialised as it would be alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch.initial_seed() + 1)
         yield
 
 
-def _check_none_unknown(unknown: dict[str, Any], distiller: type) -> None:
-    if unknown:
-        accepted = [x for x in inspect.signature(distiller).parameters if x != 'unknown']
+def _named(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
+    """Refuse names that cannot stand in a state dict or a log."""
+    with within('model'):
+        if not isinstance(configs, (dict, type(None))):
+            raise ConfigError(f'is {configs!r}; accepted: configs by name', kind)
+        for name in configs or {}:
+            # mmengine sums what is logged under a name with `loss` in it
+            if not re.fullmatch(r'\w+', name) or 'loss' in name or hasattr(ModuleDict(), name):
+                raise ConfigError(
+                    f'has the name {name!r}; accepted: letters, digits and _, without "loss" in it, '
+                    'and no attribute of a module',
+                    kind,
+                )
+    return configs or {}
+
+
+def add_losses(
+    losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
+) -> None:
+    """Add what teachers or terms log to the student's losses.
+
+    Args:
+        losses: The student's.
+        more: What is added.
+        kind: ``'teachers'`` or ``'terms'``.
+        names: Their names.
+
+    Raises:
+        ConfigError: if there is a loss of that name already.
+    """
+    for name in sorted(more.keys() & losses.keys()):
+        owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
         raise ConfigError(
-            f'model.{next(iter(unknown))} is no setting of {distiller.__name__}; if it is one of the '
-            f"detector's, write model.student.{next(iter(unknown))}. Accepted: {', '.join(accepted)}"
+            f'logs {name}, as the student does; give it another name', f'model.{kind}.{owner}'
         )
+    losses.update(more)
 
 
-def covers_a_pixel(boxes: Tensor, img_shape: tuple[int, int] | None) -> Tensor:
-    """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image."""
-    height, width = img_shape or (math.inf, math.inf)
+def covers_a_pixel(boxes: Tensor, img_shape: Sequence[int] | None) -> Tensor:
+    """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image.
+
+    Raises:
+        ConfigError: if a box has other than 4 numbers.
+    """
+    if boxes.shape[-1] != 4:
+        raise ConfigError(
+            f'the labelled boxes have {boxes.shape[-1]} numbers each; accepted: 4, of axis-aligned '
+            'boxes (x1, y1, x2, y2). Rotated boxes cannot be distilled'
+        )
+    height, width = (img_shape or (math.inf, math.inf))[:2]
     x1, y1 = boxes[:, 0].clamp(min=0), boxes[:, 1].clamp(min=0)
     x2, y2 = boxes[:, 2].clamp(max=width), boxes[:, 3].clamp(max=height)
     return (x2 - x1 >= 1) & (y2 - y1 >= 1)

@@ -1,25 +1,27 @@
 from typing import Any
 
+import torch
 from mmdet.models import MultiBranchDataPreprocessor
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...datasets.branches import BRANCHES, LABELLED, UNLABELLED
-from ...errors import ConfigError
-from ..terms import DetectorOutputs
-from .distiller import Distiller, covers_a_pixel
-from .replay import fresh_samples
-from .student import count_classes, of_one_branch
+from ...errors import ConfigError, check, is_number
+from ..outputs import DetectorOutputs
+from ..student import count_classes, of_one_branch
+from ..teachers import DetectorTeacher
+from .distiller import Distiller, add_losses, covers_a_pixel
 
 
 @MODELS.register_module()
 class SemiDistiller(Distiller):
-    """Trains a detector to do as a pretrained one does, on images without labels too.
+    """Trains a detector with a pretrained teacher, on images without labels too.
 
     Source: semi-supervised SAD (https://arxiv.org/abs/1901.00366). Training batches have the branches
     ``sup`` and ``unsup``, as ``MultiBranch(branch_field=['sup', 'unsup'], …)`` at the end of the
@@ -32,59 +34,73 @@ class SemiDistiller(Distiller):
 
     Both detectors see each image once. Losses of unlabelled images have the prefix ``unsup.`` in the
     log and weigh as much as the others; ``unsup.pseudo_boxes`` is the number of these boxes per image.
+    Of several processes each may lack a branch: it then takes part in the others' averages with
+    images of weight 0.
 
     Args:
-        student: As in :class:`Distiller`; it learns boxes, no masks.
-        pretrained_teacher: As in :class:`Distiller`, of a detector of the same classes.
+        student: As in :class:`Distiller`; it learns boxes, not masks.
+        teachers: As in :class:`Distiller`: one ``PretrainedTeacher``, of a detector of the same
+            classes.
         terms: As in :class:`Distiller`.
         pseudo_score_thr: Least score of a detection that becomes ground truth, in [0, 1]. Defaults
             to 0.4.
         data_preprocessor: As in :class:`Distiller`. One for multi-branch batches is made around the
             student's; where a config has one already, what is in it is the student's.
         init_cfg: As in mmengine.
-        **unknown: Refused with a sentence that says where the key belongs.
 
     Raises:
-        ConfigError: if an argument is not one of these, or the student is no detector that can be
-            distilled; the message names the key.
+        ConfigError: if the student cannot be distilled, the teacher cannot label its images, or a part
+            refuses its settings; the message names the key.
     """
 
     def __init__(
         self,
         student: ConfigType,
-        pretrained_teacher: OptConfigType = None,
+        teachers: dict[str, ConfigType] | None = None,
         terms: dict[str, ConfigType] | None = None,
         pseudo_score_thr: float = 0.4,
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
-        **unknown: Any,
     ) -> None:
-        if not isinstance(pseudo_score_thr, (int, float)) or not 0 <= pseudo_score_thr <= 1:
-            raise ConfigError(
-                f'model.pseudo_score_thr is {pseudo_score_thr!r}; accepted: a score, 0 to 1'
-            )
+        key = 'model.pseudo_score_thr'
+        check(key, pseudo_score_thr, is_number(pseudo_score_thr, most=1), 'a score, 0 to 1')
         if isinstance(student, dict) and student.get('data_preprocessor'):
             own = of_one_branch(student['data_preprocessor'])
             student = {**student, 'data_preprocessor': own}
-        data_preprocessor = of_one_branch(data_preprocessor)
-        super().__init__(student, pretrained_teacher, terms, data_preprocessor, init_cfg, **unknown)
+        super().__init__(student, teachers, terms, of_one_branch(data_preprocessor), init_cfg)
         self._check_pseudo_labels_fit()
         self.data_preprocessor = BranchDataPreprocessor(self.student.data_preprocessor)
         self.pseudo_score_thr = pseudo_score_thr
 
     def _check_pseudo_labels_fit(self) -> None:
-        """Make sure that what the teacher predicts is what the student learns."""
+        """Refuse a teacher that does not predict what the student learns."""
+        kinds = [type(teacher).__name__ for teacher in self.teachers.values()]
+        if len(kinds) != 1 or not isinstance(self._teacher, DetectorTeacher):
+            raise ConfigError(
+                f'has {", ".join(kinds)}; accepted by SemiDistiller: one PretrainedTeacher',
+                'model.teachers',
+            )
         if self.student.with_mask:
             raise ConfigError(
-                f'model.student is a {type(self.student).__name__}, which learns masks; SemiDistiller '
-                'makes boxes alone of unlabelled images. Accepted: a detector without mask head'
+                f'is a {type(self.student).__name__}, which learns masks; SemiDistiller makes boxes '
+                'alone of unlabelled images. Accepted: a detector without mask head',
+                'model.student',
             )
-        own, teachers = self.count_classes(), count_classes(self.pretrained_teacher.detector)
+        own, teachers = count_classes(self.student), count_classes(self._teacher.detector)
         if own != teachers:
             raise ConfigError(
-                f'model.pretrained_teacher has {teachers} classes, model.student {own}; its '
-                'detections are to become ground truth, so they have to be the same, in the same order'
+                f'has {teachers} classes, model.student {own}; its detections become ground truth, so '
+                'they have to be the same, in the same order',
+                f'model.teachers.{self._name}',
             )
+
+    @property
+    def _name(self) -> str:
+        return next(iter(self.teachers))
+
+    @property
+    def _teacher(self) -> DetectorTeacher:
+        return self.teachers[self._name]
 
     def loss(
         self, batch_inputs: dict[str, Tensor], batch_data_samples: dict[str, SampleList]
@@ -100,14 +116,38 @@ class SemiDistiller(Distiller):
             The losses by name, and what is logged beside them.
         """
         losses: dict[str, Any] = {}
-        if LABELLED in batch_inputs:
-            losses.update(super().loss(batch_inputs[LABELLED], batch_data_samples[LABELLED]))
-        if UNLABELLED in batch_inputs:
-            unlabelled = self._unlabelled_loss(
-                batch_inputs[UNLABELLED], batch_data_samples[UNLABELLED]
-            )
-            losses.update(rename_loss_dict(f'{UNLABELLED}.', unlabelled))
+        for branch in self._branches_anywhere(batch_inputs):
+            is_here = branch in batch_inputs
+            given = branch if is_here else next(iter(batch_inputs))
+            compute = super().loss if branch == LABELLED else self._unlabelled_loss
+            if not is_here:
+                compute = self._loss_of_nothing
+            own = compute(batch_inputs[given], batch_data_samples[given])
+            losses.update(own if branch == LABELLED else rename_loss_dict(f'{UNLABELLED}.', own))
         return losses
+
+    def _branches_anywhere(self, batch_inputs: dict[str, Tensor]) -> list[str]:
+        """List the branches that a process has.
+
+        Heads average over processes, so each computes the losses of all of these.
+        """
+        if get_world_size() == 1:
+            return [branch for branch in BRANCHES if branch in batch_inputs]
+        device = next(iter(batch_inputs.values())).device
+        counts = torch.tensor([int(x in batch_inputs) for x in BRANCHES], device=device)
+        all_reduce(counts, op='max')
+        return [x for x, count in zip(BRANCHES, counts.tolist(), strict=True) if count]
+
+    def _loss_of_nothing(self, batch_inputs: Tensor, samples: SampleList) -> dict[str, Any]:
+        """Compute the losses of a branch that others have, on images that count nowhere."""
+        samples = _without_labels(samples)
+        losses, student = self._student_pass(batch_inputs, samples)
+        _, made = self._teacher_passes(student, batch_inputs, samples)
+        if student.cls_scores is not None:
+            none = [torch.zeros_like(x[..., 0], dtype=torch.bool) for x in student.cls_scores]
+            student.anchor_flags = lambda: none
+        losses.update(self._term_losses(student, made, batch_inputs, samples))
+        return {k: x for k, x in reweight_loss_dict(losses, 0).items() if 'loss' in k}
 
     def _unlabelled_loss(self, batch_inputs: Tensor, samples: SampleList) -> dict[str, Any]:
         teacher, samples = self._label(batch_inputs, samples)
@@ -115,10 +155,12 @@ class SemiDistiller(Distiller):
         images = [i for i, count in enumerate(counts) if count]
         # Without any box the losses are computed all the same, and weigh nothing: every parameter
         # has a gradient, and heads that average over processes find the others.
-        losses, student = self._student_losses(batch_inputs, fresh_samples(samples), images or None)
+        losses, student = self._student_pass(batch_inputs, samples, images or None)
         if not images:
             losses = reweight_loss_dict(losses, 0)
-        losses.update(self._term_losses(student, teacher, batch_inputs, samples))
+        made = {self._name: teacher}
+        term_losses = self._term_losses(student, made, batch_inputs, samples)
+        add_losses(losses, term_losses, 'terms', self.terms)
         losses['pseudo_boxes'] = batch_inputs.new_tensor(counts).mean()
         return losses
 
@@ -126,17 +168,22 @@ class SemiDistiller(Distiller):
         self, batch_inputs: Tensor, samples: SampleList
     ) -> tuple[DetectorOutputs, SampleList]:
         """Run the teacher, and make data samples with its confident detections as ground truth."""
-        teacher, predictions = self.pretrained_teacher.predict(
-            batch_inputs, samples, self._compares_logits()
-        )
-        samples = [sample.clone() for sample in samples]
+        teacher, predictions = self._teacher.predict(batch_inputs, samples)
+        samples = _without_labels(samples)
         for sample, found in zip(samples, predictions, strict=True):
             found = found[found.scores >= self.pseudo_score_thr]
             found = found[covers_a_pixel(found.bboxes, sample.get('img_shape', None))]
             sample.gt_instances = InstanceData(bboxes=found.bboxes, labels=found.labels)
-            if 'ignored_instances' in sample:  # they are labels too
-                sample.ignored_instances = sample.ignored_instances[:0]
         return teacher, samples
+
+
+def _without_labels(samples: SampleList) -> SampleList:
+    """Copy data samples without their objects, those that are ignored included."""
+    samples = [sample.clone() for sample in samples]
+    for sample in samples:
+        for name in {'gt_instances', 'ignored_instances'} & set(sample.keys()):
+            setattr(sample, name, getattr(sample, name)[:0])
+    return samples
 
 
 class BranchDataPreprocessor(MultiBranchDataPreprocessor):

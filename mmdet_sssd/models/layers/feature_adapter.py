@@ -6,7 +6,9 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from ...errors import check
 from .channel_projection import ChannelProjection, as_levels, common_width
+from .recomputed import recomputed
 
 
 def instance_norm(x: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ def instance_norm(x: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class FeatureAdapter(BaseModule):
-    """Three 3×3 convolutions between the student's features and the distillation loss.
+    """Convolutions between the student's features and the distillation loss.
 
     They are shared by all levels and dropped with the teacher (LGD,
     https://arxiv.org/abs/2109.11496). Levels of unequal or very many channels reach them through 1×1
@@ -34,6 +36,13 @@ class FeatureAdapter(BaseModule):
 
     Args:
         in_channels: Channels C_p of each level, or one number for all.
+        num_convs: How many convolutions, >= 1. Defaults to LGD's 3.
+        kernel_size: Their size, odd. Defaults to LGD's 3.
+        with_cp: Whether activations are computed again in the backward pass, to save memory. Defaults
+            to False.
+
+    Raises:
+        ConfigError: if an argument is not one of these.
 
     Example:
         >>> adapter = FeatureAdapter(in_channels=[16, 32])
@@ -41,22 +50,29 @@ class FeatureAdapter(BaseModule):
         [torch.Size([1, 16, 8, 8]), torch.Size([1, 32, 4, 4])]
     """
 
-    def __init__(self, in_channels: int | Sequence[int]) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        num_convs: int = 3,
+        kernel_size: int = 3,
+        with_cp: bool = False,
+    ) -> None:
         super().__init__()
+        check('num_convs', num_convs, num_convs >= 1, '1 or more')
+        check('kernel_size', kernel_size, kernel_size % 2 == 1, 'an odd number')
         in_channels = as_levels(in_channels)
         width = common_width(in_channels)
         self.projection = ChannelProjection(in_channels, width)
-        self.convs = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
+        layers: list[nn.Module] = []
+        for _ in range(num_convs):
+            conv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2)
+            layers += [conv, nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*layers[:-1])
+        self.with_cp = with_cp
 
     def forward(self, student_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Adapt each level, a map of shape (B, C_p, h, w), to one of the same shape."""
-        return tuple(
-            self.projection.from_width(self.convs(self.projection.to_width(x)), x.shape[1])
-            for x in student_feats
-        )
+        return tuple(recomputed(self.with_cp, self._adapt, x) for x in student_feats)
+
+    def _adapt(self, x: Tensor) -> Tensor:
+        return self.projection.from_width(self.convs(self.projection.to_width(x)), x.shape[1])

@@ -1,9 +1,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.ops import roi_align
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
@@ -42,7 +42,7 @@ class LabelledObjects:
     content_sizes: list[tuple[int, int]]
     soft: bool
     masks: list[np.ndarray] | None = None
-    _mask_sums: list['_MaskSums'] | None = field(default=None, init=False, repr=False)
+    _finest: dict[str, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_samples(
@@ -133,18 +133,29 @@ class LabelledObjects:
             Regions in [0, 1] of shape (B, N, h, w): the share of a pixel that the object covers, or
             with ``soft=False`` 0 or 1; zero where padded.
         """
-        if self.masks is None:
-            rows, columns = (
-                self._extent(self.boxes[..., axis], self.boxes[..., axis + 2], level_size, axis)
-                for axis in (1, 0)
-            )
-            return rows.unsqueeze(-1) * columns.unsqueeze(-2)
-        if not self.soft:
-            return _pad([self._sample_masks(masks, level_size) for masks in self.masks], 0)
-        if self._mask_sums is None:
-            self._mask_sums = [_MaskSums(masks, self.image_size) for masks in self.masks]
-        shares = [torch.from_numpy(sums.shares(level_size)) for sums in self._mask_sums]
-        return _pad(shares, 0).to(self.boxes)
+        extents = self.extents(level_size)
+        if extents is None:
+            return self._resize_masks('objects', self.masks, level_size)
+        rows, columns = extents
+        return rows.unsqueeze(-1) * columns.unsqueeze(-2)
+
+    def extents(self, level_size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+        """Tell which rows and which columns of a feature level belong to each object.
+
+        Args:
+            level_size: Height h and width w of the level.
+
+        Returns:
+            Rows of shape (B, N, h) and columns of shape (B, N, w), in [0, 1], whose products are the
+            regions. None with masks, whose regions have other forms.
+        """
+        if self.masks is not None:
+            return None
+        rows, columns = (
+            self._extent(self.boxes[..., axis], self.boxes[..., axis + 2], level_size, axis)
+            for axis in (1, 0)
+        )
+        return rows, columns
 
     def context_regions(self, level_size: tuple[int, int]) -> Tensor:
         """Tell which pixels of a feature level belong to the images' context objects.
@@ -159,8 +170,8 @@ class LabelledObjects:
         """
         if self.masks is None:
             return self.boxes.new_ones(len(self.boxes), 1, *level_size)
-        regions = [self._content(size, level_size) for size in self.content_sizes]
-        return torch.stack(regions).to(self.boxes).unsqueeze(1)
+        content = [np.ones((1, *size), np.uint8) for size in self.content_sizes]
+        return self._resize_masks('context', content, level_size)
 
     def _extent(self, low: Tensor, high: Tensor, level_size: tuple[int, int], axis: int) -> Tensor:
         """Where objects lie along an axis (0: x, 1: y) of a level, of shape (B, N, pixels)."""
@@ -169,17 +180,29 @@ class LabelledObjects:
         pixels = torch.arange(num_pixels, device=low.device, dtype=low.dtype)
         return extent(*(x.unsqueeze(-1) * (num_pixels / length) for x in (low, high)), pixels)
 
-    def _content(self, content_size: tuple[int, int], level_size: tuple[int, int]) -> Tensor:
-        """Where an image without its padding lies on a level, (h, w), as its mask would be resized."""
-        rows, columns = (
-            (np.minimum(ends, content) - starts).clip(0) / (ends - starts)
-            if self.soft
-            else starts < content
-            for content, (starts, ends) in zip(
-                content_size, _windows(self.image_size, level_size), strict=True
-            )
-        )
-        return torch.from_numpy(np.outer(rows, columns))
+    def _resize_masks(
+        self, kind: str, masks: list[np.ndarray], level_size: tuple[int, int]
+    ) -> Tensor:
+        """Resize the images' masks of shape (n_b, h', w') to a level, as (B, N, h, w).
+
+        Soft ones are averaged over the pixels of the finest level that was asked for, and that result
+        over those of coarser ones.
+        """
+        if not self.soft:
+            return _pad([self._sample_masks(x, level_size) for x in masks], 0)
+        if kind not in self._finest or self._finest[kind][0].shape[1:] < level_size:
+            self._finest[kind] = [self._pool_masks(x, level_size) for x in masks]
+        return _pad([F.adaptive_avg_pool2d(x, level_size) for x in self._finest[kind]], 0)
+
+    def _pool_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
+        """Average n masks of an image over each pixel of a level, as (n, h, w)."""
+        height, width = self.image_size
+        padded = np.zeros((len(masks), height, width), np.uint8)
+        padded[:, : masks.shape[1], : masks.shape[2]] = masks
+        num_rows = level_size[0] if height % level_size[0] == 0 else height
+        blocks = padded.reshape(len(masks), num_rows, height // num_rows, width)
+        sums = torch.from_numpy(blocks.sum(2, dtype=np.uint16)).to(self.boxes)
+        return F.adaptive_avg_pool2d(sums / blocks.shape[2], level_size)
 
     def _sample_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
         """Resize n masks of an image to a level by nearest neighbour, as (n, h, w)."""
@@ -192,83 +215,6 @@ class LabelledObjects:
         seen = masks[:, rows[rows < height]][:, :, columns[columns < width]]
         region[:, : seen.shape[1], : seen.shape[2]] = seen
         return torch.from_numpy(region).to(self.boxes)
-
-
-class _MaskSums:
-    """Summed-area tables of an image's masks, for their averages over the pixels of any level.
-
-    The masks are summed once over the cells between the edges of the level's pixels; a level all of
-    whose edges are among those of earlier ones costs next to nothing.
-
-    Args:
-        masks: Masks as a uint8 array of shape (n, h', w').
-        image_size: Height and width of the image with its padding, where the masks are zero.
-    """
-
-    def __init__(self, masks: np.ndarray, image_size: tuple[int, int]) -> None:
-        self.masks = masks
-        self.image_size = image_size
-        self.edges = [np.array([0, size]) for size in masks.shape[1:]]
-        self.tables: np.ndarray | None = None
-
-    def shares(self, level_size: tuple[int, int]) -> np.ndarray:
-        """Average each mask over each pixel of a level, that is, the whole image pixels it touches.
-
-        Args:
-            level_size: Height h and width w of the level.
-
-        Returns:
-            Averages of shape (n, h, w), in float64.
-        """
-        windows = _windows(self.image_size, level_size)
-        limits = [
-            tuple(ends.clip(max=size) for ends in window)
-            for window, size in zip(windows, self.masks.shape[1:], strict=True)
-        ]
-        self._refine(limits)
-        (top, bottom), (left, right) = (
-            tuple(np.searchsorted(edges, side) for side in limit)
-            for edges, limit in zip(self.edges, limits, strict=True)
-        )
-        columns = self.tables[right] - self.tables[left]
-        sums = columns[:, bottom] - columns[:, top]
-        areas = np.outer(*(ends - starts for starts, ends in reversed(windows)))
-        return (sums / areas[:, :, None]).transpose(2, 1, 0)
-
-    def _refine(self, limits: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Make the tables, (column edges, row edges, n), anew if they lack an edge."""
-        edges = [
-            np.union1d(old, np.concatenate(new))
-            for old, new in zip(self.edges, limits, strict=True)
-        ]
-        is_complete = all(len(a) == len(b) for a, b in zip(self.edges, edges, strict=True))
-        if self.tables is not None and is_complete:
-            return
-        self.edges = edges
-        cells = _cell_sums(self.masks.transpose(1, 0, 2), edges[0])
-        cells = _cell_sums(np.ascontiguousarray(cells.transpose(2, 0, 1)), edges[1])
-        sums = cells.cumsum(0, dtype=np.int64).cumsum(1)
-        self.tables = np.pad(sums, ((1, 0), (1, 0), (0, 0)))
-
-
-def _windows(
-    image_size: tuple[int, int], level_size: tuple[int, int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """First and one past the last image pixel that each row, and each column, of a level touches."""
-    pixels = [
-        (np.arange(size), length, size) for length, size in zip(image_size, level_size, strict=True)
-    ]
-    return [(i * length // size, -(-(i + 1) * length // size)) for i, length, size in pixels]
-
-
-def _cell_sums(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Sum between one edge and the next along the first axis, in the narrowest type: the fastest."""
-    longest = int(np.diff(edges).max(initial=1))
-    dtype = np.min_scalar_type(int(x.max(initial=0)) * longest)
-    out = np.empty((len(edges) - 1, *x.shape[1:]), dtype)
-    for i, (start, end) in enumerate(pairwise(edges)):
-        x[start:end].sum(0, dtype=dtype, out=out[i])
-    return out
 
 
 def _pad(per_image: list[Tensor], value: float) -> Tensor:
@@ -314,9 +260,10 @@ def _mask_array(instances: InstanceData) -> np.ndarray:
     masks = instances.get('masks')
     if masks is None:
         raise ConfigError(
-            'model.teacher.use_masks is True, but the training data has no instance masks; load them '
+            'is True, but the training data has no instance masks; load them '
             "(dict(type='LoadAnnotations', with_bbox=True, with_mask=True) in the training "
-            'pipeline) or set model.teacher.use_masks=False'
+            'pipeline) or leave it out',
+            'use_masks',
         )
     if isinstance(masks, Tensor):
         return masks.cpu().numpy().astype(np.uint8)

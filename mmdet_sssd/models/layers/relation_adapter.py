@@ -35,10 +35,12 @@ class AppearanceEncoder(nn.Module):
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
         """
         y = F.relu(self.norm(self.conv(x))).flatten(2)
-        weights = regions.flatten(2)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
-        with torch.autocast(x.device.type, enabled=False):  # 1 / area is too small for float16
-            return torch.bmm(weights, y.to(weights.dtype).transpose(1, 2))
+        regions = regions.flatten(2)
+        areas = regions.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # sums over a map are too large for float16
+            return torch.bmm(regions, y.to(regions.dtype).transpose(1, 2)) / areas
 
 
 class RelationAdapter(nn.Module):

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, check
 from ..layers import (
     AppearanceEncoder,
     ChannelProjection,
@@ -22,6 +22,7 @@ from ..layers import (
     common_width,
 )
 from ..layers.labelled_objects import MASK_SIZE
+from ..layers.recomputed import recomputed
 from ..layers.relation_adapter import NUM_HEADS
 
 MOST_ONE_HOT_CLASSES = 256
@@ -58,6 +59,10 @@ class LabelEncoderTeacher(BaseModule):
         embed_classes: Whether a class enters the descriptor as a learned vector of 64 numbers
             instead of the sources' one-hot code, whose weights grow with K². Defaults to None: for
             more than 256 classes.
+        refine_convs: How many convolutions refine what is painted, >= 1. Defaults to LGD's 3.
+        refine_kernel: Their size, odd. Defaults to LGD's 3.
+        with_cp: Whether the maps' activations are computed again in the backward pass, to save
+            memory. Defaults to False.
 
     Raises:
         ConfigError: if an argument is not one of these.
@@ -81,15 +86,16 @@ class LabelEncoderTeacher(BaseModule):
         use_masks: bool = False,
         soft_regions: bool = True,
         embed_classes: bool | None = None,
+        refine_convs: int = 3,
+        refine_kernel: int = 3,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = as_levels(in_channels)
-        if not self.in_channels or min(self.in_channels) < 1:
-            raise ConfigError(
-                f'model.teacher.in_channels is {in_channels}; accepted: 1 or more each'
-            )
-        if num_classes < 1:
-            raise ConfigError(f'model.teacher.num_classes is {num_classes}; accepted: 1 or more')
+        check('in_channels', in_channels, min(self.in_channels, default=0) > 0, '1 or more each')
+        check('num_classes', num_classes, num_classes > 0, '1 or more')
+        check('refine_convs', refine_convs, refine_convs >= 1, '1 or more')
+        check('refine_kernel', refine_kernel, refine_kernel % 2 == 1, 'an odd number')
         self.num_classes = num_classes
         self.add_context_box = add_context_box
         self.detach_appearance = detach_appearance
@@ -102,7 +108,8 @@ class LabelEncoderTeacher(BaseModule):
         self.label_encoder = LabelEncoder(descriptor_channels, width)
         self.appearance_encoder = AppearanceEncoder(width)
         self.relation_adapter = RelationAdapter(width)
-        self.knowledge_mapper = KnowledgeMapper(width, add_context_box)
+        self.knowledge_mapper = KnowledgeMapper(width, add_context_box, refine_convs, refine_kernel)
+        self.with_cp = with_cp
 
     def forward(
         self,
@@ -129,7 +136,8 @@ class LabelEncoderTeacher(BaseModule):
             batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         descriptors, valid = objects.descriptors(self.class_code), objects.valid
-        regions = [objects.regions(tuple(x.shape[-2:])) for x in student_feats]
+        sizes = [tuple(x.shape[-2:]) for x in student_feats]
+        regions = [objects.regions(size) for size in sizes]
         seen = regions
         if self.add_context_box:  # the context object stands first
             context = objects.context_descriptors(self.class_code)
@@ -138,12 +146,15 @@ class LabelEncoderTeacher(BaseModule):
             seen = [torch.cat([objects.context_regions(x.shape[-2:]), x], 1) for x in regions]
         label_embeddings = self.label_encoder(descriptors, valid)
         appearance = [
-            self._appearance(x, region) for x, region in zip(student_feats, seen, strict=True)
+            recomputed(self.with_cp, self._appearance, x, region)
+            for x, region in zip(student_feats, seen, strict=True)
         ]
         related = self.relation_adapter(appearance, label_embeddings, valid)
         return tuple(
-            self._paint(vectors, region, x.shape[1])
-            for vectors, region, x in zip(related, regions, student_feats, strict=True)
+            recomputed(
+                self.with_cp, self._paint, vectors, region, objects.extents(size), x.shape[1]
+            )
+            for vectors, region, size, x in zip(related, regions, sizes, student_feats, strict=True)
         )
 
     def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
@@ -152,21 +163,28 @@ class LabelEncoderTeacher(BaseModule):
             x = x.detach()
         return self.appearance_encoder(self.projection.to_width(x), regions)
 
-    def _paint(self, vectors: Tensor, regions: Tensor, channels: int) -> Tensor:
+    def _paint(
+        self,
+        vectors: Tensor,
+        regions: Tensor,
+        extents: tuple[Tensor, Tensor] | None,
+        channels: int,
+    ) -> Tensor:
         """Make the teacher features of a level, (B, ``channels``, h, w), of the objects' vectors."""
         context = None
         if self.add_context_box:
             context, vectors = vectors[:, 0], vectors[:, 1:]
         return self.projection.from_width(
-            self.knowledge_mapper(vectors, regions, context), channels
+            self.knowledge_mapper(vectors, regions, context, extents), channels
         )
 
     def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
         channels = [x.shape[1] for x in student_feats]
         if not set(channels) <= set(self.in_channels):
             raise ConfigError(
-                f'model.teacher.in_channels is {[*self.in_channels]}, but the student has feature '
-                f'levels of {channels} channels; leave in_channels out to read it off the student'
+                f'is {[*self.in_channels]}, but the student has feature levels of {channels} channels; '
+                'leave it out to read it off the student',
+                'in_channels',
             )
 
 

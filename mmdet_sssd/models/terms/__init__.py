@@ -1,13 +1,5 @@
-from .distill_term import DetectorOutputs, DistillTerm, check_not_negative
-from .feature_term import FeatureTerm, build_feature_loss, feature_losses
+from .distill_term import DistillTerm
+from .feature_term import FeatureTerm
 from .logit_term import LogitTerm
 
-__all__ = [
-    'DetectorOutputs',
-    'DistillTerm',
-    'FeatureTerm',
-    'LogitTerm',
-    'build_feature_loss',
-    'check_not_negative',
-    'feature_losses',
-]
+__all__ = ['DistillTerm', 'FeatureTerm', 'LogitTerm']

@@ -1,54 +1,40 @@
-import math
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch.nn as nn
 from mmdet.structures import SampleList
+from mmengine.model import BaseModule
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import check, is_number
+from ..outputs import DetectorOutputs
 
 
-@dataclass
-class DetectorOutputs:
-    """What a detector makes of B images, as far as distillation compares it.
+class DistillTerm(BaseModule, metaclass=ABCMeta):
+    """Compares the student's outputs with those of one of its teachers.
 
-    Attributes:
-        feats: Feature levels of shape (B, C_p, h_p, w_p).
-        cls_scores: Classification logits of a dense head with independent sigmoids, of shape
-            (B, h_p, w_p, A, K) per level, for A anchors a pixel and K classes; None of other heads.
-        anchor_flags: True for the anchors that the head's classification loss counts, of shape
-            (B, h_p, w_p, A) per level; None if it counts all.
-    """
-
-    feats: Sequence[Tensor]
-    cls_scores: Sequence[Tensor] | None = None
-    anchor_flags: Sequence[Tensor] | None = None
-
-
-class DistillTerm(nn.Module, metaclass=ABCMeta):
-    """One of the losses between a student and its pretrained teacher.
+    The distiller builds a term of a class derived from this one as ``cls(blank, **settings)``, with a
+    :class:`~mmdet_sssd.models.blank_pass.BlankPass` to read student and teacher off.
 
     Args:
-        key: Its place in the config, for errors.
-        distill_coef: Its coefficient λ, >= 0; ``AdaptiveDistillCoefHook(term=NAME)`` may change it
-            during training.
+        teacher: Name of the teacher. None, the default: the only one.
+        distill_coef: Its coefficient λ, >= 0; ``AdaptiveDistillCoefHook`` may change it during
+            training. Defaults to 1.
 
     Attributes:
         distill_coef: λ as it is now.
-        detach_student: Whether the student's side is detached, so that an adapter alone is trained;
-            ``DetachStudentHook(term=NAME)`` sets it.
+        detach_student: Whether the student's outputs are detached, so that an adapter alone is
+            trained; ``DetachStudentHook`` sets it.
+        needs_head: Whether the outputs of the dense heads are compared too.
 
     Raises:
         ConfigError: if λ is negative.
     """
 
-    compares_logits = False
+    needs_head = False
 
-    def __init__(self, key: str, distill_coef: float) -> None:
+    def __init__(self, teacher: str | None = None, distill_coef: float = 1.0) -> None:
         super().__init__()
-        check_not_negative(f'{key}.distill_coef', distill_coef)
+        check('distill_coef', distill_coef, is_number(distill_coef), 'a number >= 0')
+        self.teacher = teacher
         self.distill_coef = float(distill_coef)
         self.detach_student = False
 
@@ -69,15 +55,5 @@ class DistillTerm(nn.Module, metaclass=ABCMeta):
             batch_data_samples: Their B data samples.
 
         Returns:
-            ``loss_distill``, λ included, and what is logged beside it.
+            ``loss``, a scalar without λ, and scalars that are logged beside it.
         """
-
-
-def check_not_negative(key: str, value: float) -> None:
-    """Make sure that a setting is a number >= 0.
-
-    Raises:
-        ConfigError: if it is not; the message names the key.
-    """
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ConfigError(f'{key} is {value!r}; accepted: a number >= 0')

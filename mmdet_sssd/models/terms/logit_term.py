@@ -4,29 +4,30 @@ from collections.abc import Sequence
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmdet.utils import ConfigType, reduce_mean
+from mmdet.utils import OptConfigType, reduce_mean
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..config_class import is_config_of
+from ..blank_pass import BlankPass
+from ..building import build_part
 from ..losses import AdaptiveDistillLoss, soft_positive_count
-from .distill_term import DetectorOutputs, DistillTerm
+from ..outputs import DetectorOutputs
+from .distill_term import DistillTerm
 
 
 @MODELS.register_module()
 class LogitTerm(DistillTerm):
-    """Distills the classification logits of a pretrained teacher with the same anchors and classes.
+    """Compares the classification logits of dense heads with the same anchors and classes.
 
-    For dense heads with independent sigmoids, anchor-based (RetinaNet, ATSS …) or anchor-free (FCOS
+    The heads have independent sigmoids, and are anchor-based (RetinaNet, ATSS …) or anchor-free (FCOS
     …). What the assigner of the student's head ignores and what lies in the padding of the batch does
     not count. Source: SAD (https://arxiv.org/abs/1901.00366). Its normaliser is averaged over
     processes.
 
     Args:
-        key: Its place in the config; the distiller sets it.
-        student: The student's outputs for a blank image; the distiller sets it.
-        teacher: The teacher's; the distiller sets it.
+        blank: What student and teacher make of a blank image; the distiller gives it.
         distill_loss: Config of an ``AdaptiveDistillLoss``; ``type`` may be left out.
+        teacher: As in :class:`DistillTerm`.
         distill_coef: λ, >= 0. Defaults to 1.
 
     Raises:
@@ -34,25 +35,20 @@ class LogitTerm(DistillTerm):
             anchors or classes differ.
     """
 
-    compares_logits = True
+    needs_head = True
 
     def __init__(
         self,
-        key: str,
-        student: DetectorOutputs,
-        teacher: DetectorOutputs,
-        distill_loss: ConfigType | None = None,
+        blank: BlankPass,
+        distill_loss: OptConfigType = None,
+        teacher: str | None = None,
         distill_coef: float = 1.0,
     ) -> None:
-        super().__init__(key, distill_coef)
-        _check_heads(key, student, teacher)
-        distill_loss = {'type': 'AdaptiveDistillLoss', **(distill_loss or {})}
-        if not is_config_of(distill_loss, AdaptiveDistillLoss):
-            raise ConfigError(
-                f'{key}.distill_loss is {distill_loss!r}, which does not compare classification '
-                'logits; accepted: AdaptiveDistillLoss'
-            )
-        self.distill_loss = MODELS.build(distill_loss)
+        super().__init__(teacher, distill_coef)
+        _check_heads(*blank.with_heads())
+        self.distill_loss = build_part(
+            'distill_loss', distill_loss, AdaptiveDistillLoss, 'AdaptiveDistillLoss'
+        )
 
     def forward(
         self,
@@ -61,17 +57,17 @@ class LogitTerm(DistillTerm):
         batch_inputs: Tensor,
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
-        """Compare the logits of all anchors that count."""
+        """Compare the logits of all anchors that count; see the base class."""
         logits, targets = _join(student.cls_scores), _join(teacher.cls_scores)
-        if self.detach_student:
-            logits = logits.detach()
         counts = [_inside_image(x, batch_inputs, batch_data_samples) for x in student.cls_scores]
-        if student.anchor_flags is not None:
-            counts = [x & flags for x, flags in zip(counts, student.anchor_flags, strict=True)]
+        flags = student.anchor_flags()
+        if flags is not None:
+            counts = [x & level for x, level in zip(counts, flags, strict=True)]
         counts = _join([x.unsqueeze(-1) for x in counts])
         positives = soft_positive_count(targets, counts, self.distill_loss.theta)
-        loss = self.distill_loss(logits, targets, counts, avg_factor=reduce_mean(positives))
-        return {'loss_distill': self.distill_coef * loss}
+        return {
+            'loss': self.distill_loss(logits, targets, counts, avg_factor=reduce_mean(positives))
+        }
 
 
 def _join(levels: Sequence[Tensor]) -> Tensor:
@@ -104,11 +100,11 @@ def _stride(size: int, count: int) -> int:
     return 2 ** math.ceil(math.log2(size / count))
 
 
-def _check_heads(key: str, student: DetectorOutputs, teacher: DetectorOutputs) -> None:
-    for role, outputs in (('model.student', student), ('model.pretrained_teacher', teacher)):
+def _check_heads(student: DetectorOutputs, teacher: DetectorOutputs) -> None:
+    for role, outputs in (('student', student), ('teacher', teacher)):
         if outputs.cls_scores is None:
             raise ConfigError(
-                f'{key} compares classification logits, but {role} has no dense bbox_head with '
+                f'classification logits are compared, but the {role} has no dense bbox_head with '
                 'independent sigmoids, trained at all of its fixed anchors; accepted: detectors as '
                 'RetinaNet, ATSS, FCOS or GFL. Two-stage detectors, transformers, YOLOX and guided '
                 "anchors take type='FeatureTerm'"
@@ -116,7 +112,7 @@ def _check_heads(key: str, student: DetectorOutputs, teacher: DetectorOutputs) -
     found = [[tuple(x.shape[1:]) for x in outputs.cls_scores] for outputs in (student, teacher)]
     if found[0] != found[1]:
         raise ConfigError(
-            f'{key}: the logits of student and teacher differ; for the same image their levels are, '
-            f'as (height, width, anchors, classes), {found[0]} and {found[1]}. Accepted: a teacher '
-            'with the same strides, anchors and classes'
+            'the logits of student and teacher differ; for the same image their levels are, as '
+            f'(height, width, anchors, classes), {found[0]} and {found[1]}. Accepted: a teacher with '
+            'the same strides, anchors and classes'
         )

@@ -55,7 +55,8 @@ def look(distiller, sample):
 def test_maps_are_the_activity_of_what_the_loss_compares(distiller, sample):
     sizes = (8, 4, 2, 1, 1)
     adapted, teacher = (tuple(3 * torch.randn(1, 32, n, n) + 5 for n in sizes) for _ in range(2))
-    distiller.adapter, distiller.teacher = Constant(adapted), Constant(teacher)
+    distiller.terms['distill'].adapter = Constant(adapted)
+    distiller.teachers['teacher'].neck = Constant(teacher)
     features = look(distiller, sample)
 
     def normed(x):
@@ -72,8 +73,8 @@ def test_maps_are_the_activity_of_what_the_loss_compares(distiller, sample):
 
 def test_predictions_of_a_teacher_that_is_the_student_are_the_student_s(distiller, sample):
     distiller.student.test_cfg.score_thr = 0.0
-    distiller.teacher = nn.Module()
-    distiller.teacher.forward = lambda feats, *_: feats
+    neck = distiller.teachers['teacher'].neck = nn.Module()
+    neck.forward = lambda feats, *_: feats
     features = look(distiller, sample)
     ours, expected = features.teacher_predictions, features.student_predictions
     assert len(expected) > 0
@@ -102,7 +103,7 @@ def test_the_picture_has_a_row_for_each_level_on_one_colour_scale(distiller, sam
 
 def test_a_level_s_pixels_are_drawn_where_they_look_at_the_image(distiller, sample):
     """That is around j · stride, where mmdet's anchors are; and there are the binary regions."""
-    distiller.teacher.soft_regions = False
+    distiller.teachers['teacher'].neck.soft_regions = False
     features = look(distiller, sample)
     figure = draw_features(features, CLASSES)
     first = next(x for x in figure.axes if 'level 0' in x.get_title())

@@ -277,8 +277,8 @@ def test_a_wrapped_config_is_inherited_and_overridden_like_any_config(tmp_path):
     cfg.merge_from_dict({'model.student.bbox_head.num_classes': 5})  # --cfg-options
     cfg.model.student.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
-    assert model.student.bbox_head.num_classes == model.teacher.num_classes == 5
-    assert model.distill_coef == 2
+    assert model.student.bbox_head.num_classes == model.count_classes() == 5
+    assert model.terms['distill'].distill_coef == 2
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -345,6 +345,14 @@ def test_a_model_that_cannot_be_distilled_is_refused_unless_it_is_not_built(tmp_
         wrapped_by(tmp_path, stock, build=True)
     assert not list(tmp_path.glob('out/*'))
     assert wrapped_by(tmp_path, stock)['model']['student']['neck']['type'] == 'NoSuchNeck'
+
+
+@pytest.mark.parametrize('kind', ['SSSDDistiller', 'Distiller', 'SemiDistiller'])
+def test_every_distiller_is_refused(tmp_path, kind):
+    config = tmp_path / 'a.py'
+    config.write_text(f"model = dict(type='{kind}', student=dict(type='RetinaNet'))")
+    with pytest.raises(ConfigError, match=rf'is distilled already \(model.type is {kind}\)'):
+        write_wrapped_config(str(config), tmp_path / 'b.py')
 
 
 def test_distilled_and_new_style_configs_are_refused(tmp_path):

@@ -10,20 +10,19 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
-from .. import toy_detector  # noqa: F401  (registers ToyDetector)
-from ..stock_detectors import NUM_CLASSES, stock_config
+from ... import toy_detector  # noqa: F401  (registers ToyDetector)
+from ...stock_detectors import NUM_CLASSES, stock_config
 
 KINDS = ('inside', 'empty', 'thin', 'reversed', 'outside', 'huge', 'not a number')
 SEEDS = st.integers(0, 2**32 - 1)
 COUNTS = st.one_of(st.integers(0, 12), st.integers(0, 300))  # objects in an image
-MANY = settings(
-    max_examples=450,
+FUZZED = settings(
+    max_examples=50,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-FEW = settings(MANY, max_examples=30)
 
 
 def boxes_of(kind: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -75,7 +74,7 @@ def assert_a_step_is_finite(model, batch) -> None:
     assert wrong == []
 
 
-@given(
+TEACHERS = given(
     seed=SEEDS,
     counts=st.lists(COUNTS, min_size=1, max_size=3),
     size=st.tuples(st.integers(17, 90), st.integers(17, 90)),
@@ -83,8 +82,14 @@ def assert_a_step_is_finite(model, batch) -> None:
     with_masks=st.booleans(),
     context=st.booleans(),
 )
-@MANY
-def test_teacher_and_distillation_loss(seed, counts, size, num_classes, with_masks, context):
+DETECTORS = given(  # stock's BN wants more than one value a channel
+    seed=SEEDS,
+    counts=st.lists(COUNTS, min_size=2, max_size=3),
+    size=st.tuples(st.integers(65, 130), st.integers(65, 130)),
+)
+
+
+def check_a_teacher(seed, counts, size, num_classes, with_masks, context):
     torch.manual_seed(0)
     teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
     student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
@@ -92,17 +97,37 @@ def test_teacher_and_distillation_loss(seed, counts, size, num_classes, with_mas
     assert_a_step_is_finite(model, any_batch(seed, counts, size, num_classes, with_masks))
 
 
+@settings(FUZZED)
+@TEACHERS
+def test_teacher_and_distillation_loss(**batch):
+    check_a_teacher(**batch)
+
+
+@pytest.mark.slow
+@settings(FUZZED, max_examples=450)
+@TEACHERS
+def test_teacher_and_distillation_loss_on_many(**batch):
+    check_a_teacher(**batch)
+
+
 @pytest.fixture(scope='module', params=['retinanet', 'fcos'])
 def small_detector(request):
     return MODELS.build(dict(type='SSSDDistiller', student=stock_config(request.param)))
 
 
-@given(  # stock's BN wants more than one value a channel
-    seed=SEEDS,
-    counts=st.lists(COUNTS, min_size=2, max_size=3),
-    size=st.tuples(st.integers(65, 130), st.integers(65, 130)),
-)
-@FEW
-def test_whole_step_of_a_stock_detector(small_detector, seed, counts, size):
-    small_detector.train().zero_grad()
-    assert_a_step_is_finite(small_detector, any_batch(seed, counts, size, NUM_CLASSES))
+def check_a_detector(detector, seed, counts, size):
+    detector.train().zero_grad()
+    assert_a_step_is_finite(detector, any_batch(seed, counts, size, NUM_CLASSES))
+
+
+@settings(FUZZED, max_examples=10)
+@DETECTORS
+def test_whole_step_of_a_stock_detector(small_detector, **batch):
+    check_a_detector(small_detector, **batch)
+
+
+@pytest.mark.slow
+@settings(FUZZED, max_examples=60)
+@DETECTORS
+def test_whole_step_of_a_stock_detector_on_many(small_detector, **batch):
+    check_a_detector(small_detector, **batch)

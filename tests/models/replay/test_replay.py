@@ -8,9 +8,9 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.models.detectors.replay import batch_statistics
+from mmdet_sssd.models.replay import Replay
 
-from ..stock_detectors import NUM_CLASSES, demo_batch
+from ...stock_detectors import NUM_CLASSES, demo_batch
 
 YOLOX = dict(
     type='YOLOX',
@@ -54,7 +54,7 @@ def test_the_head_in_eval_normalises_the_teacher_s_features_as_in_training():
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         data = demo_batch(model)
-        model.predict_with_teacher(data['inputs'], data['data_samples'], rescale=False)
+        model.predict_with_teacher('teacher', data['inputs'], data['data_samples'], rescale=False)
         feats, outputs = seen[0]
         trained = copy.deepcopy(head).train()(feats)
         by_running_statistics = head(feats)
@@ -69,7 +69,7 @@ def test_the_head_in_eval_normalises_the_teacher_s_features_as_in_training():
 def test_what_training_freezes_and_other_modules_keep_their_statistics():
     detector = Detector().eval()
     x = torch.randn(2, 3, 4, 4) + 5
-    with batch_statistics(detector):
+    with Replay(detector, (x,), by_batch=True):
         normed = detector.bbox_head.norm(x)
         assert normed.mean().abs() < 1e-5
         assert detector.bbox_head.frozen(x).mean() > 4

@@ -11,12 +11,14 @@ from mmengine.optim import build_optim_wrapper
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import Distiller
-from mmdet_sssd.models.detectors.pretrained_teacher import PretrainedTeacher
+from mmdet_sssd.models.blank_pass import BlankPass
+from mmdet_sssd.models.teachers import PretrainedTeacher
 
-from ..stock_detectors import demo_batch, stock_config
-from ..toy_detector import toy_runner
+from ...stock_detectors import demo_batch, stock_config
+from ...toy_detector import toy_runner
 
 SSIM = dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))
+PLAIN = dict(type='DetDataPreprocessor')  # pixels as they are
 GREY = dict(type='DetDataPreprocessor', mean=[0.0], std=[255.0])
 BGR = dict(
     type='DetDataPreprocessor', mean=[103.5, 116.3, 123.7], std=[1.0, 2.0, 3.0], pad_size_divisor=32
@@ -28,8 +30,13 @@ def distiller(teacher=None, checkpoint=None, student=None, **kwargs) -> Distille
         dict(
             type='Distiller',
             student=student or stock_config('retinanet'),
-            pretrained_teacher=dict(
-                config=teacher or stock_config('retinanet'), checkpoint=checkpoint, **kwargs
+            teachers=dict(
+                large=dict(
+                    type='PretrainedTeacher',
+                    config=teacher or stock_config('retinanet'),
+                    checkpoint=checkpoint,
+                    **kwargs,
+                )
             ),
             terms=SSIM,
         )
@@ -53,27 +60,21 @@ def trained(tmp_path_factory):
 
 def test_nothing_done_to_the_model_reaches_the_teacher():
     model = distiller()
-    teacher = model.pretrained_teacher.detector
+    teacher = model.teachers['large'].detector
     before = copy.deepcopy(teacher.state_dict())
     model.init_weights()
     model.train()
-    modules = set(model.modules())
-    assert not modules & set(teacher.modules())
     assert not any(module.training for module in teacher.modules())
-    assert not any(key.startswith(('teacher', 'pretrained')) for key in model.state_dict())
+    assert not any(key.startswith('teachers') for key in model.state_dict())
 
     optim = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1)))
-    theirs = {id(p) for p in teacher.parameters()}
-    assert not theirs & {id(p) for group in optim.param_groups for p in group['params']}
-    ours = {id(p) for group in optim.param_groups for p in group['params']}
-    assert ours == {id(p) for p in model.parameters()}
+    given = {id(p) for group in optim.param_groups for p in group['params'] if p.requires_grad}
+    assert given == {id(p) for part in (model.student, model.terms) for p in part.parameters()}
     optim.update_params(model.parse_losses(model(**demo_batch(model), mode='loss'))[0])
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(p.grad is None for p in teacher.parameters())
-    model.double().half().float()
-    assert all(p.dtype == torch.float32 for p in teacher.parameters())
-    assert copy.deepcopy(model).pretrained_teacher is model.pretrained_teacher
+    assert copy.deepcopy(model).teachers['large'] is model.teachers['large']
 
 
 def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_path):
@@ -81,7 +82,7 @@ def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_pat
     model = dict(
         type='Distiller',
         student=student,
-        pretrained_teacher=dict(config=student, checkpoint=None),
+        teachers=dict(large=dict(type='PretrainedTeacher', config=student, checkpoint=None)),
         terms=SSIM,
     )
     hooks = [dict(type='EMAHook')]
@@ -95,14 +96,14 @@ def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_pat
     (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
     copied = ema.ema_model.module
     assert copied is not runner.model
-    assert copied.pretrained_teacher is runner.model.pretrained_teacher
+    assert copied.teachers['large'] is runner.model.teachers['large']
 
 
 @pytest.mark.parametrize('file', ['stock.pth', 'distiller.pth'])
 def test_weights_are_loaded_when_training_begins(trained, file):
     model = distiller(str(trained / 'config.py'), str(trained / file))
     expected = torch.load(trained / 'stock.pth')['state_dict']
-    teacher = model.pretrained_teacher.detector
+    teacher = model.teachers['large'].detector
     key = 'neck.lateral_convs.0.conv.weight'
     assert not torch.equal(teacher.state_dict()[key], expected[key])
     model.init_weights()
@@ -120,7 +121,7 @@ def test_a_distiller_s_config_stands_for_its_student(tmp_path, place):
         type='MultiBranchDataPreprocessor', data_preprocessor=own
     )
     Config(run).dump(tmp_path / 'run.py')
-    teacher = distiller(str(tmp_path / 'run.py')).pretrained_teacher.detector
+    teacher = distiller(str(tmp_path / 'run.py')).teachers['large'].detector
     assert teacher.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
 
 
@@ -128,7 +129,7 @@ def test_inference_does_without_the_checkpoint():
     model = distiller(checkpoint='gone.pth').eval()
     data = demo_batch(model)
     assert len(model.predict(**{f'batch_{k}': v for k, v in data.items()})) == 2
-    message = r'model\.pretrained_teacher\.checkpoint: checkpoint gone\.pth cannot be found'
+    message = r"model\.teachers\.large\.checkpoint is 'gone\.pth': .*gone\.pth cannot be found"
     with pytest.raises(ConfigError, match=message):
         model.init_weights()
     with pytest.raises(ConfigError, match=message):
@@ -137,7 +138,7 @@ def test_inference_does_without_the_checkpoint():
 
 def test_weights_that_do_not_fit_are_refused(trained):
     model = distiller(str(trained / 'config.py'), str(trained / 'part.pth'))
-    message = r'part\.pth does not fit model\.pretrained_teacher\.config: \d+ of its \d+ weights'
+    message = r"checkpoint is '.*part\.pth', which does not fit .* config: \d+ of its"
     with pytest.raises(ConfigError, match=message):
         model.init_weights()
 
@@ -147,16 +148,18 @@ def test_its_weights_are_in_the_state_dict_if_asked_for(trained):
     model = distiller(config, str(trained / 'stock.pth'), in_checkpoint=True)
     state = model.state_dict()
     expected = torch.load(trained / 'stock.pth')['state_dict']
-    theirs = {key for key in state if key.startswith('pretrained_teacher.')}
-    assert theirs == {f'pretrained_teacher.{key}' for key in expected}
-    assert not {*dict(model.named_parameters())} & theirs
+    theirs = {key for key in state if key.startswith('teachers.large.')}
+    assert theirs == {f'teachers.large.detector.{key}' for key in expected}
+    assert not any(p.requires_grad for p in model.teachers.parameters())
 
     resumed = distiller(config, 'gone.pth', in_checkpoint=True)
     resumed.init_weights()  # as a runner does before it resumes
     resumed.load_state_dict(state)
-    for key, value in resumed.pretrained_teacher.detector.state_dict().items():
+    for key, value in resumed.teachers['large'].detector.state_dict().items():
         assert torch.equal(value, expected[key]), key
     assert resumed.state_dict().keys() == state.keys()
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "teachers\.large\.x"'):
+        resumed.load_state_dict({**state, 'teachers.large.x': torch.ones(1)})
     without = distiller(config, str(trained / 'stock.pth'))
     without.load_state_dict(state)
     assert without.state_dict().keys() == state.keys() - theirs
@@ -164,7 +167,7 @@ def test_its_weights_are_in_the_state_dict_if_asked_for(trained):
 
 def test_one_of_mmdet_s_configs_by_name():
     teacher = PretrainedTeacher(
-        MODELS.build(stock_config('retinanet')),
+        BlankPass(MODELS.build(stock_config('retinanet'))),
         'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
         None,
     )
@@ -175,9 +178,15 @@ def test_one_of_mmdet_s_configs_by_name():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('gone.py', r"pretrained_teacher\.config is 'gone\.py', which cannot be read"),
-        (dict(depth=18), r'pretrained_teacher\.config is .*; accepted: the config of a detector'),
-        (dict(type='ResNet'), r"pretrained_teacher\.type is 'ResNet', which is no detector"),
+        ('gone.py', r"model\.teachers\.large\.config is 'gone\.py', which cannot be read"),
+        (
+            dict(depth=18),
+            r'model\.teachers\.large\.config is .*; accepted: the config of a detector',
+        ),
+        (
+            dict(type='ResNet'),
+            r"model\.teachers\.large\.config\.type is 'ResNet', which is no detector",
+        ),
     ],
 )
 def test_what_is_no_detector_is_refused(config, message):
@@ -185,8 +194,8 @@ def test_what_is_no_detector_is_refused(config, message):
         distiller(config)
 
 
-@pytest.mark.parametrize('student', [None, GREY, BGR])
-@pytest.mark.parametrize('teacher', [None, GREY, BGR])
+@pytest.mark.parametrize('student', [None, PLAIN, GREY, BGR])
+@pytest.mark.parametrize('teacher', [None, PLAIN, GREY, BGR])
 def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, teacher):
     """Also in the padding, with other channel order, and where one of them does not normalise."""
     configs = [stock_config('retinanet') for _ in range(2)]
@@ -197,8 +206,8 @@ def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, tea
     model = distiller(configs[1], student=configs[0])
     raw = demo_mm_inputs(2, [[3, 96, 128], [3, 128, 90]], num_classes=3)
     mine = model.data_preprocessor(copy.deepcopy(raw), True)
-    expected = model.pretrained_teacher.detector.data_preprocessor(raw, True)
-    seen = model.pretrained_teacher.convert(mine['inputs'], mine['data_samples'])
+    expected = model.teachers['large'].detector.data_preprocessor(raw, True)
+    seen = model.teachers['large'].convert(mine['inputs'], mine['data_samples'])
     torch.testing.assert_close(seen, expected['inputs'], rtol=1e-5, atol=2e-4)
 
 
@@ -215,7 +224,9 @@ def test_the_teacher_s_outputs_are_those_of_the_detector_alone(trained):
     alone = MODELS.build(stock_config('retinanet'))
     alone.load_state_dict(torch.load(trained / 'stock.pth')['state_dict'])
     data = demo_batch(model)
-    outputs = model.train().pretrained_teacher(data['inputs'], data['data_samples'], True)
+    teacher = model.train().teachers['large']
+    teacher.needs_head = True
+    outputs = teacher(model.student, None, data['inputs'], data['data_samples'])
     with torch.no_grad():
         feats = alone.eval().extract_feat(data['inputs'])
         scores, _ = alone.bbox_head(feats)

@@ -12,11 +12,15 @@ from mmengine.structures import InstanceData
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models.losses import adaptive_distill_loss
 
-from ..stock_detectors import NUM_CLASSES, stock_config
+from ...stock_detectors import NUM_CLASSES, stock_config
 
 SIZES = [[3, 96, 128], [3, 128, 90], [3, 64, 64]]
 ADL = dict(adl=dict(type='LogitTerm'))
 SSIM = dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))
+
+
+def pretrained(config):
+    return dict(type='PretrainedTeacher', config=config, checkpoint=None)
 
 
 def build(name='retinanet', terms=ADL, **kwargs):
@@ -28,12 +32,11 @@ def build(name='retinanet', terms=ADL, **kwargs):
         dict(
             type='SemiDistiller',
             student=student,
-            pretrained_teacher=dict(config=teacher, checkpoint=None),
             terms=terms,
-            **kwargs,
+            **{'teachers': dict(large=pretrained(teacher)), **kwargs},
         )
     )
-    make_unsure(model.pretrained_teacher.detector)
+    make_unsure(model.teachers['large'].detector)
     return model.train()
 
 
@@ -78,7 +81,7 @@ def unlabelled_losses(model):
 def teachers_boxes(model, inputs, samples):
     """What the teacher predicts, in the pixels of the batch's tensor."""
     samples = [sample.clone() for sample in samples]
-    results = model.pretrained_teacher.detector.predict(inputs, samples, rescale=False)
+    results = model.teachers['large'].detector.predict(inputs, samples, rescale=False)
     return [result.pred_instances for result in results]
 
 
@@ -113,7 +116,7 @@ def restated_student_loss(model, inputs, samples, truth):
 
 def restated_adl(model, inputs, samples, truth):
     """ADL over all images: no padding, and no anchor between RetinaNet's two thresholds."""
-    student, teacher = model.student, model.pretrained_teacher.detector
+    student, teacher = model.student, model.teachers['large'].detector
     ours, theirs, counts = [], [], []
     for image, sample, instances in zip(inputs, samples, truth, strict=True):
         scores, goals = (
@@ -152,9 +155,9 @@ def test_unlabelled_losses_are_those_of_the_confident_boxes_and_adl_of_all(sures
     for name, value in expected.items():
         torch.testing.assert_close(total(losses[f'unsup.{name}']), total(value))
     adl = restated_adl(model, inputs, samples, truth)
-    torch.testing.assert_close(losses['unsup.loss_distill.adl'], adl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(losses['unsup.loss_adl'], adl, rtol=1e-4, atol=1e-6)
     assert losses['unsup.pseudo_boxes'].item() == pytest.approx(sum(counts) / 3)
-    assert set(losses) == {f'unsup.{x}' for x in (*expected, 'loss_distill.adl', 'pseudo_boxes')}
+    assert set(losses) == {f'unsup.{x}' for x in (*expected, 'loss_adl', 'pseudo_boxes')}
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'atss', 'fcos', 'faster_rcnn'])
@@ -167,13 +170,14 @@ def test_losses_and_gradients_whatever_number_of_images_has_boxes(name, images):
     else:
         model.pseudo_score_thr = 1.0 if images == 'none' else 0.0
     losses, _ = unlabelled_losses(model)
-    own = {k: x for k, x in losses.items() if 'loss' in k and 'distill' not in k}
+    terms_losses = {f'unsup.loss_{x}' for x in terms}
+    own = {k: x for k, x in losses.items() if 'loss' in k and k not in terms_losses}
     if images == 'none':
         assert all(total([x]) == 0 for x in own.values())
         assert losses['unsup.pseudo_boxes'] == 0
     else:
         assert total(own.values()) > 0
-    assert all(losses[f'unsup.loss_distill.{x}'] > 0 for x in terms)
+    assert all(losses[x] > 0 for x in terms_losses)
     loss, logged = model.parse_losses(losses)
     loss.backward()
     assert all(value.isfinite() for value in logged.values())
@@ -202,7 +206,7 @@ def test_each_detector_sees_each_image_once(name, threshold):
         model.pseudo_score_thr = threshold
     data = prepared(model, unsup=(0, 1, 2))
     calls = Counter()
-    for detector in (model.student, model.pretrained_teacher.detector):
+    for detector in (model.student, model.teachers['large'].detector):
         for part in ('backbone', 'bbox_head', 'rpn_head'):
             if hasattr(detector, part):
                 key = (detector is model.student, part)
@@ -223,9 +227,30 @@ def test_a_batch_is_the_sum_of_its_branches_and_may_lack_one():
         model(**prepared(model, **x), mode='loss') for x in (dict(sup=(0, 1)), dict(unsup=(2,)))
     ]
     assert list(both) == [key for losses in alone for key in losses]
-    assert {'loss_cls', 'loss_bbox', 'loss_distill.adl', 'unsup.loss_cls'} < set(both)
+    assert {'loss_cls', 'loss_bbox', 'loss_adl', 'unsup.loss_cls'} < set(both)
     for key, value in (alone[0] | alone[1]).items():
         torch.testing.assert_close(total([both[key]]), total([value]))
+
+
+@pytest.mark.parametrize('missing', ['sup', 'unsup'])
+def test_a_branch_that_another_process_has_weighs_nothing(missing, monkeypatch):
+    model = build(terms={**ADL, **SSIM})
+    given = dict(unsup=(0, 1, 2)) if missing == 'sup' else dict(sup=(0, 1, 2))
+    assert model._branches_anywhere(prepared(model, **given)['inputs']) == [*given]
+    expected = model(**prepared(model, **given), mode='loss')
+    monkeypatch.setattr(type(model), '_branches_anywhere', lambda *_: ['sup', 'unsup'])
+    losses = model(**prepared(model, **given), mode='loss')
+    for key, value in expected.items():
+        torch.testing.assert_close(total([losses[key]]), total([value]))
+    others = losses.keys() - expected.keys()
+    assert {x.removeprefix('unsup.') for x in others} == {
+        x.removeprefix('unsup.') for x in expected if 'loss' in x
+    }
+    nothing = sum(total([losses[key]]) for key in others)
+    assert nothing == 0
+    nothing.backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_labelled_images_are_what_they_are_to_a_distiller():
@@ -248,6 +273,7 @@ def test_labels_of_unlabelled_images_are_not_looked_at():
     for sample in data['data_samples']['unsup']:
         sample.gt_instances = sample.gt_instances[:0]
         sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 128]]))
+    del sample.ignored_instances  # the last one never had any
     for key, value in model(**data, mode='loss').items():
         assert torch.equal(total([value]), total([expected[key]]))
 
@@ -270,7 +296,7 @@ def test_a_multi_branch_data_preprocessor_in_the_config_is_the_student_s(place):
     config = dict(
         type='SemiDistiller',
         student=student,
-        pretrained_teacher=dict(config=stock_config('retinanet'), checkpoint=None),
+        teachers=dict(large=pretrained(stock_config('retinanet'))),
         terms=ADL,
     )
     (student if place == 'student' else config)['data_preprocessor'] = both
@@ -284,7 +310,7 @@ def config_of(student, teacher):
     return dict(
         type='SemiDistiller',
         student=student,
-        pretrained_teacher=dict(config=teacher, checkpoint=None),
+        teachers=dict(large=pretrained(teacher)),
         terms=SSIM,
     )
 
@@ -292,11 +318,13 @@ def config_of(student, teacher):
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match=r'pseudo_score_thr is 1\.5; accepted: a score, 0 to 1'):
         build(pseudo_score_thr=1.5)
+    with pytest.raises(ConfigError, match=r'model\.teachers has ImplicitTeacher; accepted by Semi'):
+        build(teachers=dict(implicit=dict(type='ImplicitTeacher')))
     masks = config_of(stock_config('mask_rcnn'), stock_config('retinanet'))
     with pytest.raises(ConfigError, match='MaskRCNN, which learns masks'):
         MODELS.build(masks)
     other = config_of(stock_config('retinanet'), stock_config('retinanet'))
-    other['pretrained_teacher']['config'].bbox_head.num_classes = 5
+    other['teachers']['large']['config'].bbox_head.num_classes = 5
     with pytest.raises(ConfigError, match=r'has 5 classes, model\.student 3'):
         MODELS.build(other)
 

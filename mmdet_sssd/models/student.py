@@ -1,19 +1,12 @@
 """What a distiller has to know of the detector that is its student, read off the detector itself."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBaseDetector
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType
-from torch import Tensor
 
-from ...errors import ConfigError
-from ..config_class import class_of
+from ..errors import ConfigError, within
+from .building import class_of
 from .replay import head_modules
-
-DRY_RUN_SIZE = 320  # pixels a side; SSD needs more than 256
 
 
 def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
@@ -27,8 +20,9 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
         ConfigError: if it is no config of a detector, or of one that cannot be distilled.
     """
     if not isinstance(student, dict) or 'type' not in student:
-        raise ConfigError(f'model.student is {student!r}; accepted: the config of a detector')
-    check_scope(student)
+        raise ConfigError(f'is {student!r}; accepted: the config of a detector', 'model.student')
+    with within('model.student'):
+        check_scope(student)
     if data_preprocessor is not None and student.get('data_preprocessor') is None:
         student = {**student, 'data_preprocessor': data_preprocessor}
     try:
@@ -40,17 +34,15 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
         ) from error
 
 
-def check_scope(student: ConfigType, key: str = 'model.student') -> None:
-    """Make sure that a model is a detector of the kind that can be distilled, by its config alone.
+def check_scope(student: ConfigType) -> None:
+    """Refuse, by its config alone, a model that is no detector of the kind that can be distilled.
 
     Args:
         student: The config.
-        key: Its place in the config of the run, for the error.
 
     Raises:
-        ConfigError: if it is not; the message says what it is instead.
+        ConfigError: if it is something else; the message says what.
     """
-    student_type = student['type']
     cls = class_of(student)
     if cls is None:
         reason = (
@@ -63,6 +55,8 @@ def check_scope(student: ConfigType, key: str = 'model.student') -> None:
             'Trackers and re-identification models cannot be distilled: distill the detector that '
             'they contain'
         )
+    elif 'student' in student:
+        reason = 'which distills a student already; accepted: the config of that student alone'
     elif issubclass(cls, SemiBaseDetector):
         reason = 'which trains two detectors on mixed batches; distill the detector in it'
     elif issubclass(cls, Detectron2Wrapper):
@@ -71,7 +65,7 @@ def check_scope(student: ConfigType, key: str = 'model.student') -> None:
         reason = 'which reads texts too; accepted: detectors that take images alone'
     else:
         return
-    raise ConfigError(f'{key}.type is {student_type!r}, {reason}')
+    raise ConfigError(f'is {student["type"]!r}, {reason}', 'type')
 
 
 def deployed_model(config: dict) -> dict:
@@ -98,71 +92,14 @@ def of_one_branch(data_preprocessor: OptConfigType) -> OptConfigType:
     return data_preprocessor
 
 
-def count_classes(student: BaseDetector) -> int:
+def count_classes(student: BaseDetector) -> int | None:
     """Read the number of classes off a detector's heads; an RPN takes all classes for one.
 
-    Raises:
-        ConfigError: if none of them has a ``num_classes``.
+    Returns:
+        The number; None if none of them has a ``num_classes``.
     """
     if isinstance(student, RPN):
         return 1
     heads = [m for m in head_modules(student) if not isinstance(m, RPNHead)]
     counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
-    if not counts:
-        raise ConfigError(
-            f'model.student is a {type(student).__name__} without a num_classes in any of its heads; '
-            'set model.teacher.num_classes'
-        )
-    return counts[0]
-
-
-def read_channels(student: BaseDetector) -> tuple[int, ...]:
-    """Find the channels of each of a student's feature levels; errors as in :func:`blank_pyramid`."""
-    hint = (
-        '. If it runs on a GPU alone, give the channels of its feature levels: '
-        'model.teacher.in_channels and model.adapter.in_channels, such as [256, 256, 256]'
-    )
-    return tuple(x.shape[1] for x in blank_pyramid(student, hint=hint))
-
-
-def blank_pyramid(
-    detector: BaseDetector, key: str = 'model.student', hint: str = ''
-) -> Sequence[Tensor]:
-    """Extract a detector's features from a blank image of 320×320 on the CPU.
-
-    Args:
-        detector: The detector; it stays in the mode it is in.
-        key: Its place in the config, for errors.
-        hint: What the user can do where this fails.
-
-    Returns:
-        Its feature levels of shape (1, C, h, w).
-
-    Raises:
-        ConfigError: if that fails or its result is not a pyramid.
-    """
-    was_training = detector.training
-    detector.eval()
-    try:
-        with torch.no_grad():
-            feats = detector.extract_feat(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE))
-    except Exception as error:
-        raise ConfigError(
-            f'{key} ({type(detector).__name__}) cannot be distilled: its extract_feat failed '
-            f'on a blank {DRY_RUN_SIZE}×{DRY_RUN_SIZE} image on the CPU ({type(error).__name__}: '
-            f'{error}){hint}'
-        ) from error
-    finally:
-        detector.train(was_training)
-    if not _is_pyramid(feats):
-        raise ConfigError(
-            f'{key} ({type(detector).__name__}): its extract_feat gives a '
-            f'{type(feats).__name__}; accepted: a tuple of maps of shape (B, C, h, w), one per level'
-        )
-    return feats
-
-
-def _is_pyramid(feats: Any) -> bool:
-    """Tell whether this is a sequence of maps of shape (B, C, h, w), one or more."""
-    is_sequence = isinstance(feats, (tuple, list)) and len(feats) > 0
-    return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)
+    return counts[0] if counts else None

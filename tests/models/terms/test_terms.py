@@ -10,10 +10,11 @@ from torch import nn
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import Distiller
 from mmdet_sssd.models.losses import adaptive_distill_loss, js_distance, ssim
+from mmdet_sssd.models.outputs import DetectorOutputs
 from mmdet_sssd.models.terms.feature_term import match_levels
 from mmdet_sssd.models.terms.logit_term import _inside_image
 
-from ..stock_detectors import demo_batch, stock_config
+from ...stock_detectors import demo_batch, stock_config
 
 DENSE = ('retinanet', 'fcos', 'atss')
 SSIM = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
@@ -33,19 +34,23 @@ def wider(name: str):
     return config
 
 
+def pretrained(config):
+    return dict(type='PretrainedTeacher', config=config, checkpoint=None)
+
+
 def build(name: str, terms: dict, teacher=None, kind='Distiller', **kwargs) -> Distiller:
     torch.manual_seed(0)
     model = MODELS.build(
         dict(
             type=kind,
             student=stock_config(name),
-            pretrained_teacher=dict(config=teacher or wider(name), checkpoint=None),
+            teachers=dict(large=pretrained(teacher or wider(name))),
             terms=terms,
             **kwargs,
         )
     )
     model.init_weights()
-    head = getattr(model.pretrained_teacher.detector, 'bbox_head', nn.Identity())
+    head = getattr(model.teachers['large'].detector, 'bbox_head', nn.Identity())
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.05)  # logits that differ
     return model.train()
@@ -65,7 +70,7 @@ def test_a_feature_term_compares_adapted_levels():
     model = build('retinanet', dict(ssim={**SSIM, 'distill_coef': 3.0}))
     data = demo_batch(model)
     losses = losses_of(model, **data)
-    teacher = model.pretrained_teacher.detector
+    teacher = model.teachers['large'].detector
     dissimilarities = []
     for level, x, t in zip(
         model.terms['ssim'].adapter.levels,
@@ -77,9 +82,9 @@ def test_a_feature_term_compares_adapted_levels():
         adapted = adapted + level.bias[:, None, None]
         dissimilarities.append((1 - ssim(adapted, t).mean()) / 2)
     for p, expected in enumerate(dissimilarities):
-        torch.testing.assert_close(losses[f'distill_distance.ssim.{p}'], expected.detach())
+        torch.testing.assert_close(losses[f'ssim_distance.{p}'], expected.detach())
     expected = 3 * torch.stack(dissimilarities).mean()
-    torch.testing.assert_close(losses['loss_distill.ssim'], expected)
+    torch.testing.assert_close(losses['loss_ssim'], expected)
 
 
 def test_js_distance_with_a_pretrained_teacher():
@@ -96,25 +101,25 @@ def test_js_distance_with_a_pretrained_teacher():
         js_distance(normed(x), normed(t)).mean()
         for x, t in zip(
             model.student.extract_feat(data['inputs']),
-            model.pretrained_teacher.detector.extract_feat(data['inputs']),
+            model.teachers['large'].detector.extract_feat(data['inputs']),
             strict=True,
         )
     ]
-    expected = torch.stack(distances).mean()
-    torch.testing.assert_close(losses_of(model, **data)['loss_distill.js'], expected)
+    expected = 10 * torch.stack(distances).mean()  # its default λ
+    torch.testing.assert_close(losses_of(model, **data)['loss_js'], expected)
 
 
 def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn():
     model = build('retinanet', dict(ssim=SSIM), stock_config('retinanet'))
     model.student.eval()  # its BN would normalise by the batch
-    model.pretrained_teacher.detector.load_state_dict(model.student.state_dict())
+    model.teachers['large'].detector.load_state_dict(model.student.state_dict())
     losses = losses_of(model, **demo_batch(model))
-    assert losses['loss_distill.ssim'].abs() < 1e-6
+    assert losses['loss_ssim'].abs() < 1e-6
 
 
 def adl_by_hand(model, data):
     """Image by image, anchor by anchor: inside its image, and not ignored by the assigner."""
-    student, teacher = model.student, model.pretrained_teacher.detector
+    student, teacher = model.student, model.teachers['large'].detector
     samples = data['data_samples']
     head = student.bbox_head
     mine = head(student.extract_feat(data['inputs']))[0]
@@ -141,7 +146,7 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
     model = build('fcos', dict(adl={**ADL, 'distill_coef': 0.5}))
     data = demo_batch(model)
     expected = 0.5 * adaptive_distill_loss(*adl_by_hand(model, data))
-    torch.testing.assert_close(losses_of(model, **data)['loss_distill.adl'], expected)
+    torch.testing.assert_close(losses_of(model, **data)['loss_adl'], expected)
 
 
 @pytest.mark.parametrize('size', [(320, 320), (96, 416), (800, 1088)])
@@ -161,11 +166,11 @@ def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
 def test_a_logit_term_leaves_out_what_the_assigner_ignores():
     model = build('retinanet', dict(adl=ADL))
     data = demo_batch(model)
-    loss = losses_of(model, **data)['loss_distill.adl']
+    loss = losses_of(model, **data)['loss_adl']
 
     head = model.student.bbox_head
     feats = model.student.extract_feat(data['inputs'])
-    teacher = model.pretrained_teacher.detector
+    teacher = model.teachers['large'].detector
     sizes = [tuple(x.shape[2:]) for x in feats]
     samples = data['data_samples']
     anchors = head.prior_generator.grid_priors(sizes, device='cpu')
@@ -205,7 +210,7 @@ def test_one_forward_of_the_student_and_its_losses_are_stock_s(dense):
             assert torch.equal(ours, theirs), key
     total, _ = model.parse_losses(losses)
     total.backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def listed(value):
@@ -214,13 +219,14 @@ def listed(value):
 
 def test_a_term_beside_the_implicit_teacher():
     plain = MODELS.build(dict(type='SSSDDistiller', student=stock_config('retinanet')))
-    model = build('retinanet', dict(adl=ADL), kind='SSSDDistiller')
+    terms = dict(adl={**ADL, 'teacher': 'large'})
+    model = build('retinanet', terms, kind='SSSDDistiller')
     missing = model.load_state_dict(plain.state_dict(), strict=True)
     assert not missing.missing_keys
     plain.train()
     data = demo_batch(plain)
     alone, both = losses_of(plain, **data), losses_of(model, **data)
-    assert both.keys() - alone.keys() == {'loss_distill.adl'}
+    assert both.keys() - alone.keys() == {'loss_adl'}
     for key, value in alone.items():
         for ours, theirs in zip(listed(both[key]), listed(value), strict=True):
             assert torch.equal(ours, theirs), key
@@ -229,7 +235,7 @@ def test_a_term_beside_the_implicit_teacher():
 def test_detached_the_student_learns_nothing_from_a_term_and_the_adapter_does():
     model = build('retinanet', dict(ssim=SSIM))
     model.terms['ssim'].detach_student = True
-    losses_of(model, **demo_batch(model))['loss_distill.ssim'].backward()
+    losses_of(model, **demo_batch(model))['loss_ssim'].backward()
     assert all(p.grad is None for p in model.student.parameters())
     assert all(p.grad.any() for p in model.terms['ssim'].parameters())
 
@@ -238,22 +244,34 @@ def test_a_two_stage_student_learns_a_teacher_s_features():
     model = build('faster_rcnn', dict(ssim=SSIM))
     total, logged = model.parse_losses(losses_of(model, **demo_batch(model)))
     total.backward()
-    assert 0 < logged['loss_distill.ssim'] < 1
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert 0 < logged['loss_ssim'] < 1
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def levels(*sizes, channels=4):
     return [torch.zeros(1, channels, size, size) for size in sizes]
 
 
+def test_a_student_s_three_features_for_an_image_meet_the_teacher_s_one():
+    """As TridentNet's in training: those of all images, three times over."""
+    mse = dict(type='FeatureTerm', distill_loss=dict(type='NormedMSELoss'))
+    term = build('retinanet', dict(mse=mse), stock_config('retinanet')).terms['mse']
+    teacher = [torch.randn(2, 32, size, size) for size in (8, 4, 2)]
+    student = [torch.randn(6, 32, size, size) for size in (8, 4, 2)]
+    term.teacher_levels = None
+    term.adapter = nn.Identity()
+    loss = term(DetectorOutputs(student), DetectorOutputs(teacher), None, None)['loss']
+    squares = [(x - torch.cat([t, t, t])).square() for x, t in zip(student, teacher, strict=True)]
+    expected = torch.cat([x.flatten() for x in squares]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_levels_are_matched_by_size_or_else_by_index():
-    assert match_levels('k', levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
-    assert match_levels('k', levels(40, 20), levels(40, 20)) == [0, 1]
-    assert match_levels('k', levels(80, 40), levels(40, 20)) == [0, 1]
-    with pytest.raises(
-        ConfigError, match=r"k: .*student's are of 80×80, 7×7, the teacher's of 40×40"
-    ):
-        match_levels('k', levels(80, 7), levels(40))
+    assert match_levels(levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
+    assert match_levels(levels(40, 20), levels(40, 20)) == [0, 1]
+    assert match_levels(levels(80, 40), levels(40, 20)) == [0, 1]
+    with pytest.raises(ConfigError, match=r"student's are of 80×80, 7×7, the teacher's of 40×40"):
+        match_levels(levels(80, 7), levels(40))
 
 
 def test_a_teacher_with_other_strides_is_resized():
@@ -262,9 +280,9 @@ def test_a_teacher_with_other_strides_is_resized():
     teacher.neck.num_outs = 5
     teacher.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
     model = build('retinanet', dict(ssim=SSIM), teacher)
-    assert model.terms['ssim'].teacher_levels == [0, 1, 2, 3, 4]
+    assert model.terms['ssim'].pairs == [(p, p) for p in range(5)]
     losses = losses_of(model, **demo_batch(model))
-    assert 0 < losses['loss_distill.ssim'] < 1
+    assert 0 < losses['loss_ssim'] < 1
 
 
 def classes(number):
@@ -276,13 +294,13 @@ def classes(number):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(terms={}), r'model\.terms is empty'),
-        (dict(pretrained_teacher=None), r'there is no model\.pretrained_teacher'),
+        (dict(terms={}), r'model\.teachers\.large is asked by none of model\.terms; give one'),
+        (dict(teachers=None), r'model\.teachers is empty; give a teacher'),
         (dict(terms=dict(a=dict(loss=1))), r'model\.terms\.a is .*accepted: a dict with type='),
         (dict(terms=dict(a=3)), r'model\.terms\.a is 3; accepted: a dict with type='),
         (
             dict(terms=dict(a=dict(type='SSIMLoss'))),
-            r"model\.terms\.a is {'type': 'SSIMLoss'}; accepted: a dict with type='FeatureTerm'",
+            r"model\.terms\.a is {'type': 'SSIMLoss'}; .* type=.*FeatureTerm, .*LogitTerm, .*or a D",
         ),
         (
             dict(terms=dict(a=dict(type='FeatureTerm'))),
@@ -290,15 +308,15 @@ def classes(number):
         ),
         (
             dict(terms=dict(a={**ADL, 'coef': 2})),
-            r"unexpected .*'coef'; LogitTerm accepts: distill_loss, distill_coef$",
+            r"unexpected .*'coef'; LogitTerm accepts: distill_loss, teacher, distill_coef$",
         ),
         (
             dict(terms=dict(a=dict(type='FeatureTerm', distill_loss=dict(type='SSIM')))),
-            r"model\.terms\.a\.distill_loss is {'type': 'SSIM'}, .*accepted: JSDistanceLoss",
+            r"model\.terms\.a\.distill_loss is {'type': 'SSIM'}; accepted: .*JSDistanceLoss",
         ),
         (
-            dict(pretrained_teacher=dict(config=stock_config('retinanet'))),
-            r"model\.pretrained_teacher: missing .*'checkpoint'; .*: config, checkpoint, in_check",
+            dict(teachers=dict(large=dict(type='PretrainedTeacher', config='x.py'))),
+            r"model\.teachers\.large: missing .*'checkpoint'; .*: config, checkpoint, in_check",
         ),
         (
             dict(terms=dict(a={**SSIM, 'distill_coef': -1})),
@@ -306,33 +324,33 @@ def classes(number):
         ),
         (
             dict(terms=dict(a=dict(type='FeatureTerm', distill_loss=dict(type='FocalLoss')))),
-            r"model\.terms\.a\.distill_loss is .*'FocalLoss'}, which does not compare feature levels",
+            r"model\.terms\.a\.distill_loss is .*'FocalLoss'}; accepted: .*SSIMLoss, or a FeatureLoss",
         ),
         (
             dict(terms=dict(a=dict(type='LogitTerm', distill_loss=dict(type='SSIMLoss')))),
-            r"model\.terms\.a\.distill_loss is .*'SSIMLoss'}, .*accepted: AdaptiveDistillLoss",
+            r"model\.terms\.a\.distill_loss is .*'SSIMLoss'}; accepted: .*AdaptiveDistillLoss",
         ),
         (
             dict(
                 terms=dict(a={**SSIM, 'adapter': dict(type='FeatureAdapter')}),
-                pretrained_teacher=dict(config=wider('retinanet'), checkpoint=None),
+                teachers=dict(large=pretrained(wider('retinanet'))),
             ),
             r"model\.terms\.a\.adapter\.type is 'FeatureAdapter', .*\[32, .*\[48, .*ChannelAdapter",
         ),
         (
-            dict(pretrained_teacher=dict(config=classes(4), checkpoint=None), terms=dict(a=ADL)),
+            dict(teachers=dict(large=pretrained(classes(4))), terms=dict(a=ADL)),
             r'model\.terms\.a: the logits of student and teacher differ; .*9, 3\).*9, 4\)',
         ),
         (
             dict(student=stock_config('faster_rcnn'), terms=dict(a=ADL)),
-            r'model\.terms\.a compares classification logits, but model\.student has no dense',
+            r'model\.terms\.a: classification logits are compared, but the student has no dense',
         ),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_key(kwargs, message):
     settings = dict(
         student=stock_config('retinanet'),
-        pretrained_teacher=dict(config=stock_config('retinanet'), checkpoint=None),
+        teachers=dict(large=pretrained(stock_config('retinanet'))),
         terms=dict(ssim=SSIM),
     )
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.errors import unknown_setting
 from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.models.detectors.replay import fresh_samples, replay_features
+from mmdet_sssd.models.replay import Replay, fresh_samples
 
-from ..stock_detectors import CONFIGS, NUM_CLASSES, demo_batch, stock_config
+from ...stock_detectors import CONFIGS, NUM_CLASSES, demo_batch, stock_config
 
 DETECTORS = sorted(CONFIGS)
 ANCHORED = ('retinanet', 'fcos', 'faster_rcnn')
@@ -50,7 +52,7 @@ def test_a_step_gives_all_losses_and_gradients(name):
     student = {k for k in logged if k.startswith(('loss_cls', 'loss_bbox', 's0.loss', 'loss_rpn'))}
     assert student
     assert {f'teacher.{k}' for k in student} <= set(logged)
-    assert 0 < logged['loss_distill'] <= model.distill_coef
+    assert 0 < logged['loss_distill'] <= model.terms['distill'].distill_coef
     assert all(v.isfinite() for v in logged.values())
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -95,13 +97,13 @@ def test_replayed_loss_equals_a_detector_that_computes_these_features(name, whic
     data = demo_batch(model)
     feats = model.extract_feat(data['inputs'])
     if which == 'teacher':
-        feats = model.teacher(feats, data['inputs'], data['data_samples'])
+        feats = model.teachers['teacher'].neck(feats, data['inputs'], data['data_samples'])
     else:
         feats = tuple(torch.randn_like(x) for x in feats)
     stubbed = copy.deepcopy(model.student)
     stubbed.backbone, stubbed.neck = Stub(tuple(x.detach() for x in feats)), Stub()
     expected = flat(losses_of(stubbed, **copy.deepcopy(data)))
-    with replay_features(model.student, feats):
+    with Replay(model.student, feats):
         actual = flat(losses_of(model.student, **data))
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
@@ -113,7 +115,7 @@ def test_the_whole_loss_is_the_sum_that_the_method_says():
     data = demo_batch(model)
     losses = flat(losses_of(model, **copy.deepcopy(data)))
     feats = model.extract_feat(data['inputs'])
-    target = model.teacher(feats, data['inputs'], data['data_samples'])
+    target = model.teachers['teacher'].neck(feats, data['inputs'], data['data_samples'])
 
     def normed(x):
         return (x - x.mean((2, 3), keepdim=True)) / (
@@ -121,7 +123,8 @@ def test_the_whole_loss_is_the_sum_that_the_method_says():
         ).sqrt()
 
     squares = [
-        (normed(x) - normed(t)).square() for x, t in zip(model.adapter(feats), target, strict=True)
+        (normed(x) - normed(t)).square()
+        for x, t in zip(model.terms['distill'].adapter(feats), target, strict=True)
     ]
     expected = 7 * sum(x.sum() for x in squares) / sum(x.numel() for x in squares)
     torch.testing.assert_close(losses['loss_distill'], expected)
@@ -137,7 +140,7 @@ def test_the_whole_loss_is_the_sum_that_the_method_says():
     ],
 )
 def test_the_coefficient_is_the_loss_s_own_unless_one_is_given(kwargs, expected):
-    assert build('retinanet', **kwargs).distill_coef == expected
+    assert build('retinanet', **kwargs).terms['distill'].distill_coef == expected
 
 
 def test_one_backbone_forward_a_step():
@@ -209,11 +212,11 @@ def test_predictions_are_the_student_s_alone(name):
 
 
 def test_state_dict_has_student_teacher_and_adapter_and_nothing_else():
-    assert {key.partition('.')[0] for key in build('retinanet').state_dict()} == {
-        'student',
-        'teacher',
-        'adapter',
-    }
+    model = build('retinanet')
+    parts = {'student.': model.student, 'teachers.teacher.neck.': model.teachers['teacher'].neck}
+    parts['terms.distill.adapter.'] = model.terms['distill'].adapter
+    expected = {f'{prefix}{key}' for prefix, part in parts.items() for key in part.state_dict()}
+    assert {*model.state_dict()} == expected
 
 
 def test_a_stock_state_dict_loads_into_the_student():
@@ -292,10 +295,10 @@ def test_a_copy_is_whole_and_independent():
 @pytest.mark.parametrize('detach', [True, False])
 def test_detach_student_leaves_the_distillation_loss_to_the_adapter(detach):
     model = build('retinanet')
-    model.detach_student = detach
+    model.terms['distill'].detach_student = detach
     losses_of(model, **demo_batch(model))['loss_distill'].backward()
-    assert all(p.grad is not None for p in model.adapter.parameters())
-    assert all(p.grad is None for p in model.teacher.parameters())
+    assert all(p.grad is not None for p in model.terms['distill'].adapter.parameters())
+    assert all(p.grad is None for p in model.teachers.parameters())
     assert (model.student.backbone.conv1.weight.grad is None) == detach
 
 
@@ -307,7 +310,7 @@ def test_images_without_objects_train_on(name, counts):
     total, _ = model.parse_losses(losses_of(model, **data))
     total.backward()
     assert total.isfinite()
-    ours = [*model.teacher.named_parameters(), *model.adapter.named_parameters()]
+    ours = [*model.teachers.named_parameters(), *model.terms.named_parameters()]
     assert [n for n, p in ours if p.grad is None] == []
 
 
@@ -374,9 +377,9 @@ def test_fresh_samples_can_be_changed_without_a_trace():
 def test_classes_and_channels_are_read_off_the_student():
     for name in DETECTORS:
         model = build(name)
-        assert model.teacher.num_classes == NUM_CLASSES, name
+        assert model.teachers['teacher'].neck.num_classes == NUM_CLASSES, name
         feats = model.extract_feat(torch.zeros(2, 3, 64, 64))
-        assert tuple(x.shape[1] for x in feats) == model.teacher.in_channels, name
+        assert tuple(x.shape[1] for x in feats) == model.teachers['teacher'].neck.in_channels, name
 
 
 @pytest.mark.parametrize(
@@ -386,7 +389,7 @@ def test_classes_and_channels_are_read_off_the_student():
         (dict(teacher_loss_weight=-1), r'model\.teacher_loss_weight is -1; accepted'),
         (
             dict(distill_loss=dict(type='AdaptiveDistillLoss')),
-            r"distill_loss is .*'AdaptiveDistillLoss'.*, which does not compare feature levels",
+            r"distill_loss is .*'AdaptiveDistillLoss'}; accepted: .*JSDistanceLoss, .*or a FeatureLoss",
         ),
         (dict(distill_loss=dict(dim='pixel')), r"distill_loss\.dim is 'pixel'; accepted: spatial"),
     ],
@@ -398,19 +401,20 @@ def test_bad_settings_are_named(kwargs, message):
 
 def test_a_key_of_the_detector_is_sent_to_the_student():
     """As `model=dict(bbox_head=…)` below a distilled config and `--cfg-options` give it."""
-    with pytest.raises(
-        ConfigError,
-        match=r'model\.bbox_head is no setting of SSSDDistiller; .* write model\.student\.bbox_head\. '
-        r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
-    ):
+    with pytest.raises(TypeError) as raised:
         build('retinanet', bbox_head=dict(num_classes=2))
+    assert re.search(
+        r'bbox_head is no setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
+        r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
+        str(unknown_setting(raised.value)),
+    )
 
 
 @pytest.mark.parametrize('part', ['teacher', 'adapter'])
 def test_channels_that_disagree_are_named_before_training(part):
     with pytest.raises(
         ConfigError,
-        match=rf'model\.{part}\.in_channels is 16, but .* have \[32, 32, 32, 32, 32\] ch',
+        match=rf'model\.{part}\.in_channels is \[16\], but .* \[32, 32, 32, 32, 32\] channels',
     ):
         build('retinanet', **{part: dict(in_channels=16)})
 
@@ -422,10 +426,15 @@ def test_a_student_that_does_not_run_on_a_cpu_needs_its_channels_given(monkeypat
         raise RuntimeError('carafe_forward_impl: implementation for device cpu not found')
 
     monkeypatch.setattr(cls, 'extract_feat', fail)
-    with pytest.raises(ConfigError, match=r'device cpu not found\).* give the channels'):
+    with pytest.raises(
+        ConfigError, match=r'device cpu not found\).* give SSSDDistiller the channels'
+    ):
         build('retinanet')
     given = dict(in_channels=[32] * 5)
-    assert build('retinanet', teacher=given, adapter=given).teacher.in_channels == (32,) * 5
+    assert (
+        build('retinanet', teacher=given, adapter=given).teachers['teacher'].neck.in_channels
+        == (32,) * 5
+    )
 
 
 @pytest.mark.parametrize('part', ['backbone', 'neck', 'bbox_head'])
@@ -516,7 +525,7 @@ def test_levels_of_unequal_channels_and_no_neck():
         type='LevelDetector', backbone=stock.backbone, data_preprocessor=stock.data_preprocessor
     )
     model = MODELS.build(dict(type='SSSDDistiller', student=student)).train()
-    assert model.teacher.in_channels == (16, 32, 64, 128)
+    assert model.teachers['teacher'].neck.in_channels == (16, 32, 64, 128)
     total, logged = model.parse_losses(losses_of(model, **demo_batch(model)))
     total.backward()
     assert {'teacher.loss_cls', 'distill_distance.0', 'distill_distance.3'} <= set(logged)
@@ -528,13 +537,15 @@ def test_an_rpn_takes_all_classes_for_one():
     student.type = 'RPN'
     student.pop('roi_head')
     model = MODELS.build(dict(type='SSSDDistiller', student=student)).train()
-    assert model.teacher.num_classes == 1
+    assert model.teachers['teacher'].neck.num_classes == 1
     data = demo_batch(model)
     (feats, inputs) = model.extract_feat(data['inputs']), data['inputs']
-    expected = model.teacher(feats, inputs, data['data_samples'])
+    expected = model.teachers['teacher'].neck(feats, inputs, data['data_samples'])
     for sample in data['data_samples']:
         sample.gt_instances.labels[:] = 0
-    for x, y in zip(model.teacher(feats, inputs, data['data_samples']), expected, strict=True):
+    for x, y in zip(
+        model.teachers['teacher'].neck(feats, inputs, data['data_samples']), expected, strict=True
+    ):
         assert torch.equal(x, y)
 
 

@@ -1,0 +1,1 @@
+"""What training steps cost: a detector and its distilled arms, side by side, on made-up data."""

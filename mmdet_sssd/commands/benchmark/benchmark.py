@@ -1,0 +1,211 @@
+"""Measures what the training steps of a detector and of its distilled arms cost."""
+
+import json
+import logging
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from rich.console import Console
+
+from ...checkpoints import AtomicLocalBackend
+from ...errors import ConfigError, check
+from ...models import SemiDistiller
+from ...models.building import is_config_of
+from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
+from ..training_steps import Trainee, seconds_in_turn
+from ..wrapping.changes import nested_configs
+from .costs import NOISE_BOUND, Costs
+from .flops import PartFlops
+from .made_up_batch import made_up_batch
+from .memory import KINDS, KeptForBackward, peak_memory
+from .parts import Parts
+from .profiling import operators_text, profile_step
+from .tables import cost_table, flops_table, noise_note
+
+WARM_UP = 1  # the steps that count operations and memory come before
+STEPS = 15
+
+
+@dataclass
+class BenchmarkOptions:
+    """What is measured.
+
+    Attributes:
+        config: Config of a stock detector or of one with a distiller; its data are not looked at.
+        arms: Arms, as ``compare`` has them; the others are compared with the first.
+        arms_file: A file with further arms.
+        cfg_options: Changes to the config.
+        shape: Height and width of the images.
+        batch: How many images a step has.
+        objects: How many objects an image has.
+        device: Where it is measured. None: on the GPU, if there is one.
+        amp: Whether under automatic mixed precision.
+        steps: How many steps of each arm are timed.
+        json: Where the results are written to.
+        profile: Folder for a trace and the operators of each arm.
+    """
+
+    config: str
+    arms: list[str] = field(default_factory=lambda: ['baseline', 'sssd'])
+    arms_file: str | None = None
+    cfg_options: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int] = (800, 1344)
+    batch: int = 2
+    objects: int = 8
+    device: str | None = None
+    amp: bool = False
+    steps: int = STEPS
+    json: Path | None = None
+    profile: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('batch', 'steps'):
+            check(f'--{name}', getattr(self, name), getattr(self, name) > 0, 'a number above 0')
+        check('--objects', self.objects, self.objects >= 0, 'a number, 0 or more')
+        check('--shape', self.shape, min(self.shape) >= 32, 'height and width, 32 or more each')
+        if repeated := [x for x in self.arms if self.arms.count(x) > 1]:
+            raise ConfigError(f'--arms has {repeated[0]} twice')
+        self.device = self.device or get_device()
+        if self.amp and torch.device(self.device).type == 'cpu':
+            raise ConfigError('--amp on the CPU; accepted: on a GPU')
+
+
+def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> dict[str, Any]:
+    """Measure the arms, print what they cost, and write it.
+
+    Args:
+        options: What is measured.
+        console: Where it is printed.
+
+    Returns:
+        What JSON has.
+
+    Raises:
+        ConfigError: if the config cannot be read or distilled, or an arm is unknown.
+    """
+    console = console or Console()
+    MMLogger.get_current_instance().setLevel(logging.ERROR)  # not a line for each weight
+    trainees, arms = {}, []
+    for name, cfg in arm_configs(options).items():
+        console.print(f'building {name}, counting its operations and its memory', highlight=False)
+        trainees[name], costs = _build(name, cfg, options)
+        arms.append(costs)
+    with console.status('') as status:
+        taken = seconds_in_turn(
+            trainees,
+            WARM_UP,
+            options.steps,
+            lambda n: status.update(f'step {n} of {WARM_UP + options.steps}'),
+        )
+    for costs in arms:
+        costs.seconds = taken[costs.name]
+    _show(console, arms, options)
+    if options.profile:
+        _profile(console, trainees, options.profile)
+    result = {**_circumstances(options), 'arms': {x.name: x.to_dict(arms[0]) for x in arms}}
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=1) + '\n'
+        AtomicLocalBackend().put_text(text, str(options.json))
+    return result
+
+
+def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
+    """Make the configs of the arms, for random weights and data that are made up.
+
+    Raises:
+        ConfigError: if the config cannot be read or distilled, or an arm is unknown.
+    """
+    definitions = read_definitions(options.arms_file)
+    arms = [find_arm(name, definitions) for name in options.arms]
+    roots = read_roots(options.config, options.cfg_options)
+    configs = {arm.name: arm_config(arm, roots, options.cfg_options) for arm in arms}
+    for name, cfg in configs.items():
+        if is_config_of(cfg.model, SemiDistiller):
+            raise ConfigError(
+                f'arm {name} trains on images without labels too; accepted: arms that take labelled '
+                'images alone'
+            )
+        cfg.model = without_weights(cfg.model)
+        if options.amp:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    return configs
+
+
+def without_weights(model: dict) -> dict:
+    """Leave out, in place, weights that would be loaded, and batch augmentations, which resize."""
+    for _, part in nested_configs(model, 'model'):
+        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
+            part['init_cfg'] = None
+        for name in ('pretrained', 'checkpoint'):
+            if isinstance(part.get(name), str):
+                part[name] = None
+        part.pop('batch_augments', None)
+    return model
+
+
+def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, Costs]:
+    """Build an arm, and take the steps that are not timed."""
+    on_gpu = torch.device(options.device).type == 'cuda'
+    held_before = 0
+    if on_gpu:
+        torch.ones(8, 8, device=options.device).matmul(torch.ones(8, 8, device=options.device))
+        held_before = torch.cuda.memory_allocated(options.device)
+    trainee = Trainee(
+        cfg,
+        lambda model: made_up_batch(model, options.shape, options.batch, options.objects),
+        options.device,
+    )
+    with Parts(trainee.model) as parts, PartFlops(parts) as flops:
+        trainee.step()
+    if on_gpu:
+        peak = peak_memory(trainee.step, trainee.device, held_before)
+    else:
+        with KeptForBackward([*trainee.model.parameters(), *trainee.model.buffers()]) as kept:
+            trainee.step()
+        peak = kept.peak
+    return trainee, Costs(name, dict(flops.forward), dict(flops.backward), peak)
+
+
+def _show(console: Console, arms: list[Costs], options: BenchmarkOptions) -> None:
+    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
+    console.print(flops_table(arms))
+    if note := noise_note(arms):
+        console.print(note, highlight=False)
+
+
+def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, trainee in trainees.items():
+        text = operators_text(profile_step(trainee, folder / f'{name}.trace.json'))
+        (folder / f'{name}.operators.txt').write_text(text, encoding='utf-8')
+        console.print(f'{name}: one step by part and operator\n{text}', highlight=False)
+    console.print(f'traces and operators: {folder}', highlight=False)
+
+
+def _circumstances(options: BenchmarkOptions) -> dict[str, Any]:
+    """Say what was measured, and where."""
+    device = torch.device(options.device)
+    on_gpu = device.type == 'cuda'
+    return {
+        'config': options.config,
+        'cfg_options': options.cfg_options,
+        'shape': list(options.shape),
+        'batch': options.batch,
+        'objects': options.objects,
+        'amp': options.amp,
+        'steps': options.steps,
+        'device': torch.cuda.get_device_name(device) if on_gpu else platform.processor() or 'CPU',
+        'threads': torch.get_num_threads(),
+        'load_average': os.getloadavg()[0],
+        'torch': torch.__version__,
+        'memory': KINDS[device.type],
+        'noise_bound': NOISE_BOUND,
+    }

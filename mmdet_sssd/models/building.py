@@ -1,0 +1,78 @@
+"""Builds the parts of a distiller from their configs."""
+
+import inspect
+from typing import Any, TypeVar
+
+import torch.nn as nn
+from mmdet.registry import MODELS
+from mmdet.utils import OptConfigType
+
+from ..errors import ConfigError, check, within
+
+Part = TypeVar('Part')
+
+
+def class_of(config: dict) -> Any:
+    """Find the class that a config's ``type`` names or is.
+
+    Returns:
+        The class, or a function that builds models; None if none has that name.
+    """
+    cls = config.get('type')
+    return MODELS.get(cls) if isinstance(cls, str) else cls
+
+
+def is_config_of(config: Any, kind: type) -> bool:
+    """Tell whether this is the config of a class or of one derived from it."""
+    cls = class_of(config) if isinstance(config, dict) else None
+    return isinstance(cls, type) and issubclass(cls, kind)
+
+
+def completed(key: str, config: OptConfigType, **defaults: Any) -> dict:
+    """Complete a config, None for an empty one, by what it lacks.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    check(key, config, config is None or isinstance(config, dict), 'a dict')
+    return {**defaults, **(config or {})}
+
+
+def build_part(
+    key: str, config: OptConfigType, kind: type[Part], default: str | None = None, **given: Any
+) -> Part:
+    """Build a part of a distiller, and refuse what it does not accept.
+
+    Args:
+        key: The config's key, for errors.
+        config: The config; its ``type`` is a name or a class.
+        kind: The base class of what is accepted.
+        default: The ``type`` of a config that has none.
+        **given: Arguments that do not come from the config.
+
+    Raises:
+        ConfigError: if the config is of another class, or its class lacks or refuses an argument.
+    """
+    settings = {'type': default, **config} if isinstance(config, dict) else config
+    if config is None:
+        settings = {'type': default}
+    if not is_config_of(settings, kind):
+        known = [name for name, cls in MODELS.module_dict.items() if _is_concrete(cls, kind)]
+        accepted = f'type={", ".join(sorted(known))}, or a {kind.__name__} of your own'
+        if kind is nn.Module:  # hundreds
+            accepted = 'the type of a module'
+        raise ConfigError(f'is {config!r}; accepted: a dict with {accepted}', key)
+    cls = class_of(settings)
+    settings = {name: value for name, value in settings.items() if name != 'type'}
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(**given, **settings)
+    except TypeError as error:
+        accepted = ', '.join(name for name in signature.parameters if name not in given)
+        raise ConfigError(f': {error}; {cls.__name__} accepts: {accepted}', key) from error
+    with within(key):
+        return cls(**given, **settings)
+
+
+def _is_concrete(cls: Any, kind: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, kind) and not inspect.isabstract(cls)

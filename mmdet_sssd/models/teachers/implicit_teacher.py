@@ -1,0 +1,96 @@
+import torch.nn as nn
+from mmdet.models import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmdet.utils import OptConfigType
+from torch import Tensor
+
+from ...errors import ConfigError, check, within
+from ..blank_pass import BlankPass
+from ..building import build_part, completed
+from ..outputs import DetectorOutputs
+from ..student import count_classes
+from .teacher import Teacher
+
+
+@MODELS.register_module()
+class ImplicitTeacher(Teacher):
+    """Makes features from the labels and the student's own features, and is trained with the student.
+
+    Sources: LGD (https://arxiv.org/abs/2109.11496), SSSD (https://arxiv.org/abs/2303.05015).
+
+    Args:
+        blank: What the student makes of a blank image; the distiller gives it.
+        neck: Config of the module that makes the features; ``type`` defaults to
+            ``'LabelEncoderTeacher'``. ``in_channels`` and ``num_classes`` are read off the student.
+        loss_weight: As in :class:`Teacher`. With 0 nothing trains the teacher (for experiments).
+            Defaults to 1.
+        start_level: Index of the first feature level that is taught, as FPN counts them. On those
+            before it the teacher's features are the student's, without gradient, and dense heads do
+            not run again: 1 spares the finest, which costs most. Defaults to 0.
+        reuse_assignment: Whether the assigners' answers in the student's pass (which prediction
+            learns which object) hold in the teacher's too, as in LGD's reference code, instead of
+            being worked out anew. Those of an R-CNN's proposals are always worked out anew. Defaults
+            to False.
+
+    Raises:
+        ConfigError: if an argument is not one of these or disagrees with the student.
+    """
+
+    def __init__(
+        self,
+        blank: BlankPass,
+        neck: OptConfigType = None,
+        loss_weight: float = 1.0,
+        start_level: int = 0,
+        reuse_assignment: bool = False,
+    ) -> None:
+        super().__init__(loss_weight)
+        accepted = isinstance(start_level, int) and start_level >= 0
+        if accepted and start_level > 0:
+            accepted = start_level < len(blank.channels)
+        check('start_level', start_level, accepted, 'the index of a feature level of the student')
+        self.start_level = start_level
+        self.reuses_assignment = reuse_assignment
+        neck = completed('neck', neck)
+        if 'in_channels' not in neck:
+            neck['in_channels'] = blank.channels[start_level:]
+        if 'num_classes' not in neck:
+            neck['num_classes'] = _count_classes(blank.detector)
+        self.neck = build_part('neck', neck, nn.Module, 'LabelEncoderTeacher')
+        self.requires_grad_(loss_weight > 0)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the labels."""
+        return self.neck.num_classes
+
+    @property
+    def use_masks(self) -> bool:
+        """Whether the labels' masks are used."""
+        return getattr(self.neck, 'use_masks', False)
+
+    def forward(
+        self,
+        student: BaseDetector,
+        outputs: DetectorOutputs,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+    ) -> DetectorOutputs:
+        """Make features of the same shapes as the student's; see the base class."""
+        repeats = len(outputs.feats[0]) // len(batch_data_samples)  # 3 in TridentNet's training
+        passed, taught = outputs.feats[: self.start_level], outputs.feats[self.start_level :]
+        with within('neck'):
+            made = self.neck(taught, batch_inputs, batch_data_samples * repeats)
+        return DetectorOutputs((*(x.detach() for x in passed), *made), start_level=self.start_level)
+
+
+def _count_classes(student: BaseDetector) -> int:
+    count = count_classes(student)
+    if count is None:
+        raise ConfigError(
+            f'is not given, and model.student, a {type(student).__name__}, has a num_classes in none '
+            'of its heads; accepted: the number of classes',
+            'neck.num_classes',
+        )
+    return count

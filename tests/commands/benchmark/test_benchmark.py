@@ -1,0 +1,130 @@
+"""The benchmark command: ratios, its results, and what it refuses."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from rich.console import Console
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.benchmark.benchmark import (
+    BenchmarkOptions,
+    arm_configs,
+    run_benchmark,
+    without_weights,
+)
+from mmdet_sssd.commands.benchmark.costs import Costs, Ratios, quartiles
+from mmdet_sssd.commands.benchmark.tables import noise_note
+
+from ...stock_detectors import stock_config
+
+TOOL = Path(__file__).parents[3] / 'tools/benchmark.py'
+
+
+@pytest.fixture(scope='module')
+def stock(tmp_path_factory):
+    path = tmp_path_factory.mktemp('benchmark') / 'stock.py'
+    optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+    model = stock_config('retinanet')
+    Config(dict(default_scope='mmdet', model=model, optim_wrapper=optim_wrapper)).dump(path)
+    return str(path)
+
+
+def costs(name, seconds, flops, memory=10) -> Costs:
+    return Costs(name, dict(head=flops), dict(head=2 * flops), memory, seconds)
+
+
+def test_ratios_by_hand():
+    stock = costs('baseline', [1.0, 2.0, 4.0], 10)
+    arm = costs('sssd', [2.0, 4.2, 8.0], 15, 25)
+    ratios = Ratios.of(arm, stock)
+    assert ratios.time == pytest.approx((2.0, 2.0, 2.05))  # of 2, 2.1, 2
+    assert (ratios.flops, ratios.memory) == (1.5, 2.5)
+    assert ratios.time_over_flops == pytest.approx(2 / 1.5)
+    assert not ratios.is_noisy  # the machine became slower for both alike
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_a_noisy_machine_is_reported():
+    stock = costs('baseline', [1.0, 1.0, 1.0], 10)
+    calm, noisy = costs('calm', [2.0, 2.1, 2.0], 10), costs('wild', [2.0, 2.6, 3.0], 10)
+    assert noise_note([stock, calm]) is None
+    assert 'too noisy to tell how long wild takes' in noise_note([stock, calm, noisy])
+    assert noisy.to_dict(stock)['ratios']['too_noisy'] is True
+
+
+def test_results(stock, tmp_path):
+    out, console = tmp_path / 'new/costs.json', Console(file=io.StringIO(), width=150)
+    arms = ['baseline', 'sssd', 'sssd+dim=channel']
+    options = BenchmarkOptions(
+        stock, arms, shape=(64, 96), objects=3, device='cpu', steps=2, json=out, profile=tmp_path
+    )
+    result = run_benchmark(options, console)
+    assert json.loads(out.read_text()) == result
+    assert result['shape'] == [64, 96]
+    assert (result['batch'], result['objects'], result['steps']) == (2, 3, 2)
+    assert list(result['arms']) == arms
+    first, second, _ = result['arms'].values()
+    assert set(first['flops_forward']) == {'backbone', 'neck', 'head'}
+    assert second['flops_forward']['second head pass'] == first['flops_forward']['head']
+    assert len(second['seconds']) == 2
+    assert second['ratios']['flops'] == second['flops'] / first['flops'] > 1
+    assert second['ratios']['memory'] > 1
+    assert first['ratios']['time'] == first['ratios']['time_over_flops'] == 1
+    for arm in arms:
+        assert (tmp_path / f'{arm}.trace.json').is_file()
+        assert 'aten::' in (tmp_path / f'{arm}.operators.txt').read_text()
+    text = console.file.getvalue()
+    for words in ('FLOPs by part', 'second head pass', 'sssd+dim=channel', 'backward pass'):
+        assert words in text
+
+
+def test_no_weights_and_no_batch_augmentations():
+    model = dict(
+        backbone=dict(type='A', init_cfg=dict(type='Pretrained', checkpoint='torchvision://x')),
+        neck=dict(init_cfg=dict(type='Xavier', layer='Conv2d')),
+        data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize')]),
+        teachers=dict(large=dict(type='PretrainedTeacher', config='a.py', checkpoint='a.pth')),
+    )
+    assert without_weights(model) == dict(
+        backbone=dict(type='A', init_cfg=None),
+        neck=dict(init_cfg=dict(type='Xavier', layer='Conv2d')),
+        data_preprocessor=dict(),
+        teachers=dict(large=dict(type='PretrainedTeacher', config='a.py', checkpoint=None)),
+    )
+
+
+def test_a_stock_config_of_mmdet_needs_neither_data_nor_weights():
+    config = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+    configs = arm_configs(BenchmarkOptions(config, device='cpu'))
+    assert configs['sssd'].model.student.backbone.init_cfg is None
+    assert configs['baseline'].model == configs['sssd'].model.student
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(arms=['baseline', 'ssd']), 'there is no arm ssd'),
+        (dict(arms=['sssd', 'sssd']), '--arms has sssd twice'),
+        (dict(amp=True), '--amp on the CPU'),
+        (dict(steps=0), '--steps is 0'),
+        (dict(objects=-1), '--objects is -1'),
+        (dict(shape=(10, 800)), '--shape is'),
+    ],
+)
+def test_refusals(stock, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        arm_configs(BenchmarkOptions(stock, **{'device': 'cpu', **settings}))
+
+
+def test_an_arm_with_an_unknown_key_is_refused_in_one_line(stock):
+    command = [sys.executable, str(TOOL), stock, '--arms', 'baseline,sssd+model.colour=3']
+    sizes = ['--shape', '64', '64', '--device', 'cpu']
+    run = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert 'Traceback' not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith('error: colour is no setting of SSSDDistiller')

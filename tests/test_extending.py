@@ -1,0 +1,150 @@
+"""The extensions in docs/extending.md, taken from the page as a user would take them."""
+
+import copy
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.models.losses import KnowledgeDistillationKLDivLoss
+from mmdet.registry import MODELS
+
+from .stock_detectors import CONFIGS, demo_batch, stock_config
+
+PAGE = Path(__file__).parents[1] / 'docs/extending.md'
+BLOCKS = re.findall(r'```python\n# (\w+\.py)\n(.*?)```', PAGE.read_text(encoding='utf-8'), re.S)
+MOST_LINES = 40
+
+
+@pytest.fixture(scope='module', autouse=True)
+def extensions(tmp_path_factory):
+    """Import each file of the page as a config's ``custom_imports`` does."""
+    folder = tmp_path_factory.mktemp('extensions')
+    for name, text in BLOCKS:
+        (folder / name).write_text(text, encoding='utf-8')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield {Path(name).stem: importlib.import_module(Path(name).stem) for name, _ in BLOCKS}
+
+
+def build(name, teacher, **terms):
+    torch.manual_seed(0)
+    model = MODELS.build(
+        dict(type='Distiller', student=stock_config(name), teachers=dict(it=teacher), terms=terms)
+    )
+    model.init_weights()
+    return model.train()
+
+
+def other(name):
+    """A pretrained teacher, of another initialisation."""
+    return dict(type='PretrainedTeacher', config=stock_config(name), checkpoint=None)
+
+
+def losses_of(model, data):
+    torch.manual_seed(1)
+    return model(**copy.deepcopy(data), mode='loss')
+
+
+def train(model, data, steps=8):
+    """Train on one batch; gives the losses of each step."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    logged = []
+    for _ in range(steps):
+        losses = losses_of(model, data)
+        total, _ = model.parse_losses(losses)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        logged.append(losses)
+    return logged
+
+
+def test_the_page_has_three_extensions_of_under_40_lines():
+    assert [name for name, _ in BLOCKS] == ['cwd.py', 'ld.py', 'mean_teacher.py']
+    assert max(len(text.splitlines()) for _, text in BLOCKS) < MOST_LINES
+
+
+def test_channel_wise_distillation_is_the_paper_s():
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    expected = 0.0
+    for image in range(2):
+        for channel in range(3):
+            p = (t[image, channel] / 4).flatten().softmax(0)
+            q = (x[image, channel] / 4).flatten().softmax(0)
+            expected += 16 * sum(a * (a / b).log() for a, b in zip(p, q, strict=True)) / 6
+    loss = MODELS.build(dict(type='ChannelWiseLoss'))
+    torch.testing.assert_close(loss([x], [t]), expected)
+    assert loss([x], [x]) == 0
+
+
+def test_channel_wise_distillation_trains_a_student():
+    term = dict(type='FeatureTerm', distill_loss=dict(type='ChannelWiseLoss'), distill_coef=30)
+    model = build('retinanet', other('retinanet'), cwd=term)
+    logged = train(model, demo_batch(model))
+    assert {f'cwd_distance.{p}' for p in range(5)} <= logged[0].keys()
+    assert logged[-1]['loss_cwd'] < logged[0]['loss_cwd']
+
+
+@pytest.fixture
+def gfl(monkeypatch):
+    monkeypatch.setitem(CONFIGS, 'gfl', 'gfl/gfl_r50_fpn_1x_coco.py')
+    return 'gfl'
+
+
+def test_localisation_distillation_is_mmdet_s_loss_weighed(gfl):
+    model = build(gfl, other(gfl), ld=dict(type='LocalisationTerm', distill_coef=0.5))
+    data = demo_batch(model)
+    student, teacher = model.student, model.teachers['it'].detector
+    _, mine = student.bbox_head(student.extract_feat(data['inputs']))
+    scores, theirs = teacher.bbox_head(teacher.extract_feat(data['inputs']))
+    stock = KnowledgeDistillationKLDivLoss(reduction='none', T=10)
+    total = count = 0.0
+    for x, t, score in zip(mine, theirs, scores, strict=True):
+        x, t = (y.permute(0, 2, 3, 1).reshape(-1, 17) for y in (x, t))
+        sides = 17 * stock(x, t).view(-1, 4).mean(1)  # mmdet's is a mean over the bins
+        weight = score.permute(0, 2, 3, 1).reshape(len(sides), -1).sigmoid().amax(1)
+        total, count = total + (weight * sides).sum(), count + weight.sum()
+    expected = 0.5 * total / max(count, 1)
+    torch.testing.assert_close(losses_of(model, data)['loss_ld'], expected)
+
+
+def test_localisation_distillation_trains_a_student(gfl):
+    model = build(gfl, other(gfl), ld=dict(type='LocalisationTerm', distill_coef=10))
+    logged = train(model, demo_batch(model))
+    assert logged[-1]['loss_ld'] < logged[0]['loss_ld']
+
+
+def test_a_mean_teacher_is_the_average_under_the_existing_terms():
+    terms = dict(
+        ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')),
+        adl=dict(type='LogitTerm'),
+    )
+    model = build('retinanet', dict(type='MeanTeacher', momentum=0.4), **terms)
+    data, key = demo_batch(model), 'neck.fpn_convs.0.conv.weight'
+    weights = []
+    for _ in range(3):
+        weights.append(model.student.state_dict()[key].clone())
+        train(model, data, steps=1)
+    expected = weights[0]
+    for share, weight in ((0.5, weights[1]), (0.4, weights[2])):  # the whole, half, 0.4
+        expected = (1 - share) * expected + share * weight
+    torch.testing.assert_close(model.teachers['it'].detector.state_dict()[key], expected)
+    losses = losses_of(model, data)
+    assert {'loss_ssim', 'loss_adl'} <= losses.keys()
+    assert losses['loss_ssim'] > 0
+
+
+def test_a_mean_teacher_resumes_and_gets_no_gradient():
+    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
+    model = build('retinanet', dict(type='MeanTeacher'), ssim=term)
+    data = demo_batch(model)
+    train(model, data, steps=2)
+    again = build('retinanet', dict(type='MeanTeacher'), ssim=term)
+    again.load_state_dict(model.state_dict())
+    for a, b in zip(train(model, data, 2), train(again, data, 2), strict=True):
+        assert all(torch.equal(x, b[key]) for key, x in a.items() if key.startswith('loss_ssim'))
+    assert all(p.grad is None for p in model.teachers.parameters())
