@@ -105,7 +105,13 @@ def build(cfg):
     return MODELS.build(model)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(x, id=x.stem, marks=pytest.mark.slow if '101' in x.stem else [])
+        for x in CONFIGS
+    ],
+)
 def test_config_survives_being_written_out(path):
     cfg = read(path) if path in ON_COCO else Config.fromfile(path)
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()

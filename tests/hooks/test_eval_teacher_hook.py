@@ -286,21 +286,22 @@ def test_data_sets_that_disagree_are_refused(runner_of, shapes):
 
 
 @pytest.mark.parametrize(
-    ('name', 'message'),
+    ('start', 'name', 'message'),
     [
         (
+            'train',
             'pretrained',
             "EvalTeacherHook.teacher is 'pretrained', which is not trained with the student's head; "
             'accepted: a teacher with a loss_weight above 0',
         ),
         (
+            'test',
             'x',
             "EvalTeacherHook.teacher is 'x'; accepted: the name of one of model.teachers: teacher, "
             'pretrained',
         ),
     ],
 )
-@pytest.mark.parametrize('start', ['train', 'test'])
 def test_a_teacher_that_is_untrained_or_not_there_is_refused(runner_of, start, name, message):
     teacher = dict(type='PretrainedTeacher', config=stock_config('retinanet'), checkpoint=None)
     ssim = dict(type='FeatureTerm', teacher='pretrained', distill_loss=dict(type='SSIMLoss'))

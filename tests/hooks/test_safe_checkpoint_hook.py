@@ -187,10 +187,13 @@ def uninterrupted(tmp_path_factory):
     return folders
 
 
+MOMENTS = [*(('epochs', i) for i in range(10, 22)), *(('iterations', i) for i in (10, 15, 19))]
+
+
 # All that is done in the second epoch, see the test above.
 @pytest.mark.parametrize(
     ('loop', 'fatal'),
-    [*(('epochs', i) for i in range(10, 22)), *(('iterations', i) for i in (10, 15, 19))],
+    [pytest.param(*x, marks=pytest.mark.slow if x[1] % 3 else []) for x in MOMENTS],
 )
 def test_a_run_killed_at_any_step_of_saving_is_resumed_to_the_bit(
     tmp_path, uninterrupted, steps, loop, fatal

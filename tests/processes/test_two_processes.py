@@ -19,8 +19,13 @@ from .work import (
     train_on_pseudo_boxes,
 )
 
+SLOW = pytest.mark.slow
 
-@pytest.mark.parametrize('name', ['retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn'])
+
+@pytest.mark.parametrize(
+    'name',
+    ['retinanet', 'faster_rcnn', *(pytest.param(x, marks=SLOW) for x in ('fcos', 'mask_rcnn'))],
+)
 def test_every_parameter_gets_a_gradient_with_objects_on_any_rank_or_none(name, on_two_processes):
     counts = [(0, 2), (2, 0), (0, 0), (2, 2)]
     first, second = zip(*counts, strict=True)

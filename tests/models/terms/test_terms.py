@@ -258,7 +258,7 @@ def test_a_student_s_three_features_for_an_image_meet_the_teacher_s_one():
     term = build('retinanet', dict(mse=mse), stock_config('retinanet')).terms['mse']
     teacher = [torch.randn(2, 32, size, size) for size in (8, 4, 2)]
     student = [torch.randn(6, 32, size, size) for size in (8, 4, 2)]
-    term.teacher_levels = None
+    term.pairs = [(p, p) for p in range(3)]
     term.adapter = nn.Identity()
     loss = term(DetectorOutputs(student), DetectorOutputs(teacher), None, None)['loss']
     squares = [(x - torch.cat([t, t, t])).square() for x, t in zip(student, teacher, strict=True)]
