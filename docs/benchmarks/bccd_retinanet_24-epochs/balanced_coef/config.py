@@ -9,7 +9,7 @@ custom_imports = dict(
     imports=[
         'mmdet_sssd',
         'tests.studies.variants',
-        'mmdet_sssd.comparison.training_cost_hook',
+        'mmdet_sssd.commands.comparison.training_cost_hook',
     ])
 data_root = 'data/bccd'
 default_hooks = dict(

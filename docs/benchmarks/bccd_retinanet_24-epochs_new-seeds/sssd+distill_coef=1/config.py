@@ -8,7 +8,7 @@ custom_imports = dict(
     allow_failed_imports=False,
     imports=[
         'mmdet_sssd',
-        'mmdet_sssd.comparison.training_cost_hook',
+        'mmdet_sssd.commands.comparison.training_cost_hook',
     ])
 data_root = 'data/bccd'
 default_hooks = dict(
