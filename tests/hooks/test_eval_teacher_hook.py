@@ -7,14 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
 from mmengine.hooks import CheckpointHook
+from mmengine.structures import InstanceData
 from mmengine.visualization import TensorboardVisBackend
 from torch import nn
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks import EvalTeacherHook
 
 from ..small_runner import (
     LABELS_FIRST,
@@ -331,3 +334,16 @@ def test_each_teacher_is_evaluated_under_its_name(runner_of):
     hub = runner.message_hub
     sums = [hub.get_scalar(f'val/{name}/sums/scores').current() for name in hooks]
     assert len({*sums, metrics['sums/scores']}) == 3
+
+
+def test_images_are_prepared_as_for_a_test_not_as_for_training():
+    """Training may change whole batches (``batch_augments``)."""
+    trained = []
+    sample = DetDataSample()
+    sample.gt_instances = InstanceData(bboxes=torch.ones(1, 4), labels=torch.zeros(1))
+    distiller = SimpleNamespace(
+        data_preprocessor=lambda data, training: trained.append(training) or data,
+        predict_with_teacher=lambda name, inputs, samples: samples,
+    )
+    EvalTeacherHook()._predict(distiller, dict(inputs=None, data_samples=[sample]), False)
+    assert trained == [False]
