@@ -18,7 +18,7 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
         Its ``images``, ``annotations`` and ``categories``; an empty list for those it lacks.
 
     Raises:
-        ConfigError: if there is no such file or it is no COCO annotation file.
+        ConfigError: if the file is missing or of another format than COCO.
     """
     try:
         with open(path, encoding='utf-8') as file:

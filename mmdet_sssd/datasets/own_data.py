@@ -16,7 +16,7 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
         set_by: What the user sets these two by and where, for the error.
 
     Raises:
-        ConfigError: if there is no such file or it is no COCO annotation file.
+        ConfigError: if the file is missing or of another format than COCO.
     """
     content = read_coco(osp.join(data_root, ann_file), set_by)
     return tuple(x['name'] for x in content['categories']), len(content['images'])

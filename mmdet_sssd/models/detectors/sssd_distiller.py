@@ -9,7 +9,7 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
 from ...errors import ConfigError, check, is_number
-from ..building import completed
+from ..building import class_of, completed
 from .distiller import Distiller, compiled_in_parts
 
 TEACHER, TERM = 'teacher', 'distill'
@@ -91,6 +91,8 @@ class SSSDDistiller(Distiller):
     ) -> None:
         key = 'model.teacher_loss_weight'
         check(key, teacher_loss_weight, is_number(teacher_loss_weight), 'a number >= 0')
+        _check_not_taken('teachers', teachers, TEACHER)
+        _check_not_taken('terms', terms, TERM)
         cheapest = ECONOMY if economy else {}
         if start_level is None:
             start_level = cheapest.get('start_level', 0)
@@ -125,12 +127,22 @@ class SSSDDistiller(Distiller):
             return super().loss(batch_inputs, batch_data_samples)
 
 
+def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str) -> None:
+    """Refuse a further part that would replace the preset's own."""
+    if isinstance(configs, dict) and own in configs:
+        raise ConfigError(
+            "is the preset's own, set by keys of model itself; accepted: another name",
+            f'model.{kind}.{own}',
+        )
+
+
 def _with_defaults(
     key: str, config: OptConfigType, default_type: str, cheapest: dict[str, dict]
 ) -> ConfigType:
     """Complete a part's config; the cheapest settings are those of its default type."""
     config = completed(f'model.{key}', config, type=default_type)
-    return {**cheapest[key], **config} if cheapest and config['type'] == default_type else config
+    is_default = class_of(config) is MODELS.get(default_type)
+    return {**cheapest[key], **config} if cheapest and is_default else config
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class KnowledgeMapper(nn.Module):
             regions: Their regions, in [0, 1], of shape (B, N, h, w).
             context: Vectors of the context objects of shape (B, C), or None without them.
             extents: The regions' rows of shape (B, N, h) and columns of shape (B, N, w), whose
-                products they are. None if they are no such products.
+                products they are. None if they are other than that.
 
         Returns:
             Teacher features of shape (B, C, h, w).

@@ -179,7 +179,7 @@ def _normalised_by_the_batch(detector: BaseDetector) -> list[_BatchNorm]:
 
 
 def head_modules(detector: BaseDetector) -> list[nn.Module]:
-    """List a detector's modules that are no part of feature extraction, outer ones first."""
+    """List a detector's modules outside feature extraction, outer ones first."""
     heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
     return [module for head in heads for module in head.modules()]
 

@@ -8,6 +8,7 @@ import torch
 from mmdet.registry import MODELS
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.models import FeatureAdapter
 from mmdet_sssd.models.replay import Replay, fresh_samples
 
 from ...stock_detectors import demo_batch, stock_config
@@ -201,6 +202,8 @@ def test_economy_is_the_cheapest_settings_unless_others_are_given():
     adapter, teacher = dict(num_convs=1, kernel_size=1), dict(refine_convs=1)
     long = build('retinanet', start_level=1, adapter=adapter, teacher=teacher)
     assert str(short) == str(long)
+    by_class = build('retinanet', economy=True, adapter=dict(type=FeatureAdapter))
+    assert str(by_class) == str(short)
     data = demo_batch(long)
     expected = losses_of(long, data)
     for key, value in losses_of(short, data).items():

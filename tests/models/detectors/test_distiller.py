@@ -520,3 +520,10 @@ def test_a_data_preprocessor_from_outside_goes_to_a_student_that_has_none():
         model = build(student={**TOY, 'data_preprocessor': own}, data_preprocessor=theirs)
         assert model.data_preprocessor is model.student.data_preprocessor
         assert model.data_preprocessor.mean.flatten().tolist() == [expected]
+
+
+@pytest.mark.parametrize(('kind', 'name'), [('teachers', 'teacher'), ('terms', 'distill')])
+def test_the_preset_s_own_parts_are_not_replaced(kind, name):
+    config = dict(type='SSSDDistiller', student=stock_config('retinanet'), **{kind: {name: {}}})
+    with pytest.raises(ConfigError, match=rf"^model\.{kind}\.{name} is the preset's own"):
+        MODELS.build(config)
