@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -14,6 +15,8 @@ from ..toy_detector import TOY_MODEL, ToyDataset
 
 def toy_batch(model):
     items = [ToyDataset()[index] for index in range(2)]
+    for item in items:  # an array, as mmdet's pipelines may leave it there
+        item['data_samples'].set_metainfo(dict(scale_factor=np.ones(2)))
     batch = {key: [item[key] for item in items] for key in items[0]}
     return model.data_preprocessor(batch, True)
 

@@ -184,6 +184,7 @@ def head_modules(detector: BaseDetector) -> list[nn.Module]:
     return [module for head in heads for module in head.modules()]
 
 
+@torch.compiler.disable
 def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
     """Copy data samples as deep as heads change them: tensors are shared, their holders are not."""
     copies = [sample.clone() for sample in batch_data_samples]
