@@ -101,7 +101,7 @@ class EvalTeacherHook(Hook):
 
     def _checked_teacher(self, runner: Runner) -> Teacher:
         teacher = teacher_of(runner, self)
-        if not teacher.loss_weight:
+        if not teacher.is_trained:
             raise ConfigError(
                 f"is {self.teacher!r}, which is not trained with the student's head; accepted: a "
                 "teacher with a loss_weight above 0. mmdet's test evaluates a pretrained one",

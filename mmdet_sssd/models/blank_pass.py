@@ -114,7 +114,7 @@ class BlankPass:
         try:
             with within(key), _evaluated(self.detector), _evaluated(teacher):
                 made = teacher.on_blank(self.detector, self.student, self.images, self.samples)
-                if with_head and teacher.loss_weight > 0:
+                if with_head and teacher.is_trained:
                     made = outputs_on(self.detector, made.feats, with_head)
                 return made
         finally:

@@ -26,6 +26,7 @@ SHORT_NAMES = {
     'dim': 'model.distill_loss.dim',
     'tau': 'model.distill_loss.tau',
     'teacher_loss_weight': 'model.teacher_loss_weight',
+    'teacher_head_grad': 'model.teacher_head_grad',
     'economy': 'model.economy',
     'start_level': 'model.start_level',
     'reuse_assignment': 'model.reuse_assignment',
@@ -137,7 +138,8 @@ def _read_setting(setting: str) -> dict[str, Any]:
             f'{setting!r} is no setting of an arm; accepted: KEY=VALUE without a slash, KEY a dotted '
             f'key of the config or one of {", ".join(SHORT_NAMES)}'
         )
-    return {SHORT_NAMES.get(key, key): DictAction._parse_iterable(text)}
+    first, dot, rest = key.partition('.')
+    return {SHORT_NAMES.get(first, first) + dot + rest: DictAction._parse_iterable(text)}
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:

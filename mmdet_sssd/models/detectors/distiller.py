@@ -29,6 +29,7 @@ from ..replay import Replay, fresh_samples, given_answers
 from ..student import build_student, count_classes
 from ..teachers import DetectorTeacher, Teacher
 from ..terms import DistillTerm
+from ..weights_by_name import Weights, check_names, weight_of
 
 # `torch.compile` takes what these methods call; they themselves run as they are.
 compiled_in_parts = partial(torch.compiler.disable, recursive=False)
@@ -124,7 +125,7 @@ class Distiller(BaseDetector):
     def _check_teachers_are_used(self) -> None:
         asked = {term.teacher for term in self.terms.values()}
         for name, teacher in self.teachers.items():
-            if name not in asked and not teacher.loss_weight:
+            if name not in asked and not teacher.is_trained:
                 raise ConfigError(
                     'is asked by none of model.terms; give one, such as model.terms='
                     "dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))",
@@ -271,10 +272,12 @@ class Distiller(BaseDetector):
                 continue
             with within(f'model.teachers.{name}'):
                 made[name] = teacher(self.student, outputs, batch_inputs, samples)
-            if teacher.loss_weight > 0:
+            if teacher.is_trained:
                 own, made[name] = self._trained_pass(
                     teacher, made[name], outputs, batch_inputs, samples
                 )
+                with within(f'model.teachers.{name}'):
+                    own = _weighed(own, teacher.loss_weights)
                 losses.update(rename_loss_dict(f'{name}.', own))
         return losses, made
 
@@ -298,11 +301,10 @@ class Distiller(BaseDetector):
             records_head=teacher.needs_head,
             leaves_trace=False,
             answers=answers,
+            head_grad=teacher.head_grad,
         )
         with replay:
             losses = self.student.loss(batch_inputs, fresh_samples(samples))
-        if teacher.loss_weight != 1:
-            losses = reweight_loss_dict(losses, teacher.loss_weight)
         return losses, replace(replay.outputs, start_level=made.start_level)
 
     @compiled_in_parts
@@ -386,6 +388,17 @@ class Distiller(BaseDetector):
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """Weigh losses by their names."""
+    names = [name for name in losses if 'loss' in name]
+    check_names('loss_weight', weights, names, 'loss')
+    weighed = {name: weight for name in names if (weight := weight_of(name, weights)) != 1}
+    return losses | {
+        name: reweight_loss_dict({name: losses[name]}, weight)[name]
+        for name, weight in weighed.items()
+    }
 
 
 def is_distiller(model: ConfigType) -> bool:

@@ -8,8 +8,9 @@ from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
-from ...errors import ConfigError, check, is_number
+from ...errors import ConfigError
 from ..building import class_of, completed
+from ..weights_by_name import Weights
 from .distiller import Distiller, compiled_in_parts
 
 TEACHER, TERM = 'teacher', 'distill'
@@ -36,7 +37,8 @@ class SSSDDistiller(Distiller):
     This is a :class:`Distiller` with the teacher ``teacher`` and the term ``distill``::
 
         teachers=dict(teacher=dict(type='ImplicitTeacher', neck=teacher,
-                                   loss_weight=teacher_loss_weight), **teachers),
+                                   loss_weight=teacher_loss_weight,
+                                   head_grad=teacher_head_grad), **teachers),
         terms=dict(distill=dict(type='FeatureTerm', teacher='teacher', adapter=adapter,
                                 distill_loss=distill_loss, distill_coef=distill_coef,
                                 normalize=True), **terms)
@@ -54,7 +56,11 @@ class SSSDDistiller(Distiller):
             to ``'JSDistanceLoss'``.
         distill_coef: λ, >= 0; hooks may change it during training. Defaults to the loss's
             ``default_coef``: 10 for ``JSDistanceLoss``, else 1.
-        teacher_loss_weight: w, >= 0. With 0 the teacher is not trained at all (for experiments).
+        teacher_loss_weight: w, >= 0, or weights by loss, such as ``dict(cls=0.5)``; see
+            :class:`~mmdet_sssd.models.teachers.Teacher`. With 0 the teacher is not trained at all (for
+            experiments). Defaults to 1.
+        teacher_head_grad: How much the teacher's loss trains the student's head, or factors by
+            parameter, such as ``dict(cls=0)``; see :class:`~mmdet_sssd.models.ImplicitTeacher`.
             Defaults to 1.
         start_level: Index of the first feature level that is taught; 1 spares the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1.
@@ -80,7 +86,8 @@ class SSSDDistiller(Distiller):
         adapter: OptConfigType = None,
         distill_loss: OptConfigType = None,
         distill_coef: float | None = None,
-        teacher_loss_weight: float = 1.0,
+        teacher_loss_weight: float | Weights = 1.0,
+        teacher_head_grad: float | Weights = 1.0,
         start_level: int | None = None,
         reuse_assignment: bool = False,
         economy: bool = False,
@@ -89,8 +96,6 @@ class SSSDDistiller(Distiller):
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
-        key = 'model.teacher_loss_weight'
-        check(key, teacher_loss_weight, is_number(teacher_loss_weight), 'a number >= 0')
         _check_not_taken('teachers', teachers, TEACHER)
         _check_not_taken('terms', terms, TERM)
         cheapest = ECONOMY if economy else {}
@@ -100,6 +105,7 @@ class SSSDDistiller(Distiller):
             type='ImplicitTeacher',
             neck=_with_defaults('teacher', teacher, 'LabelEncoderTeacher', cheapest),
             loss_weight=teacher_loss_weight,
+            head_grad=teacher_head_grad,
             start_level=start_level,
             reuse_assignment=reuse_assignment,
         )
@@ -152,5 +158,7 @@ def _keys_of_the_preset() -> Iterator[None]:
         yield
     except ConfigError as error:
         text = re.sub(rf'\bmodel\.teachers\.{TEACHER}\.neck\b', 'model.teacher', str(error))
-        text = re.sub(rf'\bmodel\.teachers\.{TEACHER}\.start_level\b', 'model.start_level', text)
+        own = rf'\bmodel\.teachers\.{TEACHER}\.'
+        text = re.sub(own + r'(loss_weight|head_grad)\b', r'model.teacher_\1', text)
+        text = re.sub(own + r'start_level\b', 'model.start_level', text)
         raise ConfigError(re.sub(rf'\bmodel\.terms\.{TERM}\b', 'model', text)) from error

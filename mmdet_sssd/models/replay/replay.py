@@ -3,7 +3,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn as nn
 from mmdet.models import BaseDetector
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.structures import DetDataSample
@@ -12,11 +11,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..outputs import DetectorOutputs
+from ..weights_by_name import Weights
 from .answers import Answers, kept_answers
+from .head_gradients import weighed_gradients
 from .head_record import HeadRecord
 from .head_state import undone
-
-FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # what a replayed loss never runs
+from .heads import FEATURE_MODULES, head_modules
 
 
 class Replay:
@@ -37,6 +37,8 @@ class Replay:
             training: their running statistics are those of the student's features.
         keeps_answers: Whether ``outputs`` have what assigners and single levels of dense heads answer.
         answers: The context in which they answer as in an earlier pass; None: they work.
+        head_grad: Weights of the gradients that the heads' parameters receive, by their names; see
+            :func:`~mmdet_sssd.models.replay.weighed_gradients`.
 
     Example:
         >>> with Replay(student, feats, leaves_trace=False) as replay:
@@ -56,6 +58,7 @@ class Replay:
         by_batch: bool = False,
         keeps_answers: bool = False,
         answers: Callable[[], AbstractContextManager] | None = None,
+        head_grad: Weights | None = None,
     ) -> None:
         self.detector = detector
         self.feats = feats
@@ -67,6 +70,7 @@ class Replay:
         self.by_batch = by_batch
         self.keeps_answers = keeps_answers
         self.given = answers
+        self.head_grad = head_grad
         self.answers: Answers | None = None
 
     @torch.compiler.disable
@@ -83,6 +87,8 @@ class Replay:
                 self.answers = stack.enter_context(kept_answers(self.detector))
             if self.given is not None:
                 stack.enter_context(self.given())
+            if self.head_grad:
+                stack.enter_context(weighed_gradients(self.detector, self.head_grad))
             self.exit = stack.pop_all()
         return self
 
@@ -176,12 +182,6 @@ def _normalised_by_the_batch(detector: BaseDetector) -> list[_BatchNorm]:
     for module, was_training in zip(modules, modes, strict=True):
         module.training = was_training
     return found
-
-
-def head_modules(detector: BaseDetector) -> list[nn.Module]:
-    """List a detector's modules outside feature extraction, outer ones first."""
-    heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
-    return [module for head in heads for module in head.modules()]
 
 
 @torch.compiler.disable

@@ -9,7 +9,9 @@ from ...errors import ConfigError, check, within
 from ..blank_pass import BlankPass
 from ..building import build_part, completed
 from ..outputs import DetectorOutputs
+from ..replay import head_parameters
 from ..student import count_classes
+from ..weights_by_name import Weights, as_weights, check_names
 from .teacher import Teacher
 
 
@@ -32,6 +34,10 @@ class ImplicitTeacher(Teacher):
             learns which object) hold in the teacher's too, as in LGD's reference code, instead of
             being worked out anew. Those of an R-CNN's proposals are always worked out anew. Defaults
             to False.
+        head_grad: How much its detection loss trains the student's head: a factor >= 0 of the
+            gradients that parameters receive from it, or factors by parameter: a regular expression
+            sets that of the parameters in whose name it is found; the others' is 1. ``dict(cls=0)``
+            leaves classification branches to the student's own loss. Defaults to 1.
 
     Raises:
         ConfigError: if an argument is not one of these or disagrees with the student.
@@ -41,9 +47,10 @@ class ImplicitTeacher(Teacher):
         self,
         blank: BlankPass,
         neck: OptConfigType = None,
-        loss_weight: float = 1.0,
+        loss_weight: float | Weights = 1.0,
         start_level: int = 0,
         reuse_assignment: bool = False,
+        head_grad: float | Weights = 1.0,
     ) -> None:
         super().__init__(loss_weight)
         accepted = isinstance(start_level, int) and start_level >= 0
@@ -52,13 +59,17 @@ class ImplicitTeacher(Teacher):
         check('start_level', start_level, accepted, 'the index of a feature level of the student')
         self.start_level = start_level
         self.reuses_assignment = reuse_assignment
+        if head_grad != 1:
+            self.head_grad = as_weights('head_grad', head_grad)
+            names = [name for name, *_ in head_parameters(blank.detector)]
+            check_names('head_grad', self.head_grad, names, "parameter of the student's head")
         neck = completed('neck', neck)
         if 'in_channels' not in neck:
             neck['in_channels'] = blank.channels[start_level:]
         if 'num_classes' not in neck:
             neck['num_classes'] = _count_classes(blank.detector)
         self.neck = build_part('neck', neck, nn.Module, 'LabelEncoderTeacher')
-        self.requires_grad_(loss_weight > 0)
+        self.requires_grad_(self.is_trained)
 
     @property
     def num_classes(self) -> int:

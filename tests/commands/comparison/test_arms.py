@@ -124,9 +124,10 @@ def test_an_option_that_an_arm_would_override_is_refused(configs):
 
 
 def test_a_name_with_changes(configs):
-    name = 'sssd+dim=channel+tau=2+model.student.bbox_head.stacked_convs=2'
+    name = 'sssd+dim=channel+tau=2+model.student.bbox_head.stacked_convs=2+teacher_head_grad.cls=0'
     (cfg,) = configs_of(configs / 'stock.py', name)
     assert cfg.model.distill_loss == dict(type='JSDistanceLoss', dim='channel', tau=2)
+    assert cfg.model.teacher_head_grad == dict(cls=0)
     assert cfg.model.student.bbox_head.stacked_convs == 2
 
 
