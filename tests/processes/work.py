@@ -53,6 +53,7 @@ def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     model = dict(type='SSSDDistiller', student=config)
     if with_terms:
         model |= dict(
+            teacher_head_grad={'conv_cls': 0, '': 0.5},
             teachers=dict(large=dict(type='PretrainedTeacher', config=config, checkpoint=None)),
             terms=dict(
                 ssim=dict(type='FeatureTerm', teacher='large', distill_loss=dict(type='SSIMLoss')),
