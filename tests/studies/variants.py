@@ -6,19 +6,23 @@
 from the root of the repository. What came of them stands in docs/benchmarks.md.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn as nn
 from mmdet.registry import HOOKS, MODELS
-from mmengine.hooks import Hook
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdet_sssd.models import SSSDDistiller
-
-from .gradients import gradient
+from mmdet_sssd.hooks import AdaptiveDistillCoefHook
+from mmdet_sssd.hooks.phase_hooks import run_progress
+from mmdet_sssd.models import LabelEncoderTeacher, SSSDDistiller
+from mmdet_sssd.models.replay import fresh_samples, head_parameters
 
 
 @MODELS.register_module()
@@ -42,34 +46,74 @@ class UnnormedDistiller(SSSDDistiller):
 
 
 @HOOKS.register_module()
-class BalancedCoefHook(Hook):
-    """Sets λ so that the distillation loss pulls the backbone as hard as the detection loss.
+class FadingCoefHook(AdaptiveDistillCoefHook):
+    """Lets λ fall to zero by half a cosine over the run."""
 
-    The norms of both gradients are measured on the batch of every ``interval``-th iteration, and λ is
-    a running mean of their ratios.
-    """
-
-    def __init__(self, interval: int = 25, momentum: float = 0.5) -> None:
-        self.interval = interval
-        self.momentum = momentum
-        self.balanced = False
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(policy='constant', **settings)
+        self.progress = 0.0
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        term = runner.model.terms['distill']
-        if not term.detach_student and (not self.balanced or runner.iter % self.interval == 0):
-            coef = self._balance(runner.model, data_batch)
-            old = term.distill_coef if self.balanced else coef
-            term.distill_coef = self.momentum * old + (1 - self.momentum) * coef
-            self.balanced = True
-        runner.message_hub.update_scalar('train/distill_coef', term.distill_coef)
+        self.progress = run_progress(runner, batch_idx)
+        super().before_train_iter(runner, batch_idx, data_batch)
 
-    def _balance(self, model: SSSDDistiller, data_batch: dict) -> float:
-        batch = model.data_preprocessor(data_batch, training=True)
-        images, samples = batch['inputs'], batch['data_samples']
-        losses, outputs = model._student_pass(images, samples)
-        _, made = model._teacher_passes(outputs, images, samples)
-        distill = model.terms['distill'](outputs, made['teacher'].detach(), images, samples)
-        detection = gradient(model.parse_losses(losses)[0], model)
-        return float(detection.norm() / gradient(distill['loss'], model).norm())
+    def _scale(self) -> float:
+        return (1 + math.cos(math.pi * self.progress)) / 2
+
+
+@MODELS.register_module()
+class NoisyLabelTeacher(LabelEncoderTeacher):
+    """Is told boxes that are moved at random, and some wrong labels, so that it cannot read the answer.
+
+    Args:
+        shift: Standard deviation of a box's four edges, as a share of its width or height.
+        wrong: Share of the labels that are drawn at random.
+    """
+
+    def __init__(self, *args: Any, shift: float = 0.1, wrong: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shift = shift
+        self.wrong = wrong
+
+    def forward(
+        self, feats: Sequence[Tensor], batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[Tensor, ...]:
+        samples = fresh_samples(batch_data_samples)
+        for sample in samples if self.training else ():
+            objects = sample.gt_instances
+            boxes = get_box_tensor(objects.bboxes)
+            sizes = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+            moved = boxes + self.shift * sizes * torch.randn_like(boxes)
+            objects.bboxes = moved.view(-1, 2, 2).sort(1).values.flatten(1)
+            drawn = torch.randint_like(objects.labels, self.num_classes)
+            is_wrong = torch.rand(len(boxes), device=boxes.device) < self.wrong
+            objects.labels = drawn.where(is_wrong, objects.labels)
+        return super().forward(feats, batch_inputs, samples)
+
+
+@MODELS.register_module()
+class OwnClassifierDistiller(SSSDDistiller):
+    """Gives the teacher classification branches of its own, which start as the student's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.own_classifier = nn.ParameterDict(
+            {
+                name.replace('.', '/'): nn.Parameter(module._parameters[key].detach().clone())
+                for name, module, key in head_parameters(self.student)
+                if 'cls' in name
+            }
+        )
+
+    def _trained_pass(self, *args: Any) -> Any:
+        places = [x for x in head_parameters(self.student) if 'cls' in x[0]]
+        shared = [module._parameters[key] for _, module, key in places]
+        for name, module, key in places:
+            module._parameters[key] = self.own_classifier[name.replace('.', '/')]
+        try:
+            return super()._trained_pass(*args)
+        finally:
+            for (_, module, key), parameter in zip(places, shared, strict=True):
+                module._parameters[key] = parameter

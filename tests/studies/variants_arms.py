@@ -4,8 +4,21 @@ imports = {'custom_imports.imports': ['mmdet_sssd', 'tests.studies.variants']}
 arms = dict(
     no_adapter=dict(base='sssd', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}),
     no_norm=dict(base='sssd', cfg_options={**imports, 'model.type': 'UnnormedDistiller'}),
-    balanced_coef=dict(
+    fading=dict(
         base='sssd',
-        cfg_options={**imports, 'default_hooks.distill_coef': dict(type='BalancedCoefHook')},
+        cfg_options={
+            **imports,
+            'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook'),
+        },
+    ),
+    noisy_labels=dict(
+        base='sssd', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
+    ),
+    own_classifier=dict(
+        base='sssd', cfg_options={**imports, 'model.type': 'OwnClassifierDistiller'}
+    ),
+    head_outputs=dict(
+        base='sssd',
+        cfg_options={'model.terms': dict(logits=dict(type='LogitTerm', teacher='teacher'))},
     ),
 )
