@@ -51,7 +51,7 @@ def plain_twin(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:
     """Make the plain formulation, with the same weights."""
     plain = LabelEncoderTeacher(CHANNELS, teacher.num_classes)
     plain.appearance_encoder = PlainAppearance(CHANNELS)
-    plain.knowledge_mapper = PlainMapper(CHANNELS, add_context_box=True)
+    plain.knowledge_mapper = PlainMapper(CHANNELS, True, refine_convs=3, refine_kernel=3)
     plain.load_state_dict(teacher.state_dict())
     return plain.to(next(teacher.parameters()))
 
