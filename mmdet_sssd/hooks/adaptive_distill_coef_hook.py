@@ -203,10 +203,10 @@ class AdaptiveDistillCoefHook(Hook):
         """
         if norms is None or not all(0 < norm < math.inf for norm in norms):
             return
-        of_term, of_student = map(math.log, norms)
+        of_term, of_student = norms
         self.num_measured += 1
         self.wait = min(self.num_measured, self.interval)
-        found = of_student - of_term + math.log(self.owner.distill_coef)
+        found = math.log(of_student / of_term * self.owner.distill_coef)
         self.mean_log += (found - self.mean_log) * max(1 / self.num_measured, self.SHARE)
 
     def _balanced(self) -> float:
