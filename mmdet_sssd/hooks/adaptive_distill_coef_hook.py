@@ -33,11 +33,11 @@ class AdaptiveDistillCoefHook(Hook):
     ``distill_coef``. A resumed run continues with the same λ. Of several parameter groups, the
     student's group with the highest rate counts. Each term of a model can have a hook of its own.
 
-    With ``ratio``, λ₀ needs no tuning. It is kept so that the gradient that the term, weighed by λ₀,
-    sends into the student's features has ``ratio`` times the norm of the one that the student's own
-    losses send there, on the feature levels that the term compares. Both are measured in training
-    steps, without a pass of their own; after the n-th measurement the next one comes min(n,
-    ``interval``) iterations later, and λ₀ follows a running mean. Before the first one, λ₀ is
+    With ``ratio``, λ₀ needs no tuning. It follows the gradients, so that the one that the term, weighed
+    by λ₀, sends into the student's features has ``ratio`` times the norm of the one that the student's
+    own losses send there, on the feature levels that the term's reaches. Training steps measure both,
+    without a backward pass of their own; after the n-th measurement the next one comes min(n,
+    ``interval``) iterations later, and λ₀ follows their running mean. Before the first one, λ₀ is
     ``distill_coef``. While the term does not pull the student, nothing is measured and λ₀ stays; a
     norm that is zero or not finite does not count. What a term on logits sends through the student's
     head counts as the student's own. The log of the run ends with λ.

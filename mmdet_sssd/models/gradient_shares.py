@@ -17,7 +17,8 @@ class GradientShares:
     The backward pass comes to the users in the opposite order, with or without identities. So what
     arrives at an identity is the sum of its user's gradient and the later ones', and an identity's sum
     less the next one's is its user's own. The sums are those that autograd forms anyway: all gradients
-    stay the same to the bit, which they would not if the identities stood side by side.
+    stay the same to the bit, which they would not if the identities stood side by side. A gradient is
+    known as exactly as the sum that it is taken from.
 
     Example:
         >>> shares, feats = GradientShares(), (torch.ones(1, 1, 1, 1, requires_grad=True),)

@@ -126,13 +126,13 @@ def test_norms_are_autograd_s_and_a_step_stays_the_same_to_the_bit(case):
         norms = (squares[user][levels].sum().sqrt() for user in (f'terms.{name}', 'student'))
         found = model.gradient_shares.norms(f'terms.{name}', 'student')
         assert found == pytest.approx([x.item() for x in norms], rel=1e-4)
-    assert not model.gradient_shares.later
     plain_logged, plain_grads = step(plain, data)
     assert not plain.gradient_shares.squares
     assert logged == plain_logged
     assert sum(x is not None for x in grads.values()) > 50
     for name, grad in plain_grads.items():
         assert torch.equal(grads[name], grad), name
+    assert not model.gradient_shares.later, 'gradients are kept'
 
 
 @pytest.mark.parametrize('still', ['detached', 'at rest', 'not asked'])
@@ -146,8 +146,22 @@ def test_nothing_is_measured_where_no_term_pulls(still):
     assert model.gradient_shares.norms('terms.distill', 'student') is None
 
 
-def test_mixed_precision_is_measured_in_full_precision():
-    """Gradients whose squares are too small for float16."""
+def test_mixed_precision_is_measured_and_left_as_it_is():
+    model, data = build('retinanet')
+    plain = copy.deepcopy(model)
+    plain.terms['distill'].is_measured = False
+    with torch.autocast('cpu', torch.bfloat16):
+        squares = expected_squares(model, data)
+        _, grads = step(model, data)
+        _, plain_grads = step(plain, data)
+    for user, expected in squares.items():
+        measured = model.gradient_shares.squares[user]
+        torch.testing.assert_close(measured, expected, rtol=0.05, atol=1e-12, msg=user)
+    for name, grad in plain_grads.items():
+        assert torch.equal(grads[name], grad), name
+
+
+def test_squares_of_half_precision_do_not_vanish():
     shares, feats = GradientShares(), (torch.ones(1, 1, 8, 8, dtype=torch.float16),)
     feats[0].requires_grad_()
     head = shares.lend('head', feats)
