@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from ..errors import ConfigError, check, is_number, within
 from .distiller_of import distiller_of, term_of
 
+MEASURED = ('mean_log', 'num_measured', 'wait')
+
 
 @HOOKS.register_module()
 class AdaptiveDistillCoefHook(Hook):
@@ -31,6 +33,15 @@ class AdaptiveDistillCoefHook(Hook):
     ``distill_coef``. A resumed run continues with the same λ. Of several parameter groups, the
     student's group with the highest rate counts. Each term of a model can have a hook of its own.
 
+    With ``ratio``, λ₀ needs no tuning. It follows the gradients, so that the one that the term, weighed
+    by λ₀, sends into the student's features has ``ratio`` times the norm of the one that the student's
+    own losses send there, on the feature levels that the term's reaches. Training steps measure both,
+    without a backward pass of their own; after the n-th measurement the next one comes min(n,
+    ``interval``) iterations later, and λ₀ follows their running mean. Before the first one, λ₀ is
+    ``distill_coef``. While the term does not pull the student, nothing is measured and λ₀ stays; a
+    norm that is zero or not finite does not count. What a term on logits sends through the student's
+    head counts as the student's own. The log of the run ends with λ.
+
     Args:
         policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
         factor: What λ is multiplied by at each decay, > 0. Defaults to 2.
@@ -41,12 +52,22 @@ class AdaptiveDistillCoefHook(Hook):
         max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
         term: Name of the term whose coefficient this is. Defaults to ``'distill'``, the one of
             ``SSSDDistiller`` itself.
+        ratio: Norm of the gradient that the term, λ₀ included, sends into the student's features, as a
+            multiple of that of the student's own losses, > 0. None, the default: λ₀ is
+            ``distill_coef``.
+        interval: Most iterations between two measurements. Defaults to 20.
+        max_change: Highest factor between λ₀ and ``distill_coef``, up or down, >= 1. Defaults to 1000.
 
     Raises:
-        ConfigError: if an argument is not one of these or the model is no distiller with that term.
+        ConfigError: if an argument is not one of these or the model is no distiller with that term;
+            with ``ratio``, also if the term's λ is 0 or it does not compare features.
+
+    Example:
+        >>> default_hooks = dict(distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.5))
     """
 
     POLICIES = ('step', 'inverse_lr', 'constant')
+    SHARE = 0.1  # of the newest measurement in the running mean, at least
 
     def __init__(
         self,
@@ -57,6 +78,9 @@ class AdaptiveDistillCoefHook(Hook):
         power: float = 1.0,
         max_scale: float = 10.0,
         term: str = 'distill',
+        ratio: float | None = None,
+        interval: int = 20,
+        max_change: float = 1000.0,
     ) -> None:
         with within(type(self).__name__):
             check('policy', policy, policy in self.POLICIES, ', '.join(self.POLICIES))
@@ -70,6 +94,11 @@ class AdaptiveDistillCoefHook(Hook):
             check('decay_ratio', decay_ratio, 0 < decay_ratio < 1, 'a number between 0 and 1')
             check('power', power, is_number(power) and power > 0, 'a number > 0')
             check('max_scale', max_scale, is_number(max_scale, least=1), 'a number >= 1')
+            accepted = ratio is None or (is_number(ratio) and ratio > 0)
+            check('ratio', ratio, accepted, 'a number > 0, or None')
+            accepted = isinstance(interval, int) and interval >= 1
+            check('interval', interval, accepted, 'a whole number >= 1')
+            check('max_change', max_change, is_number(max_change, least=1), 'a number >= 1')
         self.policy = policy
         self.factor = factor
         self.max_decays = math.inf if max_decays is None else max_decays
@@ -79,11 +108,20 @@ class AdaptiveDistillCoefHook(Hook):
         self.term = term
         self.state_key = f'adaptive_distill_coef.{term}'
         self.references: list[float] = []  # highest rate, then the rate after each decay
+        self.ratio = ratio
+        self.interval = interval
+        self.max_change = max_change
+        self.mean_log = 0.0  # of the λ with which both gradients would be as long
+        self.num_measured = 0
+        self.wait = 0  # iterations before the next measurement
 
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
         self.owner = term_of(runner, self)
+        self.shares = distiller_of(runner, self).gradient_shares
         self.base_coef = self.owner.distill_coef
+        if self.ratio is not None:
+            self._check_can_be_measured()
         student = {id(p) for p in distiller_of(runner, self).student.parameters()}
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ConfigError(
@@ -100,18 +138,85 @@ class AdaptiveDistillCoefHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Set λ for this iteration and log it."""
-        self.owner.distill_coef = self.base_coef * self._scale()
+        """Set λ for this iteration, log it, and ask for a measurement if one is due."""
+        self.owner.distill_coef = self._bounded() * self._scale()
         runner.message_hub.update_scalar(f'train/{self.term}_coef', self.owner.distill_coef)
+        self.owner.is_measured = self.ratio is not None and self.wait == 0
+        self.shares.clear()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Learn from what was measured."""
+        if self.owner.is_measured:
+            self._learn(self.shares.norms(f'terms.{self.term}', 'student'))
+        self.owner.is_measured = False
+        self.wait = max(self.wait - 1, 0)
+
+    def after_train(self, runner: Runner) -> None:
+        """Say what λ came to."""
+        if self.ratio is not None:
+            is_held = self._bounded() != self._balanced()
+            runner.logger.info(
+                f'Term {self.term}: λ came to {self.owner.distill_coef:.4g} '
+                f'(ratio {self.ratio:g}, {self.num_measured} measurements'
+                f'{", held by max_change" if is_held else ""}).'
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what λ depends on."""
         checkpoint[self.state_key] = list(self.references)
+        if self.ratio is not None:
+            checkpoint[f'{self.state_key}.ratio'] = {key: getattr(self, key) for key in MEASURED}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore it when a run is resumed; weights alone do not bring it along."""
         if runner._resume and self.state_key in checkpoint:
             self.references = list(checkpoint[self.state_key])
+        if runner._resume and self.ratio is not None:
+            vars(self).update(checkpoint.get(f'{self.state_key}.ratio', {}))
+
+    def _check_can_be_measured(self) -> None:
+        if self.owner.needs_head:
+            raise ConfigError(
+                f'is {self.ratio}, but term {self.term!r}, a {type(self.owner).__name__}, compares '
+                'what heads make; accepted: None, or the name of a term that compares features',
+                f'{type(self).__name__}.ratio',
+            )
+        if self.base_coef == 0:
+            raise ConfigError(
+                f'is {self.ratio}, but distill_coef of term {self.term!r}, which λ starts from, is 0; '
+                'accepted: distill_coef > 0, or ratio=None',
+                f'{type(self).__name__}.ratio',
+            )
+
+    def _learn(self, norms: tuple[float, float] | None) -> None:
+        """Take the norms of the term's gradient and the student's own into the running mean.
+
+        The mean is of the quotient's logarithm: whatever scales both (the loss scale, accumulation)
+        cancels in each quotient, and a batch on which it is n times too large weighs as much as one
+        on which it is n times too small.
+        """
+        if norms is None or not all(0 < norm < math.inf for norm in norms):
+            return
+        of_term, of_student = norms
+        self.num_measured += 1
+        self.wait = min(self.num_measured, self.interval)
+        found = math.log(of_student / of_term * self.owner.distill_coef)
+        self.mean_log += (found - self.mean_log) * max(1 / self.num_measured, self.SHARE)
+
+    def _balanced(self) -> float:
+        """Work out λ₀ as the measurements want it."""
+        return self.ratio * math.exp(self.mean_log) if self.num_measured else self.base_coef
+
+    def _bounded(self) -> float:
+        """Keep it within reach of ``distill_coef``."""
+        least, most = self.base_coef / self.max_change, self.base_coef * self.max_change
+        return min(max(self._balanced(), least), most)
 
     def _scale(self) -> float:
         """Note the present learning rate and work out λ / λ₀."""

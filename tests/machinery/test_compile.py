@@ -47,9 +47,10 @@ def plain_steps(model, data, monkeypatch):
         return compiled_steps(model, data)[0]
 
 
-def check(student, batch_of, monkeypatch):
+def check(student, batch_of, monkeypatch, is_measured=False):
     torch.manual_seed(0)
     model = MODELS.build(dict(copy.deepcopy(TOY_MODEL), student=student)).train()
+    model.terms['distill'].is_measured = is_measured
     stock, twin = copy.deepcopy(model.student), copy.deepcopy(model)
     data = batch_of(model)
     logged, breaks = compiled_steps(model, data)
@@ -61,10 +62,13 @@ def check(student, batch_of, monkeypatch):
     assert breaks[0] <= 2 * max(stock_breaks[-1], 1)
     new, stock_new = (counts[-1] - counts[0] for counts in (breaks, stock_breaks))
     assert new <= 2 * stock_new, 'a later step was compiled anew'
+    norms = [x.gradient_shares.norms('terms.distill', 'student') for x in (model, twin)]
+    assert norms[0] == (pytest.approx(norms[1], rel=1e-4) if is_measured else None)
 
 
-def test_a_compiled_distiller_trains_as_a_plain_one(monkeypatch):
-    check(TOY_MODEL['student'], toy_batch, monkeypatch)
+@pytest.mark.parametrize('is_measured', [False, True])
+def test_a_compiled_distiller_trains_as_a_plain_one(is_measured, monkeypatch):
+    check(TOY_MODEL['student'], toy_batch, monkeypatch, is_measured)
 
 
 @pytest.mark.slow

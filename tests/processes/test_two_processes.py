@@ -1,5 +1,7 @@
 """Training on more than one process, each with a part of the batch."""
 
+import math
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -10,6 +12,7 @@ from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,
     gradients,
+    run_balanced,
     run_phases,
     run_scheduled,
     run_taught,
@@ -130,6 +133,16 @@ def test_phases_stay_where_they_were_when_one_process_becomes_two(
 ):
     args = (tmp_path, str(whole_runs[2] / 'epoch_1.pth'))
     assert on_two_processes(run_phases, args, args) == [rows(1, ITERS_PER_EPOCH // 2)] * 2
+
+
+def test_a_ratio_of_gradients_is_that_of_the_squares_averaged_over_processes(
+    on_two_processes, tmp_path
+):
+    (coefs, first), (others, second) = on_two_processes(run_balanced, *[(str(tmp_path),)] * 2)
+    assert coefs == others
+    student, term = (math.hypot(first[0][k], second[0][k]) for k in (0, 1))
+    assert first[0] != pytest.approx(second[0], rel=1e-3)
+    assert coefs == pytest.approx([2.0] + [0.5 * student / term] * 2, rel=1e-5)
 
 
 @pytest.fixture(scope='module')

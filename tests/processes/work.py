@@ -20,7 +20,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks import FreezeBackboneHook, SafeCheckpointHook
 
 from ..stock_detectors import NUM_CLASSES, stock_config
-from ..toy_detector import TOY_MODEL, toy_runner
+from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 
 IMAGE_SIZE = (160, 160)  # group norms want more than a pixel on the last level
 WRAPPER = dict(
@@ -274,6 +274,41 @@ def run_phases(work_dir, resume_from=None) -> list[tuple]:
     )
     runner.train()
     return recorder.rows
+
+
+def run_balanced(work_dir: str) -> tuple[list[float], list[tuple[float, float]]]:
+    """Train a few steps with a ratio of gradients, always on the same images, at no learning rate.
+
+    Returns:
+        λ in each iteration, and the norms measured on this process's images alone, of the student's
+        gradient and of the term's without λ.
+    """
+    coefs, norms = [], []
+
+    class Coefs(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            model = copy.deepcopy(getattr(runner.model, 'module', runner.model))
+            coefs.append(model.terms['distill'].distill_coef)
+            data = model.data_preprocessor(data_batch, True)
+            (leaf,) = (x.detach().requires_grad_() for x in model.extract_feat(data['inputs']))
+            model.student.extract_feat = lambda _: (leaf,)
+            losses = model(**data, mode='loss')
+            found = [torch.autograd.grad(losses[f'loss_{x}'], leaf)[0] for x in ('cls', 'distill')]
+            norms.append((found[0].norm().item(), found[1].norm().item() / coefs[-1]))
+
+    runner = toy_runner(
+        work_dir,
+        hooks=[dict(type='AdaptiveDistillCoefHook', ratio=0.5), Coefs()],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
+        train_dataloader=toy_loader(shuffle=False) | dict(batch_size=NUM_IMAGES // 2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=WRAPPER),
+    )
+    runner.train()
+    return coefs, norms
 
 
 TAUGHT = dict(

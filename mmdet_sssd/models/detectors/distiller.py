@@ -24,6 +24,7 @@ from ...checkpoints import loading
 from ...errors import ConfigError, within
 from ..blank_pass import BlankPass
 from ..building import build_part, is_config_of
+from ..gradient_shares import GradientShares
 from ..outputs import DetectorOutputs
 from ..replay import Replay, fresh_samples, given_answers
 from ..student import build_student, count_classes
@@ -68,6 +69,9 @@ class Distiller(BaseDetector):
     Attributes:
         num_dropped_boxes: How many labelled boxes were left out because they cover less than a pixel
             of the image; stock losses are not finite on some of them.
+        gradient_shares: What the student's own losses (``'student'``) and each term (``'terms.NAME'``)
+            sent into the student's features in the last step that was measured; see
+            :class:`~mmdet_sssd.models.terms.DistillTerm`.
 
     Raises:
         ConfigError: if the student cannot be distilled, or a teacher or term is none or refuses its
@@ -104,6 +108,7 @@ class Distiller(BaseDetector):
                 self.terms[name] = self._build_term(name, config, blank)
         self._check_teachers_are_used()
         self.num_dropped_boxes = 0
+        self.gradient_shares = GradientShares()
 
     def _build_term(self, name: str, config: ConfigType, blank: BlankPass) -> DistillTerm:
         """Build a term, and let its teacher run its head if that is compared."""
@@ -233,7 +238,7 @@ class Distiller(BaseDetector):
         Returns:
             The losses, and what the student made of all B images.
         """
-        feats = self.student.extract_feat(batch_inputs)
+        feats = self._lent('student', self.student.extract_feat(batch_inputs))
         rows = images
         if images is not None:
             starts = range(0, len(feats[0]), len(samples))  # 3 of them in TridentNet's training
@@ -249,7 +254,16 @@ class Distiller(BaseDetector):
         )
         with replay:
             losses = self.student.loss(batch_inputs, fresh_samples(samples))
-        return losses, replay.outputs
+        return losses, replace(replay.outputs, feats=self._lent('teachers', feats))
+
+    @torch.compiler.disable
+    def _lent(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the student's features to their next user, watched if this step is measured."""
+        is_measured = any(
+            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
+            for x in self.terms.values()
+        )
+        return self.gradient_shares.lend(user, feats) if is_measured else feats
 
     @compiled_in_parts
     def _teacher_passes(
@@ -321,6 +335,7 @@ class Distiller(BaseDetector):
         for name, term in self.terms.items():
             if term.teacher not in made:
                 continue
+            outputs = replace(outputs, feats=self._lent(f'terms.{name}', outputs.feats))
             student = outputs.detach() if term.detach_student else outputs
             with within(f'model.terms.{name}'):
                 logged = dict(term(student, made[term.teacher], batch_inputs, samples))

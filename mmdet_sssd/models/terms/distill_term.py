@@ -23,6 +23,8 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
         distill_coef: λ as it is now.
         detach_student: Whether the student's outputs are detached, so that an adapter alone is
             trained; ``DetachStudentHook`` sets it.
+        is_measured: Whether the gradient that it sends into the student's features is measured;
+            ``AdaptiveDistillCoefHook`` sets it.
         needs_head: Whether the outputs of the dense heads are compared too.
 
     Raises:
@@ -37,6 +39,7 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
         self.teacher = teacher
         self.distill_coef = float(distill_coef)
         self.detach_student = False
+        self.is_measured = False
 
     @abstractmethod
     def forward(

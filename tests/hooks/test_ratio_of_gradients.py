@@ -1,0 +1,312 @@
+"""``ratio`` of AdaptiveDistillCoefHook, against gradients that are worked out on their own."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.hooks import AdaptiveDistillCoefHook
+from mmdet_sssd.models.losses import JSDistanceLoss
+
+from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
+
+BASE = 2.0  # toy_runner's λ
+RATIO = 0.3
+ALL_IMAGES = toy_loader('InfiniteSampler', shuffle=False) | dict(batch_size=NUM_IMAGES)
+STILL = dict(optimizer=dict(type='SGD', lr=0.0))
+SGD = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), clip_grad=dict(max_norm=0.1))
+
+
+@MODELS.register_module()
+class TimesLoss(JSDistanceLoss):
+    """A multiple of the JS distance."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def average(self, distances, feats):
+        return super().average(distances, feats) * self.times
+
+
+def norms(model, batch, term='distill'):
+    """Norms of the gradients that the student's loss and a term without λ send into the features."""
+    model = copy.deepcopy(model)
+    data = model.data_preprocessor(batch, True)
+    (leaf,) = (x.detach().requires_grad_() for x in model.extract_feat(data['inputs']))
+    model.student.extract_feat = lambda _: (leaf,)
+    model.terms[term].distill_coef = 1.0
+    losses = model(**data, mode='loss')
+    return [torch.autograd.grad(losses[k], leaf)[0].norm() for k in ('loss_cls', f'loss_{term}')]
+
+
+def balanced(model, batch, term='distill'):
+    """The λ with which both have the same norm."""
+    student, distill = norms(model, batch, term)
+    return (student / distill).item()
+
+
+class Recorder(Hook):
+    """Notes λ in each iteration, the λ that would balance, and whether the term pulls the student."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, term='distill'):
+        self.term = term
+        self.coefs, self.wanted, self.pulls = [], [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        model = runner.model
+        self.coefs.append(model.terms[self.term].distill_coef)
+        self.pulls.append(model.teachers['teacher'].active)
+        self.pulls[-1] &= not model.terms[self.term].detach_student
+        self.wanted.append(balanced(model, data_batch, self.term) if self.pulls[-1] else None)
+
+
+def run(work_dir, hook=(), hooks=(), iters=8, **kwargs):
+    recorder = Recorder()
+    hook = dict(type='AdaptiveDistillCoefHook', ratio=RATIO, **dict(hook))
+    train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters)
+    settings = dict(hooks=[hook, *hooks, recorder], train_cfg=train_cfg, **kwargs)
+    runner = toy_runner(work_dir, **settings)
+    runner.train()
+    return recorder, runner
+
+
+def still_run(work_dir, **kwargs):
+    """A run in which neither weights nor batch change."""
+    return run(work_dir, train_dataloader=ALL_IMAGES, optim_wrapper=STILL, **kwargs)
+
+
+@pytest.mark.parametrize('loss', ['JSDistanceLoss', 'NormedMSELoss', 'SSIMLoss'])
+def test_the_pull_of_the_term_has_the_ratio_to_the_student_s(tmp_path, loss):
+    """The same number for each loss."""
+    model = TOY_MODEL | dict(distill_loss=dict(type=loss))
+    recorder, runner = still_run(tmp_path, model=model, iters=4)
+    assert recorder.coefs[0] == BASE
+    student, term = norms(runner.model, next(iter(runner.train_dataloader)))
+    for coef in recorder.coefs[1:]:
+        assert (coef * term / student).item() == pytest.approx(RATIO, rel=1e-4)
+
+
+def test_a_multiple_of_the_loss_gets_its_part_of_lambda(tmp_path):
+    coefs = []
+    for times in (1.0, 1000.0):
+        model = TOY_MODEL | dict(distill_loss=dict(type='TimesLoss', times=times))
+        recorder, _ = still_run(
+            tmp_path / str(times), model=model, hook=dict(max_change=1e6), iters=3
+        )
+        coefs.append(recorder.coefs)
+    assert coefs[0][0] == coefs[1][0] == BASE
+    assert coefs[0][1:] == pytest.approx([1000 * x for x in coefs[1][1:]], rel=1e-4)
+
+
+class Scaled(OptimWrapper):
+    """Scales the loss as mixed precision does, and leaves out a step with infinite gradients."""
+
+    scale = 2.0**10
+
+    def backward(self, loss, **kwargs):
+        super().backward(loss * self.scale, **kwargs)
+
+    def step(self, **kwargs):
+        grads = [p.grad for group in self.param_groups for p in group['params']]
+        for grad in grads:
+            grad /= self.scale
+        if all(x.isfinite().all() for x in grads):
+            super().step(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [(SGD, SGD | dict(type=Scaled)), (STILL, STILL | dict(accumulative_counts=4))],
+    ids=['loss scale', 'accumulation'],
+)
+def test_what_scales_the_whole_loss_leaves_lambda_alone(tmp_path, one, other):
+    first, _ = run(tmp_path / 'one', optim_wrapper=one)
+    second, _ = run(tmp_path / 'other', optim_wrapper=other)
+    assert first.coefs == second.coefs
+    assert len(set(first.coefs)) > 3
+
+
+def restated(wanted, pulls, interval):
+    """λ₀ of each iteration by the λ that would balance there, and when that was measured."""
+    coefs, logs, due = [], [], 0
+    mean, measured = None, []
+    for iteration, found in enumerate(wanted):
+        coefs.append(BASE if mean is None else RATIO * math.exp(mean))
+        if iteration < due or not pulls[iteration]:
+            continue
+        logs.append(math.log(found))
+        mean = sum(logs) / len(logs) if len(logs) <= 10 else 0.9 * mean + 0.1 * logs[-1]
+        measured.append(iteration)
+        due = iteration + min(len(logs), interval)
+    return coefs, measured
+
+
+def test_lambda_is_a_running_mean_times_the_policy_s_factor(tmp_path):
+    drop = dict(type='MultiStepLR', by_epoch=False, milestones=[24], gamma=0.1)
+    hook = dict(factor=3.0, interval=4)
+    recorder, _ = run(tmp_path, hook, iters=50, schedulers=[drop], optim_wrapper=SGD)
+    coefs, measured = restated(recorder.wanted, recorder.pulls, interval=4)
+    assert measured[:6] == [0, 1, 3, 6, 10, 14]
+    assert len(measured) > 12
+    assert max(recorder.wanted) > 1.2 * min(recorder.wanted), 'nothing to average'
+    expected = [coef * (3 if i >= 24 else 1) for i, coef in enumerate(coefs)]
+    assert recorder.coefs == pytest.approx(expected, rel=1e-3)
+
+
+PHASES = {
+    'detached': [dict(type='DetachStudentHook', first=0.25, last=0.25)],
+    'every third': [dict(type='TeacherScheduleHook', every=3)],
+    'done': [dict(type='TeacherScheduleHook', until=0.5)],
+}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_lambda_stays_where_the_term_does_not_pull(tmp_path, phase):
+    recorder, _ = run(tmp_path, dict(interval=2), PHASES[phase], iters=24, optim_wrapper=SGD)
+    assert 3 < sum(recorder.pulls) < 20
+    coefs, measured = restated(recorder.wanted, recorder.pulls, interval=2)
+    assert len(measured) > 3
+    assert recorder.coefs == pytest.approx(coefs, rel=1e-3)
+    for i, pulls in enumerate(recorder.pulls[:-1]):
+        assert pulls or recorder.coefs[i + 1] == recorder.coefs[i]
+
+
+class ScaledTooMuch(Scaled):
+    """Scales the loss until the squares of a gradient a hundred times as long are infinite."""
+
+    scale = 2.0**65
+
+
+class Factors(Hook):
+    """Multiplies the distillation loss by a factor of each iteration's own."""
+
+    def __init__(self, factors):
+        self.factors = factors
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.model.terms['distill'].distill_loss.times = self.factors[runner.iter]
+
+
+def test_norms_that_are_zero_or_not_finite_do_not_count(tmp_path):
+    factors = [0.0, math.nan, 100.0, 1.0, math.nan, 1.0, 0.0, 1.0]
+    recorder, runner = run(
+        tmp_path,
+        dict(interval=1),
+        [Factors(factors)],
+        model=TOY_MODEL | dict(distill_loss=dict(type='TimesLoss', times=1.0)),
+        train_dataloader=ALL_IMAGES,
+        optim_wrapper=STILL | dict(type=ScaledTooMuch),
+    )
+    expected = RATIO * recorder.wanted[-1]
+    assert recorder.coefs == pytest.approx([BASE] * 4 + [expected] * 4, rel=1e-4)
+    assert all(x.isfinite().all() for x in runner.model.state_dict().values())
+
+
+def test_each_term_has_a_ratio_of_its_own(tmp_path):
+    ssim = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'), distill_coef=5.0)
+    ssim['teacher'] = 'large'
+    large = dict(type='PretrainedTeacher', config=TOY_MODEL['student'], checkpoint=None)
+    other = dict(type='AdaptiveDistillCoefHook', term='ssim', ratio=0.7, interval=3)
+    of_ssim = Recorder('ssim')
+    recorder, _ = still_run(
+        tmp_path,
+        hooks=[other, of_ssim],
+        model=TOY_MODEL | dict(teachers=dict(large=large), terms=dict(ssim=ssim)),
+    )
+    assert recorder.coefs == pytest.approx([BASE] + [RATIO * recorder.wanted[0]] * 7, rel=1e-4)
+    assert of_ssim.coefs == pytest.approx([5.0] + [0.7 * of_ssim.wanted[0]] * 7, rel=1e-4)
+
+
+STATE = 'adaptive_distill_coef.distill.ratio'
+
+
+def resumable(work_dir, epochs, ratio=RATIO, **kwargs):
+    """λ in each iteration of a run, and its last checkpoint."""
+    recorder = Recorder()
+    runner = toy_runner(
+        work_dir,
+        hooks=[dict(type='AdaptiveDistillCoefHook', ratio=ratio, interval=5), recorder],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        **kwargs,
+    )
+    runner.train()
+    return recorder.coefs, load_from_local(str(work_dir / f'epoch_{epochs}.pth'))
+
+
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path):
+    coefs, whole = resumable(tmp_path / 'whole', 3)
+    middle = str(tmp_path / 'whole/epoch_2.pth')
+    assert load_from_local(middle)[STATE]['wait'] > 0
+    again, end = resumable(tmp_path / 'again', 3, resume=True, load_from=middle)
+    assert again == coefs[12:]
+    assert len(set(again)) > 1
+    assert end[STATE] == whole[STATE]
+    for name, value in whole['state_dict'].items():
+        assert torch.equal(end['state_dict'][name], value), name
+
+
+@pytest.mark.parametrize(('before', 'after'), [(None, RATIO), (RATIO, None)])
+def test_a_run_is_resumed_with_or_without_a_ratio(tmp_path, before, after):
+    _, end = resumable(tmp_path / 'before', 1, before)
+    assert (STATE in end) == (before is not None)
+    checkpoint = str(tmp_path / 'before/epoch_1.pth')
+    coefs, _ = resumable(tmp_path / 'after', 2, after, resume=True, load_from=checkpoint)
+    assert coefs[0] == BASE
+    assert (len(set(coefs)) > 1) == (after is not None)
+
+
+@pytest.mark.parametrize('limit', [1.5, 1000.0])
+def test_lambda_keeps_within_bounds_and_the_log_says_what_it_came_to(tmp_path, limit):
+    recorder, runner = still_run(tmp_path, hook=dict(max_change=limit), iters=4)
+    assert not runner.model.terms['distill'].is_measured
+    wanted = RATIO * recorder.wanted[0]
+    assert not BASE / 1.5 < wanted < BASE * 1.5
+    bound = BASE * limit if wanted > BASE else BASE / limit
+    expected = wanted if limit == 1000 else bound
+    assert recorder.coefs[1:] == pytest.approx([expected] * 3, rel=1e-4)
+    (log,) = tmp_path.glob('*/*.log')
+    held = ', held by max_change' if limit == 1.5 else ''
+    line = f'Term distill: λ came to {recorder.coefs[-1]:.4g} (ratio 0.3, 3 measurements{held}).'
+    assert log.read_text().count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(ratio=0), r'Hook\.ratio is 0; accepted: a number > 0, or None'),
+        (dict(ratio=math.nan), r'Hook\.ratio is nan; accepted'),
+        (dict(ratio='1'), r"Hook\.ratio is '1'; accepted"),
+        (dict(interval=0), r'Hook\.interval is 0; accepted: a whole number >= 1'),
+        (dict(interval=2.5), r'Hook\.interval is 2\.5; accepted'),
+        (dict(max_change=0.5), r'Hook\.max_change is 0\.5; accepted: a number >= 1'),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        AdaptiveDistillCoefHook(**kwargs)
+
+
+def test_a_lambda_of_zero_is_refused(tmp_path):
+    message = (
+        "AdaptiveDistillCoefHook.ratio is 0.3, but distill_coef of term 'distill', which λ starts "
+        'from, is 0; accepted: distill_coef > 0, or ratio=None'
+    )
+    with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
+        still_run(tmp_path, model=TOY_MODEL | dict(distill_coef=0.0))
+
+
+def test_a_term_that_compares_no_features_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmdet_sssd.models.terms.FeatureTerm.needs_head', True)
+    message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares what heads make; accepted"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        still_run(tmp_path)
