@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -14,6 +15,7 @@ from mmdet_sssd.commands.step_times import StepTimes, write_step_times
 
 from .synthetic import result
 
+BENCHMARKS = Path(__file__).parents[3] / 'docs/benchmarks'
 STUDENT = dict(type='RetinaNet', backbone=dict(depth=18, out_indices=(0, 1)), neck=dict(type='FPN'))
 DATA = dict(dataset=dict(pipeline=[dict(type='Resize', scale=(192, 144)), dict(type='Flip')] * 9))
 STOCK = dict(
@@ -142,3 +144,18 @@ def test_a_broken_file_is_named(folder, damage, found):
     for use in (folder.read, folder.pack, lambda: folder.config('lgd')):
         with pytest.raises(ConfigError, match=message):
             use()
+
+
+def test_results_of_version_0_1_are_read_without_a_step_time():
+    cell = ResultsFolder(BENCHMARKS / 'bccd_retinanet_24-epochs_new-seeds').cells('baseline')[5]
+    assert cell.train_seconds > 0
+    assert cell.step_seconds is cell.median_seconds is None
+
+
+@pytest.mark.parametrize('study', sorted(BENCHMARKS.iterdir()), ids=lambda path: path.name)
+def test_reports_of_the_benchmarks_are_what_their_results_say(study, tmp_path):
+    written = (study / 'report.md').read_text()
+    lines = [line for line in written.splitlines() if line.startswith('Difference to ')]
+    rivals = dict.fromkeys(line[len('Difference to ') :].partition(',')[0] for line in lines)
+    against = [arm for arm in rivals if arm != 'the baseline']
+    assert write_report(tmp_path, ResultsFolder(study).read(), against=against) == written
