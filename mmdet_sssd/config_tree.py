@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 DROPPED = object()
+REMOVED = '_removed_'
 
 
 def nested_configs(
@@ -47,3 +48,34 @@ def rewritten(config: Any, change: Callable[[Any], Any]) -> Any:
     else:
         return change(config)
     return DROPPED if items and not kept else change(kept)
+
+
+def overrides(base: dict, config: dict) -> dict:
+    """Say, in the order of keys, what to change in a config to get another; :func:`overridden` does it.
+
+    Example:
+        >>> overrides(dict(a=dict(x=1, y=2), b=3), dict(a=dict(x=1, y=4)))
+        {'a': {'y': 4}, '_removed_': ['b']}
+    """
+    changes = {
+        key: overrides(base[key], config[key]) if _are_dicts(key, base, config) else config[key]
+        for key in sorted(config)
+        if key not in base or base[key] != config[key]
+    }
+    removed = sorted(base.keys() - config.keys())
+    return {**changes, REMOVED: removed} if removed else changes
+
+
+def overridden(base: dict, changes: dict) -> dict:
+    """Make the config that :func:`overrides` was given; the base is left as it is."""
+    config = {**base, **changes}
+    for key in config.pop(REMOVED, ()):
+        del config[key]
+    for key in base.keys() & changes.keys():
+        if _are_dicts(key, base, changes):
+            config[key] = overridden(base[key], changes[key])
+    return config
+
+
+def _are_dicts(key: str, *configs: dict) -> bool:
+    return all(isinstance(config.get(key), dict) for config in configs)

@@ -1,6 +1,16 @@
+import copy
+
+import pytest
 from mmengine.config import ConfigDict
 
-from mmdet_sssd.config_tree import DROPPED, nested_configs, rewritten, value_at
+from mmdet_sssd.config_tree import (
+    DROPPED,
+    nested_configs,
+    overridden,
+    overrides,
+    rewritten,
+    value_at,
+)
 
 CONFIG = dict(
     type='A', heads=[dict(type='B', num=1), dict(type='C')], steps=(dict(x=dict(y=2)),), none=None
@@ -49,3 +59,25 @@ def test_a_dict_is_rewritten_after_what_is_in_it():
         return value['x'] if isinstance(value, dict) and 'x' in value else value
 
     assert rewritten(dict(a=dict(x=dict(x=[1]))), change) == dict(a=[1])
+
+
+@pytest.mark.parametrize(
+    ('base', 'config', 'changes'),
+    [
+        (dict(a=1), dict(a=1), {}),
+        (dict(a=1), dict(b=None, a=2), dict(a=2, b=None)),
+        (dict(a=1, b=2, c=3), dict(b=2), dict(_removed_=['a', 'c'])),
+        (dict(a=dict(x=dict(y=1), z=[1])), dict(a=dict(x={}, z=[2])), None),
+        (dict(a=dict(x=1)), dict(a=[1]), dict(a=[1])),
+        (dict(a=3), dict(a=dict(x=1)), dict(a=dict(x=1))),
+        ({}, dict(a=dict(x=1)), dict(a=dict(x=1))),
+        (dict(a=dict(x=1)), {}, dict(_removed_=['a'])),
+        ({'a.b': 1, 'a': dict(b=1)}, {'a.b': 2, 'a': dict(b=1)}, {'a.b': 2}),
+    ],
+)
+def test_overrides_make_one_config_of_another(base, config, changes):
+    given = copy.deepcopy(base)
+    found = overrides(base, config)
+    assert changes is None or found == changes
+    assert overridden(base, found) == config
+    assert base == given

@@ -10,6 +10,8 @@ Examples:
     mim run mmdet_sssd compare --report-only --results work_dirs/compare_my_config/results
 """
 
+import os
+import shlex
 import signal
 import sys
 from argparse import (
@@ -33,10 +35,17 @@ def main() -> None:
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)  # what was started is stopped
     try:
-        failures = Study(StudyOptions(**vars(args))).run()
+        failures = Study(StudyOptions(**vars(args), command=command_line())).run()
     except KeyboardInterrupt:
         sys.exit('stopped; the same command goes on from the last checkpoints')
     sys.exit(1 if failures else 0)
+
+
+def command_line() -> str:
+    """Write down what was called, with the environment that configs for one's own data read."""
+    names = sorted(name for name in os.environ if name.startswith('SSSD_'))
+    settings = [f'{name}={shlex.quote(os.environ[name])}' for name in names]
+    return ' '.join([*settings, 'compare', shlex.join(sys.argv[1:])])
 
 
 def parse_args() -> Namespace:
@@ -90,8 +99,8 @@ def add_how(group: Any) -> None:
     group.add_argument(
         '--results',
         type=Path,
-        help='results and reports: small text files and plots; what has a result there is not '
-        'trained again (default: WORK_DIR/results)',
+        help='results and reports; what has a result there is not trained again. Keep its '
+        'results.json: --report-only makes the rest of it (default: WORK_DIR/results)',
     )
     group.add_argument('--jobs', type=int, default=1, help='runs at a time; on GPUs one each')
     group.add_argument(

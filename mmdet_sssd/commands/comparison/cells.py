@@ -1,9 +1,8 @@
-"""The cells of a comparison, an arm trained with a seed: their configs, folders and results."""
+"""The cells of a comparison, an arm trained with a seed: their configs and folders."""
 
 import copy
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from mmengine.config import Config
 from ...checkpoints import AtomicLocalBackend
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
-from .metrics import main_metric, standard_metrics
+from .metrics import main_metric
+from .results import CellResult, ResultsFolder, plain_config
 from .schedule import length
 
 IMPORTS = ('mmdet_sssd', 'mmdet_sssd.commands.comparison.training_cost_hook')
@@ -30,13 +30,13 @@ class Cell:
         arm: Name of the arm.
         seed: ``randomness.seed``.
         work_dir: Folder of the comparison, with logs and checkpoints.
-        results: Folder of the comparison's results, which is all that a report needs.
+        results: The comparison's results, which are all that a report needs.
     """
 
     arm: str
     seed: int
     work_dir: Path
-    results: Path
+    results: ResultsFolder
 
     def __str__(self) -> str:
         return f'{self.arm} seed {self.seed}'
@@ -53,8 +53,13 @@ class Cell:
 
     @property
     def result_file(self) -> Path:
-        """Is there when the cell is done."""
-        return self.results / self.arm / f'seed_{self.seed}.json'
+        """What is written when the cell is done."""
+        return self.results.runs / self.arm / f'seed_{self.seed}.json'
+
+    @property
+    def result(self) -> CellResult | None:
+        """What came out of it, if it is done."""
+        return self.results.cells(self.arm).get(self.seed)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -74,94 +79,6 @@ class Cell:
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': self.seed}
         cfg.work_dir = str(self.folder.absolute())
         return cfg
-
-
-@dataclass
-class CellResult:
-    """What came out of a cell.
-
-    Attributes:
-        arm: Name of the arm.
-        seed: Its seed.
-        unit: What the curve counts in: ``'epoch'`` or ``'iteration'``.
-        iterations: How many training iterations there were.
-        train_seconds: What these took together, data loading included, validation not.
-        peak_memory: In MiB, see :func:`~.training_cost_hook.peak_memory`.
-        device: What it was trained on.
-        versions: Of this package and torch.
-        metrics: By split (``'val'``, ``'test'``), what the evaluators gave for the last checkpoint.
-        curve: AP at each validation in percent, by epoch or iteration.
-        step_seconds: The median iteration; None in results of version 0.1.
-    """
-
-    arm: str
-    seed: int
-    unit: str
-    iterations: int
-    train_seconds: float
-    peak_memory: float
-    device: str
-    versions: dict[str, str]
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    step_seconds: float | None = None
-
-    def write(self, path: Path) -> None:
-        """Write it to a file, whole or not at all, a line for each field."""
-        lines = [f'"{name}": {json.dumps(value)}' for name, value in asdict(self).items()]
-        text = '{\n' + ',\n'.join(lines) + '\n}\n'
-        AtomicLocalBackend().put_text(text, str(path))
-
-    @classmethod
-    def read(cls, path: Path) -> 'CellResult':
-        """Read it back.
-
-        Raises:
-            ConfigError: if the file is no result.
-        """
-        try:
-            return cls(**json.loads(path.read_text(encoding='utf-8')))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f'{path} is no result of compare ({error}); remove it to have the cell trained again'
-            ) from error
-
-    @property
-    def median_seconds(self) -> float | None:
-        """The training time by the median iteration, which pauses hardly change."""
-        return None if self.step_seconds is None else self.step_seconds * self.iterations
-
-    def ap(self, split: str) -> dict[str, float]:
-        """Give AP, AP50 … of a split in percent; empty if it was not evaluated."""
-        return standard_metrics(self.metrics.get(split, {}))
-
-
-def read_results(
-    folder: Path, arms: Iterable[str] | None = None
-) -> dict[str, dict[int, CellResult]]:
-    """Read the results that there are, by arm and seed, the arms in the order given.
-
-    Args:
-        folder: Folder of the results.
-        arms: Which arms; all that have results, the baseline first, if None.
-    """
-    found = sorted({path.parent.name for path in folder.glob('*/seed_*.json')}, key=_arm_order)
-    results = {}
-    for arm in found if arms is None else arms:
-        cells = [CellResult.read(path) for path in (folder / arm).glob('seed_*.json')]
-        if cells:
-            results[arm] = {cell.seed: cell for cell in sorted(cells, key=lambda x: x.seed)}
-    return results
-
-
-def _arm_order(name: str) -> tuple:
-    """Sort arms: baselines first, and the values of a sweep as numbers."""
-    start, _, value = name.rpartition('=')
-    try:
-        number = float(value)
-    except ValueError:
-        start, number = name, 0.0
-    return not name.startswith('baseline'), start, number
 
 
 def comparable_config(cfg: Config) -> Config:
@@ -219,21 +136,21 @@ def _hooks(given: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
     return hooks
 
 
-def keep_arm_config(results: Path, arm: str, cfg: Config) -> None:
-    """Write an arm's config beside its results, or make sure that it is the one they came from.
+def keep_arm_config(results: ResultsFolder, arm: str, cfg: Config) -> None:
+    """Write an arm's config down, or make sure that it is the one its results came from.
 
     Raises:
         ConfigError: if an arm that has results was trained with another config.
     """
-    path = results / arm / 'config.py'
-    done = sorted(path.parent.glob('seed_*.json'))
-    tested = any('test' in CellResult.read(x).metrics for x in done)
-    if done and (changed := changes_since(path, cfg, tested)):
+    cells = results.cells(arm).values()
+    tested = any('test' in cell.metrics for cell in cells)
+    if cells and (changed := describe_changes(results.config(arm), cfg, tested)):
         raise ConfigError(
-            f'{done[0]} came from another config of arm {arm}: {changed} ({path} is the old one). '
-            f'Give another --work-dir or --results, or remove {path.parent} to train the arm anew'
+            f'arm {arm} has results in {results.path} that came from another config: {changed}. Give '
+            f'another --work-dir or --results, or remove {results.runs / arm}, and {arm} from '
+            f'{results.file}, to train the arm anew'
         )
-    AtomicLocalBackend().put_text(cfg.pretty_text, str(path))
+    AtomicLocalBackend().put_text(cfg.pretty_text, str(results.config_file(arm)))
 
 
 def check_started(cell: Cell, cfg: Config) -> None:
@@ -260,9 +177,22 @@ def changes_since(path: Path, cfg: Config, tested: bool) -> str:
     if not path.is_file() or path.read_text(encoding='utf-8') == cfg.pretty_text:
         return ''
     old = Config.fromfile(path, import_custom_modules=False)
+    return describe_changes(plain_config(old), cfg, tested)
+
+
+def describe_changes(old: dict[str, Any] | None, cfg: Config, tested: bool) -> str:
+    """Name the keys in which a config differs from another.
+
+    Args:
+        old: The other, as :func:`~.results.plain_config` has it; if None, nothing differs.
+        cfg: The config.
+        tested: Whether the data to test on counts too.
+    """
+    if old is None:
+        return ''
     changed = [
         key
-        for key in _changed_keys(old.to_dict(), Config.fromstring(cfg.pretty_text, '.py').to_dict())
+        for key in _changed_keys(old, plain_config(Config.fromstring(cfg.pretty_text, '.py')))
         if tested or key.partition('.')[0] not in TEST_KEYS
     ]
     return ', '.join(changed[:5]) + ', …' * (len(changed) > 5)

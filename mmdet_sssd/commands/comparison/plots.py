@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .arms import BASELINE
-from .cells import CellResult
 from .metrics import AP_NAMES, MASK_AP_NAMES
-from .report import SPLITS, ArmSummary, Results, has_differences, summarize
+from .report import SPLITS, ArmSummary, has_differences, summarize
+from .results import CellResult, Results
 from .statistics import Estimate, estimate
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's

@@ -12,12 +12,9 @@ from typing import Any
 from ...checkpoints import AtomicLocalBackend
 from ...config_tree import rewritten
 from .arms import BASELINE
-from .cells import CellResult
 from .metrics import AP_NAMES, MASK_AP_NAMES, class_metrics
+from .results import CellResult, Results
 from .statistics import Estimate, estimate, paired_difference, paired_ratio, verdict
-
-Results = Mapping[str, Mapping[int, CellResult]]
-"""Results by arm and seed, the arms in the order in which they are shown."""
 
 SPLITS = {
     'val': 'validation data, last checkpoint',

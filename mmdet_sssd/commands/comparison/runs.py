@@ -22,12 +22,14 @@ from mmengine.config import Config
 from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError
 from ...version import __version__
-from .cells import Cell, CellResult, check_metrics
+from .cells import Cell, check_metrics
 from .logs import read_validations
 from .metrics import main_metric
+from .results import CellResult
 from .schedule import length
 
 TOOLS = Path(__file__).parents[2] / '.mim/tools'
+VERSIONS = {'mmdet_sssd': __version__, 'torch': torch.__version__}
 GRACE = 20  # seconds that a process has to end by itself
 POLL = 1.0  # seconds between looks at the running cells
 
@@ -77,9 +79,8 @@ class CellRunner:
 
     def is_done(self, cell: Cell) -> bool:
         """Tell whether a cell has all the results that are asked for."""
-        if not cell.result_file.is_file():
-            return False
-        return not self.test or 'test' in CellResult.read(cell.result_file).metrics
+        result = cell.result
+        return result is not None and (not self.test or 'test' in result.metrics)
 
     def run(
         self,
@@ -145,16 +146,15 @@ class CellRunner:
         self._process('step_times', arguments, log, slot_environments(self.jobs)[0])
 
     def _run_cell(self, cell: Cell, cfg: Config, environment: dict[str, str]) -> None:
-        if cell.result_file.is_file():
-            result = CellResult.read(cell.result_file)
-        else:
+        result = cell.result
+        if result is None:
             result = self._train(cell, cfg, environment)
             result.write(cell.result_file)
         if self.test and 'test' not in result.metrics:
             if cell.checkpoint is None:
                 raise ConfigError(
                     'its checkpoint is gone, so it cannot be tested; remove '
-                    f'{cell.result_file} to have it trained again'
+                    f'{cell.result_file}, and it from {cell.results.file}, to train it again'
                 )
             result.metrics['test'] = self._evaluate(cell, cfg, 'test', environment)
             result.write(cell.result_file)
@@ -176,7 +176,7 @@ class CellRunner:
             seed=cell.seed,
             unit=unit,
             **read_costs(cell.checkpoint),
-            versions={'mmdet_sssd': __version__, 'torch': torch.__version__},
+            versions=VERSIONS,
             metrics={'val': _numbers(metrics)},
             curve=[(step, round(100 * row[main], 3)) for step, row in sorted(validations.items())],
         )

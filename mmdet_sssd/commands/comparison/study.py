@@ -12,19 +12,20 @@ from mmengine.config import Config
 
 from ...errors import ConfigError
 from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
-from .cells import Cell, check_started, comparable_config, keep_arm_config, read_results
+from .cells import Cell, check_started, comparable_config, keep_arm_config
 from .model_zoo import model_zoo_note
 from .plots import draw_plots
 from .progress import ProgressDisplay
-from .report import Results, write_report
-from .runs import CellRunner, Failure
+from .report import write_report
+from .results import Results, ResultsFolder
+from .runs import VERSIONS, CellRunner, Failure
 from .schedule import length, stretched
 from .time_match import match_note, matched_step_times, time_ratio
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """The command line of ``compare``; see its help."""
+    """The command line of ``compare``; see its help. ``command`` is that line itself."""
 
     config: str | None = None
     arms: list[str] | None = None
@@ -42,6 +43,7 @@ class StudyOptions:
     report_only: bool = False
     model_zoo: bool = False
     against: list[str] = field(default_factory=list)
+    command: str | None = None
 
 
 class Study:
@@ -69,13 +71,13 @@ class Study:
             )
         stem = Path(options.config or '').stem
         self.work_dir = options.work_dir or Path('work_dirs', f'compare_{stem}')
-        self.results = options.results or self.work_dir / 'results'
+        self.results = ResultsFolder(options.results or self.work_dir / 'results')
         definitions = read_definitions(options.arms_file)
         self.arms = [find_arm(name, definitions) for name in self._arm_names()]
-        if options.report_only and not read_results(self.results, self._reported()):
+        if options.report_only and not self.results.read(self._reported()):
             raise ConfigError(
-                f'there are no results in {self.results}; run compare without --report-only first, '
-                'or give --work-dir or --results'
+                f'there are no results in {self.results.path}; run compare without --report-only '
+                'first, or give --work-dir or --results'
             )
         if missing := sorted(set(options.against) - set(self._reported())):
             raise ConfigError(
@@ -96,7 +98,7 @@ class Study:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
         failures = [] if self.options.report_only else self._train()
-        if results := read_results(self.results, self._reported()):
+        if results := self.results.read(self._reported()):
             self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
@@ -114,7 +116,7 @@ class Study:
         names = [arm.name for arm in self.arms]
         if names and self.options.report_only:
             return names
-        return list(dict.fromkeys([*names, *read_results(self.results)]))
+        return list(dict.fromkeys([*names, *self.results.read()]))
 
     def _train(self) -> list[Failure]:
         configs = self._configs()
@@ -122,7 +124,9 @@ class Study:
             self._check({arm.name: configs[arm.name] for arm in self.arms if not arm.match_time})
             for arm in [x for x in self.arms if x.match_time]:
                 configs[arm.name] = self._matched(arm, configs)
-            with ProgressDisplay(self._count_missing()) as progress:
+            if missing := self._count_missing():
+                self._note_versions()
+            with ProgressDisplay(missing) as progress:
                 progress.lengths = {name: length(cfg) for name, cfg in configs.items()}
                 return self.runner.run(self._all_cells(configs), progress.update)
 
@@ -157,7 +161,7 @@ class Study:
             return
         for name, cfg in configs.items():
             cells = self._cells(name)
-            if not any(cell.checkpoint or cell.result_file.is_file() for cell in cells):
+            if not any(cell.checkpoint or cell.result for cell in cells):
                 print(f'dry run of {name}', flush=True)
                 with _naming(name, cells[0].log):
                     self.runner.dry_run(cells[0], cfg)
@@ -173,7 +177,7 @@ class Study:
         pair = {name: configs[name] for name in (arm.name, arm.match_time)}
         folder = self.work_dir / arm.name / 'step_times'
         with _naming(arm.name, folder / 'output.log'):
-            times = matched_step_times(self.runner.measure, pair, folder, self.results / arm.name)
+            times = matched_step_times(self.runner.measure, pair, folder, self.results)
         factor = time_ratio(pair, times)
         cfg = stretched(configs[arm.name], factor)
         cfg.stretch = factor
@@ -189,13 +193,27 @@ class Study:
         cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
         return sum(not self.runner.is_done(cell) for cell in cells)
 
+    def _note_versions(self) -> None:
+        """Say which results, next to new ones, are of other versions."""
+        arms = self.results.read(arm.name for arm in self.arms).values()
+        found = {_name_versions(cell.versions) for cells in arms for cell in cells.values()}
+        present = _name_versions(VERSIONS)
+        for other in sorted(found - {present}):
+            print(f'note: {self.results.path} has results of {other}; this is {present}')
+
     def _report(self, results: Results) -> None:
-        notes = [note for arm in results if (note := match_note(self.results / arm))]
+        self.results.pack(None if self.options.report_only else self.options.command)
+        times = [self.results.step_times(arm) for arm in results]
+        notes = [match_note(x) for x in times if x]
         if self.options.model_zoo:
             notes.append(model_zoo_note(self.options.config))
-        print(write_report(self.results, results, notes, self.options.against))
-        for path in draw_plots(self.results, results):
+        print(write_report(self.results.path, results, notes, self.options.against))
+        for path in draw_plots(self.results.path, results):
             print(f'drawn: {path}')
+
+
+def _name_versions(versions: dict[str, str]) -> str:
+    return ', '.join(f'{name} {version}' for name, version in versions.items())
 
 
 @contextmanager

@@ -6,37 +6,36 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ...checkpoints import AtomicLocalBackend
-from ..step_times import WARM_UP, StepTimes, read_step_times
+from ..step_times import WARM_UP, StepTimes
 from .cells import changes_since
+from .results import ResultsFolder
 from .schedule import length
-
-FILE = 'step_times.json'
 
 
 def matched_step_times(
     measure: Callable[[Sequence[Path], Path, Path], None],
     configs: Mapping[str, Config],
     folder: Path,
-    results: Path,
+    results: ResultsFolder,
 ) -> dict[str, StepTimes]:
     """Measure the steps of an arm and of the arm it is matched to, or read what was measured before.
 
     Args:
         measure: Measures config files into a file, with a log.
-        configs: The configs of the two arms.
+        configs: The configs of the two arms, by name, the one that is matched first.
         folder: Where they are written to.
-        results: Folder of the arm's results, which keeps the times; they are taken anew if a config
-            is another than the one in ``folder``.
+        results: What keeps the times; they are taken anew if a config is another than the one in
+            ``folder``.
     """
     files = {name: folder / f'{name}.py' for name in configs}
-    out = results / FILE
+    arm = next(iter(configs))
     changed = any(changes_since(files[name], cfg, tested=False) for name, cfg in configs.items())
-    if changed or not out.is_file():
-        out.unlink(missing_ok=True)
+    if changed or results.step_times(arm) is None:
+        results.step_times_file(arm).unlink(missing_ok=True)
         for name, cfg in configs.items():
             AtomicLocalBackend().put_text(cfg.pretty_text, str(files[name]))
-        measure(list(files.values()), out, folder / 'output.log')
-    return read_step_times(out)
+        measure(list(files.values()), results.step_times_file(arm), folder / 'output.log')
+    return results.step_times(arm)
 
 
 def time_ratio(configs: Mapping[str, Config], times: Mapping[str, StepTimes]) -> float:
@@ -49,15 +48,13 @@ def time_ratio(configs: Mapping[str, Config], times: Mapping[str, StepTimes]) ->
     return round(seconds[1] / seconds[0], 2)
 
 
-def match_note(results: Path) -> str | None:
-    """Say how an arm's training time was matched; None if nothing was measured.
+def match_note(times: Mapping[str, StepTimes]) -> str:
+    """Say how an arm's training time was matched.
 
     Args:
-        results: Folder of the arm's results.
+        times: What was measured, of the arm and of the one that it is matched to.
     """
-    if not (results / FILE).is_file():
-        return None
-    (arm, own), (rival, theirs) = read_step_times(results / FILE).items()
+    (arm, own), (rival, theirs) = times.items()
     return (
         f'{arm} was given the training time of {rival}, whose steps take '
         f'×{theirs.median / own.median:.2f} as long: {theirs.median:.3g} s beside {own.median:.3g} s, '

@@ -1,6 +1,6 @@
 """Results without a training run."""
 
-from mmdet_sssd.commands.comparison.cells import CellResult
+from mmdet_sssd.commands.comparison.results import CellResult
 
 
 def result(

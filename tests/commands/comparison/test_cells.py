@@ -1,17 +1,14 @@
 """What all cells have in common, and what stays as it was given."""
 
 import copy
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.comparison.cells import Cell, comparable_config, read_results
+from mmdet_sssd.commands.comparison.cells import Cell, comparable_config
+from mmdet_sssd.commands.comparison.results import ResultsFolder
 
-from .synthetic import result
-
-BENCHMARKS = Path(__file__).parents[3] / 'docs/benchmarks'
 GIVEN = dict(
     model=dict(type='RetinaNet', depth=3),
     train_dataloader=dict(batch_size=2),
@@ -89,28 +86,12 @@ def test_a_config_without_validation_cannot_be_compared(key):
 
 def test_cells_differ_in_seed_and_folder_alone(tmp_path):
     cfg = Config({**GIVEN, 'randomness': dict(seed=0, deterministic=True)})
-    first, second = (Cell('a', seed, tmp_path, tmp_path).config(cfg) for seed in (3, 4))
+    first, second = (
+        Cell('a', seed, tmp_path, ResultsFolder(tmp_path)).config(cfg) for seed in (3, 4)
+    )
     assert first.randomness == dict(seed=3, deterministic=True)
     assert first.work_dir == str(tmp_path / 'a/seed_3')
     for x in (first, second):
         x.pop('work_dir')
         x.randomness.pop('seed')
     assert first.to_dict() == second.to_dict()
-
-
-def test_results_are_found_baseline_first_and_values_as_numbers(tmp_path):
-    for arm in ('sssd+tau=10', 'sssd', 'sssd+tau=2', 'lgd', 'baseline'):
-        for seed in (10, 9):
-            result(arm, seed, 40.0).write(tmp_path / arm / f'seed_{seed}.json')
-    found = read_results(tmp_path)
-    assert list(found) == ['baseline', 'lgd', 'sssd', 'sssd+tau=2', 'sssd+tau=10']
-    assert list(found['sssd']) == [9, 10]
-    assert found['lgd'][9].metrics == result('lgd', 9, 40.0).metrics
-    assert list(read_results(tmp_path, ['sssd', 'nothing', 'baseline'])) == ['sssd', 'baseline']
-
-
-def test_results_of_version_0_1_are_read_without_a_step_time():
-    found = read_results(BENCHMARKS / 'bccd_retinanet_24-epochs_new-seeds')
-    cell = next(iter(found['baseline'].values()))
-    assert cell.train_seconds > 0
-    assert cell.step_seconds is cell.median_seconds is None

@@ -1,6 +1,7 @@
 """Cells are trained once, apart, resumed, and stopped; with a process that only pretends to train."""
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -12,7 +13,9 @@ from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison import runs
-from mmdet_sssd.commands.comparison.cells import Cell, CellResult, check_started, keep_arm_config
+from mmdet_sssd.commands.comparison.cells import Cell, check_started, keep_arm_config
+from mmdet_sssd.commands.comparison.report import write_report
+from mmdet_sssd.commands.comparison.results import CellResult, ResultsFolder
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
 from mmdet_sssd.commands.comparison.study import in_use
 
@@ -24,6 +27,7 @@ class Comparison:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.results = ResultsFolder(folder / 'results')
         self.fake = dict(
             calls=str(folder / 'calls'),
             checkpoint=str(folder / 'checkpoint'),
@@ -43,7 +47,7 @@ class Comparison:
         return Config(dict(fake=self.fake, **loops, **data, **evaluators))
 
     def cell(self, seed) -> Cell:
-        return Cell('arm', seed, self.folder / 'work', self.folder / 'results')
+        return Cell('arm', seed, self.folder / 'work', self.results)
 
     def run(self, *seeds, on_change=lambda *_: None, **options):
         runner = CellRunner(tools=FAKE_TOOLS, **options)
@@ -194,22 +198,48 @@ def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):
 
 
 def test_results_of_another_config_are_not_mixed_in(comparison):
-    cfg, results = comparison.config, comparison.folder / 'results'
+    cfg, results = comparison.config, comparison.results
     keep_arm_config(results, 'arm', cfg)
     comparison.run(0)
     keep_arm_config(results, 'arm', cfg)
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'seed_0\.json came from another config of arm arm: train_'
+        ConfigError, match=r'arm arm has results in .* from another config: train_cfg\.max_epochs\.'
     ):
         keep_arm_config(results, 'arm', other)
     tested = comparison.config
     tested.test_evaluator.ap = 0.5
     keep_arm_config(results, 'arm', tested)  # nothing was tested so far
     comparison.run(0, test=True)
-    with pytest.raises(ConfigError, match=r': test_evaluator\.ap \('):
+    with pytest.raises(ConfigError, match=r': test_evaluator\.ap\. Give another'):
         keep_arm_config(results, 'arm', cfg)
+
+
+def test_what_was_packed_is_gone_on_with(comparison):
+    cfg, results = comparison.config, comparison.results
+    keep_arm_config(results, 'arm', cfg)
+    comparison.run(0)
+    results.pack('compare --seeds 1')
+    shutil.rmtree(results.runs)
+
+    other = comparison.config
+    other.train_cfg.max_epochs = 3
+    with pytest.raises(
+        ConfigError, match=r'from another config: train_cfg\.max_epochs\..*results\.json'
+    ):
+        keep_arm_config(results, 'arm', other)
+    keep_arm_config(results, 'arm', cfg)
+    assert comparison.run(0, 1) == []
+    assert comparison.calls == ['arm 0', 'arm 1']
+    assert not comparison.cell(0).result_file.exists()
+    assert '| arm | 2 | 30.0 ±' in write_report(results.path, results.read())
+
+    comparison.run(0, test=True)  # its checkpoint is still there
+    assert results.cells('arm')[0].ap('test') == pytest.approx({'AP': 60})
+    results.pack('compare --seeds 2')
+    shutil.rmtree(results.runs)
+    assert [list(x.metrics) for x in results.cells('arm').values()] == [['val', 'test'], ['val']]
 
 
 def test_a_run_does_not_go_on_with_another_config(comparison):

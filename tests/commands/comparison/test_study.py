@@ -1,6 +1,8 @@
 """A whole comparison with real runs, one of them killed; and what is refused before any."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
-from mmdet_sssd.commands.comparison.cells import Cell, CellResult
+from mmdet_sssd.commands.comparison.cells import Cell
+from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
 from mmdet_sssd.commands.step_times import read_step_times
 
@@ -17,6 +20,7 @@ from ...small_runner import draw_shapes
 from ...tools.run_comparison import assert_equal_states
 from .synthetic import result
 
+PICTURES = {'learning_curves', 'differences_val', 'ap_against_time_val'}
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 _base_ = ['{root}/configs/demo/sssd_retinanet_r18-small_own-data.py']
@@ -74,26 +78,25 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     assert Study(options).run() == []
     table = capsys.readouterr().out
     assert f'| baseline | {len(seeds)} |' in table
-    killed = Cell('baseline', 0, tmp_path / 'work', tmp_path / 'work/results')
+    folder = ResultsFolder(tmp_path / 'work/results')
+    killed = Cell('baseline', 0, tmp_path / 'work', folder)
     assert 'resumed epoch: 1, iter: 2' in killed.log.read_text()
 
     whole = StudyOptions(
         config, arms=['baseline'], seeds=[0], work_dir=tmp_path / 'whole', dry_run=False
     )
     assert Study(whole).run() == []
-    untouched = Cell('baseline', 0, tmp_path / 'whole', tmp_path / 'whole/results')
+    untouched = Cell('baseline', 0, tmp_path / 'whole', ResultsFolder(tmp_path / 'whole/results'))
     ours, expected = (load_from_local(str(x.checkpoint)) for x in (killed, untouched))
     for key in ('state_dict', 'optimizer'):
         assert_equal_states(ours[key], expected[key], key)
-    ours, expected = (CellResult.read(x.result_file) for x in (killed, untouched))
+    ours, expected = killed.result, untouched.result
     assert (ours.metrics, ours.curve) == (expected.metrics, expected.curve)
     assert ours.iterations == expected.iterations == 4
     assert len(ours.curve) == 2
 
-    results = {
-        arm: [CellResult.read(tmp_path / f'work/results/{arm}/seed_{s}.json') for s in seeds]
-        for arm in ('baseline', 'sssd')
-    }
+    results = {arm: list(folder.cells(arm).values()) for arm in ('baseline', 'sssd')}
+    assert [cell.seed for cells in results.values() for cell in cells] == seeds * 2
     if len(seeds) > 1:
         assert results['baseline'][0].metrics != results['baseline'][1].metrics  # seeds matter
     assert results['baseline'][0].metrics != results['sssd'][0].metrics
@@ -102,25 +105,44 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
         assert cell.peak_memory > 100  # MiB; Python with torch is larger
         assert 'coco/circle_precision' in cell.metrics['val']
 
-    written = (tmp_path / 'work/results/report.md').read_text()
-    Study(StudyOptions(report_only=True, results=tmp_path / 'work/results')).run()
-    assert (tmp_path / 'work/results/report.md').read_text() == written
-    pictures = {path.stem for path in (tmp_path / 'work/results').glob('*.png')}
-    assert pictures == {'learning_curves', 'differences_val', 'ap_against_time_val'}
+    assert {path.stem for path in folder.path.glob('*.png')} == PICTURES
+    files = sorted(path for path in folder.path.iterdir() if path.is_file())
+    written = {path: path.read_bytes() for path in files}
+    shutil.rmtree(folder.runs)
+    for path in files:
+        if path != folder.file:
+            path.unlink()
+    Study(StudyOptions(report_only=True, results=folder.path)).run()
+    assert {path: path.read_bytes() for path in sorted(folder.path.iterdir())} == written
 
 
 def test_what_was_trained_before_is_reported_too(config, tmp_path):
     for arm, ap in (('baseline', 40.0), ('sssd', 42.0), ('lgd', 41.0)):
-        result(arm, 0, ap).write(Cell(arm, 0, tmp_path, tmp_path).result_file)
+        result(arm, 0, ap).write(Cell(arm, 0, tmp_path, ResultsFolder(tmp_path)).result_file)
     trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)
-    assert Study(StudyOptions(config, work_dir=tmp_path, results=tmp_path, **trained)).run() == []
+    folders = dict(work_dir=tmp_path, results=tmp_path, command='compare x')
+    assert Study(StudyOptions(config, **folders, **trained)).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'sssd', 'lgd']
 
     chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
     assert Study(chosen).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'lgd']
+    kept = json.loads((tmp_path / 'results.json').read_text())
+    assert (kept['commands'], list(kept['arms'])) == (['compare x'], ['baseline', 'lgd', 'sssd'])
     with pytest.raises(ConfigError, match=r'--against: sssd is not among.*: baseline, lgd$'):
         Study(replace(chosen, against=['sssd']))
+
+
+def test_results_of_other_versions_are_told_of(config, tmp_path, capsys):
+    folder = ResultsFolder(tmp_path / 'results')
+    cell = replace(result('baseline', 0, 40.0), versions=dict(torch='1.0'))
+    cell.write(folder.runs / 'baseline/seed_0.json')
+    for seeds, told in (([0, 1], True), ([0], False)):
+        options = StudyOptions(config, arms=['baseline'], seeds=seeds, work_dir=tmp_path)
+        study = Study(replace(options, dry_run=False))
+        study.runner.run = lambda *_: []
+        assert study.run() == []
+        assert ('results of torch 1.0; this is mmdet_sssd ' in capsys.readouterr().out) == told
 
 
 def _arms_of(folder):
@@ -160,7 +182,7 @@ def test_a_schedule_is_matched_before_training_and_the_ratio_kept(config, tmp_pa
         return {cell.arm: cfg for cell, cfg in cells}
 
     first = planned(Study(options))
-    times = read_step_times(tmp_path / 'results/baseline_longer/step_times.json')
+    times = read_step_times(tmp_path / 'results/runs/baseline_longer/step_times.json')
     assert list(times) == ['baseline_longer', 'sssd']
     ratio = round(times['sssd'].median / times['baseline_longer'].median, 2)
     assert first['baseline_longer'].stretch == ratio > 1
