@@ -19,6 +19,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from ..checkpoints import loading
 from ..datasets import check_annotations
 from ..errors import ConfigError, unknown_setting
+from ..optimizers import amp_where_it_runs
 from .custom_imports import check_custom_imports
 from .dry_run import DryRun
 
@@ -80,6 +81,7 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
     ) -> Callable[[type, Config], Runner | DryRun]:
         def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
             check_custom_imports(cfg)
+            amp_where_it_runs(cfg)
             if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
                 check_annotations(cfg, stages)
             if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':

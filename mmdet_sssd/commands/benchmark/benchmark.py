@@ -73,8 +73,6 @@ class BenchmarkOptions:
         if repeated := [x for x in self.arms if self.arms.count(x) > 1]:
             raise ConfigError(f'--arms has {repeated[0]} twice')
         self.device = self.device or get_device()
-        if self.amp and torch.device(self.device).type == 'cpu':
-            raise ConfigError('--amp on the CPU; accepted: on a GPU')
 
 
 def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> dict[str, Any]:
@@ -135,7 +133,8 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
             )
         cfg.model = without_weights(cfg.model)
         if options.amp:
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            on_gpu = torch.device(options.device).type == 'cuda'
+            cfg.optim_wrapper.type = 'AmpOptimWrapper' if on_gpu else 'CpuAmpOptimWrapper'
     return configs
 
 
