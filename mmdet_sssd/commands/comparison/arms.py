@@ -33,6 +33,7 @@ SHORT_NAMES = {
     'context_box': 'model.teacher.add_context_box',
     'detach_appearance': 'model.teacher.detach_appearance',
     'soft_regions': 'model.teacher.soft_regions',
+    'ratio': 'default_hooks.distill_coef.ratio',
     'policy': 'default_hooks.distill_coef.policy',
     'factor': 'default_hooks.distill_coef.factor',
     'max_decays': 'default_hooks.distill_coef.max_decays',
