@@ -192,7 +192,12 @@ class CellRunner:
         AtomicLocalBackend().put_text(cfg.pretty_text, str(config))
         shutil.rmtree(folder, ignore_errors=True)
         self._tool('test', [config, cell.checkpoint, '--work-dir', folder], cell, environment)
-        (path,) = folder.glob('*/*.json')
+        path = next(folder.glob('*/*.json'), None)
+        if path is None:
+            raise ConfigError(
+                f'its last checkpoint finds nothing on the {split} data, which gives no metrics; train '
+                'it longer, or lower the least score in its test_cfg'
+            )
         metrics = json.loads(path.read_text(encoding='utf-8'))
         check_metrics(cell, metrics)
         return _numbers(metrics)

@@ -27,6 +27,7 @@ class Comparison:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.ap = 0.6
         self.results = ResultsFolder(folder / 'results')
         self.fake = dict(
             calls=str(folder / 'calls'),
@@ -43,7 +44,7 @@ class Comparison:
     def config(self):
         loops = dict(train_cfg=dict(max_epochs=2), val_cfg=dict(), test_cfg=dict())
         data = dict(val_dataloader=dict(), test_dataloader=dict())
-        evaluators = dict(val_evaluator=dict(ap=0.7), test_evaluator=dict(ap=0.6))
+        evaluators = dict(val_evaluator=dict(ap=0.7), test_evaluator=dict(ap=self.ap))
         return Config(dict(fake=self.fake, **loops, **data, **evaluators))
 
     def cell(self, seed) -> Cell:
@@ -122,6 +123,13 @@ def test_the_test_data_can_be_added_later(comparison):
     comparison.run(0, test=True)
     assert comparison.calls == ['arm 0', 'test 0 epoch_2.pth']
     assert comparison.result(0).ap('test') == pytest.approx({'AP': 60})
+    assert comparison.result(0).ap('val') == pytest.approx({'AP': 20})
+
+
+def test_a_detector_that_finds_nothing_is_a_failure_of_its_own(comparison):
+    comparison.ap = None
+    (failure,) = comparison.run(0, test=True)
+    assert failure.reason.startswith('its last checkpoint finds nothing on the test data')
     assert comparison.result(0).ap('val') == pytest.approx({'AP': 20})
 
 
