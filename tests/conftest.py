@@ -4,6 +4,8 @@ from mmdet.utils import register_all_modules
 
 import mmdet_sssd  # noqa: F401  (registers the package's modules)
 
+from . import quick_configs  # noqa: F401
+
 torch.set_num_threads(1)  # the tensors are small; threads that wait for a core would cost more
 
 

@@ -1,5 +1,8 @@
 """Stock detectors of mmdet's, shrunk until a step takes a fraction of a second."""
 
+import copy
+import functools
+
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 
@@ -20,8 +23,7 @@ CONFIGS = {
 
 def stock_config(name: str) -> ConfigDict:
     """Read a stock model config and make it small: narrow ResNet-18, 3 classes, no weights."""
-    base = f'_base_ = "mmdet::{CONFIGS[name]}"'
-    model = Config.fromstring(base, '.py').model
+    model = copy.deepcopy(_read(name))
     model.backbone.init_cfg = None
     model.data_preprocessor.pop('batch_augments', None)  # ask a runner for its iteration
     if model.backbone.type == 'ResNet':
@@ -47,6 +49,11 @@ def stock_config(name: str) -> ConfigDict:
     if 'encoder' in model:
         _shrink_transformer(model)
     return model
+
+
+@functools.cache
+def _read(name):
+    return Config.fromstring(f'_base_ = "mmdet::{CONFIGS[name]}"', '.py').model
 
 
 def _shrink_transformer(model):

@@ -7,9 +7,11 @@ import textwrap
 from pathlib import Path
 
 import mmdet
+import mmengine.config.config
 import modelindex
 import pytest
 import yaml
+from mmdet.models import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -17,6 +19,8 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.commands import sweep
 from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
+
+from . import quick_configs
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmdet.__file__).parent / '.mim/configs'
@@ -28,12 +32,18 @@ TAUGHT = [  # by a pretrained teacher
     x for x in ON_COCO if x.stem.startswith(('structural_kd_', 'js_distance_', 'sad_', 'sssd_sad_'))
 ]
 # A model that is another config's, but for what its test says, need not be built again. Of each kind
-# the smallest is built; the others differ in the backbone, which is stock's.
+# the smallest is built; the others differ in the backbone, which is stock's, as is its depth.
 TO_BUILD = [x for x in CONFIGS if x not in LGD and '_ms-2x_' not in x.stem]
 SMALLEST = [x for x in TO_BUILD if not re.search(r'_(r|x)101', x.stem)]
 BUILT = [
-    pytest.param(x, id=x.stem, marks=[] if x in SMALLEST else pytest.mark.slow) for x in TO_BUILD
+    *(pytest.param(x, False, id=x.stem) for x in SMALLEST),
+    *(pytest.param(x, True, id=f'{x.stem}-in full', marks=pytest.mark.slow) for x in TO_BUILD),
 ]
+LAID_OUT = (  # masks, several terms, two data sets
+    'sssd_mask-rcnn_swin-t-p4-w7_fpn_ms-3x_coco',
+    'structural_kd_retinanet_r18-small_own-data',
+    'sad_retinanet_r18-small_semi-own-data',
+)
 SGD = dict(type='SGD', momentum=0.9, weight_decay=0.0001)
 ADAMW = dict(type='AdamW', lr=0.0001, weight_decay=0.05)
 TEACHERS = {  # LGD's settings; and optimizers
@@ -97,12 +107,17 @@ def read(path):
     return Config.fromfile(path)
 
 
-def build(cfg):
+def build(cfg, in_full=False):
+    """Build a config's model, its ResNets and its teachers' with a block in each stage."""
     model = copy.deepcopy(cfg.model)
     for part in (model, model.get('student', {})):
         if 'backbone' in part:
             part.backbone.init_cfg = None  # no download
-    return MODELS.build(model)
+    with pytest.MonkeyPatch.context() as patch:
+        for backbone in () if in_full else (ResNet, ResNeXt):
+            settings = {k: (block, (1,) * 4) for k, (block, _) in backbone.arch_settings.items()}
+            patch.setattr(backbone, 'arch_settings', settings)
+        return MODELS.build(model)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +135,26 @@ def test_config_survives_being_written_out(path):
         assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
 
 
-@pytest.mark.parametrize('path', BUILT)
-def test_model_builds(path):
-    model = build(read(path) if path in ON_COCO else Config.fromfile(path))
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(x, id=x.stem, marks=[] if x.stem in LAID_OUT else pytest.mark.slow)
+        for x in CONFIGS
+    ],
+)
+def test_laid_out_text_reads_back_too(path, monkeypatch):
+    """As mmengine writes it into work folders and checkpoints, other than in the rest of the tests."""
+    cfg = Config.fromfile(path)
+    plain = cfg.pretty_text
+    monkeypatch.setattr(mmengine.config.config, 'FormatCode', quick_configs.laid_out)
+    text = cfg.pretty_text
+    assert text != plain
+    assert Config.fromstring(text, '.py').to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize(('path', 'in_full'), BUILT)
+def test_model_builds(path, in_full):
+    model = build(read(path) if path in ON_COCO else Config.fromfile(path), in_full)
     if path.stem.startswith('sssd'):
         neck = model.teachers['teacher'].neck
         assert neck.num_classes == model.count_classes() == (80 if path in ON_COCO else 2)

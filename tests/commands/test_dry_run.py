@@ -164,8 +164,8 @@ def test_gradients_that_are_not_finite_are_named(shapes, capsys, monkeypatch):
 
 def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys):
     with pytest.raises(FileNotFoundError, match=r'none\.pth cannot be found'):
-        rehearse(DISTILLED, shapes, capsys, load_from=str(shapes / 'none.pth'))
-    rows = rehearse(DISTILLED, shapes, capsys, resume=True)  # from nothing, as mmengine has it
+        rehearse(STOCK, shapes, capsys, load_from=str(shapes / 'none.pth'))
+    rows = rehearse(STOCK, shapes, capsys, resume=True)  # from nothing, as mmengine has it
     assert 'losses' in rows
     cfg = Config.fromfile(STOCK)
     cfg.merge_from_dict(dict(work_dir=str(shapes / 'work'), train_cfg=dict(max_epochs=1)))

@@ -15,13 +15,18 @@ from mmengine.runner import CheckpointLoader
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import is_whole, load_from_local
 
-from ..tools.run_comparison import assert_equal_states
+from ..tools.run_comparison import assert_equal_states, scalars
 from ..toy_detector import ITERS_PER_EPOCH, toy_loader, toy_runner
 
 LOOPS = {
     'epochs': dict(type='EpochBasedTrainLoop', max_epochs=4),
     'iterations': dict(type='IterBasedTrainLoop', max_iters=4 * ITERS_PER_EPOCH),
 }
+SCHEDULERS = {  # a drop in the third epoch
+    'epochs': dict(type='MultiStepLR', milestones=[2]),
+    'iterations': dict(type='MultiStepLR', milestones=[2 * ITERS_PER_EPOCH + 1], by_epoch=False),
+}
+PHASES = [dict(type='AdaptiveDistillCoefHook'), dict(type='DetachStudentHook', first=3 / 8)]
 RUNS = count()
 AP = [0.1, 0.3, 0.2, 0.4]  # after each epoch
 RECALL = [0.4, 0.3, 0.5, 0.2]
@@ -69,15 +74,18 @@ class Killed(BaseException):
     """The process ends here; nothing that an ordinary error would set off is done."""
 
 
-def make_runner(work_dir, loop='epochs', resume=False, val=False, stock=False, **checkpoint):
-    """Make a runner; ``checkpoint`` are the hook's arguments."""
+def make_runner(work_dir, loop='epochs', resume=False, val=False, stock=True, **checkpoint):
+    """Make a runner, of a stock detector or of one whose distillation changes in the second epoch
+    and in the third; ``checkpoint`` are the hook's arguments.
+    """
     by_epoch = loop == 'epochs'
     interval = 1 if by_epoch else ITERS_PER_EPOCH
     settings = dict(
         default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
             checkpoint=dict(
                 type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval, **checkpoint
-            )
+            ),
         ),
         resume=resume,
         experiment_name=f'{work_dir}{next(RUNS)}',
@@ -92,8 +100,10 @@ def make_runner(work_dir, loop='epochs', resume=False, val=False, stock=False, *
     if stock:
         preprocessor = dict(type='DetDataPreprocessor')
         settings |= dict(model=dict(type='ToyDetector', data_preprocessor=preprocessor))
+    else:
+        settings |= dict(param_scheduler=SCHEDULERS[loop])
+    hooks = [dict(type='RandomStateHook'), *([] if stock else PHASES)]
     train_cfg = LOOPS[loop] | (dict(val_interval=interval) if val else {})
-    hooks = [dict(type='RandomStateHook')]
     return toy_runner(work_dir, hooks=hooks, train_cfg=train_cfg, **settings)
 
 
@@ -112,12 +122,17 @@ def last_checkpoint(work_dir):
 
 
 def assert_equal_runs(ours, expected):
-    """Compare what training has led to in two runs."""
+    """Compare what training has led to in two runs, and what a resumed one has logged on its way."""
     paths = [last_checkpoint(folder) for folder in (ours, expected)]
     assert paths[0].name == paths[1].name
+    rows = scalars(Path(expected))
+    assert len(rows) == 4 * ITERS_PER_EPOCH
+    assert scalars(Path(ours)) == rows
     ours, expected = (load_from_local(str(path)) for path in paths)
-    for key in ('state_dict', 'optimizer', 'random_state'):
-        assert_equal_states(ours[key], expected[key], key)
+    for key in ('state_dict', 'optimizer', 'random_state', 'adaptive_distill_coef.distill'):
+        assert (key in ours) == (key in expected)
+        assert_equal_states(ours.get(key), expected.get(key), key)
+    assert_equal_states(ours.get('param_schedulers'), expected.get('param_schedulers'))
 
 
 @pytest.fixture
@@ -183,10 +198,15 @@ def uninterrupted(tmp_path_factory):
     """Whole runs, by loop."""
     folders = {loop: tmp_path_factory.mktemp(loop) for loop in LOOPS}
     for loop, folder in folders.items():
-        train(folder, loop, max_keep_ckpts=1, val=True, save_best='mAP')
+        train(folder, loop, **RESUMED)
+        rows = scalars(folder)
+        assert {row['distill_coef'] for row in rows.values()} == {2, 4}
+        (log,) = folder.glob('*/*.log')
+        assert 'learns from the teacher from here on' in log.read_text()
     return folders
 
 
+RESUMED = dict(stock=False, max_keep_ckpts=1, val=True, save_best='mAP')
 MOMENTS = [*(('epochs', i) for i in range(10, 22)), *(('iterations', i) for i in (10, 15, 19))]
 
 
@@ -198,15 +218,14 @@ MOMENTS = [*(('epochs', i) for i in range(10, 22)), *(('iterations', i) for i in
 def test_a_run_killed_at_any_step_of_saving_is_resumed_to_the_bit(
     tmp_path, uninterrupted, steps, loop, fatal
 ):
-    settings = dict(max_keep_ckpts=1, val=True, save_best='mAP')
     steps.fatal = fatal
     with pytest.raises(Killed):
-        train(tmp_path, loop, **settings)
+        train(tmp_path, loop, **RESUMED)
     assert is_whole(str(last_checkpoint(tmp_path)))
     assert all(is_whole(str(tmp_path / name)) for name in pth_files(tmp_path))
     steps.fatal = None
 
-    runner = make_runner(tmp_path, loop, resume=True, **settings)
+    runner = make_runner(tmp_path, loop, resume=True, **RESUMED)
     runner.train()
     assert_equal_runs(tmp_path, uninterrupted[loop])
     assert runner.message_hub.get_info('best_score') == AP[3]

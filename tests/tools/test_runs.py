@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,17 +42,20 @@ optim_wrapper = dict(
 randomness = dict(seed=0)
 """
 ITERATIONS = """
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=24, val_interval=8)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12, val_interval=4)
 train_dataloader['sampler'] = dict(_delete_=True, type='InfiniteSampler', shuffle=True)
 train_dataloader['batch_sampler'] = None
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3),
-    dict(type='MultiStepLR', by_epoch=False, milestones=[16, 21], gamma=0.1)]
+    dict(type='MultiStepLR', by_epoch=False, milestones=[8, 11], gamma=0.1)]
 default_hooks['checkpoint'].update(by_epoch=False, interval=3)
 log_processor = dict(by_epoch=False)
 """
-LOOPS = {'epochs': '', 'iterations': ITERATIONS}  # 6 epochs of 4 iterations, or 24 iterations
-KILLED_BEFORE = {'the phase change': 8, 'the λ step': 16}  # iterations
+# In processes of their own too.
+QUICK = "custom_imports = dict(imports=['mmdet_sssd', 'tests.quick_configs'])\n"
+LOOPS = {'epochs': '', 'iterations': ITERATIONS}  # 3 epochs of 4 iterations, or 12 iterations
+LAST = {'epochs': 'epoch_3.pth', 'iterations': 'iter_12.pth'}
+KILLED_BEFORE = {'the phase change': 4, 'the λ step': 8}  # iterations
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +69,8 @@ def shapes(tmp_path_factory):
         SSSD_VAL_IMG='val',
         SSSD_IMAGE_SCALE='64x64',
         SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='6',
+        SSSD_MAX_EPOCHS='3',
+        OMP_NUM_THREADS='1',  # as in this process
     )
 
 
@@ -91,40 +96,45 @@ def train(config, work_dir, env, *args, **kwargs) -> str:
 
 @pytest.fixture(scope='module')
 def uninterrupted(request, shapes, tmp_path_factory):
-    """A whole run of a small Faster R-CNN, which samples RoIs at random."""
+    """A whole run, in this process, of a small Faster R-CNN, which samples RoIs at random."""
     folder = tmp_path_factory.mktemp(request.param)
     config = folder / 'config.py'
     bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
-    config.write_text(FASTER_RCNN.format(**bases) + LOOPS[request.param])
-    train(config, folder / 'whole', shapes)
-    return config, folder
+    config.write_text(FASTER_RCNN.format(**bases) + LOOPS[request.param] + QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['train', str(config), '--work-dir', str(folder / 'whole')])
+        for name, value in shapes.items():
+            patch.setenv(name, value)
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    return config, folder, LAST[request.param]
 
 
 @pytest.mark.parametrize(
     ('uninterrupted', 'moment'),
     [
-        ('epochs', 'the phase change'),
         ('iterations', 'the λ step'),
-        pytest.param('epochs', 'the λ step', marks=pytest.mark.slow),
         pytest.param('iterations', 'the phase change', marks=pytest.mark.slow),
+        # In process: tests/hooks/test_safe_checkpoint_hook.py.
+        pytest.param('epochs', 'the phase change', marks=pytest.mark.slow),
+        pytest.param('epochs', 'the λ step', marks=pytest.mark.slow),
     ],
     indirect=['uninterrupted'],
 )
 def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     uninterrupted, shapes, moment, tmp_path
 ):
-    config, folder = uninterrupted
+    config, folder, last = uninterrupted
     change = KILLED_BEFORE[moment]
     whole = scalars(folder / 'whole')
-    assert len(whole) == 24
+    assert len(whole) == 12
     log = next((folder / 'whole').glob('*/*.log')).read_text()
     assert 'learns from the teacher from here on' in log
-    assert [whole[i]['distill_coef'] for i in (16, 17)] == [10, 20]  # steps count from 1
+    assert [whole[i]['distill_coef'] for i in (8, 9)] == [10, 20]  # steps count from 1
 
     killing = config.with_name(f'killed_before_{change}.py')
     killing.write_text(
         config.read_text()
-        + "custom_imports = dict(imports=['mmdet_sssd', 'tests.tools.interruption'])\n"
+        + "custom_imports['imports'].append('tests.tools.interruption')\n"
         + f"custom_hooks = [dict(type='KillHook', before_iter={change - 1})]\n"
     )
     train(killing, tmp_path, shapes, code=-signal.SIGKILL)
@@ -132,10 +142,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     resumed = train(config, tmp_path, shapes, '--resume')
     assert re.search(r'resumed epoch: \d+, iter: [1-9]', resumed)
 
-    ours, expected = (
-        load_from_local(next(path.glob('*_6.pth'), path / 'iter_24.pth'))
-        for path in (tmp_path, folder / 'whole')
-    )
+    ours, expected = (load_from_local(str(path / last)) for path in (tmp_path, folder / 'whole'))
     for key in ('state_dict', 'optimizer', 'param_schedulers', 'adaptive_distill_coef.distill'):
         assert_equal_states(ours[key], expected[key], key)
     assert scalars(tmp_path) == whole
@@ -148,21 +155,21 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 def test_mim_train_resume_and_test(shapes, tmp_path, resumes):
     """As a user does it: from another folder, by the config's name."""
     mim = Path(sys.executable).with_name('mim')
-    env = {**shapes, 'SSSD_MAX_EPOCHS': '2', 'PYTHONPATH': ''}  # the installed package
+    env = {**shapes, 'SSSD_MAX_EPOCHS': '1', 'PYTHONPATH': ''}  # the installed package
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     workers = [f'{x}.{y}' for x in loaders for y in ('num_workers=0', 'persistent_workers=False')]
-    # A detector that has seen 12 batches is sure of nothing.
+    # A detector that has seen 4 batches is sure of nothing.
     options = ['--cfg-options', 'model.student.test_cfg.score_thr=0', *workers]
     work_dir = tmp_path / 'run'
     command = [mim, 'train', 'mmdet_sssd', SMALL, '--work-dir', work_dir]
     first = run([*command, *options], env, cwd=tmp_path)
-    assert 'Epoch(val) [2]' in first
-    last, trained = 2, first
+    assert 'Epoch(val) [1]' in first
+    last, trained = 1, first
     if resumes:
-        env['SSSD_MAX_EPOCHS'] = '3'
-        last, trained = 3, run([*command, '--resume', *options], env, cwd=tmp_path)
-        assert 'resumed epoch: 2, iter: 8' in trained
-        assert 'Epoch(val) [3]' in trained
+        env['SSSD_MAX_EPOCHS'] = '2'
+        last, trained = 2, run([*command, '--resume', *options], env, cwd=tmp_path)
+        assert 'resumed epoch: 1, iter: 4' in trained
+        assert 'Epoch(val) [2]' in trained
     checkpoint = work_dir / f'epoch_{last}.pth'
     command = [mim, 'test', 'mmdet_sssd', SMALL, '--checkpoint', checkpoint]
     tested = run([*command, '--work-dir', tmp_path / 'test', *options], env, cwd=tmp_path)
@@ -174,13 +181,15 @@ def test_mim_train_resume_and_test(shapes, tmp_path, resumes):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
 def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{CONFIG}'\n{QUICK}")
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2]
     loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
     loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
     options = ['--work-dir', tmp_path, '--cfg-options', 'default_hooks.logger.interval=1', *loaders]
     output = run(
-        [*torchrun, 'tools/train.py', CONFIG, '--launcher', 'pytorch', *options],
-        {**shapes, 'SSSD_MAX_EPOCHS': '1', 'OMP_NUM_THREADS': '1'},
+        [*torchrun, 'tools/train.py', config, '--launcher', 'pytorch', *options],
+        {**shapes, 'SSSD_MAX_EPOCHS': '1'},
     )
     assert re.search(r'Distributed training: True\s+GPU number: 2', output)
     assert 'Epoch(train) [1][2/2]' in output  # 16 images, 2 processes of 4 each
