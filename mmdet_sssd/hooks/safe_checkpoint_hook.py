@@ -72,6 +72,7 @@ class SafeCheckpointHook(CheckpointHook):
         The saved ``keep_ckpt_ids`` has the outdated one still: should the run be killed before it is
         removed, the parent removes it when the run is resumed.
         """
+        runner.call_hook('before_saving')  # on every process; mmengine calls its hooks on the first
         outdated = None
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             kept = [*self.keep_ckpt_ids, step]
