@@ -10,13 +10,13 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import DATASETS, HOOKS, MODELS
-from mmengine.hooks import Hook
+from mmdet.registry import DATASETS, MODELS
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.hooks import PreemptionHook
 
+from ..tools import interruption  # noqa: F401  (registers SignalHook)
 from ..tools.run_comparison import assert_equal_states
 from ..toy_detector import ITERS_PER_EPOCH, ToyDataset, ToyDetector, toy_loader, toy_runner
 from .test_safe_checkpoint_hook import last_checkpoint, pth_files
@@ -45,28 +45,6 @@ class NoisyDetector(ToyDetector):
     def loss(self, batch_inputs, batch_data_samples):
         losses = super().loss(batch_inputs, batch_data_samples)
         return {'loss_cls': losses['loss_cls'] * torch.rand(1).sum()}
-
-
-@HOOKS.register_module()
-class SignalHook(Hook):
-    """Sends signals to this process before a training or a validation iteration."""
-
-    def __init__(self, numbers, train_iter=None, val_iter=None):
-        self.numbers = numbers
-        self.train_iter = train_iter
-        self.val_iter = val_iter  # (iteration of training, batch of the validation)
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.train_iter:
-            self.send()
-
-    def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if (runner.iter, batch_idx) == self.val_iter:
-            self.send()
-
-    def send(self):
-        for number in self.numbers:
-            os.kill(os.getpid(), number)
 
 
 def make_runner(work_dir, loop='epochs', workers=0, resume=False, signals=None, **kwargs):
