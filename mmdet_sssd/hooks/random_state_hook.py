@@ -28,6 +28,8 @@ class RandomStateHook(Hook):
     put back, and an epoch goes on after the same share of it.
 
     Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first one's.
+    Buffers that differ between processes (batch norms' statistics without SyncBN) are the first one's
+    in all of them then.
     """
 
     priority = 'VERY_HIGH'

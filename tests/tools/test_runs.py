@@ -222,6 +222,16 @@ def test_ctrl_c_saves_and_says_what_to_do(preempted):
 
 
 @pytest.mark.slow
+def test_the_same_command_starts_a_run_from_its_weights_and_goes_on(preempted, tmp_path):
+    folder, env, _ = preempted
+    weights = folder / 'run/preempted.pth'
+    env = {**env, 'SSSD_MAX_EPOCHS': '1'}
+    command = (CONFIG, tmp_path, env, '--resume', '--cfg-options', f'load_from={weights}')
+    assert f'Load checkpoint from {weights}' in train(*command)
+    assert 'Epoch(train)' not in train(*command)
+
+
+@pytest.mark.slow
 def test_the_shipped_config_is_resumed_to_the_bit(preempted, tmp_path):
     """With random flips in two worker processes."""
     folder, env, _ = preempted
