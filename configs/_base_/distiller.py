@@ -10,6 +10,8 @@ distiller_hooks = dict(
     check_dataset=dict(type='CheckDatasetHook'),
     # a run killed at any moment can be resumed
     checkpoint=dict(type='SafeCheckpointHook'),
+    # a run that gets a signal saves and ends
+    preemption=dict(type='PreemptionHook'),
     # the last (and best) student, for stock mmdet
     export_student=dict(type='ExportStudentHook'),
 )

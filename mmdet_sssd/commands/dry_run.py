@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import find_checkpoint_to_resume
 from ..errors import ConfigError, unknown_setting
+from ..hooks import PreemptionHook
 from ..hooks.check_dataset_hook import CheckDatasetHook, check_labels
 from ..models import Distiller
 from ..models.student import count_classes
@@ -59,6 +60,8 @@ class DryRun:
             with tempfile.TemporaryDirectory() as work_dir:
                 runner = self.build(rehearsed_config(self.cfg, work_dir))
                 runner.register_hook(rehearsal, 'HIGHEST')
+                # It would finish a validation first, and there is nothing to save.
+                runner._hooks = [x for x in runner.hooks if not isinstance(x, PreemptionHook)]
                 with suppress(_IterationDone):
                     runner.train()
                 rehearsal.validate(runner)
@@ -82,8 +85,9 @@ def rehearsed_config(cfg: Config, work_dir: str) -> Config:
     if cfg.get('resume') and not cfg.get('load_from'):
         by_epoch = cfg.get('default_hooks', {}).get('checkpoint', {}).get('by_epoch', True)
         template = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
-        cfg.load_from = find_checkpoint_to_resume(cfg.work_dir, cfg.work_dir, template)
-        cfg.resume = cfg.load_from is not None
+        found = find_checkpoint_to_resume(cfg.work_dir, cfg.work_dir, template)
+        cfg.load_from = found or cfg.get('load_from_at_start')
+        cfg.resume = found is not None
     cfg.work_dir = work_dir
     cfg.log_level = 'WARNING'
     if cfg.get('visualizer'):

@@ -84,6 +84,8 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
             amp_where_it_runs(cfg)
             if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
                 check_annotations(cfg, stages)
+            if cfg.get('resume') and cfg.get('load_from') is None:
+                cfg.load_from_at_start = _given_load_from(cfg)
             if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
                 _join_cpu_processes(cfg)
             build = partial(from_cfg, cls)
@@ -98,6 +100,17 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
     finally:
         for runner, from_cfg in originals.items():
             runner.from_cfg = from_cfg
+
+
+def _given_load_from(cfg: Config) -> str | None:
+    """Find the weights to start from that mmdet's ``--resume`` has dropped.
+
+    A run without a checkpoint starts from them, so that the same command starts it and goes on.
+    """
+    for option in sys.argv:
+        if option.startswith('load_from='):
+            return option.partition('=')[2]
+    return Config.fromfile(cfg.filename).get('load_from')
 
 
 def _join_cpu_processes(cfg: Config) -> None:

@@ -3,6 +3,7 @@ from .check_dataset_hook import CheckDatasetHook
 from .eval_teacher_hook import EvalTeacherHook
 from .export_student_hook import ExportStudentHook
 from .phase_hooks import DetachStudentHook, FreezeBackboneHook, TeacherScheduleHook
+from .preemption_hook import PreemptionHook
 from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
@@ -13,6 +14,7 @@ __all__ = [
     'EvalTeacherHook',
     'ExportStudentHook',
     'FreezeBackboneHook',
+    'PreemptionHook',
     'RandomStateHook',
     'SafeCheckpointHook',
     'TeacherScheduleHook',

@@ -1,56 +1,117 @@
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from mmdet.registry import HOOKS
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+
+from ..datasets.resumable_loader import ResumableLoader, cpu_random_state, set_cpu_random_state
 
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a resumed run draw the random numbers that the uninterrupted run would have drawn.
+    """Makes a resumed run see the data and draw the random numbers that the uninterrupted would have.
 
-    The states of Python's, NumPy's and torch's generators go into each checkpoint and are put back
-    when training resumes. Validation is kept from moving them, because a resumed run does not
-    repeat the validation that followed its checkpoint.
+    The states of Python's, NumPy's and torch's generators, in each process and in the worker
+    processes of its loader, go into each checkpoint, and how far the epoch was. They are put back
+    when training resumes. What was read is skipped without loading it. Validation is kept from moving
+    the states.
 
-    With a fixed ``randomness.seed`` training is then resumed to the bit, on one process: in an epoch
-    loop from checkpoints at epoch ends, if no augmentation draws random numbers in worker processes
-    (persistent workers start anew); in an iteration loop from any checkpoint, if no augmentation is
-    random. On several processes the first one's numbers are resumed; the others start from their
-    seeds.
+    With a fixed ``randomness.seed`` training is then resumed to the bit, in an epoch loop, and in an
+    iteration loop with an ``InfiniteSampler`` or ``MultiSourceSampler``, from any checkpoint, on as
+    many processes as before. Not so with transforms that keep images (``CachedMosaic``), and with a
+    loader class of one's own. With other samplers an iteration loop reads all that was read again,
+    and augmentations draw other numbers. On another number of processes the first one's states are
+    put back, and an epoch goes on after the same share of it.
+
+    Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first one's.
+    Buffers that differ between processes (batch norms' statistics without SyncBN) are the first one's
+    in all of them then.
     """
 
     priority = 'VERY_HIGH'
     STATE_KEY = 'random_state'
+    OTHERS_KEY = 'random_states_of_ranks'
+    PLACE_KEY = 'place_in_epoch'
 
     def __init__(self) -> None:
         self.resumed_state: dict | None = None
         self.state_before_val: dict | None = None
+        self.states_of_ranks: list[dict] = []
+        self.loader: ResumableLoader | None = None
+        self.num_read = self.num_resumed = 0  # batches of the epoch
+
+    def before_saving(self, runner: Runner) -> None:
+        """Collect the states of all processes; called in each of them."""
+        if runner.world_size > 1:
+            self.states_of_ranks = all_gather_object(self._state())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the generators' states; during validation (a new best) those that training left."""
-        checkpoint[self.STATE_KEY] = self.state_before_val or _get_random_state()
+        checkpoint[self.STATE_KEY] = self._state()
+        checkpoint[self.PLACE_KEY] = (self.num_read, len(runner.train_dataloader))
+        if self.states_of_ranks:
+            checkpoint[self.OTHERS_KEY] = self.states_of_ranks
+            self.states_of_ranks = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the states of a run that is resumed until training starts."""
-        if runner._resume and runner.rank == 0:
-            self.resumed_state = checkpoint.get(self.STATE_KEY)
+        if not runner._resume:
+            return
+        states = checkpoint.get(self.OTHERS_KEY, [checkpoint.get(self.STATE_KEY)])
+        if len(states) == runner.world_size:
+            self.resumed_state = states[runner.rank]
+        elif runner.rank == 0 and states[0] is not None:
+            self.resumed_state = {**states[0], 'workers': {}}
+        num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 1))
+        now = len(runner.train_dataloader)
+        self.num_resumed = num_read if now == num_batches else round(num_read / num_batches * now)
+        self.num_read = self.num_resumed
+
+    def before_train(self, runner: Runner) -> None:
+        """Let the loader keep its workers' states."""
+        loop = runner.train_loop
+        if not ResumableLoader.take_over(loop.dataloader):
+            return
+        if isinstance(loop, EpochBasedTrainLoop):
+            self.loader = loop.dataloader
+        elif isinstance(loop, IterBasedTrainLoop) and loop.dataloader.is_infinite:
+            self.loader = loop.dataloader
+            loop.dataloader_iterator = None  # it has read ahead since it was built
+            self.loader.rewind()
+            loop.dataloader_iterator = _Batches(
+                self.loader, loop.iter, self._resumed_workers, self._restore
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Put the states back before an epoch loop's loader draws its workers' seed."""
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            self._restore()
+        """Put the states back before an epoch loop's loader starts its workers, or let it do so."""
+        loop = runner.train_loop
+        if not isinstance(loop, EpochBasedTrainLoop):
+            return
+        first, self.num_resumed = self.num_resumed, 0
+        if self.loader is not None and first:
+            self.loader.put_back(first, self._resumed_workers, self._restore)
+            run_iter = loop.run_iter
+            loop.run_iter = lambda idx, data_batch: run_iter(first + idx, data_batch)
+            return
+        if self._resumed_workers and self.loader.persistent_workers:
+            self.loader.start_workers(self._resumed_workers)
+        self._restore()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Put the states back after an iteration loop's loader was advanced."""
+        """Note how far the epoch is; put the states back if the loader did not."""
+        self.num_read = batch_idx + 1
         self._restore()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Count the next epoch's batches from its beginning."""
+        self.num_read = 0
+        vars(runner.train_loop).pop('run_iter', None)
 
     def before_val(self, runner: Runner) -> None:
         """Keep the states as training left them."""
@@ -61,10 +122,52 @@ class RandomStateHook(Hook):
         _set_random_state(self.state_before_val)
         self.state_before_val = None
 
+    def _state(self) -> dict:
+        if self.resumed_state is not None:  # nothing was trained since
+            return self.resumed_state
+        workers = self.loader.worker_states if self.loader else {}
+        return {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
+
     def _restore(self) -> None:
         if self.resumed_state is not None:
             _set_random_state(self.resumed_state)
             self.resumed_state = None
+
+    @property
+    def _resumed_workers(self) -> dict[int, bytes]:
+        return (self.resumed_state or {}).get('workers', {})
+
+
+class _Batches:
+    """Gives an iteration loop its batches; those that it wants to skip are not there."""
+
+    def __init__(
+        self,
+        loader: ResumableLoader,
+        num_skipped: int,
+        worker_states: dict[int, bytes],
+        after_start: Callable[[], None],
+    ) -> None:
+        self.loader = loader
+        self.num_skipped = self.num_left_out = num_skipped
+        self.worker_states = worker_states
+        self.after_start = after_start
+        self.batches: Iterator | None = None
+
+    def __next__(self) -> DATA_BATCH:
+        if self.num_left_out:
+            self.num_left_out -= 1
+            return None
+        if self.batches is None:
+            state = _get_random_state()  # to start the workers draws a seed, for the second time
+
+            def after_start() -> None:
+                _set_random_state(state)
+                self.after_start()
+
+            self.loader.put_back(self.num_skipped, self.worker_states, after_start)
+            self.batches = iter(self.loader)
+        return next(self.batches)
 
 
 @contextmanager
@@ -78,17 +181,11 @@ def kept_random_state() -> Iterator[None]:
 
 
 def _get_random_state() -> dict:
-    return {
-        'python': random.getstate(),
-        'numpy': np.random.get_state(),
-        'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {**cpu_random_state(), 'cuda': cuda}
 
 
 def _set_random_state(state: dict) -> None:
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'].cpu())
+    set_cpu_random_state(state)
     if len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([x.cpu() for x in state['cuda']])

@@ -6,7 +6,7 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume, loading
 
@@ -19,7 +19,8 @@ class SafeCheckpointHook(CheckpointHook):
       and moved into place when it is whole. Those that it makes outdated are removed after that.
     - A run with ``resume=True`` and no file to resume from takes the checkpoint that
       ``last_checkpoint`` names; if that is lost or broken, the newest whole one. If all are broken
-      it ends, if there is none it starts from the beginning; it says so in any case.
+      it ends, if there is none it starts from the beginning; it says so in any case. What torchrun
+      starts again (``--max-restarts``) goes on with the run's own checkpoint without being asked.
     - What a killed run left half-written is removed when training starts.
 
     A best checkpoint whose run was killed before it took note of it is left where it is. Checkpoints
@@ -38,17 +39,24 @@ class SafeCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Choose what a run is resumed from, and see to it that this can be loaded."""
         loading.install()
-        if runner._resume is True and runner._load_from is None and self._is_local(runner):
-            runner._load_from = find_checkpoint_to_resume(
-                runner.work_dir, self._folder(runner), self.filename_tmpl
-            )
-            runner._resume = runner._load_from is not None
+        is_asked = runner._resume is True and runner._load_from is None
+        is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+        is_restarted = is_restarted and isinstance(runner._train_loop, BaseLoop)  # not a test
+        if not (is_asked or is_restarted) or not self._is_local(runner):
+            return
+        found = find_checkpoint_to_resume(runner.work_dir, self._folder(runner), self.filename_tmpl)
+        if found is not None:
+            runner._resume, runner._load_from = True, found
+        elif is_asked:
+            runner._resume, runner._load_from = False, runner.cfg.get('load_from_at_start')
 
     def before_train(self, runner: Runner) -> None:
         """Make local writing safe, and remove what killed runs left half-written."""
         if self._is_local(runner):
             self.backend_args = dict(backend='atomic_local')
         super().before_train(runner)
+        # With a new best one the parent saves again, if it has saved before: in this process, it means.
+        self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
         if is_main_process():
             for folder in {runner.work_dir, self.out_dir}:
                 for path in glob(osp.join(escape(folder), f'*{AtomicLocalBackend.SUFFIX}')):
@@ -72,6 +80,7 @@ class SafeCheckpointHook(CheckpointHook):
         The saved ``keep_ckpt_ids`` has the outdated one still: should the run be killed before it is
         removed, the parent removes it when the run is resumed.
         """
+        runner.call_hook('before_saving')  # on every process; mmengine calls its hooks on the first
         outdated = None
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             kept = [*self.keep_ckpt_ids, step]

@@ -1,6 +1,8 @@
 """Training on more than one process, each with a part of the batch."""
 
 import math
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mmdet.registry import MODELS
 
 from mmdet_sssd.checkpoints import load_from_local
 
+from ..hooks.test_preemption_hook import assert_equal_runs
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,
@@ -16,6 +19,7 @@ from .work import (
     run_phases,
     run_scheduled,
     run_taught,
+    run_until_signal,
     semi_step,
     synced_statistics,
     train_on_counts,
@@ -222,3 +226,23 @@ def test_a_teacher_at_rest_holds_nobody_up(
         assert result['moved'] == expected[3:]
         for key, value in whole[0]['weights'].items():
             assert torch.equal(result['weights'][key], value), key
+
+
+@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])
+def test_a_signal_to_one_process_ends_all_and_the_resumed_run_is_equal(
+    on_two_processes, tmp_path, loop
+):
+    """In mid-epoch, before an epoch's end, and in a validation; each process has its own numbers."""
+    ours, whole = str(tmp_path / 'ours'), str(tmp_path / 'whole')
+    assert on_two_processes(run_until_signal, *[(whole, loop)] * 2) == [0, 0]
+    moments = [dict(train_iter=3), dict(train_iter=5), dict(val_iter=(6, 0))]  # of 3 an epoch
+    for number, moment in enumerate(moments):
+        signals = dict(numbers=[signal.SIGTERM], **moment)
+        args = [(ours, loop, number > 0, signals if rank == 1 else None) for rank in range(2)]
+        assert on_two_processes(run_until_signal, *args) == [75, 75]
+        saved = load_from_local(f'{ours}/preempted.pth')
+        assert saved['meta']['iter'] == (5, 6, 6)[number]
+        first, second = saved['random_states_of_ranks']
+        assert first['workers'] != second['workers']
+    assert on_two_processes(run_until_signal, *[(ours, loop, True)] * 2) == [0, 0]
+    assert_equal_runs(*map(Path, (ours, whole)))

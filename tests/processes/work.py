@@ -2,7 +2,9 @@
 
 import copy
 import os
+import signal
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from mmengine.optim import OptimWrapper
 from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks import FreezeBackboneHook, SafeCheckpointHook
 
+from ..hooks.test_preemption_hook import SIGNALS, make_runner
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 
@@ -379,3 +382,31 @@ def run_scheduled(work_dir: str, schedule: dict[str, Any], resume_from: str | No
     runner.train()
     waited = sum(p.requires_grad for p in runner.model.module.parameters())
     return dict(weights=runner.model.module.state_dict(), moved=moved, waited=waited)
+
+
+def run_until_signal(
+    work_dir: str, loop: str, resume: bool = False, signals: dict[str, Any] | None = None
+) -> int:
+    """Train until the end or until a signal ends the run.
+
+    Returns:
+        The code that the process would exit with.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    runner = make_runner(
+        Path(work_dir),
+        loop,
+        workers=1,
+        resume=resume,
+        signals=signals,
+        launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=WRAPPER),
+    )
+    try:
+        runner.train()
+    except SystemExit as exit:
+        return exit.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0

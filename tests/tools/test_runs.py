@@ -75,7 +75,7 @@ def shapes(tmp_path_factory):
 
 
 def run(command, env=None, code=0, cwd=ROOT) -> str:
-    """Run a command to its end and give what it printed."""
+    """Run a command to its end, in a process group of its own, and give what it printed."""
     result = subprocess.run(
         [str(part) for part in command],
         env={**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT), **(env or {})},
@@ -83,6 +83,7 @@ def run(command, env=None, code=0, cwd=ROOT) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         check=False,
     )
     assert result.returncode == code, result.stdout[-4000:]
@@ -196,3 +197,85 @@ def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
     assert 'Epoch(val) [1]' in output
     assert all(row['loss_distill'] > 0 for row in scalars(tmp_path).values())
     assert load_from_local(str(tmp_path / 'epoch_1.pth'))['meta']['iter'] == 2
+
+
+def interrupted(config, path, hook):
+    """Write a config whose runs are interrupted by a hook."""
+    path.write_text(
+        f"_base_ = ['{config}']\n"
+        "custom_imports = dict(imports=['mmdet_sssd', 'tests.tools.interruption'])\n"
+        f'custom_hooks = [{hook}]\n'
+    )
+    return path
+
+
+@pytest.fixture(scope='module')
+def preempted(shapes, tmp_path_factory):
+    """A run that got Ctrl-C, with its workers, in its second epoch; and what it printed."""
+    folder = tmp_path_factory.mktemp('preempted')
+    hook = dict(type='SignalHook', numbers=[signal.SIGINT.value], train_iter=5, to_group=True)
+    config = interrupted(CONFIG, folder / 'config.py', hook)
+    env = {**shapes, 'SSSD_MAX_EPOCHS': '2'}
+    return folder, env, train(config, folder / 'run', env, code=75)
+
+
+def test_ctrl_c_saves_and_says_what_to_do(preempted):
+    folder, _, output = preempted
+    path = folder / 'run/preempted.pth'
+    assert (folder / 'run/last_checkpoint').read_text() == str(path)
+    assert load_from_local(str(path))['meta']['iter'] == 6
+    assert 'Traceback' not in output
+    assert output.splitlines()[-1].endswith(
+        f'the run ends after iteration 6. Saved {path}; go on with --resume (exit code 75).'
+    )
+
+
+@pytest.mark.slow
+def test_the_same_command_starts_a_run_from_its_weights_and_goes_on(preempted, tmp_path):
+    folder, env, _ = preempted
+    weights = folder / 'run/preempted.pth'
+    env = {**env, 'SSSD_MAX_EPOCHS': '1'}
+    command = (CONFIG, tmp_path, env, '--resume', '--cfg-options', f'load_from={weights}')
+    assert f'Load checkpoint from {weights}' in train(*command)
+    assert 'Epoch(train)' not in train(*command)
+
+
+@pytest.mark.slow
+def test_the_shipped_config_is_resumed_to_the_bit(preempted, tmp_path):
+    """With random flips in two worker processes."""
+    folder, env, _ = preempted
+    train(CONFIG, folder / 'run', env, '--resume')
+    train(CONFIG, tmp_path, env)
+    assert scalars(folder / 'run') == scalars(tmp_path)
+    assert not (folder / 'run/preempted.pth').exists()
+    ours, expected = (load_from_local(str(x / 'epoch_2.pth')) for x in (folder / 'run', tmp_path))
+    for key in ('state_dict', 'optimizer', 'param_schedulers', 'random_state', 'place_in_epoch'):
+        assert_equal_states(ours[key], expected[key], key)
+
+
+@pytest.mark.slow
+def test_mim_does_not_kill_what_saves(shapes, tmp_path):
+    """Ctrl-C goes to mim, too, which kills what it started after a quarter of a second."""
+    mim = tmp_path / 'mim'
+    mim.write_text('import subprocess, sys\nsubprocess.check_call(sys.argv[1:])\n')
+    hook = dict(type='SignalHook', numbers=[signal.SIGINT.value], train_iter=1, to_group=True)
+    config = interrupted(CONFIG, tmp_path / 'config.py', hook)
+    command = [sys.executable, mim, sys.executable, 'tools/train.py', config]
+    output = run([*command, '--work-dir', tmp_path / 'run'], shapes, code=-signal.SIGINT)
+    assert 'go on with --resume' in output  # it waits until all have closed it
+    assert (tmp_path / 'run/last_checkpoint').read_text().endswith('preempted.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
+def test_torchrun_restarts_what_was_killed_and_it_goes_on(shapes, tmp_path):
+    hook = dict(type='KillHook', before_iter=3, rank=1)
+    config = interrupted(CONFIG, tmp_path / 'config.py', hook)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2]
+    options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run']
+    output = run(
+        [*torchrun, '--max-restarts', 1, 'tools/train.py', config, *options],
+        {**shapes, 'SSSD_MAX_EPOCHS': '2', 'OMP_NUM_THREADS': '1'},
+    )
+    assert 'resumed epoch: 1, iter: 2' in output
+    assert load_from_local(str(tmp_path / 'run/epoch_2.pth'))['meta']['iter'] == 4

@@ -17,6 +17,7 @@ SHARED_HOOKS = {
     'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
     'check_dataset': ('CheckDatasetHook', 'wrong labels are found before training'),
     'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
+    'preemption': ('PreemptionHook', 'a run that gets a signal saves and ends'),
     'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
 }
 """Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
