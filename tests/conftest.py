@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 from mmdet.utils import register_all_modules
@@ -6,6 +8,8 @@ import mmdet_sssd  # noqa: F401  (registers the package's modules)
 
 from . import quick_configs  # noqa: F401
 
+# a shell's background jobs ignore Ctrl-C, and so would the processes that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are small; threads that wait for a core would cost more
 
 

@@ -14,7 +14,7 @@ import mmengine.config.utils
 def as_it_is(text: str, **_) -> tuple[str, bool]:
     """Do what yapf does but for the layout: refuse what is not Python."""
     compile(text, 'config', 'exec')
-    return text, False
+    return f'{text.rstrip()}\n', False
 
 
 laid_out = mmengine.config.config.FormatCode

@@ -221,7 +221,7 @@ def synced_statistics(distill: bool) -> tuple[dict[str, torch.Tensor], dict[str,
 
 def chosen_to_resume(work_dir: str) -> str | None:
     """Give what a run in a folder is resumed from, or why it cannot be."""
-    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=work_dir)
+    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=work_dir, cfg={})
     try:
         SafeCheckpointHook().before_run(runner)
     except ConfigError as error:

@@ -324,7 +324,7 @@ def classes(number):
         ),
         (
             dict(terms=dict(a=dict(type='FeatureTerm', distill_loss=dict(type='FocalLoss')))),
-            r"model\.terms\.a\.distill_loss is .*'FocalLoss'}; accepted: .*SSIMLoss, or a FeatureLoss",
+            r"model\.terms\.a\.distill_loss is .*'FocalLoss'}; accepted: .*SSIMLoss.*, or a F",
         ),
         (
             dict(terms=dict(a=dict(type='LogitTerm', distill_loss=dict(type='SSIMLoss')))),
