@@ -46,6 +46,8 @@ def stock_config(name: str) -> ConfigDict:
         for extractor in ('bbox_roi_extractor', 'mask_roi_extractor'):
             if extractor in model.roi_head:
                 model.roi_head[extractor].out_channels = 32
+        for stage in _listed(model.train_cfg.rcnn):
+            stage.sampler.num = 64
     if 'encoder' in model:
         _shrink_transformer(model)
     return model
@@ -71,7 +73,7 @@ def demo_batch(model, num_items=(3, 1), with_mask=False):
     """Make a batch of two images of different sizes, as the model's data preprocessor gives it."""
     data = demo_mm_inputs(
         2,
-        [[3, 96, 128], [3, 128, 90]],
+        [[3, 78, 96], [3, 96, 68]],  # none of the boxes is thin
         num_items=list(num_items),
         num_classes=NUM_CLASSES,
         with_mask=with_mask,
