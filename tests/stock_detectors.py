@@ -2,7 +2,10 @@
 
 import copy
 import functools
+from contextlib import contextmanager
 
+import pytest
+from mmdet.models import ResNet, ResNeXt
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 
@@ -67,6 +70,16 @@ def _shrink_transformer(model):
         for part in stack.layer_cfg.values():
             part.embed_dims = 32
         stack.layer_cfg.ffn_cfg.feedforward_channels = 64
+
+
+@contextmanager
+def shallow_resnets():
+    """ResNets that are built have one block in each stage, whatever their depth."""
+    with pytest.MonkeyPatch.context() as patch:
+        for backbone in (ResNet, ResNeXt):
+            settings = {k: (block, (1,) * 4) for k, (block, _) in backbone.arch_settings.items()}
+            patch.setattr(backbone, 'arch_settings', settings)
+        yield
 
 
 def demo_batch(model, num_items=(3, 1), with_mask=False):
