@@ -12,9 +12,9 @@ import mmengine.config.utils
 
 
 def as_it_is(text: str, **_) -> tuple[str, bool]:
-    """Do what yapf does but for the layout: refuse what is not Python."""
+    """Do what yapf does but for the layout: refuse what is not Python, and end the last line."""
     compile(text, 'config', 'exec')
-    return f'{text.rstrip()}\n', False
+    return f'{text}\n', False
 
 
 laid_out = mmengine.config.config.FormatCode

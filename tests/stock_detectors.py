@@ -2,7 +2,10 @@
 
 import copy
 import functools
+from contextlib import contextmanager
 
+import pytest
+from mmdet.models import ResNet, ResNeXt
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 
@@ -46,6 +49,8 @@ def stock_config(name: str) -> ConfigDict:
         for extractor in ('bbox_roi_extractor', 'mask_roi_extractor'):
             if extractor in model.roi_head:
                 model.roi_head[extractor].out_channels = 32
+        for stage in _listed(model.train_cfg.rcnn):
+            stage.sampler.num = 64
     if 'encoder' in model:
         _shrink_transformer(model)
     return model
@@ -67,11 +72,21 @@ def _shrink_transformer(model):
         stack.layer_cfg.ffn_cfg.feedforward_channels = 64
 
 
+@contextmanager
+def shallow_resnets():
+    """ResNets that are built have one block in each stage, whatever their depth."""
+    with pytest.MonkeyPatch.context() as patch:
+        for backbone in (ResNet, ResNeXt):
+            settings = {k: (block, (1,) * 4) for k, (block, _) in backbone.arch_settings.items()}
+            patch.setattr(backbone, 'arch_settings', settings)
+        yield
+
+
 def demo_batch(model, num_items=(3, 1), with_mask=False):
     """Make a batch of two images of different sizes, as the model's data preprocessor gives it."""
     data = demo_mm_inputs(
         2,
-        [[3, 96, 128], [3, 128, 90]],
+        [[3, 78, 96], [3, 96, 68]],  # none of the boxes is thin
         num_items=list(num_items),
         num_classes=NUM_CLASSES,
         with_mask=with_mask,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 
 import mmdet
@@ -11,7 +12,6 @@ import mmengine.config.config
 import modelindex
 import pytest
 import yaml
-from mmdet.models import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -21,6 +21,7 @@ from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
 
 from . import quick_configs
+from .stock_detectors import shallow_resnets
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmdet.__file__).parent / '.mim/configs'
@@ -113,10 +114,7 @@ def build(cfg, in_full=False):
     for part in (model, model.get('student', {})):
         if 'backbone' in part:
             part.backbone.init_cfg = None  # no download
-    with pytest.MonkeyPatch.context() as patch:
-        for backbone in () if in_full else (ResNet, ResNeXt):
-            settings = {k: (block, (1,) * 4) for k, (block, _) in backbone.arch_settings.items()}
-            patch.setattr(backbone, 'arch_settings', settings)
+    with nullcontext() if in_full else shallow_resnets():
         return MODELS.build(model)
 
 

@@ -6,6 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
+from ..stock_detectors import shallow_resnets
 from .parameter_settings import parameter_settings
 
 CONFIGS = {  # how many different (lr, weight decay) stock mmdet's settings give
@@ -28,13 +29,14 @@ def test_each_parameter_of_the_student_has_the_stock_settings(path, monkeypatch)
         monkeypatch.setattr(layer, 'reset_parameters', lambda self: None)
     config = Config.fromstring(f'_base_ = "mmdet::{path}"', '.py')
     config.model.backbone.init_cfg = None
-    distiller = MODELS.build(
-        dict(
-            type='SSSDDistiller',
-            student=config.model,
-            data_preprocessor=config.get('data_preprocessor'),
+    with shallow_resnets():
+        distiller = MODELS.build(
+            dict(
+                type='SSSDDistiller',
+                student=config.model,
+                data_preprocessor=config.get('data_preprocessor'),
+            )
         )
-    )
     expected = parameter_settings(
         build_optim_wrapper(distiller.student, config.optim_wrapper), distiller.student
     )

@@ -25,7 +25,8 @@ from ..hooks.test_preemption_hook import SIGNALS, make_runner
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 
-IMAGE_SIZE = (160, 160)  # group norms want more than a pixel on the last level
+IMAGE_SIZE = (64, 64)
+FOR_GROUP_NORM = (160, 160)  # which wants more than a pixel on the last level
 WRAPPER = dict(
     type='MMDistributedDataParallel',
     device_ids=None,
@@ -121,7 +122,9 @@ def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str]
     counts = []
     for threshold in [*thresholds, 1.0]:
         model.module.pseudo_score_thr = threshold
-        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[2, 0], num_classes=NUM_CLASSES)
+        data = demo_mm_inputs(
+            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[2, 0], num_classes=NUM_CLASSES
+        )
         branches = {
             key: {'sup': [first, None], 'unsup': [None, second]}
             for key, (first, second) in data.items()
@@ -149,7 +152,9 @@ def semi_step(
     branches = {}
     for branch, images, seed in (('sup', labelled, 1), ('unsup', unlabelled, 2)):
         torch.manual_seed(seed)
-        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[4, 2], num_classes=NUM_CLASSES)
+        data = demo_mm_inputs(
+            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[4, 2], num_classes=NUM_CLASSES
+        )
         for key, items in data.items():
             branches.setdefault(key, {})[branch] = [items[i] for i in images]
     data = model.data_preprocessor(branches, True)
@@ -180,7 +185,7 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
         for count in counts:
             data = demo_mm_inputs(
                 1,
-                [[3, *IMAGE_SIZE]],
+                [[3, *(FOR_GROUP_NORM if name == 'fcos' else IMAGE_SIZE)]],
                 num_items=[count],
                 num_classes=NUM_CLASSES,
                 with_mask=name == 'mask_rcnn',
@@ -194,7 +199,9 @@ def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[st
     torch.set_default_dtype(torch.float64)
     try:
         model = build(name, with_terms)
-        data = demo_mm_inputs(2, [[3, *IMAGE_SIZE]] * 2, num_items=[4, 1], num_classes=NUM_CLASSES)
+        data = demo_mm_inputs(
+            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[4, 1], num_classes=NUM_CLASSES
+        )
         data = model.data_preprocessor({k: [v[i] for i in images] for k, v in data.items()}, True)
         data['inputs'] = data['inputs'].double()
         wrapped = MMDistributedDataParallel(model) if dist.is_initialized() else model

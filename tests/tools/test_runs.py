@@ -40,6 +40,7 @@ optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(type='value', clip_value=1.))
 randomness = dict(seed=0)
+visualizer = dict(name='{config}')  # runs of one process that share a name share a log
 """
 ITERATIONS = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12, val_interval=4)
@@ -101,7 +102,7 @@ def uninterrupted(request, shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = folder / 'config.py'
     bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
-    config.write_text(FASTER_RCNN.format(**bases) + LOOPS[request.param] + QUICK)
+    config.write_text(FASTER_RCNN.format(config=config, **bases) + LOOPS[request.param] + QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['train', str(config), '--work-dir', str(folder / 'whole')])
         for name, value in shapes.items():
