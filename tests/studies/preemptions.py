@@ -80,7 +80,7 @@ def study(folder: Path, loop: str, processes: int, preemptions: int) -> None:
     iterations, kinds = [], Counter()
     while True:
         left = preemptions - len(iterations)
-        delay = rng.uniform(0, 1.6 * seconds / preemptions) if left else None
+        delay = rng.uniform(0, seconds / preemptions) if left else None
         number = rng.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
         target = rng.choice([*range(processes), None])
         codes, _ = run(folder / 'preempted', loop, processes, delay, number, target)
@@ -118,15 +118,17 @@ def run(
         The processes' exit codes, and how long training took.
     """
     has_begun = [FORK.Event() for _ in range(processes)]
+    resumes = work_dir.exists()
     group = str(work_dir.parent / f'group_{time.time()}')
     ranks = [
-        FORK.Process(target=train, args=(work_dir, loop, rank, processes, group, event))
+        FORK.Process(target=train, args=(work_dir, loop, rank, processes, group, resumes, event))
         for rank, event in enumerate(has_begun)
     ]
     for process in ranks:
         process.start()
-    for event in has_begun:
-        event.wait()
+    for event, process in zip(has_begun, ranks, strict=True):
+        while not event.wait(1) and process.is_alive():
+            pass
     started = time.monotonic()
     if delay is not None:
         ranks[0].join(delay)
@@ -138,7 +140,9 @@ def run(
     return [process.exitcode for process in ranks], time.monotonic() - started
 
 
-def train(work_dir: Path, loop: str, rank: int, processes: int, group: str, has_begun) -> None:
+def train(
+    work_dir: Path, loop: str, rank: int, processes: int, group: str, resumes: bool, has_begun
+) -> None:
     os.setsid()  # its workers are of its group
     work_dir.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(work_dir.with_suffix(f'.{rank}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -149,7 +153,7 @@ def train(work_dir: Path, loop: str, rank: int, processes: int, group: str, has_
         join_group(rank, group)
         settings = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=WRAPPER))
     runner = make_runner(
-        work_dir, loop, workers=2, resume=work_dir.exists(), train_cfg=LOOPS[loop], **settings
+        work_dir, loop, workers=2, resume=resumes, train_cfg=LOOPS[loop], **settings
     )
     runner.register_hook(BeginHook(has_begun), 'LOWEST')
     runner.train()
