@@ -103,13 +103,23 @@ def make_runner(work_dir, loop='epochs', workers=0, resume=False, signals=None, 
     return toy_runner(work_dir, **(settings | kwargs))
 
 
+def train(*args, **kwargs):
+    """Train to the end, and end the workers: the collector of garbage waits for each of them."""
+    runner = make_runner(*args, **kwargs)
+    try:
+        runner.train()
+    finally:
+        if iterator := runner.train_dataloader._iterator:
+            iterator._shutdown_workers()
+    return runner
+
+
 def preempted(work_dir, numbers=(signal.SIGTERM,), train_iter=None, val_iter=None, **kwargs):
     """Train until a signal ends the run; give what it saved."""
     signals = dict(numbers=numbers, train_iter=train_iter, val_iter=val_iter)
-    runner = make_runner(work_dir, signals=signals, **kwargs)
     handlers = {x: signal.getsignal(x) for x in SIGNALS}
     with pytest.raises(SystemExit) as exit:
-        runner.train()
+        train(work_dir, signals=signals, **kwargs)
     assert exit.value.code == PreemptionHook.EXIT_CODE == 75
     for number, handler in handlers.items():
         assert signal.getsignal(number) == signal.SIG_IGN
@@ -135,7 +145,7 @@ def whole(tmp_path_factory):
         key = str(sorted(kwargs.items()))
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp('whole')
-            make_runner(folders[key], **kwargs).train()
+            train(folders[key], **kwargs)
         return folders[key]
 
     return run
@@ -182,7 +192,7 @@ LAST_OF_EPOCH = ITERS_PER_EPOCH - 1
 def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
     saved = preempted(tmp_path, train_iter=train_iter, loop=loop)
     assert saved['meta']['iter'] == train_iter + 1
-    make_runner(tmp_path, loop, resume=True).train()
+    train(tmp_path, loop, resume=True)
     assert_equal_runs(tmp_path, whole(loop=loop))
 
 
@@ -198,7 +208,7 @@ def test_worker_processes_draw_the_same_numbers(tmp_path, whole, loop, new_worke
         saved = preempted(tmp_path, train_iter=moment, resume=resume, **settings)
         assert saved['meta']['iter'] == moment + 1
         assert saved['random_state']['workers'].keys() <= {0, 1}
-    make_runner(tmp_path, resume=True, **settings).train()
+    train(tmp_path, resume=True, **settings)
     assert_equal_runs(tmp_path, whole(**settings))
 
 
@@ -208,7 +218,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
     settings = dict(loop=loop, accumulative_counts=4)
     saved = preempted(tmp_path, train_iter=4, **settings)
     assert saved['meta']['iter'] == 8
-    make_runner(tmp_path, resume=True, **settings).train()
+    train(tmp_path, resume=True, **settings)
     assert_equal_runs(tmp_path, whole(**settings))
 
 
@@ -220,7 +230,7 @@ def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, 
     saved = preempted(tmp_path, val_iter=(moment, batch), loop=loop)
     assert saved['meta']['iter'] == moment
     assert saved['preemption'] == dict(validates_first=True)
-    make_runner(tmp_path, loop, resume=True).train()
+    train(tmp_path, loop, resume=True)
     assert_equal_runs(tmp_path, whole(loop=loop))
 
 
@@ -246,10 +256,8 @@ def test_it_says_what_happened_and_what_to_do(tmp_path, capfd):
     ],
 )
 def test_a_second_signal_ends_the_run_at_once(tmp_path, numbers, code):
-    def train():
-        make_runner(tmp_path, signals=dict(numbers=numbers, train_iter=2)).train()
-
-    process = get_context('fork').Process(target=train)
+    settings = dict(signals=dict(numbers=numbers, train_iter=2))
+    process = get_context('fork').Process(target=train, args=(tmp_path,), kwargs=settings)
     process.start()
     process.join()
     assert process.exitcode == code
@@ -262,7 +270,7 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     handlers = [signal.getsignal(x) for x in SIGNALS]
     signals = dict(numbers=[signal.SIGUSR1], train_iter=2)  # ignored, as by nohup
-    make_runner(tmp_path, signals=signals).train()
+    train(tmp_path, signals=signals)
     assert [signal.getsignal(x) for x in SIGNALS] == handlers
 
     runner = make_runner(tmp_path / 'failing')
