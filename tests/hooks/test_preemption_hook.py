@@ -178,15 +178,15 @@ LOOPS = ('epochs', 'iterations')
 LAST_OF_EPOCH = ITERS_PER_EPOCH - 1
 
 
-@pytest.mark.parametrize('loop', LOOPS)
 @pytest.mark.parametrize(
-    'train_iter',
+    ('loop', 'train_iter'),
     [
-        pytest.param(0, marks=SLOW),
-        8,
-        LAST_OF_EPOCH,
-        pytest.param(2 * ITERS_PER_EPOCH - 1, marks=SLOW),
-        EPOCHS * ITERS_PER_EPOCH - 1,
+        ('epochs', 8),
+        ('epochs', LAST_OF_EPOCH),
+        ('epochs', EPOCHS * ITERS_PER_EPOCH - 1),
+        ('iterations', 8),
+        *(pytest.param('epochs', i, marks=SLOW) for i in (0, 2 * ITERS_PER_EPOCH - 1)),
+        *(pytest.param('iterations', i, marks=SLOW) for i in (0, LAST_OF_EPOCH, 11, 23)),
     ],
 )
 def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
@@ -212,7 +212,7 @@ def test_worker_processes_draw_the_same_numbers(tmp_path, whole, loop, new_worke
     assert_equal_runs(tmp_path, whole(**settings))
 
 
-@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])
 def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
     """Of four iterations each; the epoch ends in the second of them."""
     settings = dict(loop=loop, accumulative_counts=4)
@@ -222,9 +222,19 @@ def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
     assert_equal_runs(tmp_path, whole(**settings))
 
 
-@pytest.mark.parametrize('loop', LOOPS)
-@pytest.mark.parametrize('batch', [0, pytest.param(ITERS_PER_EPOCH - 1, marks=SLOW)])
-@pytest.mark.parametrize('epoch', [2, pytest.param(EPOCHS, marks=SLOW)])
+@pytest.mark.parametrize(
+    ('loop', 'batch', 'epoch'),
+    [
+        ('epochs', 0, 2),
+        *(
+            pytest.param(loop, batch, epoch, marks=SLOW)
+            for loop in LOOPS
+            for batch in (0, ITERS_PER_EPOCH - 1)
+            for epoch in (2, EPOCHS)
+            if (loop, batch, epoch) != ('epochs', 0, 2)
+        ),
+    ],
+)
 def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, loop, batch, epoch):
     moment = epoch * ITERS_PER_EPOCH
     saved = preempted(tmp_path, val_iter=(moment, batch), loop=loop)
