@@ -408,20 +408,23 @@ def test_huge_regions_are_averaged_in_float32_under_autocast(dtype):
 
 
 @pytest.mark.parametrize(
-    ('num_objects', 'size'), [(1, (9, 7)), (5, (9, 7)), (40, (9, 7)), (3, (1, 1))]
+    ('num_objects', 'size', 'channels'),
+    [(1, (9, 7), 16), (5, (9, 7), 16), (40, (9, 7), 16), (3, (1, 1), 16), (60, (16, 12), 128)],
 )
-def test_painting_and_both_short_cuts_agree(num_objects, size):
-    mapper = KnowledgeMapper(16, True, 3, 3).double()
-    vectors = torch.randn(2, num_objects, 16, dtype=torch.float64, requires_grad=True)
+def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
+    mapper = KnowledgeMapper(channels, True, 3, 3).double()
+    vectors = torch.randn(2, num_objects, channels, dtype=torch.float64, requires_grad=True)
+    everywhere = torch.randn(2, channels, dtype=torch.float64, requires_grad=True)
     rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
     regions = rows.unsqueeze(-1) * columns.unsqueeze(-2)
     painted = sum(vectors[:, n, :, None, None] * regions[:, n, None] for n in range(num_objects))
-    expected = mapper.object_conv(painted)
-    inputs = (vectors, mapper.object_conv.weight, mapper.object_conv.bias)
+    weight = mapper.object_conv.weight
+    expected = F.conv2d(painted, weight, padding=1) + everywhere[:, :, None, None]
+    inputs = (vectors, everywhere, weight)
     probe = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, inputs, probe)
     for extents in (None, (rows, columns)):
-        found = mapper._painted_conv(vectors, regions, extents)
+        found = mapper._painted_conv(vectors, regions, extents, everywhere)
         torch.testing.assert_close(found, expected)
         for one, other in zip(torch.autograd.grad(found, inputs, probe), gradients, strict=True):
             torch.testing.assert_close(one, other)

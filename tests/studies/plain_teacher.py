@@ -43,8 +43,11 @@ class PlainAppearance(AppearanceEncoder):
 class PlainMapper(KnowledgeMapper):
     """Paints, then convolves."""
 
-    def _painted_conv(self, objects: Tensor, regions: Tensor, extents: None) -> Tensor:
-        return self.object_conv(torch.einsum('bnc,bnhw->bchw', objects, regions))
+    def _painted_conv(
+        self, objects: Tensor, regions: Tensor, extents: None, everywhere: Tensor
+    ) -> Tensor:
+        painted = torch.einsum('bnc,bnhw->bchw', objects, regions)
+        return F.conv2d(painted, self.object_conv.weight, padding=1) + everywhere[:, :, None, None]
 
 
 def plain_twin(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:

@@ -34,12 +34,10 @@ class AppearanceEncoder(nn.Module):
         Returns:
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
         """
-        y = F.relu(self.norm(self.conv(x))).flatten(2)
+        y = F.relu(self.norm(self.conv(x)), inplace=True).flatten(2)
         regions = regions.flatten(2)
         areas = regions.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # sums over a map are too large for float16
+        with torch.autocast(x.device.type, enabled=False):  # sums are too large for float16
             return torch.bmm(regions, y.to(regions.dtype).transpose(1, 2)) / areas
 
 
