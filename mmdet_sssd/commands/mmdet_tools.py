@@ -86,8 +86,10 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
                 check_annotations(cfg, stages)
             if cfg.get('resume') and cfg.get('load_from') is None:
                 cfg.load_from_at_start = _given_load_from(cfg)
-            if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
-                _join_cpu_processes(cfg)
+            if cfg.get('launcher') == 'pytorch':
+                _check_restarts()
+                if get_device() == 'cpu':
+                    _join_cpu_processes(cfg)
             build = partial(from_cfg, cls)
             return DryRun(cfg, build) if dry_run else build(cfg)
 
@@ -111,6 +113,24 @@ def _given_load_from(cfg: Config) -> str | None:
         if option.startswith('load_from='):
             return option.partition('=')[2]
     return Config.fromfile(cfg.filename).get('load_from')
+
+
+def _check_restarts() -> None:
+    """Refuse restarts by torchrun after which processes look for each other where they were before.
+
+    They would wait for half an hour: https://github.com/pytorch/pytorch/issues/135712.
+
+    Raises:
+        ConfigError: if torchrun may restart the run, and would keep the addresses of the first try.
+    """
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and (
+        os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    ):
+        raise ConfigError(
+            'torchrun --max-restarts would hand old addresses to restarted processes, which then hang; '
+            'add --standalone (one machine) or --rdzv-backend c10d --rdzv-endpoint HOST:PORT to it, '
+            'and set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment'
+        )
 
 
 def _join_cpu_processes(cfg: Config) -> None:
