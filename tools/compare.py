@@ -8,6 +8,7 @@ Examples:
     mim run mmdet_sssd compare my_config.py --arms baseline,lgd,sssd --seeds 5
     mim run mmdet_sssd compare my_config.py --sweep distill_coef=1,3,10,30 --work-dir work_dirs/coef
     mim run mmdet_sssd compare --report-only --results work_dirs/compare_my_config/results
+    mim run mmdet_sssd compare --pool work_dirs/study_a/results work_dirs/study_b/results --against lgd
 """
 
 import os
@@ -25,6 +26,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from mmdet_sssd.commands.comparison.arms import BASELINE
+from mmdet_sssd.commands.comparison.pool import write_pool
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
 from mmdet_sssd.commands.mmdet_tools import user_errors_last
 
@@ -32,6 +35,11 @@ from mmdet_sssd.commands.mmdet_tools import user_errors_last
 def main() -> None:
     """Run or report, and tell by the exit code whether every cell is there."""
     args = parse_args()
+    folders = vars(args).pop('pool')
+    if folders:
+        out = args.results or Path('work_dirs/pool')
+        print(write_pool(out, folders, args.arms, [BASELINE, *args.against]))
+        return
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)  # what was started is stopped
     try:
@@ -135,6 +143,15 @@ def add_report(group: Any) -> None:
         '--report-only',
         action='store_true',
         help='train nothing; report what has results (with --arms: these alone)',
+    )
+    group.add_argument(
+        '--pool',
+        nargs='+',
+        type=Path,
+        metavar='FOLDER',
+        help='train nothing; report on the results of several comparisons together, each of a detector '
+        'on a data set: what to expect on a pair of your own. Written to --results (default: '
+        'work_dirs/pool)',
     )
     group.add_argument(
         '--model-zoo',

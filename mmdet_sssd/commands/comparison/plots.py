@@ -120,6 +120,26 @@ def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
     return figure
 
 
+def draw_rows(
+    arms: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], label: str, title: str
+) -> Figure:
+    """Draw estimates by name from top to bottom, the last one set apart; a panel for each arm."""
+    height = 1.3 + 0.28 * len(names)
+    figure, panels = _panels(len(arms), width=3.6, height=height, sharex=True, sharey=True)
+    styles = _styles(arms)
+    for (arm, values), axes in zip(arms.items(), panels, strict=True):
+        _draw_estimates(axes, [values.get(name) for name in names], styles[arm][0])
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.axhline(len(names) - 1.5, color=GREY, linewidth=0.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis='x', alpha=0.3)
+        _head_panel(axes, arm)
+    figure.supxlabel(label, fontsize='medium')
+    figure.suptitle(f'{title.capitalize()}\nmean, 95% t-interval', fontsize='medium')
+    return figure
+
+
 def _shown_classes(arms: Sequence[ArmSummary]) -> list[str]:
     """Choose the classes to draw: all, or those whose AP differs most."""
     largest: dict[str, float] = {}

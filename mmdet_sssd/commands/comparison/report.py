@@ -192,20 +192,20 @@ def _ap_table(arms: Summaries) -> str:
             arm,
             str(len(x.seeds)),
             *(_level(x.ap.get(name)) for name in names),
-            *(_times(getattr(x, field)) for field in costs.values()),
+            *(times_text(getattr(x, field)) for field in costs.values()),
         ]
         for arm, x in arms.items()
     ]
-    return _table(['arm', 'seeds', *names, *costs], rows)
+    return table(['arm', 'seeds', *names, *costs], rows)
 
 
 def _difference_table(arms: Summaries, reference: str) -> str:
     names = _ap_names(x.differences for x in arms.values())
     rows = [
-        [arm, x.verdict, *(_interval(x.differences.get(name)) for name in names)]
+        [arm, x.verdict, *(difference_text(x.differences.get(name)) for name in names)]
         for arm, x in _rivals(arms, reference).items()
     ]
-    return _table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
+    return table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
 
 
 def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
@@ -250,18 +250,21 @@ def _level(x: Estimate | None) -> str:
     return f'{x.mean:.1f}' + (f' ± {x.half_width:.1f}' if x.half_width is not None else '')
 
 
-def _interval(x: Estimate | None) -> str:
+def difference_text(x: Estimate | None) -> str:
+    """Write a difference with its interval and its number of values."""
     if x is None or not x.count:
         return '–'
     interval = f' [{x.low:+.1f}, {x.high:+.1f}]' if x.low is not None else ''
     return f'{x.mean:+.1f}{interval} (n={x.count})'
 
 
-def _times(x: Estimate) -> str:
+def times_text(x: Estimate) -> str:
+    """Write a ratio."""
     return f'×{x.mean:.2f}' if x.count else '–'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

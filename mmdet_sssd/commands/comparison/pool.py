@@ -1,0 +1,161 @@
+"""Pools comparisons: what to expect of an arm on a pair of detector and data set of one's own."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ...checkpoints import AtomicLocalBackend
+from ...errors import ConfigError
+from .arms import BASELINE
+from .plots import draw_rows
+from .report import SPLITS, ArmSummary, difference_text, summarize, table, times_text
+from .results import ResultsFolder
+from .statistics import Estimate, estimate
+
+AP_NAMES = ('AP', 'AP50', 'AP75')
+
+
+@dataclass(frozen=True)
+class PooledArm:
+    """What an arm gives over several studies, each of a detector on a data set.
+
+    Attributes:
+        studies: Its summary in each study that has it and the reference, by the study's name.
+    """
+
+    studies: Mapping[str, ArmSummary]
+
+    def difference(self, name: str) -> Estimate:
+        """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
+
+        Each pair counts alike, however many seeds it has; the interval is Student's over the pairs'
+        means, so it has in it what varies from pair to pair.
+        """
+        return estimate([x.differences[name].mean for x in self._with(name)])
+
+    def below(self, name: str) -> int:
+        """Count the pairs whose own interval lies below 0."""
+        highs = [x.differences[name].high for x in self._with(name)]
+        return sum(high is not None and high < 0 for high in highs)
+
+    def _with(self, name: str) -> list[ArmSummary]:
+        return [x for x in self.studies.values() if name in x.differences]
+
+
+def pool(
+    folders: Sequence[Path],
+    split: str,
+    arms: Iterable[str] | None = None,
+    reference: str = BASELINE,
+) -> dict[str, PooledArm]:
+    """Pool the results of studies.
+
+    Args:
+        folders: Their folders of results; a folder's name is its study's.
+        split: ``'val'`` or ``'test'``.
+        arms: Which arms; all that two studies or more share with the reference, if None.
+        reference: The arm that they are compared with.
+
+    Returns:
+        By arm, those with a result on the split.
+
+    Raises:
+        ConfigError: if a folder has no results, or two have one name.
+    """
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f'--pool is {", ".join(names)}; accepted: folders of different names')
+    found: dict[str, dict[str, ArmSummary]] = {}
+    for folder in folders:
+        results = ResultsFolder(folder).read()
+        if not results:
+            raise ConfigError(f'--pool: there are no results in {folder}')
+        for arm, summary in summarize(results, split, reference).items():
+            if arm != reference and summary.differences:
+                found.setdefault(arm, {})[folder.name] = summary
+    chosen = [arm for arm, x in found.items() if len(x) > 1] if arms is None else arms
+    return {arm: PooledArm(found[arm]) for arm in chosen if arm in found}
+
+
+def write_pool(
+    out: Path,
+    folders: Sequence[Path],
+    arms: Iterable[str] | None = None,
+    references: Sequence[str] = (BASELINE,),
+) -> str:
+    """Write ``pool.md`` and a plot for each split and reference into a folder.
+
+    Args:
+        out: The folder.
+        folders: Folders of results, one for each pair of detector and data set.
+        arms: As in :func:`pool`.
+        references: The arms to compare with.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ConfigError: if there is nothing to pool.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for split, title in SPLITS.items():
+        for reference in references:
+            pooled = pool(folders, split, arms, reference)
+            if pooled:
+                parts += [f'## {title.capitalize()}: difference to {reference}\n', _tables(pooled)]
+                draw_pool(pooled, title, reference).savefig(out / f'pool_{split}_{reference}.png')
+    if not parts:
+        raise ConfigError(
+            f'--pool: no arm shares a seed with {" or ".join(references)} in two of '
+            f'{", ".join(map(str, folders))}'
+        )
+    text = '\n'.join(['# Pooled comparisons\n', *parts, NOTES])
+    AtomicLocalBackend().put_text(text, str(out / 'pool.md'))
+    return text
+
+
+NOTES = """\
+- Of each pair of detector and data set: the mean of the differences paired by seed, with its 95%
+  t-interval and the number of seeds.
+- Over pairs: the mean of the pairs' means, each counted alike, with its 95% t-interval over pairs and
+  their number. It says what to expect of a pair of one's own, if these were drawn from the same lot.
+"""
+
+
+def _tables(pooled: Mapping[str, PooledArm]) -> str:
+    studies = list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
+    rows = [
+        [study, *(_cell(arm.studies.get(study)) for arm in pooled.values())] for study in studies
+    ]
+    rows += [
+        [f'**{name} over pairs**', *(difference_text(x.difference(name)) for x in pooled.values())]
+        for name in AP_NAMES
+    ]
+    rows.append(['pairs below 0', *(str(arm.below('AP')) for arm in pooled.values())])
+    return table(['Δ AP', *pooled], rows) + '\n'
+
+
+def _cell(summary: ArmSummary | None) -> str:
+    if summary is None:
+        return '–'
+    return f'{difference_text(summary.differences["AP"])}, {times_text(summary.time_ratio)}'
+
+
+def draw_pool(pooled: Mapping[str, PooledArm], title: str, reference: str) -> Figure:
+    """Draw each arm's differences of AP, a row for each pair and one for the mean over pairs."""
+    studies = list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
+    return draw_rows(
+        {
+            arm: {
+                **{s: x.studies[s].differences['AP'] for s in studies if s in x.studies},
+                'over pairs': x.difference('AP'),
+            }
+            for arm, x in pooled.items()
+        },
+        [*studies, 'over pairs'],
+        f'difference of AP to {reference}',
+        title,
+    )
