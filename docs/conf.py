@@ -1,0 +1,18 @@
+"""The documentation site: ``sphinx-build -W docs docs/_build``."""
+
+from mmdet_sssd import __version__
+
+project = 'mmdet_sssd'
+author = 'The mmdet_sssd developers'
+release = version = __version__
+
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
+myst_enable_extensions = ['colon_fence']
+myst_heading_anchors = 4
+autodoc_member_order = 'bysource'
+autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_typehints = 'signature'
+html_theme = 'furo'
+html_title = 'mmdet_sssd'
+exclude_patterns = ['_build']
+suppress_warnings = ['toc.not_included']  # reports are reached from the benchmarks' page

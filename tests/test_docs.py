@@ -1,0 +1,18 @@
+"""The documentation site, with broken links and references as errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, '-W', 'ignore', '-m', 'sphinx', '-q', '-W', '--keep-going']
+    result = subprocess.run(
+        [*command, str(ROOT / 'docs'), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    reference = (tmp_path / 'reference/models.html').read_text(encoding='utf-8')
+    assert 'mmdet_sssd.models.SSSDDistiller' in reference
+    assert (tmp_path / 'index.html').is_file()
