@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import ConfigError, check, is_number, within
-from .distiller_of import distiller_of, term_of
+from .model_parts import find_distiller, find_term
 
 MEASURED = ('mean_log', 'num_measured', 'wait')
 
@@ -117,12 +117,12 @@ class AdaptiveDistillCoefHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
-        self.owner = term_of(runner, self)
-        self.shares = distiller_of(runner, self).gradient_shares
+        self.owner = find_term(runner, self)
+        self.shares = find_distiller(runner, self).gradient_shares
         self.base_coef = self.owner.distill_coef
         if self.ratio is not None:
             self._check_can_be_measured()
-        student = {id(p) for p in distiller_of(runner, self).student.parameters()}
+        student = {id(p) for p in find_distiller(runner, self).student.parameters()}
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ConfigError(
                 'makes several optimizers, and a detector is trained by one; accepted: one '

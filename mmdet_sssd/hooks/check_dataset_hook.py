@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ..datasets import leaf_datasets
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .model_parts import find_distiller
 
 
 @HOOKS.register_module()
@@ -29,7 +29,7 @@ class CheckDatasetHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Read the labels of every training image (on the CPU, from what is loaded already)."""
-        self.distiller = distiller_of(runner, self)
+        self.distiller = find_distiller(runner, self)
         check_labels(
             runner.train_dataloader.dataset,
             self.distiller.student,

@@ -13,8 +13,8 @@ from ..errors import ConfigError
 from ..models import Distiller
 from ..models.replay import fresh_samples
 from ..models.teachers import Teacher
-from .distiller_of import distiller_of, teacher_of
-from .random_state_hook import kept_random_state
+from .model_parts import find_distiller, find_teacher
+from .random_state_hook import preserved_random_state
 
 
 @HOOKS.register_module()
@@ -84,7 +84,7 @@ class EvalTeacherHook(Hook):
         teacher = self._checked_teacher(runner)
         key = f'{stage}_dataloader.dataset.pipeline'
         use_masks = getattr(teacher, 'use_masks', False)
-        with kept_random_state():
+        with preserved_random_state():
             found = {
                 loads_labels_after_resizing(
                     dataset.pipeline, dataset.get_data_info(0), key, use_masks
@@ -100,7 +100,7 @@ class EvalTeacherHook(Hook):
         self.labels_in_original_pixels[stage] = found == {True}
 
     def _checked_teacher(self, runner: Runner) -> Teacher:
-        teacher = teacher_of(runner, self)
+        teacher = find_teacher(runner, self)
         if not teacher.is_trained:
             raise ConfigError(
                 f"is {self.teacher!r}, which is not trained with the student's head; accepted: a "
@@ -112,10 +112,10 @@ class EvalTeacherHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, stage: str, loop: BaseLoop) -> dict[str, float]:
         """Run a loop's loader and a copy of its evaluator on the teacher's predictions."""
-        distiller = distiller_of(runner, self)
-        evaluator = _without_files_of_the_student(loop.evaluator)
+        distiller = find_distiller(runner, self)
+        evaluator = _copy_for_teacher(loop.evaluator)
         runner.logger.info('Evaluating the teacher, which sees the labels.')
-        with kept_random_state():
+        with preserved_random_state():
             for data_batch in loop.dataloader:
                 with autocast(enabled=loop.fp16):
                     outputs = self._predict(
@@ -140,7 +140,7 @@ class EvalTeacherHook(Hook):
         return outputs
 
 
-def _without_files_of_the_student(evaluator: Evaluator) -> Evaluator:
+def _copy_for_teacher(evaluator: Evaluator) -> Evaluator:
     """Copy an evaluator so that what it writes does not replace the student's files."""
     evaluator = copy.copy(evaluator)
     metrics = [copy.copy(x) for x in evaluator.metrics if not isinstance(x, DumpResults)]

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from ..checkpoints import export_student
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .model_parts import find_distiller
 
 
 @HOOKS.register_module()
@@ -27,7 +27,7 @@ class ExportStudentHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is a student to export."""
-        distiller_of(runner, self)
+        find_distiller(runner, self)
 
     @master_only
     def after_train(self, runner: Runner) -> None:

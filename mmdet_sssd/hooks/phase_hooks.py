@@ -11,7 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
 
 from ..errors import ConfigError, check, is_number, within
-from .distiller_of import distiller_of, teacher_of, term_of
+from .model_parts import find_distiller, find_teacher, find_term
 
 FRACTION = 'a fraction of the run, 0 to 1'
 
@@ -61,7 +61,7 @@ class DetachStudentHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find what is to be detached."""
-        self.owner = term_of(runner, self)
+        self.owner = find_term(runner, self)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -102,7 +102,7 @@ class FreezeBackboneHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Put the dropping of gradients in front of the optimizer's step."""
-        student = distiller_of(runner, self).student
+        student = find_distiller(runner, self).student
         if not hasattr(student, 'backbone'):
             raise ConfigError(
                 f'FreezeBackboneHook needs a model.student with a backbone, {type(student).__name__} '
@@ -156,8 +156,8 @@ class TeacherScheduleHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the teacher and what is trained with it, and keep that still where it is idle."""
-        self.owner = teacher_of(runner, self)
-        terms = distiller_of(runner, self).terms.values()
+        self.owner = find_teacher(runner, self)
+        terms = find_distiller(runner, self).terms.values()
         parts = [self.owner, *(x for x in terms if x.teacher == self.teacher)]
         self.parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
         self.is_done = False

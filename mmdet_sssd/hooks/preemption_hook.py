@@ -96,7 +96,7 @@ class PreemptionHook(Hook):
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loader = loop.dataloader
             if isinstance(loader, DataLoader):
-                loader.worker_init_fn = partial(_init_deaf_worker, loader.worker_init_fn)
+                loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
         self._listen(runner)
         self.has_saved = True  # an earlier run may have
         self._remove_outdated(runner)
@@ -323,7 +323,7 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
     )
 
 
-def _init_deaf_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
+def _init_worker_without_signals(init_fn: Callable[[int], None] | None, worker: int) -> None:
     """Initialise a loader's worker; what a scheduler sends to all processes is not for it.
 
     A SIGTERM of its parent's is: that is how Python ends workers.

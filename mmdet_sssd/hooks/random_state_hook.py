@@ -171,7 +171,7 @@ class _Batches:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def preserved_random_state() -> Iterator[None]:
     """Put the generators' states back, at the end of the context, to what they were before it."""
     state = _get_random_state()
     try:

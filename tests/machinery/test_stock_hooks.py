@@ -22,7 +22,7 @@ from mmdet_sssd.checkpoints import load_from_local
 
 from ..stock_detectors import NUM_CLASSES, demo_batch, stock_config
 from ..toy_detector import ToyDetector
-from .twin_runners import (
+from .stock_and_distilled import (
     CLASSES,
     TRAIN_PIPELINE,
     distilled,

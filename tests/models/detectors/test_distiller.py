@@ -217,7 +217,7 @@ def test_errors_of_a_term_name_it(name, term, key):
     ('teacher', 'key'),
     [
         (dict(type='PretrainedTeacher', config=TOY), r': missing .*checkpoint'),
-        (pretrained(dict(type='ResNet')), r"\.config\.type is 'ResNet', which is no detector"),
+        (pretrained(dict(type='ResNet')), r"\.config\.type is 'ResNet', which is not a detector"),
         (
             dict(type='SSIMLoss'),
             r' is .*; accepted: .* ImplicitTeacher, .*PretrainedTeacher, .*or',
@@ -236,7 +236,9 @@ def test_a_student_that_does_not_say_its_classes_is_named_with_the_key(preset):
     student = dict(type='UnknownClasses', data_preprocessor=dict(type='DetDataPreprocessor'))
     kwargs = dict(type='Distiller', teachers=dict(t=dict(type='ImplicitTeacher')))
     key = r'model\.teacher\.' if preset else r'model\.teachers\.t\.neck\.'
-    with pytest.raises(ConfigError, match=f'^{key}num_classes is not given, and model.student'):
+    with pytest.raises(
+        ConfigError, match=f'^{key}num_classes is not given, and no head of model.student'
+    ):
         build(student=student, **({} if preset else kwargs))
 
 
@@ -474,7 +476,7 @@ def test_a_teacher_that_no_term_asks_and_nothing_trains_is_refused(kind):
     teachers = dict(first=pretrained(), large=pretrained())
     terms = dict(ssim={**SSIM, 'teacher': 'first'})
     with pytest.raises(
-        ConfigError, match=r'^model\.teachers\.large is asked by none of model\.terms; give one'
+        ConfigError, match=r'^model\.teachers\.large is used by none of model\.terms; add one'
     ):
         build(type=kind, teachers=teachers, terms=terms)
 

@@ -404,7 +404,7 @@ def test_a_key_of_the_detector_is_sent_to_the_student():
     with pytest.raises(TypeError) as raised:
         build('retinanet', bbox_head=dict(num_classes=2))
     assert re.search(
-        r'bbox_head is no setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
+        r'bbox_head is not a setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
         r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
         str(unknown_setting(raised.value)),
     )
@@ -474,14 +474,14 @@ def test_students_that_cannot_be_distilled_are_refused():
         MODELS.build(dict(type='SSSDDistiller', student=no_detector))
     for kind, reason in (
         ('SoftTeacher', 'trains two detectors on mixed batches'),
-        ('Detectron2Wrapper', 'has a detectron2 model inside'),
+        ('Detectron2Wrapper', 'wraps a detectron2 model'),
         ('NoSuchDetector', 'no package has registered'),
-        ('QDTrack', 'is no detector.* Trackers'),
+        ('QDTrack', 'is not a detector.* Trackers'),
     ):
         with pytest.raises(ConfigError, match=rf"model\.student\.type is '{kind}', which {reason}"):
             MODELS.build(dict(type='SSSDDistiller', student=dict(type=kind)))
     reads_texts = dict(type='GLIP', language_model=dict(type='BertModel'))
-    with pytest.raises(ConfigError, match='reads texts too; accepted: detectors that take images'):
+    with pytest.raises(ConfigError, match='also reads text; accepted: detectors that take images'):
         MODELS.build(dict(type='SSSDDistiller', student=reads_texts))
 
 

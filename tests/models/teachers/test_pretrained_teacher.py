@@ -185,7 +185,7 @@ def test_one_of_mmdet_s_configs_by_name():
         ),
         (
             dict(type='ResNet'),
-            r"model\.teachers\.large\.config\.type is 'ResNet', which is no detector",
+            r"model\.teachers\.large\.config\.type is 'ResNet', which is not a detector",
         ),
     ],
 )

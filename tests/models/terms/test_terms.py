@@ -270,7 +270,7 @@ def test_levels_are_matched_by_size_or_else_by_index():
     assert match_levels(levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
     assert match_levels(levels(40, 20), levels(40, 20)) == [0, 1]
     assert match_levels(levels(80, 40), levels(40, 20)) == [0, 1]
-    with pytest.raises(ConfigError, match=r"student's are of 80×80, 7×7, the teacher's of 40×40"):
+    with pytest.raises(ConfigError, match=r"student's have 80×80, 7×7, the teacher's 40×40"):
         match_levels(levels(80, 7), levels(40))
 
 
@@ -294,7 +294,7 @@ def classes(number):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(terms={}), r'model\.teachers\.large is asked by none of model\.terms; give one'),
+        (dict(terms={}), r'model\.teachers\.large is used by none of model\.terms; add one'),
         (dict(teachers=None), r'model\.teachers is empty; give a teacher'),
         (dict(terms=dict(a=dict(loss=1))), r'model\.terms\.a is .*accepted: a dict with type='),
         (dict(terms=dict(a=3)), r'model\.terms\.a is 3; accepted: a dict with type='),
