@@ -13,10 +13,10 @@ def find_distiller(runner: Runner, hook: Hook) -> Distiller:
 
     Args:
         runner: The runner.
-        hook: The hook that needs it, for the error.
+        hook: The hook that needs the distiller, for the error.
 
     Raises:
-        ConfigError: if the runner's model is something else.
+        ConfigError: if the runner's model is not a distiller.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, Distiller):
@@ -36,7 +36,7 @@ def find_term(runner: Runner, hook: Hook) -> DistillTerm:
         hook: The hook.
 
     Raises:
-        ConfigError: if there is none of that name, or another such hook would set it, too.
+        ConfigError: if the model has no such term, or another hook of this type sets it too.
     """
     return _find_part(runner, hook, 'term')
 

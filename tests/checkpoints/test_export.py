@@ -320,8 +320,11 @@ def with_misfits(checkpoint):
             with_a_config_that_cannot_be_imported,
             r"config that .*c\.pth holds in meta\['cfg'\] cannot be read \(ImportError: .*no_such_mod",
         ),
-        (with_no_model, r'model\.type of the config is None, which is no distiller'),
-        (with_a_stock_config, r"model\.type of the config is 'RetinaNet', which is no distiller"),
+        (with_no_model, r'model\.type of the config is None, which is not a distiller'),
+        (
+            with_a_stock_config,
+            r"model\.type of the config is 'RetinaNet', which is not a distiller",
+        ),
         (
             with_misfits,
             r"does not fit the config's, a RetinaNet \(1 missing: bbox_head\.retina_reg\.bias; 1 "

@@ -137,7 +137,7 @@ def test_an_image_without_its_size_is_named(config, tmp_path):
 @pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
 def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
     (tmp_path / 'train.json').write_text(content)
-    with pytest.raises(ConfigError, match=r'train\.json .* is no COCO annotation file'):
+    with pytest.raises(ConfigError, match=r'train\.json .* is not a COCO annotation file'):
         check_annotations(config)
 
 

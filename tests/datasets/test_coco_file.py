@@ -39,7 +39,7 @@ def test_a_file_that_is_no_coco_file_is_named_with_its_key(path, content, found)
     write(path, content)
     with pytest.raises(
         ConfigError,
-        match=rf'^x\.ann_file: .*a\.json .* is no COCO annotation file \({found}.*; accepted: JSON '
+        match=rf'^x\.ann_file: .*a\.json .* is not a COCO annotation file \({found}.*; accepted: JSON '
         'with images and categories$',
     ):
         read_coco(path, 'x.ann_file')

@@ -284,7 +284,7 @@ def test_data_sets_that_disagree_are_refused(runner_of, shapes):
     runner._val_dataloader['dataset'] = dict(
         type='ConcatDataset', datasets=[shapes_dataset(shapes, 'val', x) for x in pipelines]
     )
-    with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
+    with pytest.raises(ConfigError, match='some data sets load annotations before resizing'):
         runner.val()
 
 

@@ -74,7 +74,7 @@ def test_backbone_is_still_in_the_first_part(tmp_path, loop, optim_wrapper):
     ]
     assert all(x['neck'] for x in moved)
     assert [x['backbone'] for x in moved] == [False] * 2 + [True] * 16
-    assert logged(tmp_path, 'The backbone (is kept still|trains)') == ['is kept still', 'trains']
+    assert logged(tmp_path, 'The backbone (is frozen|trains)') == ['is frozen', 'trains']
     assert 'step' not in vars(runner.optim_wrapper)
 
 

@@ -246,13 +246,13 @@ def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, 
 
 def test_it_says_what_happened_and_what_to_do(tmp_path, capfd):
     preempted(tmp_path, [signal.SIGINT], train_iter=2)
-    first = 'SIGINT: the run saves a checkpoint after this iteration and ends; once more'
+    first = 'SIGINT: the run saves a checkpoint after this iteration and ends; a second'
     assert first in capfd.readouterr().err
     (log,) = tmp_path.glob('*/*.log')
     lines = log.read_text().splitlines()
     (line,) = [x for x in lines if 'WARNING - SIGINT' in x]
     assert line.endswith(
-        f'SIGINT: the run ends after iteration 3. Saved {tmp_path}/preempted.pth; go on with --resume '
+        f'SIGINT: the run ends after iteration 3. Saved {tmp_path}/preempted.pth; continue with --resume '
         '(exit code 75).'
     )
 
@@ -305,6 +305,6 @@ def test_what_a_broken_off_run_left_is_removed(tmp_path):
 def test_it_needs_the_hooks_that_make_a_run_go_on(tmp_path, lacking):
     runner = make_runner(tmp_path)
     runner._hooks = [x for x in runner.hooks if type(x).__name__ != lacking]
-    with pytest.raises(ConfigError, match=f'PreemptionHook needs {lacking} among the hooks'):
+    with pytest.raises(ConfigError, match=f'PreemptionHook needs the hook {lacking}'):
         runner.train()
     assert runner.iter == 0

@@ -275,8 +275,8 @@ def test_lambda_keeps_within_bounds_and_the_log_says_what_it_came_to(tmp_path, l
     expected = wanted if limit == 1000 else bound
     assert recorder.coefs[1:] == pytest.approx([expected] * 3, rel=1e-4)
     (log,) = tmp_path.glob('*/*.log')
-    held = ', held by max_change' if limit == 1.5 else ''
-    line = f'Term distill: λ came to {recorder.coefs[-1]:.4g} (ratio 0.3, 3 measurements{held}).'
+    held = ', limited by max_change' if limit == 1.5 else ''
+    line = f'Term distill: λ ended at {recorder.coefs[-1]:.4g} (ratio 0.3, 3 measurements{held}).'
     assert log.read_text().count(line) == 1
 
 
@@ -298,8 +298,8 @@ def test_bad_arguments_are_named(kwargs, message):
 
 def test_a_lambda_of_zero_is_refused(tmp_path):
     message = (
-        "AdaptiveDistillCoefHook.ratio is 0.3, but distill_coef of term 'distill', which λ starts "
-        'from, is 0; accepted: distill_coef > 0, or ratio=None'
+        "AdaptiveDistillCoefHook.ratio is 0.3, but distill_coef of term 'distill', the initial λ, "
+        'is 0; accepted: distill_coef > 0, or ratio=None'
     )
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
         still_run(tmp_path, model=TOY_MODEL | dict(distill_coef=0.0))
@@ -307,6 +307,6 @@ def test_a_lambda_of_zero_is_refused(tmp_path):
 
 def test_a_term_that_compares_no_features_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('mmdet_sssd.models.terms.FeatureTerm.needs_head', True)
-    message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares what heads make; accepted"
+    message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares outputs of heads; accepted"
     with pytest.raises(ConfigError, match=re.escape(message)):
         still_run(tmp_path)
