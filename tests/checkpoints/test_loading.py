@@ -115,7 +115,7 @@ def test_every_downloading_scheme_uses_the_restricted_loader(monkeypatch):
 
 
 @pytest.mark.parametrize('content', ['empty', 'text', 'truncated'])
-def test_a_file_that_is_no_whole_checkpoint_is_named(tmp_path, content):
+def test_a_broken_checkpoint_is_named(tmp_path, content):
     path = tmp_path / 'broken.pth'
     torch.save(WEIGHTS, path)
     whole = path.read_bytes()

@@ -125,7 +125,7 @@ def test_a_frozen_backbone_does_not_count_in_the_clipped_norm(tmp_path):
 
 @pytest.mark.parametrize('hook', [DetachStudentHook, FreezeBackboneHook])
 @pytest.mark.parametrize('value', [-0.1, 1.1, 20000])
-def test_parts_that_are_no_fractions_are_named(hook, value):
+def test_bad_fractions_are_named(hook, value):
     with pytest.raises(
         ConfigError, match=rf'{hook.__name__}\.first is {value}; accepted: a fraction'
     ):

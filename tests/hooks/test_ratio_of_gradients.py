@@ -129,7 +129,7 @@ class Scaled(OptimWrapper):
     [(SGD, SGD | dict(type=Scaled)), (STILL, STILL | dict(accumulative_counts=4))],
     ids=['loss scale', 'accumulation'],
 )
-def test_what_scales_the_whole_loss_leaves_lambda_alone(tmp_path, one, other):
+def test_factors_of_the_whole_loss_do_not_change_lambda(tmp_path, one, other):
     first, _ = run(tmp_path / 'one', optim_wrapper=one)
     second, _ = run(tmp_path / 'other', optim_wrapper=other)
     assert first.coefs == second.coefs
@@ -266,7 +266,7 @@ def test_a_run_is_resumed_with_or_without_a_ratio(tmp_path, before, after):
 
 
 @pytest.mark.parametrize('limit', [1.5, 1000.0])
-def test_lambda_keeps_within_bounds_and_the_log_says_what_it_came_to(tmp_path, limit):
+def test_lambda_stays_within_bounds_and_its_final_value_is_logged(tmp_path, limit):
     recorder, runner = still_run(tmp_path, hook=dict(max_change=limit), iters=4)
     assert not runner.model.terms['distill'].is_measured
     wanted = RATIO * recorder.wanted[0]
@@ -305,7 +305,7 @@ def test_a_lambda_of_zero_is_refused(tmp_path):
         still_run(tmp_path, model=TOY_MODEL | dict(distill_coef=0.0))
 
 
-def test_a_term_that_compares_no_features_is_refused(tmp_path, monkeypatch):
+def test_a_ratio_for_a_term_on_heads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('mmdet_sssd.models.terms.FeatureTerm.needs_head', True)
     message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares outputs of heads; accepted"
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -189,7 +189,7 @@ def test_one_of_mmdet_s_configs_by_name():
         ),
     ],
 )
-def test_what_is_no_detector_is_refused(config, message):
+def test_other_models_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         distiller(config)
 

@@ -151,7 +151,7 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
 
 @pytest.mark.parametrize('size', [(320, 320), (96, 416), (800, 1088)])
 @pytest.mark.parametrize('part', [1.0, 0.83, 0.4])
-def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
+def test_padding_agrees_with_mmdet_s_anchor_flags(size, part):
     anchors = MODELS.build(stock_config('retinanet').bbox_head).prior_generator
     strides = [stride for stride, _ in anchors.strides]
     levels = [torch.zeros(1, *(-(-n // s) for n in size), 9, 3) for s in strides]
@@ -163,7 +163,7 @@ def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
         assert torch.equal(ours.flatten(), expected)
 
 
-def test_a_logit_term_leaves_out_what_the_assigner_ignores():
+def test_a_logit_term_leaves_out_ignored_anchors():
     model = build('retinanet', dict(adl=ADL))
     data = demo_batch(model)
     loss = losses_of(model, **data)['loss_adl']
