@@ -41,7 +41,7 @@ def check_scope(student: ConfigType) -> None:
         student: The model's config.
 
     Raises:
-        ConfigError: if it is not; the message says what it is.
+        ConfigError: if the model is of another kind; the message says which.
     """
     cls = config_class(student)
     if cls is None:

@@ -161,7 +161,7 @@ class Distiller(BaseDetector):
             batch_data_samples: Their B data samples with ground truth.
 
         Returns:
-            The losses by name, and what is logged beside them.
+            The losses and other logged values by name.
         """
         samples = self._without_degenerate_boxes(batch_data_samples)
         losses, outputs = self._student_pass(batch_inputs, samples)
@@ -397,7 +397,7 @@ class Distiller(BaseDetector):
             raise ConfigError(
                 f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
                 f'{type(self.student).__name__}: it has {min(state_dict)}, model.student has '
-                f'{min(self.student.state_dict())}. Weights of a backbone alone are set by '
+                f'{min(self.student.state_dict())}. Load weights of a backbone alone by '
                 'model.student.backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
             )
         if not ours:

@@ -113,7 +113,7 @@ class SemiDistiller(Distiller):
             batch_data_samples: Their B data samples by branch; those of ``sup`` have ground truth.
 
         Returns:
-            The losses by name, and what is logged beside them.
+            The losses and other logged values by name.
         """
         losses: dict[str, Any] = {}
         for branch in self._branches_anywhere(batch_inputs):

@@ -1,4 +1,4 @@
-"""Runs a detector's loss or prediction on given features instead of its own."""
+"""Runs a detector's loss or prediction on features other than its own."""
 
 from .heads import head_modules, head_parameters
 from .replay import Replay, fresh_samples

@@ -9,7 +9,7 @@ from ..outputs import DetectorOutputs
 
 
 class DistillTerm(BaseModule, metaclass=ABCMeta):
-    """Compares the student's outputs with those of one of its teachers.
+    """Compares the student's outputs with one teacher's.
 
     The distiller builds subclasses as ``cls(blank, **settings)``; ``blank``, a
     :class:`~mmdet_sssd.models.blank_pass.BlankPass`, has both sides' outputs for a blank image.
