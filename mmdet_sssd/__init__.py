@@ -1,4 +1,4 @@
-"""Self-distillation for MMDetection; importing it registers its modules in mmdet's registries."""
+"""Self-distillation for MMDetection; importing it registers its modules with mmdet."""
 
 from .environment import check_environment
 from .version import __version__

@@ -1,4 +1,4 @@
-"""Configs as trees of dicts, lists and tuples; keys are dotted, as those of ``--cfg-options``."""
+"""Configs as trees of dicts, lists and tuples, with dotted keys like those of ``--cfg-options``."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +10,9 @@ REMOVED = '_removed_'
 def nested_configs(
     config: Any, key: str = '', into: tuple[str, ...] | None = None
 ) -> Iterator[tuple[str, dict]]:
-    """Walk through the dicts in a config, itself first, with their dotted keys.
+    """Yield the dicts in a config, outer ones first, with their dotted keys.
 
-    ``key`` is the config's own; ``into`` says which keys of dicts are followed, None all.
+    ``key`` is the config's own key; ``into`` lists the keys of dicts to follow, None follows all.
     """
     inner = ()
     if isinstance(config, dict):
@@ -25,7 +25,7 @@ def nested_configs(
 
 
 def value_at(config: Any, key: str) -> Any:
-    """Look a dotted key up; None if it is not there."""
+    """Look up a dotted key; None if it is missing."""
     for name in key.split('.'):
         if isinstance(config, (list, tuple)):
             config = {str(index): value for index, value in enumerate(config)}
@@ -34,10 +34,10 @@ def value_at(config: Any, key: str) -> Any:
 
 
 def rewritten(config: Any, change: Callable[[Any], Any]) -> Any:
-    """Make another tree, of plain dicts; the given one is left as it is.
+    """Make a changed copy of a tree, of plain dicts.
 
-    ``change`` gives what stands for each value, after what is in it was rewritten; :data:`DROPPED`
-    leaves it out. A container that this empties is left out as well.
+    ``change`` returns the replacement of each value, inner values first; :data:`DROPPED` leaves the
+    value out. A container that this empties is left out too.
     """
     if isinstance(config, dict):
         items = {key: rewritten(value, change) for key, value in config.items()}
@@ -51,7 +51,7 @@ def rewritten(config: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def overrides(base: dict, config: dict) -> dict:
-    """Say, in the order of keys, what to change in a config to get another; :func:`overridden` does it.
+    """List the changes that make one config of another, sorted by key; :func:`overridden` applies them.
 
     Example:
         >>> overrides(dict(a=dict(x=1, y=2), b=3), dict(a=dict(x=1, y=4)))
@@ -67,7 +67,7 @@ def overrides(base: dict, config: dict) -> dict:
 
 
 def overridden(base: dict, changes: dict) -> dict:
-    """Make the config that :func:`overrides` was given; the base is left as it is."""
+    """Apply the changes that :func:`overrides` found to a copy of the base."""
     config = {**base, **changes}
     for key in config.pop(REMOVED, ()):
         del config[key]

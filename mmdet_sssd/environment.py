@@ -1,4 +1,4 @@
-"""Checks, before anything is imported from them, that the installed packages can work together."""
+"""Checks that the installed packages work together, before importing from them."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,7 +11,7 @@ SUPPORTED = {
     'mmdet': '>=3.3,<3.4',
     'setuptools': '<81',
 }
-"""Versions that can work, by package; ``requirements.txt`` has the tested ones."""
+"""Supported versions by package; ``requirements.txt`` has the tested ones."""
 
 REBUILD_MMCV = (
     'pip cache remove mmcv; MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps '
@@ -20,11 +20,11 @@ REBUILD_MMCV = (
 
 
 def check_environment() -> None:
-    """Make sure that the packages of :data:`SUPPORTED` are there and that mmcv's ops load.
+    """Make sure that the packages of :data:`SUPPORTED` are installed and mmcv's ops load.
 
     Raises:
-        ImportError: if a package is missing or of a version that cannot work, or mmcv has no
-            compiled ops for the installed torch. The message says what to run.
+        ImportError: if a package is missing or has an unsupported version, or mmcv has no compiled
+            ops for the installed torch. The message says what to run.
     """
     wrong = [problem for name in SUPPORTED if (problem := _version_problem(name))]
     if wrong:
@@ -45,7 +45,7 @@ def check_environment() -> None:
 
 
 def _version_problem(name: str) -> str | None:
-    """Say what is wrong with the installed version of a package, if anything."""
+    """Describe the problem with a package's installed version; None if there is none."""
     spec = SUPPORTED[name]
     try:
         found = version(name)

@@ -1,4 +1,4 @@
-"""What the user has to mend, as opposed to what is broken in the program."""
+"""Errors that the user can mend, as opposed to faults of the program."""
 
 import inspect
 import math
@@ -11,16 +11,16 @@ from mmdet.registry import HOOKS, MODELS
 
 
 class ConfigError(ValueError):
-    """A setting or a data set that cannot work.
+    """An unusable setting or data set.
 
     The message names the config key or the file, what was found and what is accepted. The tools print
     it as their last line, without a traceback.
 
     Args:
-        message: What is wrong; after a key it goes on as a sentence, such as ``'is 2; accepted: 1'``,
-            or with a colon.
-        key: The config key, as far as the one who raises knows it; :func:`within` completes it. One
-            that begins with ``model.`` is whole.
+        message: The problem; after a key it continues the sentence, as in ``'is 2; accepted: 1'``, or
+            begins with a colon.
+        key: The config key, as far as the caller knows it; :func:`within` completes it. A key that
+            begins with ``model.`` is complete.
     """
 
     def __init__(self, message: str, key: str = '') -> None:
@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
 @contextmanager
 def within(key: str) -> Iterator[None]:
-    """Complete the keys of the errors inside the context by that of the config they are part of.
+    """Prefix the keys of errors raised in the context with the key of the enclosing config.
 
     Example:
         >>> with within('model.distill_loss'):
@@ -54,10 +54,10 @@ def check(key: str, value: Any, is_accepted: bool, accepted: str) -> None:
     """Refuse a setting that is not accepted.
 
     Args:
-        key: Its key, as far as it is known here.
-        value: What was found.
-        is_accepted: Whether that will do.
-        accepted: What would.
+        key: The setting's key, as far as it is known here.
+        value: The setting's value.
+        is_accepted: Whether the value is accepted.
+        accepted: The accepted values, in words.
 
     Raises:
         ConfigError: if ``is_accepted`` is false.
@@ -67,18 +67,18 @@ def check(key: str, value: Any, is_accepted: bool, accepted: str) -> None:
 
 
 def is_number(value: Any, least: float = 0, most: float = math.inf) -> bool:
-    """Tell whether a setting is a finite number within limits."""
+    """Tell whether a setting is a finite number in [``least``, ``most``]."""
     return isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
 
 
 def unknown_setting(error: Exception) -> ConfigError | None:
-    """Say what a module of this package accepts, if the error is about an argument it does not know.
+    """Turn an unknown argument of one of this package's modules into an error that lists its settings.
 
     Args:
-        error: What was raised while modules were built from a config.
+        error: An error raised while modules were built from a config.
 
     Returns:
-        The error to report instead; None if this one is about something else.
+        The error to report instead; None if ``error`` has another cause.
     """
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not (isinstance(error, TypeError) and match):
@@ -90,7 +90,7 @@ def unknown_setting(error: Exception) -> ConfigError | None:
     accepted = inspect.signature(cls).parameters
     hint = ''
     if 'student' in accepted:
-        hint = f"; one of the detector's is written model.student.{unknown}"
+        hint = f'; a setting of the detector is written model.student.{unknown}'
     return ConfigError(
-        f'{unknown} is no setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
+        f'{unknown} is not a setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
     )

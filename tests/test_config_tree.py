@@ -46,7 +46,7 @@ def test_a_key_that_is_not_there_has_no_value():
         assert value_at(CONFIG, key) is None
 
 
-def test_a_rewritten_tree_loses_what_is_dropped_and_what_that_empties():
+def test_a_rewritten_tree_loses_dropped_values_and_emptied_containers():
     config = ConfigDict(a=[1, (2, 1)], b=dict(c=[1]), empty=[], d=dict(x=1, y=3))
     ours = rewritten(config, lambda x: DROPPED if x == 1 else x)
     assert ours == dict(a=[(2,)], empty=[], d=dict(y=3))
@@ -54,7 +54,7 @@ def test_a_rewritten_tree_loses_what_is_dropped_and_what_that_empties():
     assert config.b == dict(c=[1])
 
 
-def test_a_dict_is_rewritten_after_what_is_in_it():
+def test_a_dict_is_rewritten_after_its_values():
     def change(value):
         return value['x'] if isinstance(value, dict) and 'x' in value else value
 

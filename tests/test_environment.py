@@ -19,7 +19,7 @@ from mmdet_sssd.environment import REBUILD_MMCV, check_environment
         ('setuptools', '81.0.0', 'setuptools 81.0.0 is installed, <81 is needed'),
     ],
 )
-def test_versions_that_cannot_work_are_named_with_what_to_run(monkeypatch, name, found, message):
+def test_unsupported_versions_are_named_with_a_command(monkeypatch, name, found, message):
     real = importlib.metadata.version
 
     def version(package):

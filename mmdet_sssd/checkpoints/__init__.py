@@ -1,4 +1,4 @@
-"""Everything about checkpoint files: writing, finding, loading, exporting, converting."""
+"""Writes, finds, loads, exports and converts checkpoint files."""
 
 from .atomic_backend import AtomicLocalBackend
 from .export import export_student, stock_config

@@ -9,22 +9,22 @@ from mmengine.utils import mkdir_or_exist
 
 @register_backend('atomic_local')
 class AtomicLocalBackend(LocalBackend):
-    """The local file system, with files that appear whole or not at all.
+    """The local file system with atomic writes.
 
-    What is put is written to a temporary file in the same folder, flushed to the disk and moved into
-    place. Whenever the process is killed or the power fails, the path holds the old file or the new
-    one. A process that is killed while it writes leaves its temporary file, PATH + ``SUFFIX``, behind.
+    Data is written to a temporary file in the same folder, flushed to disk and moved into place. If
+    the process is killed or the power fails, the path holds the old file or the new one. A process
+    killed while writing leaves its temporary file, PATH + ``SUFFIX``.
 
-    Chosen by ``backend_args=dict(backend='atomic_local')``.
+    Selected by ``backend_args=dict(backend='atomic_local')``.
     """
 
     SUFFIX = '.writing'
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made if it is not there.
+        """Write bytes to a file, creating its folder if needed.
 
         Raises:
-            OSError: if they cannot be written; the old file is then as it was.
+            OSError: if writing fails; the old file is then unchanged.
         """
         folder = osp.dirname(osp.abspath(filepath))
         mkdir_or_exist(folder)
@@ -42,12 +42,12 @@ class AtomicLocalBackend(LocalBackend):
         _flush_folder(folder)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text to a file, as :meth:`put` does."""
+        """Write text to a file; see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
 
 
 def _flush_folder(folder: str) -> None:
-    """Make a move in a folder outlast a power failure, where folders can be flushed."""
+    """Flush a folder to disk, where supported, so that a move survives a power failure."""
     if hasattr(os, 'O_DIRECTORY'):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""Takes a trained student out of a checkpoint: a stock checkpoint and a stock config."""
+"""Exports a trained student as a stock checkpoint and a stock config."""
 
 import copy
 import hashlib
@@ -35,27 +35,27 @@ def export_student(
     config_file: str | os.PathLike | None = None,
     name: str | None = None,
 ) -> tuple[Path, Path]:
-    """Write the student of a training checkpoint as stock mmdet has it.
+    """Write the student of a training checkpoint as a stock mmdet checkpoint and config.
 
-    The weights are the ones that the run evaluated: of a run with an ``EMAHook`` the averaged ones,
-    which mmengine saves as the checkpoint's ``state_dict``.
+    The weights are those that the run evaluated: with an ``EMAHook`` the averaged ones, which mmengine
+    saves as the checkpoint's ``state_dict``.
 
     Args:
-        checkpoint_file: A local checkpoint of a run with a distiller, at its end or before.
-        out_dir: Folder to write to; made if it is not there.
-        config_file: Config of the run. Defaults to the one that the checkpoint holds.
-        name: What the files are called. Defaults to the checkpoint's own name.
+        checkpoint_file: A local checkpoint of a run with a distiller, final or not.
+        out_dir: Output folder, created if needed.
+        config_file: Config of the run. Defaults to the one in the checkpoint.
+        name: Base name of the files. Defaults to the checkpoint's.
 
     Returns:
         The paths of the checkpoint, ``NAME-<8 hex digits of its SHA-256>.pth``, in mmdet's publish
         format (``meta`` with the stock config's text, and ``state_dict``), and of the config,
-        ``NAME.py``. The same checkpoint gives the same files.
+        ``NAME.py``. The same checkpoint always gives the same files.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint or config.
-        ConfigError: if the checkpoint is unreadable, is no distiller's or holds no config that can
-            be read, the config's model is no distiller, the weights do not fit its student exactly,
-            or the folder cannot be written to.
+        FileNotFoundError: if the checkpoint or config does not exist.
+        ConfigError: if the checkpoint is unreadable, is not a distiller's or holds no readable config,
+            the config's model is not a distiller, the weights do not fit its student exactly, or the
+            folder is not writable.
     """
     checkpoint = load_from_local(str(checkpoint_file), map_location='cpu')
     weights = _student_weights(checkpoint, checkpoint_file)
@@ -81,28 +81,28 @@ def export_student(
 
 
 def stock_config(cfg: Config) -> Config:
-    """Make the config of a distiller's run the config of its student.
+    """Convert the config of a run with a distiller to a stock config of its student.
 
-    ``model`` becomes ``model.student``. Whatever else is of this package goes: its import, and each
-    dict whose ``type`` is one of its classes, with the containers that this empties. A class that
-    refines a stock one becomes that one and keeps its arguments. Unlabelled images, which a stock
-    detector cannot train on, leave the training data. Paths that belong to the run (``load_from``,
-    ``resume``, ``work_dir``) are cleared.
+    ``model`` becomes the former ``model.student``. Everything else from this package is removed: its
+    import, and each dict whose ``type`` is one of its classes, with containers that this empties. A
+    subclass of a stock class becomes that class and keeps its arguments. Unlabelled images, which a
+    stock detector cannot train on, are removed from the training data. Settings of the run
+    (``load_from``, ``resume``, ``work_dir``) are cleared.
 
     Args:
-        cfg: A config with a distiller; it is left as it is.
+        cfg: A config with a distiller; not changed.
 
     Raises:
-        ConfigError: if its model is no distiller.
+        ConfigError: if its model is not a distiller.
     """
     content = cfg.to_dict()
     model = content.get('model') or {}
     if not is_distiller(model):
         raise ConfigError(
-            f'model.type of the config is {model.get("type")!r}, which is no distiller; accepted: '
-            'the config of a run with model.type=SSSDDistiller, Distiller or SemiDistiller'
+            f'model.type of the config is {model.get("type")!r}, which is not a distiller; '
+            'accepted: the config of a run with model.type=SSSDDistiller, Distiller or SemiDistiller'
         )
-    # The runner hands an outer data preprocessor on, other tools do not.
+    # The runner passes an outer data preprocessor to the model, other tools do not.
     content['model'] = deployed_model(content)
     _drop_unlabelled(content)
     _drop_import(content)
@@ -113,7 +113,7 @@ def stock_config(cfg: Config) -> Config:
 
 
 def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
-    """Take the student's part of a distiller's state dict, with its modules' versions."""
+    """Extract the student's part of a distiller's state dict, with its modules' versions."""
     state_dict = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else {}
     weights = _without_prefix(state_dict)
     if not weights:
@@ -122,13 +122,13 @@ def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
             f'{file} has no weights under {PREFIX}* (found: {", ".join(found) or "none at all"}); '
             'accepted: a checkpoint of a run with a distiller. A stock checkpoint needs no export'
         )
-    # Heads rename the keys of what they take for an older version's state dict.
+    # Without versions, heads rename keys as in an older state dict.
     weights._metadata = _without_prefix(getattr(state_dict, '_metadata', {}))
     return weights
 
 
 def _without_prefix(items: dict) -> OrderedDict:
-    """Keep what is the student's, or the student itself, under its name in the student."""
+    """Keep the entries of the student and its parts, under their names in the student."""
     dotted = ((f'{key}.', value) for key, value in items.items())
     return OrderedDict(
         (key[len(PREFIX) : -1], value) for key, value in dotted if key.startswith(PREFIX)
@@ -145,7 +145,7 @@ def _training_config(
         raise ConfigError(f"{file} holds no config in meta['cfg']; give the run's with --config")
     try:
         return Config.fromstring(text, '.py')
-    except Exception as error:  # it is a program, and imports what custom_imports names
+    except Exception as error:  # a config runs code, and imports custom_imports
         raise ConfigError(
             f"the config that {file} holds in meta['cfg'] cannot be read "
             f"({type(error).__name__}: {error}); mend that, or give the run's with --config"
@@ -153,10 +153,10 @@ def _training_config(
 
 
 def _check_fit(weights: OrderedDict, cfg: Config) -> None:
-    """Make sure that a stock detector built from the config takes exactly these weights."""
+    """Make sure that the weights fit a stock detector built from the config exactly."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    detector = MODELS.build(copy.deepcopy(cfg.model))  # some write into their config
+    detector = MODELS.build(copy.deepcopy(cfg.model))  # some detectors change their config
     expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
     wrong = {
         'missing': expected.keys() - shapes.keys(),
@@ -180,19 +180,19 @@ def _first(keys: set[str], count: int = 5) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a leaf of a data set's metainfo into what torch's restricted load takes."""
+    """Convert NumPy values in metainfo to plain ones, for torch's restricted load."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def serialized(checkpoint: dict) -> bytes:
-    """Write a checkpoint to memory, where it does not depend on a file's name as in a file."""
+    """Serialise a checkpoint; unlike in a file, the bytes do not depend on the file's name."""
     with io.BytesIO() as stream:
         torch.save(checkpoint, stream)
         return stream.getvalue()
 
 
 def _drop_import(content: dict) -> None:
-    """Take this package out of ``custom_imports``."""
+    """Remove this package from ``custom_imports``."""
     imports = (content.get('custom_imports') or {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else imports
     others = [x for x in imports if x.partition('.')[0] != PACKAGE]
@@ -203,21 +203,23 @@ def _drop_import(content: dict) -> None:
 
 
 def _drop_unlabelled(content: dict) -> None:
-    """Let the training loader have the labelled images alone, in batches without branches."""
+    """Make the training loader read labelled images only, in batches without branches."""
     loader = content.get('train_dataloader') or {}
     labelled = labelled_dataset(loader['dataset']) if loader.get('dataset') else None
     if labelled not in (None, loader.get('dataset')):
-        sampler = dict(type='InfiniteSampler', shuffle=True)  # as MultiSourceSampler, of one source
+        sampler = dict(
+            type='InfiniteSampler', shuffle=True
+        )  # MultiSourceSampler for a single source
         loader.update(dataset=labelled, sampler=sampler)
 
 
 def _without_package(content: dict) -> dict:
-    """Drop the dicts with a type of this package, or give them the stock type that it refines."""
+    """Drop dicts with a type of this package, or replace the type by its stock base class."""
     stock_types = _stock_types()
 
     def without(value: Any) -> Any:
         name = str(value.get('type')) if isinstance(value, dict) else ''
-        name = name.rpartition('.')[2]  # it may be written with scope or module
+        name = name.rpartition('.')[2]  # without scope or module
         if name not in stock_types:
             return value
         return {**value, 'type': stock_types[name]} if stock_types[name] else DROPPED
@@ -226,7 +228,7 @@ def _without_package(content: dict) -> dict:
 
 
 def _stock_types() -> dict[str, str | None]:
-    """Map each type that this package registers to the stock type that it refines, if any."""
+    """Map each type that this package registers to its stock base class, or None."""
     types = {}
     for registry in vars(mmdet.registry).values():
         if isinstance(registry, Registry):

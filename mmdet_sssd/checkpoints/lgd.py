@@ -1,4 +1,4 @@
-"""Takes teacher and adapter out of the checkpoints that LGD's authors released."""
+"""Converts teacher and adapter of the checkpoints that LGD's authors released."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ from .atomic_backend import AtomicLocalBackend
 from .export import serialized
 from .loading import load_from_local
 
-# What the names of the reference code's weights begin with, and what they begin with here.
+# Prefixes of weight names in the reference code, and here.
 LABEL_ENCODER = {
     'conv1': 'to_local.0',
     'conv2': 'to_global.0',
@@ -61,23 +61,23 @@ CONTEXT_PREFIX = 'teacher.global_ctx_proj_1D.'
 def convert_lgd(
     checkpoint_file: str | os.PathLike, out_file: str | os.PathLike, add_context_box: bool = True
 ) -> None:
-    """Write teacher and adapter of one of LGD's released checkpoints as a distiller has them.
+    """Convert teacher and adapter of one of LGD's released checkpoints for a distiller.
 
-    The student's weights, in detectron2's naming, are not taken over. The file that is written has
-    weights alone, under the names of an ``SSSDDistiller``, and is meant for ``load_from``.
+    The student's weights, a detectron2 model's, are left out. The output has weights only, named as in
+    an ``SSSDDistiller``, for ``load_from``.
 
-    Source: the checkpoints and names of LGD's reference code (https://arxiv.org/abs/2109.11496).
+    Source: checkpoints and names of LGD's reference code (https://arxiv.org/abs/2109.11496).
 
     Args:
-        checkpoint_file: A local checkpoint of detectron2's, weights under ``model``.
-        out_file: File to write; its folder is made if it is not there.
-        add_context_box: Whether the teacher was trained with a context box. The checkpoints hold
-            that module either way; without the box it was never trained and is left out.
+        checkpoint_file: A local detectron2 checkpoint, with weights under ``model``.
+        out_file: Output file; its folder is created if needed.
+        add_context_box: Whether the teacher was trained with a context object. Checkpoints always
+            hold its module; if untrained, it is left out.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ConfigError: if the file is unreadable, lacks some of the weights or has others of teacher or
-            adapter, or ``out_file`` cannot be written.
+        FileNotFoundError: if the checkpoint does not exist.
+        ConfigError: if the file is unreadable, lacks weights of teacher or adapter or has unknown ones,
+            or ``out_file`` is not writable.
     """
     checkpoint = load_from_local(str(checkpoint_file), map_location='cpu')
     weights = _lgd_weights(checkpoint, checkpoint_file)
@@ -100,13 +100,13 @@ def convert_lgd(
 
 
 def _lgd_weights(checkpoint: Any, file: str | os.PathLike) -> dict[str, Tensor]:
-    """Read teacher and adapter off a checkpoint, all of them and nothing else."""
+    """Read exactly the weights of teacher and adapter from a checkpoint."""
     model = checkpoint.get('model') if isinstance(checkpoint, dict) else None
     model = model if isinstance(model, dict) else {}
     if missing := [name for name in NAMES if name not in model]:
         raise ConfigError(
-            f"{file} is no checkpoint of LGD's: of {len(NAMES)} weights that were looked for under "
-            f'"model", {len(missing)} are not there, as {missing[0]}. Accepted: a checkpoint that '
+            f"{file} is not a checkpoint of LGD's: of {len(NAMES)} expected weights under "
+            f'"model", {len(missing)} are missing, such as {missing[0]}. Accepted: a checkpoint that '
             "LGD's authors released or that their code wrote"
         )
     ours = [name for name in model if name.startswith(('teacher.', 'adapter.'))]
@@ -119,5 +119,5 @@ def _lgd_weights(checkpoint: Any, file: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _without_kernel_axis(weight: Tensor) -> Tensor:
-    """Make a linear layer's weight of that of a 1-D convolution with a kernel of one element."""
+    """Convert the weight of a 1-D convolution with kernel size 1 to a linear layer's."""
     return weight.squeeze(-1).clone() if weight.ndim == 3 else weight

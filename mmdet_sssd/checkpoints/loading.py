@@ -1,8 +1,8 @@
 """Loads mmengine checkpoints on torch 2.6 and later.
 
-Since 2.6 ``torch.load`` refuses files that hold more than tensors and plain Python values, and
-mmengine 0.10's training checkpoints do (its message hub's history buffers). Once :func:`install` was
-called, local files are loaded in full when the restricted load refuses them; downloads never are.
+Since 2.6 ``torch.load`` refuses files that hold more than tensors and plain Python values, such as
+mmengine 0.10's training checkpoints (with the message hub's history buffers). After :func:`install`,
+local files that the restricted load refuses are loaded in full; downloads never are.
 """
 
 import logging
@@ -23,13 +23,13 @@ from ..errors import ConfigError
 
 
 def install() -> None:
-    """Let mmengine load checkpoints as this module does, from now on in this process.
+    """Make mmengine load checkpoints with this module, for the rest of the process.
 
-    Distillers call it when they are built, :class:`~mmdet_sssd.hooks.SafeCheckpointHook` before it
-    resumes a run, and this package's commands. Importing the package changes nothing.
+    Distillers call it when built, :class:`~mmdet_sssd.hooks.SafeCheckpointHook` before it resumes a
+    run, and this package's commands at their start. Importing the package does not.
     """
     CheckpointLoader.register_scheme('', load_from_local, force=True)
-    # Every scheme that downloads (http, torchvision://, open-mmlab:// …) goes through this name.
+    # All schemes that download (http, torchvision://, open-mmlab:// …) use this name.
     mmengine.runner.checkpoint.load_url = _load_url_restricted
     if find_spec('torchvision') is None:
         schemes = ('modelzoo://', 'torchvision://')
@@ -37,7 +37,7 @@ def install() -> None:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """Load a checkpoint from a local file, restricted if it can be, in full if it must be.
+    """Load a checkpoint from a local file, restricted if possible, else in full.
 
     Args:
         filename: Path of the file; ``~`` is expanded.
@@ -47,8 +47,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
         The checkpoint.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ConfigError: if the file is no checkpoint or not a whole one.
+        FileNotFoundError: if the file does not exist.
+        ConfigError: if the file is not a checkpoint or not whole.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
@@ -68,8 +68,8 @@ def _load_restricted_or_in_full(filename: str, map_location: Any) -> dict:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except UnpicklingError:
         print_log(
-            f'{filename} holds Python objects beside weights (a training checkpoint does), and '
-            'reading them can run code: open only checkpoints that you trust.',
+            f'{filename} holds Python objects besides weights (as training checkpoints do); '
+            'loading them can run code: open only checkpoints that you trust.',
             logger='current',
             level=logging.WARNING,
         )
@@ -80,24 +80,24 @@ _load_url = mmengine.runner.checkpoint.load_url
 
 
 def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
-    """Download a checkpoint and refuse it if it holds more than tensors and plain values."""
+    """Download a checkpoint; refuse it if it holds more than tensors and plain values."""
     try:
         return _load_url(url, *args, weights_only=True, **kwargs)
     except URLError as error:
         raise ConfigError(
             f'{url} cannot be downloaded ({error.reason}); give a local file where a config names '
             'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or start from random '
-            'weights by model.student.backbone.init_cfg=None'
+            'weights with model.student.backbone.init_cfg=None'
         ) from error
     except UnpicklingError as error:
         raise ConfigError(
-            f'{url} holds Python objects beside weights, which a download may not. If you trust '
+            f'{url} holds Python objects besides weights, which downloads may not. If you trust '
             'its source, download it yourself and give the path of the file.'
         ) from error
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> dict:
-    """Load ``torchvision://NAME`` weights without torchvision, from the addresses mmengine lists."""
+    """Load ``torchvision://NAME`` weights without torchvision, from mmengine's list of URLs."""
     urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub/torchvision_0.12.json'))
     name = filename.partition('://')[2]
     if name not in urls:

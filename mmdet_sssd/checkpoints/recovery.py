@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run can be resumed from, whatever state it was left in."""
+"""Finds the checkpoint to resume a run from, whatever its state."""
 
 import logging
 import os
@@ -13,22 +13,22 @@ from ..errors import ConfigError
 
 
 def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
-    """Find what ``last_checkpoint`` names or, if that is lost or broken, the newest whole checkpoint.
+    """Find the checkpoint in ``last_checkpoint`` or, if lost or broken, the newest whole one.
 
-    What was found and what is taken is logged. On several processes the first one looks, for all of
-    them: their folders may differ, on disks of their own or while files arrive over a network.
+    The choice is logged. On several processes the first chooses for all: folders may differ, on
+    separate disks or while files arrive over a network.
 
     Args:
-        work_dir: Folder of the run, where ``last_checkpoint`` is.
+        work_dir: The run's folder, which contains ``last_checkpoint``.
         folder: Local folder of the run's checkpoints.
-        filename_tmpl: Their file names, with ``{}`` for the number of the epoch or iteration; the
-            highest is the newest.
+        filename_tmpl: Their file names, with ``{}`` for the epoch or iteration; the highest is the
+            newest.
 
     Returns:
-        Path of a whole checkpoint; None if there is no checkpoint at all.
+        Path of a whole checkpoint; None without any checkpoint.
 
     Raises:
-        ConfigError: if there are checkpoints and none is whole, on every process.
+        ConfigError: on every process, if there are checkpoints but none is whole.
     """
     found: list = [None]
     if is_main_process():
@@ -43,10 +43,10 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
 
 
 def is_whole(path: str) -> bool:
-    """Tell whether a checkpoint was written to its end and nothing in it was damaged since.
+    """Tell whether a checkpoint is complete and undamaged.
 
-    Nothing in the file is run or unpickled: torch writes a zip archive with checksums, and these
-    are compared. A folder, as DeepSpeed writes, counts as whole.
+    torch writes a zip archive with checksums, which are compared; nothing is run or unpickled. A
+    folder (DeepSpeed) counts as whole.
     """
     if osp.isdir(path):
         return True
@@ -85,7 +85,7 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
 
 
 def _read_last_checkpoint(path: str) -> tuple[str, str]:
-    """Read which checkpoint ``last_checkpoint`` names, and say what is wrong with that, if anything."""
+    """Read the checkpoint's path from ``last_checkpoint``, and describe the problem, if any."""
     if not osp.isfile(path):
         return '', f'there is no {path}'
     with open(path, encoding='utf-8', errors='replace') as file:
@@ -93,7 +93,7 @@ def _read_last_checkpoint(path: str) -> tuple[str, str]:
     if not named:
         return '', f'{path} is empty'
     if not osp.exists(named):
-        return named, f'{path} names {named!r}, which is not there'
+        return named, f'{path} names {named!r}, which does not exist'
     if not is_whole(named):
         return named, f'{path} names {named}, which is not a whole checkpoint'
     return named, ''

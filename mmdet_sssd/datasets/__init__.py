@@ -1,7 +1,7 @@
 from .annotation_check import check_annotations, evaluator_configs
+from .environment_settings import positive_integers, read_coco_summary, read_teacher
 from .label_pixels import loads_labels_after_resizing, rescale_labels
 from .leaf_datasets import leaf_configs, leaf_datasets
-from .own_data import positive_integers, read_coco_summary, read_teacher
 
 __all__ = [
     'check_annotations',

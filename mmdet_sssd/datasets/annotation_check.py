@@ -1,4 +1,4 @@
-"""Checks the files that a config names before anything slow is done with it."""
+"""Checks the files that a config names, before training."""
 
 import logging
 import os.path as osp
@@ -19,16 +19,16 @@ from .leaf_datasets import leaf_configs
 def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
     """Check the data sets and evaluators of a config.
 
-    Files on other storage than the local one are not looked at.
+    Files on non-local storage are not checked.
 
     Args:
-        cfg: The whole config.
-        stages: Which of its loaders and evaluators: ``'train'``, ``'val'``, ``'test'``.
+        cfg: The complete config.
+        stages: Loaders and evaluators to check: ``'train'``, ``'val'``, ``'test'``.
 
     Raises:
-        ConfigError: if a file or folder is missing, an annotation file is no COCO file, none of the
-            class names is a category in it, they belong to other labels, an image has no size, or an
-            annotation's category is not defined. The message names the config key.
+        ConfigError: if a file or folder is missing, an annotation file is not a COCO file, none of the
+            class names is one of its categories, class names and labels disagree, an image has no
+            size, or an annotation's category is undefined. The message names the config key.
     """
     for stage in stages:
         for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
@@ -39,7 +39,7 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
 
 def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look at one or several evaluators' configs, with their keys."""
+    """Yield the configs of one or several evaluators, with their keys."""
     return nested_configs(cfg.get(key), key, into=())
 
 
@@ -58,12 +58,12 @@ def _check_dataset(dataset: ConfigDict, key: str) -> None:
     is_coco = isinstance(dataset_class, type) and issubclass(dataset_class, CocoDataset)
     if is_coco and osp.isfile(path):
         classes = (dataset.get('metainfo') or {}).get('classes')
-        if isinstance(classes, str):  # a file, as mmengine has it
+        if isinstance(classes, str):  # a file, as in mmengine
             classes = list_from_file(classes)
         classes = list(classes or dataset_class.METAINFO.get('classes') or ())
         found = _read_categories(path, key)
         _check_classes(classes, found, path, key)
-        if dataset_class is CocoDataset:  # those derived from it have orders of their own
+        if dataset_class is CocoDataset:  # subclasses have their own order
             _check_order(classes, found, path, key)
 
 
@@ -71,12 +71,12 @@ def _check_exists(key: str, path: str | None) -> None:
     if path and '://' not in path and not osp.exists(path):
         raise ConfigError(
             f'{key}: there is no {path} (looked for from {osp.abspath(osp.curdir)}); set the '
-            "data set's data_root, or this key, to where the data lies"
+            "data set's data_root, or this key, to the place of the data"
         )
 
 
 def _read_categories(path: str, key: str) -> list[str]:
-    """Read a COCO annotation file's categories, and check its images and its annotations' ids."""
+    """Read a COCO file's categories, and check its images' sizes and its annotations' categories."""
     content = read_coco(path, f'{key}.ann_file')
     names = {category['id']: category['name'] for category in content['categories']}
     used = {x['category_id']: x for x in content['annotations'] if 'category_id' in x}
@@ -96,7 +96,7 @@ def _read_categories(path: str, key: str) -> list[str]:
 
 
 def _check_classes(classes: list[str], found: list[str], path: str, key: str) -> None:
-    """Make sure that class names are categories of the file; warn of those that are not."""
+    """Refuse class names if none is a category of the file; warn of each that is not."""
     missing = [name for name in classes if name not in found]
     if missing and len(missing) == len(classes):
         raise ConfigError(
@@ -106,17 +106,17 @@ def _check_classes(classes: list[str], found: list[str], path: str, key: str) ->
     if missing:
         print_log(
             f'{key}.metainfo.classes: {_shortened(missing)} not among the categories of {path} '
-            f'({_shortened(found)}); nothing can be learnt or measured of them',
+            f'({_shortened(found)}); they cannot be learnt or evaluated',
             logger='current',
             level=logging.WARNING,
         )
 
 
 def _check_order(classes: list[str], found: list[str], path: str, key: str) -> None:
-    """Make sure that names and labels belong together.
+    """Make sure that class names and labels agree.
 
-    CocoDataset numbers the categories that it uses in the file's order, whatever the order of the
-    class names, and leaves no number free for one that is missing.
+    CocoDataset numbers the categories it uses in the file's order, regardless of the order of the
+    class names, and skips no number for a missing one.
     """
     labelled = [name for name in found if name in classes]
     if labelled != classes[: len(labelled)]:

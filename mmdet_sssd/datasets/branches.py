@@ -1,17 +1,17 @@
-"""The branches of batches of which only a part is labelled, as mmdet's ``MultiBranch`` names them."""
+"""Branches of partly labelled batches, named as in mmdet's ``MultiBranch``."""
 
 LABELLED, UNLABELLED = BRANCHES = 'sup', 'unsup'
 
 
 def labelled_dataset(dataset: dict) -> dict | None:
-    """Make the config of a data set one of its labelled images, for training with labels alone.
+    """Reduce a data set's config to its labelled images.
 
     Args:
-        dataset: The config; wrappers are looked through. It is left as it is.
+        dataset: The config, possibly of a wrapper; not changed.
 
     Returns:
-        The config without the branch, None if there is no labelled image in it, and the same one if
-        its pipelines make no branches.
+        The config with labelled images only, without branches; None if it has no labelled images; the
+        same config if its pipelines make no branches.
     """
     if 'datasets' in dataset:
         inner = [labelled_dataset(x) for x in dataset['datasets']]

@@ -10,15 +10,15 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
     """Read a COCO annotation file.
 
     Args:
-        path: The file.
-        named_by: The config key, or what else names the file, for the error.
-        needed: The lists that it must have, and the keys of their entries.
+        path: Path of the file.
+        named_by: Config key or setting that names the file, for the error.
+        needed: Required lists, and the required keys of their entries.
 
     Returns:
-        Its ``images``, ``annotations`` and ``categories``; an empty list for those it lacks.
+        The lists ``images``, ``annotations`` and ``categories``; empty if missing.
 
     Raises:
-        ConfigError: if the file is missing or of another format than COCO.
+        ConfigError: if the file is missing or not in COCO format.
     """
     try:
         with open(path, encoding='utf-8') as file:
@@ -30,6 +30,7 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
         return {part: content.get(part, []) for part in ('images', 'annotations', 'categories')}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f'{named_by}: {path} (looked for from {osp.abspath(osp.curdir)}) is no COCO annotation '
-            f'file ({type(error).__name__}: {error}); accepted: JSON with {" and ".join(needed)}'
+            f'{named_by}: {path} (looked for from {osp.abspath(osp.curdir)}) is not a COCO '
+            f'annotation file ({type(error).__name__}: {error}); accepted: JSON with '
+            f'{" and ".join(needed)}'
         ) from error

@@ -1,7 +1,7 @@
-"""Which image's pixels the labels of a test pipeline are given in, and the way into the input's.
+"""Finds and changes the image whose pixels the labels of a test pipeline refer to.
 
-Stock test pipelines load annotations after resizing, so that metrics find them in the pixels of the
-original image, to which heads bring their predictions.
+Stock test pipelines load annotations after resizing, so that metrics see them in pixels of the
+original image, like the heads' rescaled predictions.
 """
 
 from mmdet.structures.bbox import get_box_tensor, scale_boxes
@@ -12,19 +12,19 @@ from ..errors import ConfigError
 
 
 def loads_labels_after_resizing(pipeline: Compose, info: dict, key: str, use_masks: bool) -> bool:
-    """Run a pipeline on an image until the labels are there.
+    """Tell whether a pipeline loads labels after resizing, by running it on an image.
 
     Args:
         pipeline: The pipeline.
-        info: What its data set knows of an image; the pipeline may change it.
+        info: The data set's information on an image; the pipeline may change it.
         key: Config key of the pipeline, for the error.
         use_masks: Whether instance masks are needed too.
 
     Returns:
-        Whether boxes and masks are in the original image's pixels while the input is resized.
+        Whether boxes and masks are in pixels of the original image while the input is resized.
 
     Raises:
-        ConfigError: if the pipeline loads no boxes, or no masks where they are needed.
+        ConfigError: if the pipeline does not load boxes, or masks if needed.
     """
     needed = ['gt_bboxes', 'gt_masks'] if use_masks else ['gt_bboxes']
     for transform in pipeline.transforms:
@@ -40,14 +40,14 @@ def loads_labels_after_resizing(pipeline: Compose, info: dict, key: str, use_mas
 
 
 def rescale_labels(instances: InstanceData, scale_factor: tuple[float, float]) -> None:
-    """Bring boxes and masks from the original image's pixels into a resized image's, in place.
+    """Convert boxes and masks from pixels of the original image to those of the input, in place.
 
-    This is the inverse of what heads do to their predictions, and as general: nothing but the scale
-    counts (padding on the right and below moves nothing).
+    This inverts the heads' rescaling of predictions, and like it only handles the scale (padding on
+    the right and below moves nothing).
 
     Args:
-        instances: Labels with ``bboxes`` and perhaps ``masks``; they are replaced, not written to.
-        scale_factor: Of width and height, as the resizing transforms record it.
+        instances: Labels with ``bboxes`` and perhaps ``masks``; both are replaced, not written to.
+        scale_factor: Scales of width and height, as recorded by the resizing transforms.
     """
     instances.bboxes = scale_boxes(get_box_tensor(instances.bboxes), scale_factor)
     if 'masks' in instances:

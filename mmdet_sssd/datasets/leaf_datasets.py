@@ -1,4 +1,4 @@
-"""The data sets that read files, within those that wrap them (concatenated, repeated, mixed …)."""
+"""Finds the data sets that read files inside wrappers (concatenated, repeated, mixed …)."""
 
 from collections.abc import Iterator
 
@@ -7,18 +7,18 @@ from mmengine.dataset import BaseDataset
 
 from ..config_tree import nested_configs, value_at
 
-WRAPPED = ('datasets', 'dataset')  # where a wrapper has what it wraps
+WRAPPED = ('datasets', 'dataset')  # keys of a wrapper's inner data sets
 
 
 def leaf_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Look through the data set's config at a key at those that name files, with their keys."""
+    """Yield the configs of data sets that name files, inside the one at a key, with their keys."""
     for inner_key, inner in nested_configs(value_at(cfg, key), key, into=WRAPPED):
         if not any(inner.get(name) for name in WRAPPED):
             yield inner_key, inner
 
 
 def leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
-    """Look through a loader's data set, as built, at those that have annotations and a pipeline."""
+    """Yield the data sets with annotations and a pipeline inside a built data set."""
     if hasattr(dataset, 'datasets'):
         for inner in dataset.datasets:
             yield from leaf_datasets(inner)

@@ -1,4 +1,4 @@
-"""A data loader that goes on, in the middle of an epoch, where one of an earlier process was."""
+"""A data loader that continues an epoch where an earlier process left it."""
 
 import inspect
 import pickle
@@ -15,26 +15,25 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 
 class ResumableLoader(DataLoader):
-    """Gives the batches that another process's loader would have given next, to the bit.
+    """Yields the same batches, to the bit, that an earlier process's loader would have yielded next.
 
-    With each batch a worker process sends the states that its random generators have then. A loader
-    that is put back takes the indices of what was read from the sampler and loads nothing of it,
-    gives each batch to the worker that would have had it, and lets that go on from its states.
+    With each batch a worker sends the states of its random generators. A restored loader draws the
+    indices of skipped batches from the sampler without loading them, assigns each batch to its
+    original worker, and starts that worker from its states.
 
-    Made of an existing loader, see :meth:`take_over`.
+    Made from an existing loader, see :meth:`take_over`.
 
     Attributes:
-        worker_states: The latest states of each worker's generators, by its number, as of the
-            batches that were handed out. A worker that is missing has loaded none.
+        worker_states: Latest states of each worker's generators, by worker number, as of the batches
+            yielded so far. Workers without an entry have loaded none.
     """
 
     @classmethod
     def take_over(cls, loader: DataLoader) -> bool:
-        """Make a loader that was not read from yet one of these, where it stands.
+        """Convert an unused loader to this class, in place.
 
         Returns:
-            Whether it is one now. Loaders of other classes and those without batches stay what they
-            are.
+            Whether it was converted. Loaders of other classes or without batches are not.
         """
         if type(loader) is not DataLoader or loader.batch_sampler is None:
             return False
@@ -52,19 +51,19 @@ class ResumableLoader(DataLoader):
         worker_states: dict[int, bytes],
         after_start: Callable[[], None] | None = None,
     ) -> None:
-        """Let the next epoch begin after some batches.
+        """Make the next epoch begin after some batches.
 
         Args:
-            num_batches: How many are left out.
-            worker_states: What ``worker_states`` was then.
-            after_start: Called when the workers were started, before a batch is loaded here.
+            num_batches: Number of skipped batches.
+            worker_states: Earlier value of ``worker_states``.
+            after_start: Called after the workers start, before this process loads a batch.
         """
         self._num_skipped = num_batches
         self._put_back = worker_states
         self._after_start = after_start
 
     def start_workers(self, worker_states: dict[int, bytes]) -> None:
-        """Start persistent workers as they are at the end of an epoch."""
+        """Start persistent workers in their states at the end of an epoch."""
         self._num_skipped = None
         self._put_back = worker_states
         self._start()
@@ -76,14 +75,14 @@ class ResumableLoader(DataLoader):
         return isinstance(sampler, (InfiniteSampler, MultiSourceSampler))
 
     def rewind(self) -> None:
-        """Stop workers that read ahead, and let a sampler that never ends begin anew."""
+        """Stop workers that read ahead, and restart an infinite sampler."""
         self._iterator = None
         for sampler in (self.batch_sampler.sampler, self.batch_sampler):
             names = inspect.signature(type(sampler)).parameters
             sampler.__init__(**{name: getattr(sampler, name) for name in names})
 
     def __iter__(self) -> Iterator[Any]:
-        """Start or reset the workers at the first batch, and note their states from each."""
+        """Start or reset the workers at the first batch, and record their states with each."""
         num_skipped = self._num_skipped or 0
         batches = self._start()
         if self._after_start is not None:
@@ -97,7 +96,7 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def _start(self) -> Iterator[Any]:
-        if not self.persistent_workers or self._iterator is None:  # the workers will be new ones
+        if not self.persistent_workers or self._iterator is None:  # workers will be started
             self.worker_states = dict(self._put_back or {})
         init_fn = self.worker_init_fn
         self.worker_init_fn = _InitWithStates(init_fn, self.worker_states)
@@ -116,9 +115,9 @@ class ResumableLoader(DataLoader):
 
 
 class _SkippingOnce:
-    """A batch sampler that once leaves out its first batches; all of them if told None.
+    """A batch sampler that skips its first batches, once; None skips all.
 
-    Of those left out, as many as bring the next one to its worker are there, but empty.
+    A few empty batches come first, so that the next batch reaches its worker.
     """
 
     def __init__(self, sampler: Sampler, num_skipped: int | None, num_workers: int) -> None:
@@ -151,7 +150,7 @@ class _CollateWithStates:
 
 
 class _InitWithStates:
-    """Initialises a worker, and gives it the states of one that was there before."""
+    """Initialises a worker with the states of an earlier one."""
 
     def __init__(self, init_fn: Callable[[int], None] | None, states: dict[int, bytes]) -> None:
         self.init_fn = init_fn
@@ -165,7 +164,7 @@ class _InitWithStates:
 
 
 def _packed_random_state() -> bytes:
-    """Pack the states; torch's as an array, which takes half the time."""
+    """Pickle the states, torch's as an array, which halves the time."""
     state = cpu_random_state()
     return pickle.dumps({**state, 'torch': state['torch'].numpy()})
 
@@ -180,7 +179,7 @@ def cpu_random_state() -> dict[str, Any]:
 
 
 def set_cpu_random_state(state: dict[str, Any]) -> None:
-    """Give Python's, NumPy's and torch's generators their states back."""
+    """Set the states of Python's, NumPy's and torch's generators."""
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
     torch.set_rng_state(torch.as_tensor(state['torch']).cpu())

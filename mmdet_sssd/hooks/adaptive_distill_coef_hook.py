@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import ConfigError, check, is_number, within
-from .distiller_of import distiller_of, term_of
+from .model_parts import find_distiller, find_term
 
 MEASURED = ('mean_log', 'num_measured', 'wait')
 
@@ -17,50 +17,48 @@ class AdaptiveDistillCoefHook(Hook):
     r"""Lets the distillation coefficient λ follow the learning rate.
 
     The lower the learning rate, the higher λ, "to sustain the impact of distillation" (SSSD,
-    https://arxiv.org/abs/2303.05015, which raises λ once, at the first decay). The hook reads the
-    rate that the optimizer really uses, whatever schedulers made it, before every iteration. As long
-    as the rate is at its highest so far (during warm-up it is), λ is the model's own
-    ``distill_coef``, λ₀. Then:
+    https://arxiv.org/abs/2303.05015, which raises λ once, at the first decay). Before every iteration
+    the hook reads the optimizer's actual rate, whichever schedulers set it. While the rate is at its
+    highest so far, as in warm-up, λ is the model's ``distill_coef``, λ₀. Then:
 
-    - ``policy='step'``: λ = λ₀ · ``factor``\ :sup:`k` after the k-th decay. A decay counts when the
-      rate has fallen to ``decay_ratio`` of what it was after the last one or below: each drop of a
+    - ``policy='step'``: λ = λ₀ · ``factor``\ :sup:`k` after the k-th decay. A decay is a fall of the
+      rate to ``decay_ratio`` of its value after the previous decay, or below: each drop of a
       multi-step schedule, each halving of a smooth one. It is undone when the rate rises above that
-      again (restarts).
+      value again (restarts).
     - ``policy='inverse_lr'``: λ = λ₀ · (highest lr / lr)\ :sup:`power`.
     - ``policy='constant'``: λ = λ₀.
 
-    λ never exceeds λ₀ · ``max_scale``. It is logged as ``NAME_coef`` with the term's name, SSSD's as
-    ``distill_coef``. A resumed run continues with the same λ. Of several parameter groups, the
-    student's group with the highest rate counts. Each term of a model can have a hook of its own.
+    λ never exceeds λ₀ · ``max_scale``. It is logged as ``NAME_coef`` with the term's name, for
+    ``SSSDDistiller`` as ``distill_coef``. A resumed run continues with the same λ. Of several
+    parameter groups, the student's with the highest rate counts. Each term can have its own hook.
 
-    With ``ratio``, λ₀ needs no tuning. It follows the gradients, so that the one that the term, weighed
-    by λ₀, sends into the student's features has ``ratio`` times the norm of the one that the student's
-    own losses send there, on the feature levels that the term's reaches. Training steps measure both,
-    without a backward pass of their own; after the n-th measurement the next one comes min(n,
-    ``interval``) iterations later, and λ₀ follows their running mean. Before the first one, λ₀ is
-    ``distill_coef``. While the term does not pull the student, nothing is measured and λ₀ stays; a
-    norm that is zero or not finite does not count. What a term on logits sends through the student's
-    head counts as the student's own. The log of the run ends with λ.
+    With ``ratio``, λ₀ needs no tuning: it keeps the norm of the gradient that the term, weighed by λ₀,
+    sends into the student's features at ``ratio`` times the norm of the student's own losses'
+    gradient, on the feature levels that the term's gradient reaches. Training steps measure both
+    without an extra backward pass; the next measurement follows min(n, ``interval``) iterations after
+    the n-th, and λ₀ follows their running mean. Until the first one, λ₀ is ``distill_coef``. While the
+    term does not train the student, λ₀ stays; norms that are zero or not finite do not count.
+    Gradients of a term on logits, through the student's head, count as the student's own. The final λ
+    is logged.
 
     Args:
         policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
-        factor: What λ is multiplied by at each decay, > 0. Defaults to 2.
-        max_decays: After how many decays λ stays; None for no limit. The paper's is 1. Defaults to
+        factor: Factor of λ at each decay, > 0. Defaults to 2.
+        max_decays: Number of decays that change λ, None for no limit; 1 in the paper. Defaults to
             None.
-        decay_ratio: Fall of the rate that counts as a decay, in (0, 1). Defaults to 0.5.
+        decay_ratio: Relative rate that counts as a decay, in (0, 1). Defaults to 0.5.
         power: Exponent of ``'inverse_lr'``, > 0. Defaults to 1.
         max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
-        term: Name of the term whose coefficient this is. Defaults to ``'distill'``, the one of
-            ``SSSDDistiller`` itself.
-        ratio: Norm of the gradient that the term, λ₀ included, sends into the student's features, as a
-            multiple of that of the student's own losses, > 0. None, the default: λ₀ is
+        term: Name of the term. Defaults to ``'distill'``, that of ``SSSDDistiller``.
+        ratio: Norm of the gradient that the term, λ₀ included, sends into the student's features,
+            relative to that of the student's own losses, > 0. None, the default: λ₀ is
             ``distill_coef``.
-        interval: Most iterations between two measurements. Defaults to 20.
-        max_change: Highest factor between λ₀ and ``distill_coef``, up or down, >= 1. Defaults to 1000.
+        interval: Most iterations between two measurements, >= 1. Defaults to 20.
+        max_change: Largest factor between λ₀ and ``distill_coef``, up or down, >= 1. Defaults to 1000.
 
     Raises:
-        ConfigError: if an argument is not one of these or the model is no distiller with that term;
-            with ``ratio``, also if the term's λ is 0 or it does not compare features.
+        ConfigError: if an argument is out of range or the model has no such term; with ``ratio``, also
+            if the term's λ is 0 or it compares heads.
 
     Example:
         >>> default_hooks = dict(distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.5))
@@ -111,22 +109,22 @@ class AdaptiveDistillCoefHook(Hook):
         self.ratio = ratio
         self.interval = interval
         self.max_change = max_change
-        self.mean_log = 0.0  # of the λ with which both gradients would be as long
+        self.mean_log = 0.0  # mean log of the λ with which both gradients have equal norms
         self.num_measured = 0
         self.wait = 0  # iterations before the next measurement
 
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
-        self.owner = term_of(runner, self)
-        self.shares = distiller_of(runner, self).gradient_shares
+        self.owner = find_term(runner, self)
+        self.shares = find_distiller(runner, self).gradient_shares
         self.base_coef = self.owner.distill_coef
         if self.ratio is not None:
             self._check_can_be_measured()
-        student = {id(p) for p in distiller_of(runner, self).student.parameters()}
+        student = {id(p) for p in find_distiller(runner, self).student.parameters()}
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ConfigError(
-                'makes several optimizers, and a detector is trained by one; accepted: one '
-                'optim_wrapper, with paramwise_cfg for learning rates of their own',
+                'makes several optimizers, but a detector is trained by one; accepted: one '
+                'optim_wrapper, with paramwise_cfg for separate learning rates',
                 'optim_wrapper',
             )
         self.groups = [
@@ -151,30 +149,30 @@ class AdaptiveDistillCoefHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: dict | None = None,
     ) -> None:
-        """Learn from what was measured."""
+        """Update λ₀ from this step's measurement."""
         if self.owner.is_measured:
-            self._learn(self.shares.norms(f'terms.{self.term}', 'student'))
+            self._update_mean(self.shares.norms(f'terms.{self.term}', 'student'))
         self.owner.is_measured = False
         self.wait = max(self.wait - 1, 0)
 
     def after_train(self, runner: Runner) -> None:
-        """Say what λ came to."""
+        """Log the final λ."""
         if self.ratio is not None:
-            is_held = self._bounded() != self._balanced()
+            is_limited = self._bounded() != self._balanced()
             runner.logger.info(
-                f'Term {self.term}: λ came to {self.owner.distill_coef:.4g} '
+                f'Term {self.term}: λ ended at {self.owner.distill_coef:.4g} '
                 f'(ratio {self.ratio:g}, {self.num_measured} measurements'
-                f'{", held by max_change" if is_held else ""}).'
+                f'{", limited by max_change" if is_limited else ""}).'
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save what λ depends on."""
+        """Save the state of λ."""
         checkpoint[self.state_key] = list(self.references)
         if self.ratio is not None:
             checkpoint[f'{self.state_key}.ratio'] = {key: getattr(self, key) for key in MEASURED}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restore it when a run is resumed; weights alone do not bring it along."""
+        """Restore the state of λ when a run is resumed, not when only weights are loaded."""
         if runner._resume and self.state_key in checkpoint:
             self.references = list(checkpoint[self.state_key])
         if runner._resume and self.ratio is not None:
@@ -184,22 +182,21 @@ class AdaptiveDistillCoefHook(Hook):
         if self.owner.needs_head:
             raise ConfigError(
                 f'is {self.ratio}, but term {self.term!r}, a {type(self.owner).__name__}, compares '
-                'what heads make; accepted: None, or the name of a term that compares features',
+                'outputs of heads; accepted: None, or the name of a term that compares features',
                 f'{type(self).__name__}.ratio',
             )
         if self.base_coef == 0:
             raise ConfigError(
-                f'is {self.ratio}, but distill_coef of term {self.term!r}, which λ starts from, is 0; '
+                f'is {self.ratio}, but distill_coef of term {self.term!r}, the initial λ, is 0; '
                 'accepted: distill_coef > 0, or ratio=None',
                 f'{type(self).__name__}.ratio',
             )
 
-    def _learn(self, norms: tuple[float, float] | None) -> None:
-        """Take the norms of the term's gradient and the student's own into the running mean.
+    def _update_mean(self, norms: tuple[float, float] | None) -> None:
+        """Add the norms of the term's gradient and the student's own to the running mean.
 
-        The mean is of the quotient's logarithm: whatever scales both (the loss scale, accumulation)
-        cancels in each quotient, and a batch on which it is n times too large weighs as much as one
-        on which it is n times too small.
+        The mean is over the quotient's logarithm: common factors (loss scale, accumulation) cancel in
+        each quotient, and quotients n times too large and n times too small weigh alike.
         """
         if norms is None or not all(0 < norm < math.inf for norm in norms):
             return
@@ -210,16 +207,16 @@ class AdaptiveDistillCoefHook(Hook):
         self.mean_log += (found - self.mean_log) * max(1 / self.num_measured, self.SHARE)
 
     def _balanced(self) -> float:
-        """Work out λ₀ as the measurements want it."""
+        """Compute λ₀ from the measurements, without bounds."""
         return self.ratio * math.exp(self.mean_log) if self.num_measured else self.base_coef
 
     def _bounded(self) -> float:
-        """Keep it within reach of ``distill_coef``."""
+        """Bound λ₀ to ``max_change`` times ``distill_coef``, up and down."""
         least, most = self.base_coef / self.max_change, self.base_coef * self.max_change
         return min(max(self._balanced(), least), most)
 
     def _scale(self) -> float:
-        """Note the present learning rate and work out λ / λ₀."""
+        """Record the current learning rate and compute λ / λ₀."""
         lr = max(float(group['lr']) for group in self.groups)
         if not self.references or lr >= self.references[0]:
             self.references = [lr]

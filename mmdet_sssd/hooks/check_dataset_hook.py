@@ -10,15 +10,15 @@ from mmengine.runner import Runner
 
 from ..datasets import leaf_datasets
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .model_parts import find_distiller
 
 
 @HOOKS.register_module()
 class CheckDatasetHook(Hook):
     """Checks the labels of the training data against the student's classes before training.
 
-    A label outside the classes would otherwise be a wrong result or, on a GPU, a device assertion
-    somewhere in the first epoch.
+    Otherwise a label outside the classes gives wrong results or, on a GPU, a device assertion during
+    the first epoch.
 
     Raises:
         ConfigError: before the first iteration, if a label is outside the student's classes or no
@@ -28,8 +28,8 @@ class CheckDatasetHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Read the labels of every training image (on the CPU, from what is loaded already)."""
-        self.distiller = distiller_of(runner, self)
+        """Check the labels of all training images (on the CPU, from annotations already loaded)."""
+        self.distiller = find_distiller(runner, self)
         check_labels(
             runner.train_dataloader.dataset,
             self.distiller.student,
@@ -37,21 +37,21 @@ class CheckDatasetHook(Hook):
         )
 
     def after_train(self, runner: Runner) -> None:
-        """Say how many boxes were too small to train on."""
+        """Report the number of boxes too small to train on."""
         if self.distiller.num_dropped_boxes:
             runner.logger.warning(
-                f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time they were met '
-                'by this process) covered less than a pixel of their image and were left out.'
+                f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time this process '
+                'loaded one) covered less than a pixel of their image and were left out.'
             )
 
 
 def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> None:
-    """Check the labels of a whole training data set.
+    """Check all labels of a training data set.
 
     Args:
-        dataset: The data set, as built; wrappers are looked through.
-        detector: The detector that is to be trained.
-        num_classes: How many classes it has; an RPN alone takes all classes for one.
+        dataset: The built data set; wrappers are unwrapped.
+        detector: The detector to train.
+        num_classes: Its number of classes; an RPN accepts any label.
 
     Raises:
         ConfigError: if a label is outside the classes or no image has an object.
@@ -76,7 +76,7 @@ def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> N
 
 
 def _count_objects(dataset: BaseDataset, num_classes: float) -> int:
-    """Count one data set's objects, and check their labels."""
+    """Count a data set's objects and check their labels."""
     num_objects = 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)

@@ -13,45 +13,45 @@ from ..errors import ConfigError
 from ..models import Distiller
 from ..models.replay import fresh_samples
 from ..models.teachers import Teacher
-from .distiller_of import distiller_of, teacher_of
-from .random_state_hook import kept_random_state
+from .model_parts import find_distiller, find_teacher
+from .random_state_hook import preserved_random_state
 
 
 @HOOKS.register_module()
 class EvalTeacherHook(Hook):
-    """Evaluates the teacher too, after each validation and after a test.
+    """Evaluates the teacher as well, after each validation and test.
 
-    The loader runs once more, the student's head predicts on the teacher's features, and the same
-    metrics are computed and logged with the prefix ``teacher/``, such as
-    ``teacher/coco/bbox_mAP``. The teacher sees the labels, so this is no detector's accuracy: it
-    tells whether the teacher is ahead of the student, which is what distillation has to give.
+    The loader runs again, the student's head predicts on the teacher's features, and the same metrics
+    are logged with the prefix ``teacher/``, such as ``teacher/coco/bbox_mAP``. The teacher sees the
+    labels, so its AP is not a detector's accuracy; it shows whether the teacher is ahead of the
+    student, which distillation needs.
 
-    The student's metrics stay as they are, and with them the choice of the best checkpoint and
-    schedulers that follow a metric; so do random numbers and weights. With an EMA the averaged
-    weights are evaluated, as the student's are. Validation takes about twice as long.
+    The student's metrics do not change, nor do the best checkpoint, schedulers that follow a metric,
+    random numbers or weights. With an EMA the averaged weights are evaluated. Validation takes about
+    twice as long.
 
-    The pipeline has to load annotations. Where it does so after resizing, as stock test pipelines do,
-    boxes and masks are in the original image's pixels and are brought into the input's by
-    ``scale_factor``: the inverse of what heads do to their predictions, and as general.
+    The pipeline must load annotations. If it loads them after resizing, like stock test pipelines,
+    boxes and masks are in pixels of the original image; ``scale_factor`` converts them to input
+    pixels, the inverse of the heads' rescaling.
 
     Args:
-        teacher: Name of the teacher, one that is trained. Defaults to ``'teacher'``, the one of
-            ``SSSDDistiller`` itself. It is also the metrics' prefix.
+        teacher: Name of a trained teacher, also the metrics' prefix. Defaults to ``'teacher'``, that
+            of ``SSSDDistiller``.
 
     Raises:
-        ConfigError: before training, validation or test starts, if there is no validation, the
-            pipeline loads no annotations (or no masks, and the teacher uses them), or the model has
-            no such teacher.
+        ConfigError: before training, validation or test, if there is no validation, the pipeline loads
+            no annotations (or no masks although the teacher uses them), or the model has no such
+            trained teacher.
     """
 
-    priority = 'HIGH'  # before EMAHook takes its weights away and LoggerHook writes
+    priority = 'HIGH'  # before EMAHook swaps its weights back and LoggerHook writes
 
     def __init__(self, teacher: str = 'teacher') -> None:
         self.teacher = teacher
         self.labels_in_original_pixels: dict[str, bool] = {}  # by stage
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the validation data before time is spent."""
+        """Check the validation data before training."""
         if runner.val_loop is None:
             raise ConfigError(
                 f'{type(self).__name__} evaluates after validation, but the config has no '
@@ -60,31 +60,31 @@ class EvalTeacherHook(Hook):
         self._look_at_labels(runner, 'val', runner.val_loop.dataloader)
 
     def before_val(self, runner: Runner) -> None:
-        """Look at the validation data, if training has not done so."""
+        """Check the validation data, unless training has."""
         self._look_at_labels(runner, 'val', runner.val_loop.dataloader)
 
     def before_test(self, runner: Runner) -> None:
-        """Look at the test data."""
+        """Check the test data."""
         self._look_at_labels(runner, 'test', runner.test_loop.dataloader)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Evaluate the teacher and note its metrics where mmengine notes the student's."""
+        """Evaluate the teacher and record its metrics next to the student's."""
         teacher_metrics = self._evaluate(runner, 'val', runner.val_loop)
         RuntimeInfoHook().after_val_epoch(runner, teacher_metrics)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Evaluate the teacher and note its metrics where mmengine notes the student's."""
+        """Evaluate the teacher and record its metrics next to the student's."""
         teacher_metrics = self._evaluate(runner, 'test', runner.test_loop)
         RuntimeInfoHook().after_test_epoch(runner, teacher_metrics)
 
     def _look_at_labels(self, runner: Runner, stage: str, loader: DataLoader) -> None:
-        """Find out, once for each stage, which pixels its boxes and masks are given in."""
+        """Find out, once per stage, whether boxes and masks are in original pixels."""
         if stage in self.labels_in_original_pixels:
             return
         teacher = self._checked_teacher(runner)
         key = f'{stage}_dataloader.dataset.pipeline'
         use_masks = getattr(teacher, 'use_masks', False)
-        with kept_random_state():
+        with preserved_random_state():
             found = {
                 loads_labels_after_resizing(
                     dataset.pipeline, dataset.get_data_info(0), key, use_masks
@@ -94,13 +94,13 @@ class EvalTeacherHook(Hook):
             }
         if len(found) > 1:
             raise ConfigError(
-                f'{key}: some of the data sets load annotations before resizing, others after it; '
-                'accepted: the same order in all of them'
+                f'{key}: some data sets load annotations before resizing, others after it; '
+                'accepted: the same order in all'
             )
         self.labels_in_original_pixels[stage] = found == {True}
 
     def _checked_teacher(self, runner: Runner) -> Teacher:
-        teacher = teacher_of(runner, self)
+        teacher = find_teacher(runner, self)
         if not teacher.is_trained:
             raise ConfigError(
                 f"is {self.teacher!r}, which is not trained with the student's head; accepted: a "
@@ -112,10 +112,10 @@ class EvalTeacherHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, stage: str, loop: BaseLoop) -> dict[str, float]:
         """Run a loop's loader and a copy of its evaluator on the teacher's predictions."""
-        distiller = distiller_of(runner, self)
-        evaluator = _without_files_of_the_student(loop.evaluator)
+        distiller = find_distiller(runner, self)
+        evaluator = _copy_for_teacher(loop.evaluator)
         runner.logger.info('Evaluating the teacher, which sees the labels.')
-        with kept_random_state():
+        with preserved_random_state():
             for data_batch in loop.dataloader:
                 with autocast(enabled=loop.fp16):
                     outputs = self._predict(
@@ -128,7 +128,7 @@ class EvalTeacherHook(Hook):
     def _predict(
         self, distiller: Distiller, data_batch: dict, labels_in_original_pixels: bool
     ) -> SampleList:
-        """Predict with the teacher; the data samples keep the ground truth that metrics expect."""
+        """Predict with the teacher; data samples keep the ground truth that metrics expect."""
         data = distiller.data_preprocessor(data_batch, False)
         labelled = fresh_samples(data['data_samples'])
         if labels_in_original_pixels:
@@ -140,8 +140,8 @@ class EvalTeacherHook(Hook):
         return outputs
 
 
-def _without_files_of_the_student(evaluator: Evaluator) -> Evaluator:
-    """Copy an evaluator so that what it writes does not replace the student's files."""
+def _copy_for_teacher(evaluator: Evaluator) -> Evaluator:
+    """Copy an evaluator, with other file names than the student's."""
     evaluator = copy.copy(evaluator)
     metrics = [copy.copy(x) for x in evaluator.metrics if not isinstance(x, DumpResults)]
     for metric in metrics:

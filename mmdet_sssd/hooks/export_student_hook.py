@@ -8,30 +8,30 @@ from mmengine.runner import Runner
 
 from ..checkpoints import export_student
 from ..errors import ConfigError
-from .distiller_of import distiller_of
+from .model_parts import find_distiller
 
 
 @HOOKS.register_module()
 class ExportStudentHook(Hook):
-    """Exports the last and the best checkpoints' student when training is done.
+    """Exports the student of the last and the best checkpoints after training.
 
-    The files, a stock checkpoint and a stock config each (see
-    :func:`mmdet_sssd.checkpoints.export_student`), lie in ``export`` in the work directory. A
-    checkpoint that cannot be exported is reported; the run ends as it would have.
+    Each export is a stock checkpoint and a stock config (see
+    :func:`mmdet_sssd.checkpoints.export_student`) in the work directory's folder ``export``. A failed
+    export is logged and does not end the run.
 
     Raises:
-        ConfigError: before the first iteration, if the model is no distiller.
+        ConfigError: before the first iteration, if the model is not a distiller.
     """
 
     priority = 'LOWEST'  # after the CheckpointHook
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there is a student to export."""
-        distiller_of(runner, self)
+        """Check that the model is a distiller."""
+        find_distiller(runner, self)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
-        """Export, also when a run is resumed that was complete already."""
+        """Export, also after resuming a complete run."""
         for path in dict.fromkeys(_checkpoints(runner)):
             try:
                 export_student(path, osp.join(runner.work_dir, 'export'))
@@ -45,10 +45,10 @@ class ExportStudentHook(Hook):
 
 
 def _checkpoints(runner: Runner) -> Iterator[str]:
-    """Name the last and the best checkpoints that the runner's hooks know of."""
+    """Yield the last and the best checkpoints known to the runner's hooks."""
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
-            # A resumed run that had nothing left to train has saved nothing itself.
+            # A complete run that was resumed has saved nothing itself.
             last = hook.last_ckpt or runner.message_hub.get_info('last_ckpt')
             best = getattr(hook, 'best_ckpt_path_dict', {}).values()
             yield from filter(None, (last, getattr(hook, 'best_ckpt_path', None), *best))

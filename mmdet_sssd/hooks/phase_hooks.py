@@ -1,4 +1,4 @@
-"""The phases of training: parts of the run in which something is held still."""
+"""Phases of training: parts of the run in which some parameters do not train."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
 
 from ..errors import ConfigError, check, is_number, within
-from .distiller_of import distiller_of, teacher_of, term_of
+from .model_parts import find_distiller, find_teacher, find_term
 
 FRACTION = 'a fraction of the run, 0 to 1'
 
 
 def run_progress(runner: Runner, batch_idx: int) -> float:
-    """Tell how much of the run is done before an iteration, in [0, 1).
+    """Compute the completed fraction of the run before an iteration, in [0, 1).
 
-    An epoch loop's progress counts in epochs, so that phases stay where they are when a run is
-    resumed with another number of processes; an iteration loop's counts in iterations.
+    An epoch loop's progress counts epochs, so that phases do not move when a run is resumed with
+    another number of processes; an iteration loop's counts iterations.
 
     Args:
         runner: The runner, in training.
@@ -37,18 +37,17 @@ def run_progress(runner: Runner, batch_idx: int) -> float:
 class DetachStudentHook(Hook):
     """Detaches the student's features in the distillation loss at the start and end of the run.
 
-    At the start the adapter learns first and the teacher becomes worth learning from. Source: LGD
-    (https://arxiv.org/abs/2109.11496) and its reference code, 30k of 180k iterations; optionally the
-    last 50k too (the X-101-DCN models and FCOS R-101-DCN).
+    At the start only the adapter learns from the teacher, until the teacher is good enough. Source:
+    LGD (https://arxiv.org/abs/2109.11496) and its reference code, 30k of 180k iterations; optionally
+    also the last 50k (the X-101-DCN models and FCOS R-101-DCN).
 
     Args:
-        first: Fraction of the run, from the start. Defaults to 1/6.
-        last: Fraction of the run, up to the end. Defaults to 0.
-        term: Name of the term in which that happens. Defaults to ``'distill'``, the one of
-            ``SSSDDistiller`` itself.
+        first: Fraction of the run from the start, in [0, 1]. Defaults to 1/6.
+        last: Fraction of the run up to the end, in [0, 1]. Defaults to 0.
+        term: Name of the term. Defaults to ``'distill'``, that of ``SSSDDistiller``.
 
     Raises:
-        ConfigError: if a fraction is not in [0, 1] or the model is no distiller with that term.
+        ConfigError: if a fraction is not in [0, 1] or the model has no such term.
     """
 
     def __init__(self, first: float = 1 / 6, last: float = 0.0, term: str = 'distill') -> None:
@@ -60,18 +59,18 @@ class DetachStudentHook(Hook):
         self.term = term
 
     def before_train(self, runner: Runner) -> None:
-        """Find what is to be detached."""
-        self.owner = term_of(runner, self)
+        """Find the term."""
+        self.owner = find_term(runner, self)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Detach the student or not."""
+        """Set whether the term detaches the student."""
         progress = run_progress(runner, batch_idx)
         detach = progress < self.first or progress >= 1 - self.last
         if detach != self.owner.detach_student:
             runner.logger.info(
-                f"Term {self.term}: the student's side is detached, only the adapter learns from it."
+                f'Term {self.term}: the student is detached, only the adapter learns.'
                 if detach
                 else f'Term {self.term}: the student learns from the teacher from here on.'
             )
@@ -80,16 +79,14 @@ class DetachStudentHook(Hook):
 
 @HOOKS.register_module()
 class FreezeBackboneHook(Hook):
-    """Keeps the student's backbone still in the first part of the run.
+    """Freezes the student's backbone in the first part of the run.
 
-    Its gradients are dropped before they are clipped and applied, so that neither momentum nor weight
-    decay moves it; neck and heads train. Source: LGD (https://arxiv.org/abs/2109.11496) and its
-    reference code, 20k of 180k iterations.
-
-    A detector that starts from random weights has no use for it.
+    Its gradients are dropped before clipping, so that neither momentum nor weight decay moves it;
+    neck and heads train. Source: LGD (https://arxiv.org/abs/2109.11496) and its reference code, 20k
+    of 180k iterations. Not for detectors that start from random weights.
 
     Args:
-        first: Fraction of the run, from the start. Defaults to 1/9.
+        first: Fraction of the run from the start, in [0, 1]. Defaults to 1/9.
 
     Raises:
         ConfigError: if the fraction is not in [0, 1] or the student has no ``backbone``.
@@ -101,24 +98,22 @@ class FreezeBackboneHook(Hook):
         self.frozen = False
 
     def before_train(self, runner: Runner) -> None:
-        """Put the dropping of gradients in front of the optimizer's step."""
-        student = distiller_of(runner, self).student
+        """Make the optimizer's step drop the backbone's gradients while it is frozen."""
+        student = find_distiller(runner, self).student
         if not hasattr(student, 'backbone'):
             raise ConfigError(
-                f'FreezeBackboneHook needs a model.student with a backbone, {type(student).__name__} '
-                'has none; remove the hook'
+                f'FreezeBackboneHook needs a model.student with a backbone, but '
+                f'{type(student).__name__} has none; remove the hook'
             )
         _without_gradients(runner, list(student.backbone.parameters()), lambda: self.frozen)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Freeze the backbone or not."""
+        """Set whether the backbone is frozen."""
         frozen = run_progress(runner, batch_idx) < self.first
         if frozen != self.frozen:
-            runner.logger.info(
-                f'The backbone {"is kept still" if frozen else "trains from here on"}.'
-            )
+            runner.logger.info(f'The backbone {"is frozen" if frozen else "trains from here on"}.')
         self.frozen = frozen
 
     def after_train(self, runner: Runner) -> None:
@@ -128,19 +123,19 @@ class FreezeBackboneHook(Hook):
 
 @HOOKS.register_module()
 class TeacherScheduleHook(Hook):
-    """Lets a teacher, and the terms that compare with it, be at work in some iterations alone.
+    """Runs a teacher and its terms in some iterations only.
 
-    In the others a step computes the student's own losses, as in stock. Nothing moves the parameters
-    of teacher and adapters there, neither momentum nor weight decay. After ``until`` they are frozen,
-    and DDP no longer synchronises them. A resumed run goes on where it was.
+    In the others a step computes the student's own losses, as in stock, and neither momentum nor
+    weight decay moves the parameters of teacher and adapters. After ``until`` they are frozen, and
+    DDP no longer synchronises them. A resumed run continues the schedule.
 
     Args:
-        until: Fraction of the run after which the teacher is done. Defaults to 1.
-        every: It is at work in every n-th iteration. Defaults to 1.
-        teacher: Name of the teacher. Defaults to ``'teacher'``, the one of ``SSSDDistiller`` itself.
+        until: Fraction of the run after which the teacher stops, in [0, 1]. Defaults to 1.
+        every: The teacher runs in every n-th iteration, >= 1. Defaults to 1.
+        teacher: Name of the teacher. Defaults to ``'teacher'``, that of ``SSSDDistiller``.
 
     Raises:
-        ConfigError: if an argument is not one of these or the model has no such teacher.
+        ConfigError: if an argument is out of range or the model has no such teacher.
 
     Example:
         >>> default_hooks = dict(teacher_schedule=dict(type='TeacherScheduleHook', until=1 / 3))
@@ -155,9 +150,9 @@ class TeacherScheduleHook(Hook):
         self.teacher = teacher
 
     def before_train(self, runner: Runner) -> None:
-        """Find the teacher and what is trained with it, and keep that still where it is idle."""
-        self.owner = teacher_of(runner, self)
-        terms = distiller_of(runner, self).terms.values()
+        """Find the parameters of teacher and terms, and freeze them while the teacher is idle."""
+        self.owner = find_teacher(runner, self)
+        terms = find_distiller(runner, self).terms.values()
         parts = [self.owner, *(x for x in terms if x.teacher == self.teacher)]
         self.parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
         self.is_done = False
@@ -166,10 +161,10 @@ class TeacherScheduleHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Let the teacher work or not."""
+        """Set whether the teacher is active."""
         is_done = run_progress(runner, batch_idx) >= self.until
         if is_done and not self.is_done:
-            runner.logger.info(f'Teacher {self.teacher}: done, the student trains on by itself.')
+            runner.logger.info(f'Teacher {self.teacher}: done, the student trains on without it.')
             self._freeze(runner)
         self.is_done = is_done
         self.owner.active = not is_done and runner.iter % self.every == 0
@@ -179,7 +174,7 @@ class TeacherScheduleHook(Hook):
         vars(runner.optim_wrapper).pop('step', None)
 
     def _freeze(self, runner: Runner) -> None:
-        """Take the parameters out of training, and out of what DDP waits for."""
+        """Stop training the parameters, and stop DDP from waiting for their gradients."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -189,16 +184,17 @@ class TeacherScheduleHook(Hook):
 
 
 def _without_gradients(
-    runner: Runner, parameters: Sequence[Parameter], are_still: Callable[[], bool]
+    runner: Runner, parameters: Sequence[Parameter], are_frozen: Callable[[], bool]
 ) -> None:
-    """Let the optimizer step over parameters, as long as they are to be still.
+    """Let the optimizer skip parameters while they are frozen.
 
-    mmengine calls no hook between the backward pass and the clipping in ``step``, so that is replaced.
+    mmengine calls no hook between the backward pass and the clipping in ``step``, so ``step`` is
+    replaced.
     """
     step = runner.optim_wrapper.step
 
     def step_without(*args: Any, **kwargs: Any) -> None:
-        if are_still():
+        if are_frozen():
             for parameter in parameters:
                 parameter.grad = None
         step(*args, **kwargs)

@@ -31,33 +31,34 @@ SIGNALS = tuple(
 )
 FORWARDED_WITHIN = 5  # seconds
 NOTICE = (
-    '\n{}: the run saves a checkpoint after this iteration and ends; once more ends it at once.\n'
+    '\n{}: the run saves a checkpoint after this iteration and ends; a second signal ends it '
+    'at once.\n'
 )
 
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """Lets a run that gets a signal save a checkpoint and end, so that ``--resume`` goes on with it.
+    """Lets a run save a checkpoint and exit on a signal, so that ``--resume`` continues it.
 
-    After SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) the run ends the iteration at hand, saves everything in
-    ``preempted.pth``, lets ``last_checkpoint`` name it, and ends with exit code 75 (EX_TEMPFAIL, "try
-    again later"). The resumed run equals one that was left alone to the bit, as far as
-    ``RandomStateHook`` goes, and removes that file when it has saved another checkpoint.
+    After SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) the run finishes the current iteration, saves
+    ``preempted.pth``, names it in ``last_checkpoint``, and exits with code 75 (EX_TEMPFAIL, "try again
+    later"). The resumed run equals an uninterrupted one to the bit, within the limits of
+    ``RandomStateHook``, and removes the file after saving another checkpoint.
 
-    - With gradient accumulation the run ends after the optimizer's next step.
-    - A validation is left; the resumed run starts with it. One that is computing its metrics is
-      finished.
-    - On several processes one signal is enough, whichever process gets it. All of them end after the
-      same iteration, the one that follows the signal or the next.
-    - A second signal ends the process at once. (SIGTERM or SIGUSR1 that comes twice within 5 seconds
-      counts once: schedulers and launchers send the same one.)
-    - Worker processes of loaders leave these signals to the run.
+    - With gradient accumulation the run exits after the optimizer's next step.
+    - A validation is abandoned, and the resumed run starts with it; one already computing its metrics
+      is finished.
+    - On several processes a signal to any of them is enough. All exit after the same iteration, the
+      one that follows the signal or the next.
+    - A second signal ends the process at once. (SIGTERM or SIGUSR1 sent twice within 5 seconds counts
+      once: schedulers and launchers both send it.)
+    - Loader workers ignore these signals.
 
     Signals that the process ignores stay ignored. Needs ``SafeCheckpointHook`` and
-    ``RandomStateHook`` beside it.
+    ``RandomStateHook``.
 
     Raises:
-        ConfigError: before training, if one of these is not there.
+        ConfigError: before training, if one of these hooks is missing.
 
     Example:
         >>> default_hooks = dict(
@@ -67,7 +68,7 @@ class PreemptionHook(Hook):
         ... )
     """
 
-    priority = 'LOWEST'  # an iteration is complete when the other hooks are done
+    priority = 'LOWEST'  # after the other hooks of an iteration
     EXIT_CODE = 75
     FILENAME = 'preempted.pth'
     STATE_KEY = 'preemption'
@@ -76,19 +77,19 @@ class PreemptionHook(Hook):
         self.signal: signal.Signals | None = None
         self.is_ending = False  # on all processes
         self.vote: _Vote | None = None
-        self.handlers: dict[int, Any] = {}  # those that were there before
+        self.handlers: dict[int, Any] = {}  # replaced handlers, by signal
         self.is_training = False
-        self.validates_first = False  # when it is resumed
+        self.validates_first = False  # when resumed
         self.is_own_save = False
         self.has_saved = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Learn whether a validation was left."""
+        """Read whether a validation was abandoned."""
         if runner._resume:
             self.validates_first = checkpoint.get(self.STATE_KEY, {}).get('validates_first', False)
 
     def before_train(self, runner: Runner) -> None:
-        """Listen to signals from here on, and do the validation that was left."""
+        """Handle signals from here on, and run an abandoned validation."""
         self.checkpoint_hook = _hook_of(runner, SafeCheckpointHook)
         self.random_state_hook = _hook_of(runner, RandomStateHook)
         self.vote = _Vote() if runner.world_size > 1 else None
@@ -96,9 +97,9 @@ class PreemptionHook(Hook):
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loader = loop.dataloader
             if isinstance(loader, DataLoader):
-                loader.worker_init_fn = partial(_init_deaf_worker, loader.worker_init_fn)
+                loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
         self._listen(runner)
-        self.has_saved = True  # an earlier run may have
+        self.has_saved = True  # perhaps in an earlier run
         self._remove_outdated(runner)
         if self.validates_first:
             runner.val_loop.run()
@@ -111,7 +112,7 @@ class PreemptionHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: dict | None = None,
     ) -> None:
-        """End the run if it is to end and no gradients would be lost."""
+        """Exit on request, if no gradients would be lost."""
         self._remove_outdated(runner)
         loop = runner.train_loop
         if not self._ends(runner):
@@ -121,11 +122,13 @@ class PreemptionHook(Hook):
             validates = _validates(runner, num_done, loop.max_iters)
             if validates or num_done < loop.max_iters:
                 self._save_and_exit(runner, runner.epoch, num_done, validates)
-        elif batch_idx + 1 != len(loop.dataloader):  # or the epoch ends, with hooks of its own
+        elif batch_idx + 1 != len(
+            loop.dataloader
+        ):  # at the end of the epoch its own hooks run first
             self._save_and_exit(runner, runner.epoch, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """End the run at the end of an epoch of an epoch loop."""
+        """Exit on request at the end of an epoch."""
         self._remove_outdated(runner)
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and self._ends(runner):
@@ -135,7 +138,7 @@ class PreemptionHook(Hook):
                 self._save_and_exit(runner, num_done, runner.iter, validates)
 
     def before_val(self, runner: Runner) -> None:
-        """Learn how many batches each process validates."""
+        """Count the batches that every process validates."""
         if self.is_training and self.vote:
             self.num_val_batches = self.vote.least(len(runner.val_loop.dataloader))
 
@@ -146,7 +149,7 @@ class PreemptionHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: Sequence | None = None,
     ) -> None:
-        """Leave a validation, with everything as it was before it."""
+        """Abandon a validation on request, restoring the state before it."""
         if not self.is_training or (self.vote and batch_idx >= self.num_val_batches):
             return
         if self._ends(runner):
@@ -156,19 +159,19 @@ class PreemptionHook(Hook):
             self._save_and_exit(runner, runner.epoch, runner.iter, validates_first=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note in a checkpoint of this hook whether a validation was left."""
+        """Record in this hook's checkpoint whether a validation was abandoned."""
         self.has_saved = True
         if self.is_own_save:
             checkpoint[self.STATE_KEY] = dict(validates_first=self.validates_first)
 
     def after_train(self, runner: Runner) -> None:
-        """Give signals back to whom they belonged to, and remove what is outdated."""
+        """Restore the signal handlers, and remove an outdated checkpoint."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
         self.is_training = False
         if is_main_process() and self._named(runner) == self._path:
-            # The last epoch was saved and only its validation was left.
+            # The last epoch is saved, and only its validation was missing.
             last = runner.message_hub.get_info('last_ckpt')
             if last and self.checkpoint_hook.file_backend.exists(last):
                 _write_last_checkpoint(runner, last)
@@ -177,18 +180,18 @@ class PreemptionHook(Hook):
 
     def _listen(self, runner: Runner) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # signals are the main thread's
+            return  # only the main thread handles signals
         train = type(runner).train.__code__
         received: dict[int, float] = {}
 
         def handle(number: int, frame: FrameType | None) -> None:
             age = time.monotonic() - received.get(number, -math.inf)
-            if not _is_running(train, frame):  # training has failed: no iteration will end
+            if not _is_running(train, frame):  # training has failed, so no iteration will end
                 _pass_on(number, self.handlers[number])
             elif not received:
                 received[number] = time.monotonic()
                 self.signal = signal.Signals(number)
-                if runner.rank == 0:  # not by the logger, which may be at work
+                if runner.rank == 0:  # not the logger, which may hold a lock
                     os.write(2, NOTICE.format(self.signal.name).encode())
             elif number == signal.SIGINT or age > FORWARDED_WITHIN:
                 _pass_on(number, signal.SIG_DFL)
@@ -198,7 +201,7 @@ class PreemptionHook(Hook):
                 self.handlers[number] = signal.signal(number, handle)
 
     def _ends(self, runner: Runner) -> bool:
-        """Tell, on all processes alike, whether the run is to end and the optimizer has stepped."""
+        """Tell, alike on all processes, whether to exit now: on request and after an optimizer step."""
         if not self.is_ending:
             is_asked = self.signal is not None
             self.is_ending = self.vote(is_asked) if self.vote else is_asked
@@ -223,11 +226,11 @@ class PreemptionHook(Hook):
             _write_last_checkpoint(runner, self._path)
             runner.logger.warning(
                 f'{self.signal.name if self.signal else "Another process got a signal"}: the run ends '
-                f'after iteration {iterations}. Saved {self._path}; go on with --resume (exit code '
+                f'after iteration {iterations}. Saved {self._path}; continue with --resume (exit code '
                 f'{self.EXIT_CODE}).'
             )
         if self.vote:
-            self.vote.wait_for_all()  # launchers kill the others when the first one ends
+            self.vote.wait_for_all()  # launchers kill the others when the first exits
         for number in self.handlers:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(self.EXIT_CODE)
@@ -245,7 +248,7 @@ class PreemptionHook(Hook):
             return file.read().strip()
 
     def _remove_outdated(self, runner: Runner) -> None:
-        """Remove this hook's checkpoint when ``last_checkpoint`` names another."""
+        """Remove this hook's checkpoint once ``last_checkpoint`` names another."""
         if not self.has_saved:
             return
         self.has_saved = False
@@ -256,12 +259,12 @@ class PreemptionHook(Hook):
 
 
 class _Vote:
-    """Lets all processes learn, after the same iteration, that one of them got a signal.
+    """Tells all processes, after the same iteration, that one of them got a signal.
 
-    After each iteration a flag is sent on its way, and the one of the iteration before is looked at.
-    It goes between CPUs by gloo, in the background, while the next iteration runs, so that no process
-    waits for another, and it is the same number that all of them look at. (mmengine reads the losses
-    after each iteration, so that none is further ahead of its GPU than one.)
+    After each iteration every process sends a flag and reads the result of the previous iteration's
+    flags. gloo exchanges them between CPUs in the background during the next iteration, so that no
+    process waits, and all read the same result. (mmengine reads the losses after each iteration, so no
+    process is more than one iteration ahead of its GPU.)
     """
 
     def __init__(self) -> None:
@@ -269,7 +272,7 @@ class _Vote:
         self.pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def __call__(self, flag: bool) -> bool:
-        """Send this process's flag; tell whether any process had sent one after the last iteration."""
+        """Send this process's flag; tell whether any process set its previous flag."""
         result = False
         if self.pending:
             work, flags = self.pending
@@ -281,19 +284,19 @@ class _Vote:
         return result
 
     def least(self, number: int) -> int:
-        """Tell the smallest of the processes' numbers."""
+        """Compute the minimum of the processes' numbers."""
         numbers = torch.tensor(number)
         dist.all_reduce(numbers, dist.ReduceOp.MIN, self.group)
         return numbers.item()
 
     def wait_for_all(self) -> None:
-        """Wait until all processes are here; at their end they leave the groups without a warning."""
+        """Wait for all processes, and let each leave its groups at exit, without a warning."""
         dist.barrier(self.group)
         atexit.register(dist.destroy_process_group)
 
 
 def _validates(runner: Runner, num_done: int, num_all: int) -> bool:
-    """Tell whether a loop validates after so many epochs or iterations, as mmengine decides it."""
+    """Tell, as mmengine does, whether a loop validates after ``num_done`` epochs or iterations."""
     loop = runner.train_loop
     if runner.val_loop is None or num_done < loop.val_begin:
         return False
@@ -308,7 +311,7 @@ def _is_running(code: Any, frame: FrameType | None) -> bool:
 
 
 def _pass_on(number: int, handler: Any) -> None:
-    """Let a signal do what it does without this hook."""
+    """Send the signal to this process again, for another handler."""
     signal.signal(number, handler)
     os.kill(os.getpid(), number)
 
@@ -318,15 +321,15 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
         if isinstance(hook, kind):
             return hook
     raise ConfigError(
-        f"PreemptionHook needs {kind.__name__} among the hooks; add dict(type='{kind.__name__}') to "
+        f"PreemptionHook needs the hook {kind.__name__}; add dict(type='{kind.__name__}') to "
         'default_hooks (as checkpoint or random_state), or remove PreemptionHook'
     )
 
 
-def _init_deaf_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
-    """Initialise a loader's worker; what a scheduler sends to all processes is not for it.
+def _init_worker_without_signals(init_fn: Callable[[int], None] | None, worker: int) -> None:
+    """Initialise a loader's worker that ignores signals sent by schedulers.
 
-    A SIGTERM of its parent's is: that is how Python ends workers.
+    It obeys SIGTERM from its parent, with which Python ends workers.
     """
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
@@ -338,7 +341,7 @@ def _init_deaf_worker(init_fn: Callable[[int], None] | None, worker: int) -> Non
 
 
 def _end_with_parent(parent: int) -> None:
-    """Wait for a SIGTERM of the parent's."""
+    """Exit on SIGTERM from the parent."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -13,23 +13,22 @@ from ..datasets.resumable_loader import ResumableLoader, cpu_random_state, set_c
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a resumed run see the data and draw the random numbers that the uninterrupted would have.
+    """Makes a resumed run see the same data and random numbers as an uninterrupted one.
 
-    The states of Python's, NumPy's and torch's generators, in each process and in the worker
-    processes of its loader, go into each checkpoint, and how far the epoch was. They are put back
-    when training resumes. What was read is skipped without loading it. Validation is kept from moving
-    the states.
+    Checkpoints include the states of Python's, NumPy's and torch's generators, in each process and
+    its loader's workers, and the position in the epoch. Resuming restores them and skips the data
+    already read without loading it. Validation does not change the states.
 
-    With a fixed ``randomness.seed`` training is then resumed to the bit, in an epoch loop, and in an
-    iteration loop with an ``InfiniteSampler`` or ``MultiSourceSampler``, from any checkpoint, on as
-    many processes as before. Not so with transforms that keep images (``CachedMosaic``), and with a
-    loader class of one's own. With other samplers an iteration loop reads all that was read again,
-    and augmentations draw other numbers. On another number of processes the first one's states are
-    put back, and an epoch goes on after the same share of it.
+    With a fixed ``randomness.seed`` a run on as many processes as before then resumes to the bit from
+    any checkpoint, in an epoch loop, or in an iteration loop with an ``InfiniteSampler`` or
+    ``MultiSourceSampler``. Exceptions are transforms that cache images (``CachedMosaic``) and custom
+    loader classes. With other samplers an iteration loop reads the data again from the start, and
+    augmentations draw other numbers. On another number of processes all generators get the first
+    process's states, and an epoch continues after the same fraction.
 
-    Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first one's.
-    Buffers that differ between processes (batch norms' statistics without SyncBN) are the first one's
-    in all of them then.
+    Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first
+    process's. After resuming, buffers that differ between processes (batch norms' statistics without
+    SyncBN) are the first process's in all of them.
     """
 
     priority = 'VERY_HIGH'
@@ -42,15 +41,15 @@ class RandomStateHook(Hook):
         self.state_before_val: dict | None = None
         self.states_of_ranks: list[dict] = []
         self.loader: ResumableLoader | None = None
-        self.num_read = self.num_resumed = 0  # batches of the epoch
+        self.num_read = self.num_resumed = 0  # batches in the epoch
 
     def before_saving(self, runner: Runner) -> None:
-        """Collect the states of all processes; called in each of them."""
+        """Collect all processes' states; called in each process."""
         if runner.world_size > 1:
             self.states_of_ranks = all_gather_object(self._state())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the generators' states; during validation (a new best) those that training left."""
+        """Save the generators' states; during validation (a new best) those from before it."""
         checkpoint[self.STATE_KEY] = self._state()
         checkpoint[self.PLACE_KEY] = (self.num_read, len(runner.train_dataloader))
         if self.states_of_ranks:
@@ -58,7 +57,7 @@ class RandomStateHook(Hook):
             self.states_of_ranks = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the states of a run that is resumed until training starts."""
+        """Keep a resumed run's states until training starts."""
         if not runner._resume:
             return
         states = checkpoint.get(self.OTHERS_KEY, [checkpoint.get(self.STATE_KEY)])
@@ -72,7 +71,7 @@ class RandomStateHook(Hook):
         self.num_read = self.num_resumed
 
     def before_train(self, runner: Runner) -> None:
-        """Let the loader keep its workers' states."""
+        """Make the loader resumable, if its class allows."""
         loop = runner.train_loop
         if not ResumableLoader.take_over(loop.dataloader):
             return
@@ -80,14 +79,14 @@ class RandomStateHook(Hook):
             self.loader = loop.dataloader
         elif isinstance(loop, IterBasedTrainLoop) and loop.dataloader.is_infinite:
             self.loader = loop.dataloader
-            loop.dataloader_iterator = None  # it has read ahead since it was built
+            loop.dataloader_iterator = None  # it has read ahead
             self.loader.rewind()
             loop.dataloader_iterator = _Batches(
                 self.loader, loop.iter, self._resumed_workers, self._restore
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Put the states back before an epoch loop's loader starts its workers, or let it do so."""
+        """Restore the states before an epoch loop's loader starts its workers, or let it do so."""
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             return
@@ -104,26 +103,26 @@ class RandomStateHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Note how far the epoch is; put the states back if the loader did not."""
+        """Record the position in the epoch; restore the states if the loader did not."""
         self.num_read = batch_idx + 1
         self._restore()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Count the next epoch's batches from its beginning."""
+        """Reset the position in the epoch."""
         self.num_read = 0
         vars(runner.train_loop).pop('run_iter', None)
 
     def before_val(self, runner: Runner) -> None:
-        """Keep the states as training left them."""
+        """Save the training states."""
         self.state_before_val = _get_random_state()
 
     def after_val(self, runner: Runner) -> None:
-        """Give training its states back."""
+        """Restore the training states."""
         _set_random_state(self.state_before_val)
         self.state_before_val = None
 
     def _state(self) -> dict:
-        if self.resumed_state is not None:  # nothing was trained since
+        if self.resumed_state is not None:  # not trained since
             return self.resumed_state
         workers = self.loader.worker_states if self.loader else {}
         return {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
@@ -139,7 +138,7 @@ class RandomStateHook(Hook):
 
 
 class _Batches:
-    """Gives an iteration loop its batches; those that it wants to skip are not there."""
+    """Iterates over an iteration loop's batches; skipped ones are None."""
 
     def __init__(
         self,
@@ -149,17 +148,17 @@ class _Batches:
         after_start: Callable[[], None],
     ) -> None:
         self.loader = loader
-        self.num_skipped = self.num_left_out = num_skipped
+        self.num_skipped = self.num_left = num_skipped
         self.worker_states = worker_states
         self.after_start = after_start
         self.batches: Iterator | None = None
 
     def __next__(self) -> DATA_BATCH:
-        if self.num_left_out:
-            self.num_left_out -= 1
+        if self.num_left:
+            self.num_left -= 1
             return None
         if self.batches is None:
-            state = _get_random_state()  # to start the workers draws a seed, for the second time
+            state = _get_random_state()  # starting the workers draws another seed
 
             def after_start() -> None:
                 _set_random_state(state)
@@ -171,8 +170,8 @@ class _Batches:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Put the generators' states back, at the end of the context, to what they were before it."""
+def preserved_random_state() -> Iterator[None]:
+    """Restore the generators' states at the end of the context."""
     state = _get_random_state()
     try:
         yield

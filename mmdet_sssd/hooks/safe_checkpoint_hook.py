@@ -13,31 +13,30 @@ from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume, loading
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """Saves checkpoints as mmengine's hook does, so that a run killed at any moment can be resumed.
+    """Saves checkpoints like mmengine's hook, but a run killed at any moment can be resumed.
 
-    - A checkpoint, and ``last_checkpoint``, which names the latest, is written to a temporary file
-      and moved into place when it is whole. Those that it makes outdated are removed after that.
+    - Checkpoints and ``last_checkpoint``, which names the latest, are written to a temporary file and
+      moved into place when whole. Outdated checkpoints are removed afterwards.
     - A run with ``resume=True`` and no file to resume from takes the checkpoint that
-      ``last_checkpoint`` names; if that is lost or broken, the newest whole one. If all are broken
-      it ends, if there is none it starts from the beginning; it says so in any case. What torchrun
-      starts again (``--max-restarts``) goes on with the run's own checkpoint without being asked.
-    - What a killed run left half-written is removed when training starts.
+      ``last_checkpoint`` names or, if that is lost or broken, the newest whole one. If all are broken
+      the run ends; without any it starts from the beginning. The log says which. A run restarted by
+      torchrun (``--max-restarts``) always continues from its own checkpoint.
+    - Half-written files of a killed run are removed when training starts.
 
-    A best checkpoint whose run was killed before it took note of it is left where it is. Checkpoints
-    on other storage than the local one (``out_dir``, ``backend_args``) are written and found as
-    mmengine does it. Works with any model.
+    A best checkpoint stays if its run was killed before recording it. Checkpoints on non-local
+    storage (``out_dir``, ``backend_args``) are written and found as in mmengine. Works with any
+    model.
 
     Args:
         args: As for :class:`mmengine.hooks.CheckpointHook`.
         kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        ConfigError: before training, if a run cannot be resumed because all of its checkpoints are
-            broken.
+        ConfigError: before training, if all checkpoints of a resumed run are broken.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Choose what a run is resumed from, and see to it that this can be loaded."""
+        """Choose the checkpoint to resume from, and make it loadable."""
         loading.install()
         is_asked = runner._resume is True and runner._load_from is None
         is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
@@ -51,11 +50,11 @@ class SafeCheckpointHook(CheckpointHook):
             runner._resume, runner._load_from = False, runner.cfg.get('load_from_at_start')
 
     def before_train(self, runner: Runner) -> None:
-        """Make local writing safe, and remove what killed runs left half-written."""
+        """Make local writing safe, and remove half-written files of killed runs."""
         if self._is_local(runner):
             self.backend_args = dict(backend='atomic_local')
         super().before_train(runner)
-        # With a new best one the parent saves again, if it has saved before: in this process, it means.
+        # On a new best, the parent saves again if `last_ckpt` is set, which a resumed process lacks.
         self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
         if is_main_process():
             for folder in {runner.work_dir, self.out_dir}:
@@ -69,24 +68,26 @@ class SafeCheckpointHook(CheckpointHook):
         return type(backend) in (LocalBackend, AtomicLocalBackend)
 
     def _folder(self, runner: Runner) -> str:
-        """Tell where checkpoints go, as the parent works it out when training starts."""
+        """Find the checkpoint folder, as the parent does when training starts."""
         if self.out_dir in (None, runner.work_dir):
             return runner.work_dir
         return osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save a checkpoint, then let ``last_checkpoint`` name it, then remove the outdated one.
+        """Save a checkpoint, update ``last_checkpoint``, then remove the outdated checkpoint.
 
-        The saved ``keep_ckpt_ids`` has the outdated one still: should the run be killed before it is
-        removed, the parent removes it when the run is resumed.
+        The saved ``keep_ckpt_ids`` still has the outdated one: if the run is killed before removing
+        it, the parent removes it when the run is resumed.
         """
-        runner.call_hook('before_saving')  # on every process; mmengine calls its hooks on the first
+        runner.call_hook(
+            'before_saving'
+        )  # on every process; mmengine's own call is on the first only
         outdated = None
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             kept = [*self.keep_ckpt_ids, step]
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             outdated = kept[0] if len(kept) > self.max_keep_ckpts else None
-            self.keep_ckpt_ids.append(step)  # the oldest falls out
+            self.keep_ckpt_ids.append(step)  # drops the oldest
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -110,9 +111,9 @@ class SafeCheckpointHook(CheckpointHook):
                 )
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Save the best checkpoint if there is a new one, then remove the one that it replaces.
+        """Save a new best checkpoint, if any, then remove the one it replaces.
 
-        The parent removes, before it saves, what it knows as the best; so it is not told.
+        The parent would remove the previous best before saving, so its path is hidden meanwhile.
         """
         if not self.save_best:
             return
@@ -126,7 +127,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     @property
     def _best_paths(self) -> list[str | None]:
-        """The best checkpoint of each metric; the parent keeps that of a single one elsewhere."""
+        """The best checkpoint of each metric; the parent stores a single metric's elsewhere."""
         if len(self.key_indicators) == 1:
             return [self.best_ckpt_path]
         return [self.best_ckpt_path_dict[key] for key in self.key_indicators]
@@ -139,7 +140,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = dict(zip(self.key_indicators, paths, strict=True))
 
     def _remove(self, path: str) -> bool:
-        """Remove a checkpoint, which may be a folder (DeepSpeed's), and tell whether it was there."""
+        """Remove a checkpoint, a file or a folder (DeepSpeed); tell whether it existed."""
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):

@@ -12,16 +12,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..errors import ConfigError, within
-from .outputs import DetectorOutputs, outputs_on
+from .outputs import DetectorOutputs, outputs_from_feats
 
 SIZE = 320  # pixels a side; SSD needs more than 256
 
 
 class BlankPass:
-    """What a student and its teachers make of a blank image of 320×320 without objects, on the CPU.
+    """Outputs of a student and its teachers for a blank 320×320 image without objects, on the CPU.
 
-    Parts of a distiller read their channels and levels off it. Each pass is made when it is first
-    asked for: a student that runs on a GPU alone can be distilled with channels given.
+    Parts of a distiller read channels and feature levels from them. Each pass runs when first needed,
+    so a student that only runs on a GPU can be distilled if the config names the channels.
 
     Args:
         detector: The student.
@@ -40,10 +40,10 @@ class BlankPass:
             masks=BitmapMasks([], SIZE, SIZE),
         )
         self.samples = [sample]
-        self._student = cache(self._run_student)  # copies share it
+        self._student = cache(self._run_student)  # shared by copies
 
     def with_teacher(self, key: str, teacher: nn.Module) -> 'BlankPass':
-        """Make one for a term, with what its teacher makes; ``key`` is the teacher's, for errors."""
+        """Copy this pass for a term with this teacher; errors name the teacher by ``key``."""
         blank = copy(self)
         blank._teacher = cache(lambda with_head: self._run_teacher(key, teacher, with_head))
         return blank
@@ -53,7 +53,7 @@ class BlankPass:
         """The student's features.
 
         Raises:
-            ConfigError: if its ``extract_feat`` fails or gives something else than a pyramid.
+            ConfigError: if ``extract_feat`` fails or does not return feature levels.
         """
         return self._student()
 
@@ -66,26 +66,26 @@ class BlankPass:
         """Run the dense heads of student and teacher on their features.
 
         Raises:
-            ConfigError: if one fails.
+            ConfigError: if a head fails.
         """
         try:
             with _evaluated(self.detector):
-                student = outputs_on(self.detector, self.student.feats, with_head=True)
+                student = outputs_from_feats(self.detector, self.student.feats, with_head=True)
             return student, self._teacher(True)
         except RuntimeError as error:
             raise ConfigError(
                 f'a head of student or teacher failed on a blank {SIZE}×{SIZE} image on the CPU '
-                f'({error}); accepted where heads are compared: those that run on a CPU'
+                f'({error}); accepted where heads are compared: heads that run on a CPU'
             ) from error
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """The channels of each of the student's feature levels; errors as in :attr:`student`."""
+        """Channels of the student's feature levels; errors as in :attr:`student`."""
         return tuple(x.shape[1] for x in self.student.feats)
 
     @property
     def is_made(self) -> bool:
-        """Whether the student's pass was asked for."""
+        """Whether the student's pass has run."""
         return self._student.cache_info().currsize > 0
 
     def _run_student(self) -> DetectorOutputs:
@@ -96,7 +96,7 @@ class BlankPass:
             except Exception as error:
                 raise ConfigError(
                     f'{name} cannot be distilled: its extract_feat failed on a blank {SIZE}×{SIZE} '
-                    f'image on the CPU ({type(error).__name__}: {error}). If it runs on a GPU alone, '
+                    f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
                     'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
                     'and model.adapter.in_channels, such as [256, 256, 256]',
                     'model.student',
@@ -115,7 +115,7 @@ class BlankPass:
             with within(key), _evaluated(self.detector), _evaluated(teacher):
                 made = teacher.on_blank(self.detector, self.student, self.images, self.samples)
                 if with_head and teacher.is_trained:
-                    made = outputs_on(self.detector, made.feats, with_head)
+                    made = outputs_from_feats(self.detector, made.feats, with_head)
                 return made
         finally:
             teacher.needs_head = needs_head
@@ -123,7 +123,7 @@ class BlankPass:
 
 @contextmanager
 def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Let a module be in eval mode, without gradients."""
+    """Put a module in eval mode, without gradients."""
     was_training = module.training
     module.eval()
     try:
@@ -134,6 +134,6 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
 
 
 def _is_pyramid(feats: Any) -> bool:
-    """Tell whether this is a sequence of maps of shape (B, C, h, w), one or more."""
+    """Tell whether ``feats`` is a sequence of one or more maps of shape (B, C, h, w)."""
     is_sequence = isinstance(feats, Sequence) and len(feats) > 0
     return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)

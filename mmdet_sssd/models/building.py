@@ -12,46 +12,46 @@ from ..errors import ConfigError, check, within
 Part = TypeVar('Part')
 
 
-def class_of(config: dict) -> Any:
+def config_class(config: dict) -> Any:
     """Find the class that a config's ``type`` names or is.
 
     Returns:
-        The class, or a function that builds models; None if none has that name.
+        The class, or a function that builds models; None for an unregistered name.
     """
     cls = config.get('type')
     return MODELS.get(cls) if isinstance(cls, str) else cls
 
 
 def is_config_of(config: Any, kind: type) -> bool:
-    """Tell whether this is the config of a class or of one derived from it."""
-    cls = class_of(config) if isinstance(config, dict) else None
+    """Tell whether ``config`` is the config of a class or of one derived from it."""
+    cls = config_class(config) if isinstance(config, dict) else None
     return isinstance(cls, type) and issubclass(cls, kind)
 
 
 def completed(key: str, config: OptConfigType, **defaults: Any) -> dict:
-    """Complete a config, None for an empty one, by what it lacks.
+    """Add defaults to a config; None counts as empty.
 
     Raises:
-        ConfigError: if it is something else.
+        ConfigError: if ``config`` is neither a dict nor None.
     """
     check(key, config, config is None or isinstance(config, dict), 'a dict')
     return {**defaults, **(config or {})}
 
 
 def build_part(
-    key: str, config: OptConfigType, kind: type[Part], default: str | None = None, **given: Any
+    key: str, config: OptConfigType, kind: type[Part], default: str | None = None, **arguments: Any
 ) -> Part:
-    """Build a part of a distiller, and refuse what it does not accept.
+    """Build a part of a distiller and check its settings.
 
     Args:
         key: The config's key, for errors.
         config: The config; its ``type`` is a name or a class.
-        kind: The base class of what is accepted.
-        default: The ``type`` of a config that has none.
-        **given: Arguments that do not come from the config.
+        kind: The accepted base class.
+        default: The ``type`` of a config without one.
+        **arguments: Arguments that do not come from the config.
 
     Raises:
-        ConfigError: if the config is of another class, or its class lacks or refuses an argument.
+        ConfigError: if the config's class is not a ``kind``, or lacks or refuses an argument.
     """
     settings = {'type': default, **config} if isinstance(config, dict) else config
     if config is None:
@@ -62,16 +62,16 @@ def build_part(
         if kind is nn.Module:  # hundreds
             accepted = 'the type of a module'
         raise ConfigError(f'is {config!r}; accepted: a dict with {accepted}', key)
-    cls = class_of(settings)
+    cls = config_class(settings)
     settings = {name: value for name, value in settings.items() if name != 'type'}
     signature = inspect.signature(cls)
     try:
-        signature.bind(**given, **settings)
+        signature.bind(**arguments, **settings)
     except TypeError as error:
-        accepted = ', '.join(name for name in signature.parameters if name not in given)
+        accepted = ', '.join(name for name in signature.parameters if name not in arguments)
         raise ConfigError(f': {error}; {cls.__name__} accepts: {accepted}', key) from error
     with within(key):
-        return cls(**given, **settings)
+        return cls(**arguments, **settings)
 
 
 def _is_concrete(cls: Any, kind: type) -> bool:

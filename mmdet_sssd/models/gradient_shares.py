@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 class GradientShares:
-    """Measures the gradient that each of several users of the same feature levels sends into them.
+    """Measures the gradient that each user of shared feature levels sends into them.
 
-    The levels pass an identity on their way to each user, one after the other::
+    The levels pass one identity per user, one after the other::
 
         feats ──> identity ──> identity ──> identity
                      └> head      └> teacher   └> term
 
-    The backward pass comes to the users in the opposite order, with or without identities. So what
-    arrives at an identity is the sum of its user's gradient and the later ones', and an identity's sum
-    less the next one's is its user's own. The sums are those that autograd forms anyway: all gradients
-    stay the same to the bit, which they would not if the identities stood side by side. A gradient is
-    known as exactly as the sum that it is taken from.
+    The backward pass reaches the users in reverse order, with or without identities. The gradient at
+    an identity is therefore the sum of its user's and all later users' gradients, and subtracting the
+    next identity's sum leaves the user's own. Autograd forms these sums anyway, so all gradients stay
+    the same to the bit; identities side by side would change them. A user's gradient is as exact as
+    the sum it is taken from.
 
     Example:
         >>> shares, feats = GradientShares(), (torch.ones(1, 1, 1, 1, requires_grad=True),)
@@ -30,21 +30,21 @@ class GradientShares:
     """
 
     def __init__(self) -> None:
-        self.squares: dict[str, Tensor] = {}  # of each user, one per level
-        self.later: dict[int, Tensor] = {}  # what arrived last, by level
+        self.squares: dict[str, Tensor] = {}  # by user, one per level
+        self.later: dict[int, Tensor] = {}  # the sum at the last identity, by level
 
     def clear(self) -> None:
-        """Forget what was measured."""
+        """Discard all measurements."""
         self.squares.clear()
         self.later.clear()
 
     def lend(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give the levels to their next user.
+        """Hand the levels to their next user.
 
         Args:
-            user: Its name. What is sent into several pyramids under one name adds up.
-            feats: The levels, of shape (B, C_p, h_p, w_p); for every user but the first, those that
-                the one before was given.
+            user: The user's name. Calls with the same name add up.
+            feats: Levels of shape (B, C_p, h_p, w_p), as returned by the previous call; the first
+                user's are the original ones.
         """
         if user not in self.squares:
             dtype = torch.promote_types(feats[0].dtype, torch.float32)
@@ -58,7 +58,7 @@ class GradientShares:
         return x
 
     def _take(self, user: str, level: int, gradient: Tensor) -> None:
-        """Add the user's own part of what arrived at its identity."""
+        """Add the user's own part of the gradient at its identity."""
         squares = self.squares[user]
         own = gradient.to(squares.dtype)
         if level in self.later:
@@ -68,16 +68,16 @@ class GradientShares:
             self.later[level] = gradient
 
     def norms(self, user: str, other: str) -> tuple[float, float] | None:
-        """Give the norms of two users' gradients on the levels that the first one's reaches.
+        """Compute two users' gradient norms over the levels that the first user's gradient reaches.
 
-        On several processes the squares are averaged. Two numbers are read from the device.
+        Squares are averaged over processes. Two numbers are read from the device.
 
         Args:
-            user: The user that the levels are taken from.
-            other: The one it is compared with.
+            user: The first user, which selects the levels.
+            other: The second user.
 
         Returns:
-            Both norms; None if one of them was lent nothing.
+            Both norms; None if one of the users was lent nothing.
         """
         if not {user, other} <= self.squares.keys():
             return None

@@ -1,23 +1,23 @@
-"""What a distiller has to know of the detector that is its student, read off the detector itself."""
+"""Builds and checks the student, and reads its properties."""
 
 from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBaseDetector
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType
 
 from ..errors import ConfigError, within
-from .building import class_of
+from .building import config_class
 from .replay import head_modules
 
 
 def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
-    """Build the detector that is to be distilled.
+    """Build the student.
 
     Args:
-        student: Its config.
-        data_preprocessor: Config of the data preprocessor for a student that names none.
+        student: The detector's config.
+        data_preprocessor: Data preprocessor config for a student without one.
 
     Raises:
-        ConfigError: if it is no config of a detector, or of one that cannot be distilled.
+        ConfigError: if ``student`` is not the config of a detector that can be distilled.
     """
     if not isinstance(student, dict) or 'type' not in student:
         raise ConfigError(f'is {student!r}; accepted: the config of a detector', 'model.student')
@@ -29,29 +29,29 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
         return MODELS.build(student)
     except (TypeError, KeyError) as error:
         raise ConfigError(
-            f'model.student ({student["type"]}) cannot be built: {error}; accepted: a whole config of '
-            'a detector that mmdet builds alone'
+            f'model.student ({student["type"]}) cannot be built: {error}; accepted: the complete '
+            'config of a detector that mmdet builds by itself'
         ) from error
 
 
 def check_scope(student: ConfigType) -> None:
-    """Refuse, by its config alone, a model that is no detector of the kind that can be distilled.
+    """Check by its config that a model is a detector that can be distilled.
 
     Args:
-        student: The config.
+        student: The model's config.
 
     Raises:
-        ConfigError: if it is something else; the message says what.
+        ConfigError: if the model is of another kind; the message says which.
     """
-    cls = class_of(student)
+    cls = config_class(student)
     if cls is None:
         reason = (
-            "which no package has registered; accepted: the type of a detector of mmdet's, or of one "
-            'that a module in custom_imports registers'
+            "which no package has registered; accepted: the type of one of mmdet's detectors, or "
+            'of one that a module in custom_imports registers'
         )
     elif not (isinstance(cls, type) and issubclass(cls, BaseDetector)):
         reason = (
-            "which is no detector; accepted: a detector of mmdet's (a subclass of BaseDetector). "
+            "which is not a detector; accepted: a detector of mmdet's (a subclass of BaseDetector). "
             'Trackers and re-identification models cannot be distilled: distill the detector that '
             'they contain'
         )
@@ -60,43 +60,43 @@ def check_scope(student: ConfigType) -> None:
     elif issubclass(cls, SemiBaseDetector):
         reason = 'which trains two detectors on mixed batches; distill the detector in it'
     elif issubclass(cls, Detectron2Wrapper):
-        reason = "which has a detectron2 model inside; accepted: mmdet's own detectors"
+        reason = "which wraps a detectron2 model; accepted: mmdet's own detectors"
     elif 'language_model' in student:
-        reason = 'which reads texts too; accepted: detectors that take images alone'
+        reason = 'which also reads text; accepted: detectors that take images only'
     else:
         return
     raise ConfigError(f'is {student["type"]!r}, {reason}', 'type')
 
 
 def deployed_model(config: dict) -> dict:
-    """Take the config of the detector that is deployed out of a run's config.
+    """Extract the config of the deployed detector from a run's config.
 
     Args:
-        config: The run's config, of a stock detector or of a distiller; it is left as it is.
+        config: Config of a run with a stock detector or a distiller; not changed.
 
     Returns:
-        ``model`` or ``model.student``, with the data preprocessor that stands outside if it names
-        none. Empty if there is no model.
+        ``model`` or ``model.student``, with the outer data preprocessor if it has none itself. Empty
+        without a model.
     """
     owner = config.get('model') or {}
     model = owner.get('student') or owner
     own = (x['data_preprocessor'] for x in (model, owner, config) if x.get('data_preprocessor'))
-    found = of_one_branch(next(own, None))
+    found = single_branch_preprocessor(next(own, None))
     return {**model, 'data_preprocessor': found} if found else model
 
 
-def of_one_branch(data_preprocessor: OptConfigType) -> OptConfigType:
-    """Take the data preprocessor's config out of that of one for multi-branch batches."""
+def single_branch_preprocessor(data_preprocessor: OptConfigType) -> OptConfigType:
+    """Unwrap the config of a multi-branch data preprocessor; return others unchanged."""
     if data_preprocessor and 'data_preprocessor' in data_preprocessor:
         return data_preprocessor['data_preprocessor']
     return data_preprocessor
 
 
 def count_classes(student: BaseDetector) -> int | None:
-    """Read the number of classes off a detector's heads; an RPN takes all classes for one.
+    """Read the number of classes from a detector's heads; 1 for an RPN.
 
     Returns:
-        The number; None if none of them has a ``num_classes``.
+        The number; None if no head has ``num_classes``.
     """
     if isinstance(student, RPN):
         return 1

@@ -15,9 +15,8 @@ from ..errors import ConfigError
 class CpuAmpOptimWrapper(OptimWrapper):
     """Trains in automatic mixed precision on a CPU, where mmengine's ``AmpOptimWrapper`` needs a GPU.
 
-    Its type is bfloat16, which has float32's range: no loss scale is needed. mmcv's CPU operators
-    lack it, so detectors that run one of them in training, as R-CNNs do in their RPN, cannot be
-    trained so.
+    It uses bfloat16, which has float32's range and needs no loss scale. mmcv's CPU operators lack it,
+    so detectors that use one in training, such as R-CNNs in their RPN, are not supported.
 
     Args:
         kwargs: As for :class:`mmengine.optim.OptimWrapper`.
@@ -43,13 +42,13 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 
 def amp_where_it_runs(cfg: Config) -> None:
-    """Let a config that asks for mixed precision have it on a CPU too, in place.
+    """Make a config's mixed precision work on a CPU, in place.
 
     Args:
         cfg: Config of a run.
 
     Raises:
-        ConfigError: if it asks for another type than bfloat16 on a CPU.
+        ConfigError: if the config asks for a type other than bfloat16 on a CPU.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') != 'AmpOptimWrapper' or get_device() != 'cpu':

@@ -1,4 +1,4 @@
-"""Optimizer constructors that tell layers by parameter names, for students under a distiller."""
+"""Optimizer constructors that recognise layers by parameter names, for distilled students."""
 
 import copy
 from typing import Any
@@ -11,13 +11,13 @@ from ..models import Distiller
 
 
 class StudentNames:
-    """Mixin that shows an optimizer constructor a distiller as the student it trains.
+    """Mixin that presents a distiller's student to an optimizer constructor under its stock names.
 
-    Constructors with a rate for each layer tell layers by names such as ``backbone.stages.0``. In a
-    distiller these stand under ``student.``, where no rule of theirs matches and every layer would
-    get the rate of the heads, silently. With this mixin the student's parameters have the names and
-    the settings that they have without distillation; what else is trained (``teachers.``, ``terms.``
-    …) stands beside its heads. Other models are left as they are.
+    Constructors with a rate per layer recognise layers by names such as ``backbone.stages.0``. In a
+    distiller these names begin with ``student.``, no rule matches, and every layer silently gets the
+    rate of the heads. With this mixin the student's parameters have their stock names and settings;
+    other trained parameters (``teachers.``, ``terms.`` …) get the heads' settings. Other models are
+    not affected.
 
     Example:
         >>> @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
@@ -26,7 +26,7 @@ class StudentNames:
     """
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
-        """Append the parameter groups of a model to ``params``; see the constructor's own."""
+        """Append a model's parameter groups to ``params``; see the constructor's own."""
         if isinstance(module, Distiller):
             module = _with_student_names(module)
         super().add_params(params, module, **kwargs)
@@ -34,11 +34,11 @@ class StudentNames:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class LearningRateDecayOptimizerConstructor(StudentNames, StockLayerDecay):
-    """Takes the place of mmdet's, for distillers too; a stock model gets what mmdet's gives it."""
+    """Replaces mmdet's constructor, and supports distillers; stock models get the same settings."""
 
 
 def _with_student_names(distiller: Distiller) -> nn.Module:
-    """Make a view of the student that has the distiller's other parts as further children."""
+    """Make a view of the student with the distiller's other parts as further children."""
     view = copy.copy(distiller.student)
     own = {name: x for name, x in distiller.named_children() if name != 'student'}
     view._modules = distiller.student._modules | own

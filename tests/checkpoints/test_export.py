@@ -201,16 +201,16 @@ def test_weights_keep_the_versions_of_their_modules(run, tmp_path):
 
 
 @pytest.mark.parametrize('method', ['sssd', 'sad'])
-def test_exported_config_is_the_stock_twin_s(data, monkeypatch, method):
+def test_exported_config_equals_the_stock_config(data, monkeypatch, method):
     monkeypatch.setenv('SSSD_TEACHER_CHECKPOINT', 'teacher.pth')
     monkeypatch.setenv('SSSD_DATA_ROOT', str(data))
     monkeypatch.setenv('SSSD_TRAIN_ANN', 'annotations/val.json')
     demo = ROOT / 'configs/demo'
     cfg = Config.fromfile(demo / f'{method}_retinanet_r18-small_own-data.py')
     cfg.update(work_dir='work_dirs/a', launcher='pytorch', load_from='b.pth', resume=True)
-    twin = Config.fromfile(demo / 'retinanet_r18-small_own-data.py')
+    stock = Config.fromfile(demo / 'retinanet_r18-small_own-data.py')
     before = copy.deepcopy(cfg.to_dict())
-    assert stock_config(cfg).to_dict() == twin.to_dict()
+    assert stock_config(cfg).to_dict() == stock.to_dict()
     assert cfg.to_dict() == before
 
 
@@ -237,7 +237,7 @@ def test_exported_config_is_the_stock_twin_s(data, monkeypatch, method):
         ),
     ],
 )
-def test_what_is_of_this_package_leaves_the_config(changes, key, expected):
+def test_settings_of_this_package_leave_the_config(changes, key, expected):
     cfg = Config(dict(model=dict(type='SSSDDistiller', student=dict(type='ATSS')), **changes))
     assert stock_config(cfg).get(key) == expected
 
@@ -320,8 +320,11 @@ def with_misfits(checkpoint):
             with_a_config_that_cannot_be_imported,
             r"config that .*c\.pth holds in meta\['cfg'\] cannot be read \(ImportError: .*no_such_mod",
         ),
-        (with_no_model, r'model\.type of the config is None, which is no distiller'),
-        (with_a_stock_config, r"model\.type of the config is 'RetinaNet', which is no distiller"),
+        (with_no_model, r'model\.type of the config is None, which is not a distiller'),
+        (
+            with_a_stock_config,
+            r"model\.type of the config is 'RetinaNet', which is not a distiller",
+        ),
         (
             with_misfits,
             r"does not fit the config's, a RetinaNet \(1 missing: bbox_head\.retina_reg\.bias; 1 "
@@ -330,7 +333,7 @@ def with_misfits(checkpoint):
         ),
     ],
 )
-def test_what_cannot_be_exported_is_named(run, tmp_path, change, message):
+def test_checkpoints_that_cannot_be_exported_are_named(run, tmp_path, change, message):
     checkpoint = resaved(run, tmp_path / 'c.pth', change)
     with pytest.raises(ConfigError, match=message):
         export_student(checkpoint, tmp_path / 'out')
@@ -353,7 +356,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
         export_student(run[0], tmp_path / 'file' / 'out')
 
 
-def test_what_cannot_be_written_to_its_end_leaves_the_old_files(run, tmp_path):
+def test_an_interrupted_write_leaves_the_old_files(run, tmp_path):
     """As on a disk that fills up."""
     old = {path: path.read_bytes() for path in export_student(run[0], tmp_path)}
     size, limits = max(map(len, old.values())) // 2, resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -218,28 +218,28 @@ def test_arrays_are_weights_too(tmp_path):
     [
         (
             lambda state: {'state_dict': state},
-            'of 58 weights .* 58 are not there, as teacher.label',
+            'of 58 expected weights .* 58 are missing, such as teacher.label',
         ),
-        (lambda state: {'model': {'backbone.stem.weight': torch.zeros(1)}}, '58 are not there'),
+        (lambda state: {'model': {'backbone.stem.weight': torch.zeros(1)}}, '58 are missing'),
         (
             lambda state: {'model': {k: v for k, v in state.items() if 'multi_head' not in k}},
-            '4 are not there, as teacher.multi_head_attn.in_proj_weight',
+            '4 are missing, such as teacher.multi_head_attn.in_proj_weight',
         ),
         (
             lambda state: {'model': {**state, 'teacher.gate.weight': torch.zeros(1)}},
             'does not have: teacher.gate.weight',
         ),
-        (lambda state: torch.zeros(3), 'no checkpoint of LGD'),
+        (lambda state: torch.zeros(3), 'not a checkpoint of LGD'),
     ],
 )
-def test_what_is_no_lgd_checkpoint_is_refused(tmp_path, change, message):
+def test_other_checkpoints_are_refused(tmp_path, change, message):
     torch.save(change(ReferenceDistiller().state_dict()), tmp_path / 'x.pth')
     with pytest.raises(ConfigError, match=message):
         convert_lgd(tmp_path / 'x.pth', tmp_path / 'ours.pth')
     assert not (tmp_path / 'ours.pth').exists()
 
 
-def test_the_tool_ends_with_what_has_to_be_mended(tmp_path, monkeypatch):
+def test_the_tool_ends_with_the_error(tmp_path, monkeypatch):
     torch.save({'model': ReferenceDistiller().state_dict()}, tmp_path / 'lgd.pth')
 
     def run(*args):

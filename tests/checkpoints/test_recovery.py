@@ -65,9 +65,9 @@ def test_last_checkpoint_is_believed(run, logged):
         (b' \n', '{run}/last_checkpoint is empty'),
         (
             b'/gone/epoch_3.pth',
-            "{run}/last_checkpoint names '/gone/epoch_3.pth', which is not there",
+            "{run}/last_checkpoint names '/gone/epoch_3.pth', which does not exist",
         ),
-        (b'\0\0\xff', "{run}/last_checkpoint names '\\x00\\x00�', which is not there"),
+        (b'\0\0\xff', "{run}/last_checkpoint names '\\x00\\x00�', which does not exist"),
     ],
     ids=['missing', 'empty', 'blank', 'dangling', 'garbage'],
 )

@@ -59,7 +59,7 @@ def error_of(monkeypatch, data, *args, tool='train'):
         (['model.distill_coef=-1'], 'error: model.distill_coef is -1; accepted: a number >= 0'),
         (
             ['model.bbox_head.num_classes=2'],
-            "error: bbox_head is no setting of SSSDDistiller; one of the detector's is written "
+            'error: bbox_head is not a setting of SSSDDistiller; a setting of the detector is written '
             'model.student.bbox_head. Accepted: student, teacher, ',
         ),
         (
@@ -73,7 +73,7 @@ def error_of(monkeypatch, data, *args, tool='train'):
         ),
         (
             ['default_hooks.distill_coef.polcy=constant'],
-            'error: polcy is no setting of AdaptiveDistillCoefHook. Accepted: policy, factor, ',
+            'error: polcy is not a setting of AdaptiveDistillCoefHook. Accepted: policy, factor, ',
         ),
         (
             ['model.distill_loss.dimm=channel'],

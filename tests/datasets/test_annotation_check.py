@@ -74,7 +74,7 @@ def test_a_missing_evaluator_file_is_named_with_its_key(config):
         check_annotations(config)
 
 
-def test_class_names_that_match_nothing_are_named_with_what_there_is(config):
+def test_class_names_without_a_category_are_named_with_the_categories(config):
     config.val_dataloader.dataset.metainfo.classes = ('lion', 'tiger')
     with pytest.raises(
         ConfigError, match=r'metainfo\.classes: none of lion, tiger is a category .* has: cat, dog'
@@ -135,13 +135,13 @@ def test_an_image_without_its_size_is_named(config, tmp_path):
 
 
 @pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
-def test_a_file_that_is_no_coco_file_is_named(config, tmp_path, content):
+def test_other_formats_are_refused(config, tmp_path, content):
     (tmp_path / 'train.json').write_text(content)
-    with pytest.raises(ConfigError, match=r'train\.json .* is no COCO annotation file'):
+    with pytest.raises(ConfigError, match=r'train\.json .* is not a COCO annotation file'):
         check_annotations(config)
 
 
-def test_what_the_check_does_not_know_passes(config, tmp_path):
+def test_unchecked_settings_pass(config, tmp_path):
     """Panoptic annotations, other storage, class names in a file, classes instead of their names."""
     panoptic = coco(annotations=[{'image_id': 1, 'segments_info': []}])
     (tmp_path / 'panoptic.json').write_text(json.dumps(panoptic))

@@ -14,7 +14,7 @@ def concatenated(*datasets):
     return dict(type='ConcatDataset', datasets=list(datasets))
 
 
-def test_what_has_no_branches_stays():
+def test_configs_without_branches_do_not_change():
     for dataset in (PLAIN, concatenated(PLAIN, PLAIN), dict(type='RepeatDataset', dataset=PLAIN)):
         assert labelled_dataset(dataset) == dataset
 

@@ -18,7 +18,7 @@ def write(path, content):
         file.write(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_what_a_file_lacks_is_empty(path):
+def test_missing_lists_are_empty(path):
     write(path, {'images': IMAGES})
     expected = {'images': IMAGES, 'annotations': [], 'categories': []}
     assert read_coco(path, '', {'images': {'id', 'file_name'}}) == expected
@@ -35,11 +35,11 @@ def test_what_a_file_lacks_is_empty(path):
         ({'images': ['a.jpg'], 'categories': []}, 'AttributeError'),
     ],
 )
-def test_a_file_that_is_no_coco_file_is_named_with_its_key(path, content, found):
+def test_other_formats_are_refused_with_the_key(path, content, found):
     write(path, content)
     with pytest.raises(
         ConfigError,
-        match=rf'^x\.ann_file: .*a\.json .* is no COCO annotation file \({found}.*; accepted: JSON '
+        match=rf'^x\.ann_file: .*a\.json .* is not a COCO annotation file \({found}.*; accepted: JSON '
         'with images and categories$',
     ):
         read_coco(path, 'x.ann_file')

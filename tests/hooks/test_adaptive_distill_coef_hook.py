@@ -153,7 +153,7 @@ def test_bad_arguments_are_named(kwargs, message):
         AdaptiveDistillCoefHook(**kwargs)
 
 
-def test_a_model_that_is_no_distiller_is_refused(tmp_path):
+def test_other_models_are_refused(tmp_path):
     runner = toy_runner(tmp_path, hooks=[dict(type='AdaptiveDistillCoefHook')], train_cfg=ITER_LOOP)
     runner.model = runner.model.student
     with pytest.raises(

@@ -234,7 +234,7 @@ def test_predictions_are_made_on_features_of_the_labels(runner_of):
         assert torch.equal(ours.pred_instances.scores, by_hand.scores)
 
 
-def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
+def test_files_of_the_student_s_evaluation_stay(runner_of, tmp_path):
     runner = runner_of()
     metrics = runner.test_evaluator.metrics
     metrics[0].outfile_prefix = str(tmp_path / 'results')
@@ -265,7 +265,7 @@ def test_what_the_student_s_evaluation_wrote_stays(runner_of, tmp_path):
     ],
     ids=['no labels', 'no masks', 'no validation'],
 )
-def test_what_is_missing_is_said_before_training(runner_of, kwargs, message):
+def test_missing_settings_are_named_before_training(runner_of, kwargs, message):
     runner = runner_of(**kwargs)
     with pytest.raises(ConfigError, match=message):
         runner.train()
@@ -284,7 +284,7 @@ def test_data_sets_that_disagree_are_refused(runner_of, shapes):
     runner._val_dataloader['dataset'] = dict(
         type='ConcatDataset', datasets=[shapes_dataset(shapes, 'val', x) for x in pipelines]
     )
-    with pytest.raises(ConfigError, match='some of the data sets load annotations before resizing'):
+    with pytest.raises(ConfigError, match='some data sets load annotations before resizing'):
         runner.val()
 
 

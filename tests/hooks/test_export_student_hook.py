@@ -133,7 +133,7 @@ def test_a_resumed_run_that_was_complete_is_exported(tmp_path, loop):
     assert files[0] == files[1]
 
 
-def test_what_cannot_be_exported_does_not_end_the_run(tmp_path, capsys):
+def test_a_failed_export_does_not_end_the_run(tmp_path, capsys):
     runner = run(tmp_path, cfg=Config(dict(model=dict(type='ToyDetector'))))
     assert runner.iter == ITERS
     assert (tmp_path / 'epoch_3.pth').exists()

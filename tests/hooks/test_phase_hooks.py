@@ -74,7 +74,7 @@ def test_backbone_is_still_in_the_first_part(tmp_path, loop, optim_wrapper):
     ]
     assert all(x['neck'] for x in moved)
     assert [x['backbone'] for x in moved] == [False] * 2 + [True] * 16
-    assert logged(tmp_path, 'The backbone (is kept still|trains)') == ['is kept still', 'trains']
+    assert logged(tmp_path, 'The backbone (is frozen|trains)') == ['is frozen', 'trains']
     assert 'step' not in vars(runner.optim_wrapper)
 
 
@@ -125,7 +125,7 @@ def test_a_frozen_backbone_does_not_count_in_the_clipped_norm(tmp_path):
 
 @pytest.mark.parametrize('hook', [DetachStudentHook, FreezeBackboneHook])
 @pytest.mark.parametrize('value', [-0.1, 1.1, 20000])
-def test_parts_that_are_no_fractions_are_named(hook, value):
+def test_bad_fractions_are_named(hook, value):
     with pytest.raises(
         ConfigError, match=rf'{hook.__name__}\.first is {value}; accepted: a fraction'
     ):

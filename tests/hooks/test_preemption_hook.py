@@ -244,16 +244,16 @@ def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, 
     assert_equal_runs(tmp_path, whole(loop=loop))
 
 
-def test_it_says_what_happened_and_what_to_do(tmp_path, capfd):
+def test_the_log_says_what_happened_and_how_to_continue(tmp_path, capfd):
     preempted(tmp_path, [signal.SIGINT], train_iter=2)
-    first = 'SIGINT: the run saves a checkpoint after this iteration and ends; once more'
+    first = 'SIGINT: the run saves a checkpoint after this iteration and ends; a second'
     assert first in capfd.readouterr().err
     (log,) = tmp_path.glob('*/*.log')
     lines = log.read_text().splitlines()
     (line,) = [x for x in lines if 'WARNING - SIGINT' in x]
     assert line.endswith(
-        f'SIGINT: the run ends after iteration 3. Saved {tmp_path}/preempted.pth; go on with --resume '
-        '(exit code 75).'
+        f'SIGINT: the run ends after iteration 3. Saved {tmp_path}/preempted.pth; continue with '
+        '--resume (exit code 75).'
     )
 
 
@@ -293,7 +293,7 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_a_broken_off_run_left_is_removed(tmp_path):
+def test_files_of_an_aborted_run_are_removed(tmp_path):
     (tmp_path / 'preempted.pth').touch()
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
     runner = make_runner(tmp_path)
@@ -305,6 +305,6 @@ def test_what_a_broken_off_run_left_is_removed(tmp_path):
 def test_it_needs_the_hooks_that_make_a_run_go_on(tmp_path, lacking):
     runner = make_runner(tmp_path)
     runner._hooks = [x for x in runner.hooks if type(x).__name__ != lacking]
-    with pytest.raises(ConfigError, match=f'PreemptionHook needs {lacking} among the hooks'):
+    with pytest.raises(ConfigError, match=f'PreemptionHook needs the hook {lacking}'):
         runner.train()
     assert runner.iter == 0

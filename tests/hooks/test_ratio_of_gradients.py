@@ -129,7 +129,7 @@ class Scaled(OptimWrapper):
     [(SGD, SGD | dict(type=Scaled)), (STILL, STILL | dict(accumulative_counts=4))],
     ids=['loss scale', 'accumulation'],
 )
-def test_what_scales_the_whole_loss_leaves_lambda_alone(tmp_path, one, other):
+def test_factors_of_the_whole_loss_do_not_change_lambda(tmp_path, one, other):
     first, _ = run(tmp_path / 'one', optim_wrapper=one)
     second, _ = run(tmp_path / 'other', optim_wrapper=other)
     assert first.coefs == second.coefs
@@ -266,7 +266,7 @@ def test_a_run_is_resumed_with_or_without_a_ratio(tmp_path, before, after):
 
 
 @pytest.mark.parametrize('limit', [1.5, 1000.0])
-def test_lambda_keeps_within_bounds_and_the_log_says_what_it_came_to(tmp_path, limit):
+def test_lambda_stays_within_bounds_and_its_final_value_is_logged(tmp_path, limit):
     recorder, runner = still_run(tmp_path, hook=dict(max_change=limit), iters=4)
     assert not runner.model.terms['distill'].is_measured
     wanted = RATIO * recorder.wanted[0]
@@ -275,8 +275,8 @@ def test_lambda_keeps_within_bounds_and_the_log_says_what_it_came_to(tmp_path, l
     expected = wanted if limit == 1000 else bound
     assert recorder.coefs[1:] == pytest.approx([expected] * 3, rel=1e-4)
     (log,) = tmp_path.glob('*/*.log')
-    held = ', held by max_change' if limit == 1.5 else ''
-    line = f'Term distill: λ came to {recorder.coefs[-1]:.4g} (ratio 0.3, 3 measurements{held}).'
+    held = ', limited by max_change' if limit == 1.5 else ''
+    line = f'Term distill: λ ended at {recorder.coefs[-1]:.4g} (ratio 0.3, 3 measurements{held}).'
     assert log.read_text().count(line) == 1
 
 
@@ -298,15 +298,15 @@ def test_bad_arguments_are_named(kwargs, message):
 
 def test_a_lambda_of_zero_is_refused(tmp_path):
     message = (
-        "AdaptiveDistillCoefHook.ratio is 0.3, but distill_coef of term 'distill', which λ starts "
-        'from, is 0; accepted: distill_coef > 0, or ratio=None'
+        "AdaptiveDistillCoefHook.ratio is 0.3, but distill_coef of term 'distill', the initial λ, "
+        'is 0; accepted: distill_coef > 0, or ratio=None'
     )
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
         still_run(tmp_path, model=TOY_MODEL | dict(distill_coef=0.0))
 
 
-def test_a_term_that_compares_no_features_is_refused(tmp_path, monkeypatch):
+def test_a_ratio_for_a_term_on_heads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('mmdet_sssd.models.terms.FeatureTerm.needs_head', True)
-    message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares what heads make; accepted"
+    message = "ratio is 0.3, but term 'distill', a FeatureTerm, compares outputs of heads; accepted"
     with pytest.raises(ConfigError, match=re.escape(message)):
         still_run(tmp_path)

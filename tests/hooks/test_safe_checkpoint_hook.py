@@ -164,7 +164,7 @@ def steps(monkeypatch):
     return steps
 
 
-def test_what_is_outdated_is_removed_last(tmp_path, steps):
+def test_outdated_checkpoints_are_removed_last(tmp_path, steps):
     train(tmp_path, max_keep_ckpts=1, val=True, save_best='mAP')
     assert [(what, name) for what, name in steps if what != 'written'] == [
         ('in place', 'epoch_1.pth'),
@@ -323,7 +323,7 @@ def test_a_file_that_is_given_is_taken_as_it_is(tmp_path):
     assert runner._load_from is None
 
 
-def test_it_lets_mmengine_load_what_it_resumes_from(tmp_path, monkeypatch):
+def test_training_checkpoints_can_be_resumed_from(tmp_path, monkeypatch):
     stock = CheckpointLoader._schemes | {'': mmengine.runner.checkpoint.load_from_local}
     monkeypatch.setattr(CheckpointLoader, '_schemes', stock)
     train(tmp_path, stock=True)

@@ -132,7 +132,7 @@ def test_epochs_count_where_the_loop_counts_epochs(tmp_path):
         (dict(every=1.5), r'TeacherScheduleHook\.every is 1\.5'),
     ],
 )
-def test_what_is_no_schedule_is_refused(kwargs, message):
+def test_bad_schedules_are_named(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         TeacherScheduleHook(**kwargs)
 

@@ -51,18 +51,18 @@ def check(student, batch_of, monkeypatch, is_measured=False):
     torch.manual_seed(0)
     model = MODELS.build(dict(copy.deepcopy(TOY_MODEL), student=student)).train()
     model.terms['distill'].is_measured = is_measured
-    stock, twin = copy.deepcopy(model.student), copy.deepcopy(model)
+    stock, eager = copy.deepcopy(model.student), copy.deepcopy(model)
     data = batch_of(model)
     logged, breaks = compiled_steps(model, data)
     # compiled code rounds in another order, and which proposals an R-CNN draws amplifies that
-    for ours, plain in zip(logged[:2], plain_steps(twin, data, monkeypatch), strict=False):
+    for ours, plain in zip(logged[:2], plain_steps(eager, data, monkeypatch), strict=False):
         for key, value in plain.items():
             torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5, msg=key)
     stock_breaks = compiled_steps(stock, data)[1]
     assert breaks[0] <= 2 * max(stock_breaks[-1], 1)
     new, stock_new = (counts[-1] - counts[0] for counts in (breaks, stock_breaks))
     assert new <= 2 * stock_new, 'a later step was compiled anew'
-    norms = [x.gradient_shares.norms('terms.distill', 'student') for x in (model, twin)]
+    norms = [x.gradient_shares.norms('terms.distill', 'student') for x in (model, eager)]
     assert norms[0] == (pytest.approx(norms[1], rel=1e-4) if is_measured else None)
 
 

@@ -22,7 +22,7 @@ from mmdet_sssd.checkpoints import load_from_local
 
 from ..stock_detectors import NUM_CLASSES, demo_batch, stock_config
 from ..toy_detector import ToyDetector
-from .twin_runners import (
+from .stock_and_distilled import (
     CLASSES,
     TRAIN_PIPELINE,
     distilled,
@@ -73,8 +73,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def twins(images, tmp_path_factory):
-    """The same training with all of the hooks, of a stock detector and of its distilled twin."""
+def both_runs(images, tmp_path_factory):
+    """The same training with all of the hooks, of a stock and a distilled detector."""
     runs = {}
     for name, model in (('stock', student_config()), ('distilled', distilled(student_config()))):
         folder = tmp_path_factory.mktemp(name)
@@ -101,8 +101,8 @@ def checkpoint(run):
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'ema_state_dict'])
-def test_averaged_weights_are_the_stock_run_s(twins, key):
-    stock, ours = (checkpoint(run)[key] for run in twins)
+def test_averaged_weights_are_the_stock_run_s(both_runs, key):
+    stock, ours = (checkpoint(run)[key] for run in both_runs)
     prefix = 'module.' if key == 'ema_state_dict' else ''
     weights = {k.removeprefix(prefix): v for k, v in stock.items() if k != 'steps'}
     assert len(weights) > 100
@@ -112,8 +112,8 @@ def test_averaged_weights_are_the_stock_run_s(twins, key):
         assert ours['steps'] == stock['steps'] > 0
 
 
-def test_validation_runs_with_the_averaged_weights(twins):
-    stock, ours = twins
+def test_validation_runs_with_the_averaged_weights(both_runs):
+    stock, ours = both_runs
     assert len(ours.recorder.validated) == len(stock.recorder.validated)
     for x, y in zip(ours.recorder.validated, stock.recorder.validated, strict=True):
         assert torch.equal(x, y)
@@ -125,30 +125,30 @@ def test_validation_runs_with_the_averaged_weights(twins):
     )
 
 
-def test_metrics_and_early_stopping_are_the_stock_run_s(twins):
-    stock, ours = twins
+def test_metrics_and_early_stopping_are_the_stock_run_s(both_runs):
+    stock, ours = both_runs
     assert ours.recorder.metrics == stock.recorder.metrics
     assert ours.runner.epoch == stock.runner.epoch == 3  # of 5: no better for 2 epochs
 
 
-def test_the_pipeline_switches_when_the_stock_run_s_does(twins):
-    stock, ours = twins
+def test_the_pipeline_switches_when_the_stock_run_s_does(both_runs):
+    stock, ours = both_runs
     assert ours.recorder.sizes == stock.recorder.sizes
     assert ours.recorder.sizes == [[(64, 64)] * 2] * 2 + [[(96, 96)] * 2] * 4
 
 
-def test_the_same_pictures_are_drawn(twins):
-    stock, ours = (sorted(run.folder.glob('*/vis_data/vis_image/*.png')) for run in twins)
+def test_the_same_pictures_are_drawn(both_runs):
+    stock, ours = (sorted(run.folder.glob('*/vis_data/vis_image/*.png')) for run in both_runs)
     assert [path.name for path in ours] == [path.name for path in stock]
     assert len(ours) > 0
     for x, y in zip(ours, stock, strict=True):
         assert (cv2.imread(str(x)) == cv2.imread(str(y))).all()
-    original = cv2.imread(str(next(twins[0].folder.parent.glob('images*/0.png'))))
+    original = cv2.imread(str(next(both_runs[0].folder.parent.glob('images*/0.png'))))
     assert (cv2.imread(str(ours[0]))[:, -64:] != original).any()
 
 
 def both(student):
-    """A stock detector and a distilled twin with the same weights, in training mode."""
+    """A stock detector and a distilled detector with the same weights, in training mode."""
     stock = MODELS.build(student)
     model = MODELS.build(distilled(student))
     stock.init_weights()

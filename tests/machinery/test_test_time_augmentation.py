@@ -5,7 +5,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import ConfigDict
 
-from .twin_runners import distilled, student_config
+from .stock_and_distilled import distilled, student_config
 
 
 def test_predictions_are_the_stock_detector_s():

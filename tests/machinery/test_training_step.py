@@ -11,7 +11,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 
 from ..stock_detectors import demo_batch, stock_config
 from ..toy_detector import ToyDataset, toy_runner
-from .twin_runners import distilled, small_runner, student_config, write_images
+from .stock_and_distilled import distilled, small_runner, student_config, write_images
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
 SETTINGS = {

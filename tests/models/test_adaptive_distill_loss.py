@@ -81,7 +81,7 @@ def test_chunks_make_no_difference(monkeypatch):
     torch.testing.assert_close(gradient(student, teacher), grad)
 
 
-def test_what_does_not_count_may_be_of_any_value():
+def test_elements_that_do_not_count_may_have_any_value():
     student, teacher = logits(6, 4)
     mask = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool).unsqueeze(1)
     expected = adaptive_distill_loss(student[mask[:, 0]], teacher[mask[:, 0]])

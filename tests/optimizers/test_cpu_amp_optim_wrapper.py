@@ -83,7 +83,7 @@ def test_mixed_precision_on_a_machine_without_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ('device', 'wrapper'), [('cuda', AMP), ('cpu', dict(type='OptimWrapper')), ('cpu', None)]
 )
-def test_what_needs_no_change_has_none(monkeypatch, device, wrapper):
+def test_other_configs_do_not_change(monkeypatch, device, wrapper):
     monkeypatch.setattr(cpu_amp_optim_wrapper, 'get_device', lambda: device)
     cfg = Config(dict(optim_wrapper=copy.deepcopy(wrapper)))
     amp_where_it_runs(cfg)

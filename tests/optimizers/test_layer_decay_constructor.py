@@ -110,7 +110,7 @@ def test_teacher_and_adapter_are_trained_like_heads(distiller, decay_type):
     assert ours.keys() == dict(distiller.named_parameters()).keys()
 
 
-def test_a_model_that_is_no_distiller_gets_the_stock_settings(distiller):
+def test_other_models_get_the_stock_settings(distiller):
     config = optim_wrapper_config('layer_wise')
     stock = StockConstructor(
         dict(type='OptimWrapper', optimizer=config['optimizer']), config['paramwise_cfg']

@@ -160,7 +160,7 @@ def taught_runs(on_two_processes, tmp_path_factory):
     return folder, teacher, on_two_processes(run_taught, *[(str(folder), checkpoint)] * 2)
 
 
-def test_a_pretrained_teacher_is_no_part_of_what_is_trained(taught_runs):
+def test_a_pretrained_teacher_is_not_trained(taught_runs):
     """DDP is not told to look for unused parameters: it would end the run at the second step."""
     folder, teacher, results = taught_runs
     for result in results:

@@ -234,7 +234,7 @@ def test_ctrl_c_saves_and_says_what_to_do(preempted):
     assert load_from_local(str(path))['meta']['iter'] == 6
     assert 'Traceback' not in output
     assert output.splitlines()[-1].endswith(
-        f'the run ends after iteration 6. Saved {path}; go on with --resume (exit code 75).'
+        f'the run ends after iteration 6. Saved {path}; continue with --resume (exit code 75).'
     )
 
 
@@ -270,7 +270,7 @@ def test_mim_does_not_kill_what_saves(shapes, tmp_path):
     config = interrupted(CONFIG, tmp_path / 'config.py', hook)
     command = [sys.executable, mim, sys.executable, 'tools/train.py', config]
     output = run([*command, '--work-dir', tmp_path / 'run'], shapes, code=-signal.SIGINT)
-    assert 'go on with --resume' in output  # it waits until all have closed it
+    assert 'continue with --resume' in output  # it waits until all have closed it
     assert (tmp_path / 'run/last_checkpoint').read_text().endswith('preempted.pth')
 
 

@@ -26,56 +26,55 @@ from ..blank_pass import BlankPass
 from ..building import build_part, is_config_of
 from ..gradient_shares import GradientShares
 from ..outputs import DetectorOutputs
-from ..replay import Replay, fresh_samples, given_answers
+from ..replay import Replay, fresh_samples, reuse_results
 from ..student import build_student, count_classes
 from ..teachers import DetectorTeacher, Teacher
 from ..terms import DistillTerm
-from ..weights_by_name import Weights, check_names, weight_of
+from ..weights_by_name import Weights, check_names, find_weight
 
-# `torch.compile` takes what these methods call; they themselves run as they are.
+# `torch.compile` compiles what these methods call, not the methods themselves.
 compiled_in_parts = partial(torch.compiler.disable, recursive=False)
 
-OUR_PREFIXES = ('student.', 'teachers.', 'terms.')
+DISTILLER_PREFIXES = ('student.', 'teachers.', 'terms.')
 
 
 @MODELS.register_module()
 class Distiller(BaseDetector):
-    r"""Trains a detector, the student, with teachers that it learns from, in terms between them.
+    r"""Trains a detector, the student, to match its teachers in distillation terms.
 
     .. math:: L = L_{det}(x) + \sum_j w_j L_{det}(t_j) + \sum_i \lambda_i L_i
 
     with the student's own losses on its features x; the same losses on the features :math:`t_j` of
-    each teacher that is trained, through the student's heads (replay); and the terms :math:`L_i`,
-    each of which compares outputs of the student with those of one teacher. Inference is the
-    student's alone.
+    each trained teacher, through the student's heads (replay); and the terms :math:`L_i`, each
+    comparing the student's outputs with one teacher's. Only the student runs at inference.
 
-    The log has the student's losses under their own names, those on a teacher's features with its name
-    and a dot before them, and of each term ``loss_NAME``, λ included, and what it logs as
-    ``NAME_…``. The state dict is ``student.*``, ``teachers.NAME.*`` and ``terms.NAME.*``; a stock
+    The log has the student's losses under their own names, losses on a teacher's features as
+    ``TEACHER.loss_…``, and for each term ``loss_NAME``, λ included, and its other values as
+    ``NAME_…``. The state dict has ``student.*``, ``teachers.NAME.*`` and ``terms.NAME.*``; a stock
     detector's state dict loads into the student. Attributes that this class lacks (``bbox_head``,
     ``with_rpn`` …) are the student's.
 
     Args:
-        student: Config of any detector whose ``loss`` runs on what ``extract_feat`` returns.
+        student: Config of any detector whose ``loss`` uses the features of ``extract_feat``.
         teachers: Configs of the teachers (:class:`~mmdet_sssd.models.teachers.Teacher`) by name,
             such as ``dict(large=dict(type='PretrainedTeacher', config=…, checkpoint=…))``.
         terms: Configs of the terms (:class:`~mmdet_sssd.models.terms.DistillTerm`) by name, such as
-            ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``. ``teacher``
-            names the teacher of each, if there are several.
-        data_preprocessor: Only for runners that hand a top-level ``data_preprocessor`` to the model:
-            it goes to a student that has none. Otherwise the student's is used.
+            ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``. With
+            several teachers each term names its own by ``teacher``.
+        data_preprocessor: Data preprocessor for a student without one; runners pass a top-level
+            ``data_preprocessor`` here. Defaults to the student's.
         init_cfg: As in mmengine.
 
     Attributes:
-        num_dropped_boxes: How many labelled boxes were left out because they cover less than a pixel
-            of the image; stock losses are not finite on some of them.
-        gradient_shares: What the student's own losses (``'student'``) and each term (``'terms.NAME'``)
-            sent into the student's features in the last step that was measured; see
+        num_dropped_boxes: Number of labelled boxes left out because they cover less than a pixel of
+            the image; stock losses are not finite on some of them.
+        gradient_shares: Gradients that the student's own losses (``'student'``) and each term
+            (``'terms.NAME'``) sent into the student's features in the last measured step; see
             :class:`~mmdet_sssd.models.terms.DistillTerm`.
 
     Raises:
-        ConfigError: if the student cannot be distilled, or a teacher or term is none or refuses its
-            settings; the message names the key.
+        ConfigError: if the student cannot be distilled, a teacher or term has the wrong class, or one
+            of them refuses its settings; the message names the key.
     """
 
     def __init__(
@@ -91,9 +90,9 @@ class Distiller(BaseDetector):
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
         blank = BlankPass(self.student)
-        with _own_random_numbers():
+        with _separate_random_stream():
             self.teachers = ModuleDict()
-            for name, config in _named(teachers, 'teachers').items():
+            for name, config in _check_part_names(teachers, 'teachers').items():
                 self.teachers[name] = build_part(
                     f'model.teachers.{name}', config, Teacher, blank=blank
                 )
@@ -104,21 +103,21 @@ class Distiller(BaseDetector):
                     'model.teachers',
                 )
             self.terms = ModuleDict()
-            for name, config in _named(terms, 'terms').items():
+            for name, config in _check_part_names(terms, 'terms').items():
                 self.terms[name] = self._build_term(name, config, blank)
         self._check_teachers_are_used()
         self.num_dropped_boxes = 0
         self.gradient_shares = GradientShares()
 
     def _build_term(self, name: str, config: ConfigType, blank: BlankPass) -> DistillTerm:
-        """Build a term, and let its teacher run its head if that is compared."""
+        """Build a term; if it compares heads, let its teacher run one."""
         teacher = config.get('teacher') if isinstance(config, dict) else None
         if teacher is None and len(self.teachers) == 1:
             (teacher,) = self.teachers
         if teacher not in [*self.teachers]:
             raise ConfigError(
                 f'is {teacher!r}; accepted: the name of one of model.teachers: '
-                f'{", ".join(self.teachers) or "there is none"}',
+                f'{", ".join(self.teachers) or "none"}',
                 f'model.terms.{name}.teacher',
             )
         blank = blank.with_teacher(f'model.teachers.{teacher}', self.teachers[teacher])
@@ -128,17 +127,17 @@ class Distiller(BaseDetector):
         return term
 
     def _check_teachers_are_used(self) -> None:
-        asked = {term.teacher for term in self.terms.values()}
+        used = {term.teacher for term in self.terms.values()}
         for name, teacher in self.teachers.items():
-            if name not in asked and not teacher.is_trained:
+            if name not in used and not teacher.is_trained:
                 raise ConfigError(
-                    'is asked by none of model.terms; give one, such as model.terms='
+                    'is used by none of model.terms; add one, such as model.terms='
                     "dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))",
                     f'model.teachers.{name}',
                 )
 
     def init_weights(self) -> None:
-        """Initialise the weights; teachers read their checkpoints first."""
+        """Initialise the weights; pretrained teachers load their checkpoints first."""
         for name, teacher in self.teachers.items():
             if isinstance(teacher, DetectorTeacher):
                 with within(f'model.teachers.{name}'):
@@ -155,29 +154,29 @@ class Distiller(BaseDetector):
 
     @compiled_in_parts
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
-        """Compute the student's losses, the teachers' and the terms.
+        """Compute the losses of student, teachers and terms.
 
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples with ground truth.
 
         Returns:
-            The losses by name, and what is logged beside them.
+            The losses and other logged values by name.
         """
         samples = self._without_degenerate_boxes(batch_data_samples)
         losses, outputs = self._student_pass(batch_inputs, samples)
-        teacher_losses, made = self._teacher_passes(outputs, batch_inputs, samples)
+        teacher_losses, teacher_outputs = self._teacher_passes(outputs, batch_inputs, samples)
         add_losses(losses, teacher_losses, 'teachers', self.teachers)
-        term_losses = self._term_losses(outputs, made, batch_inputs, samples)
+        term_losses = self._term_losses(outputs, teacher_outputs, batch_inputs, samples)
         add_losses(losses, term_losses, 'terms', self.terms)
         if idle := self._idle_parameters():
             losses['loss_idle'] = torch.stack([x.view(-1)[0] for x in idle]).sum() * 0
         return losses
 
     def _idle_parameters(self) -> list[Parameter]:
-        """List the parameters that this step leaves alone, where DDP waits for their gradients.
+        """List the parameters that this step does not use, where DDP waits for their gradients.
 
-        Theirs are made zero, and ``TeacherScheduleHook`` drops them before the optimizer's step.
+        They get zero gradients, which ``TeacherScheduleHook`` drops before the optimizer's step.
         """
         if get_world_size() == 1:
             return []
@@ -187,7 +186,7 @@ class Distiller(BaseDetector):
         return [x for part in parts for x in part.parameters() if x.requires_grad]
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
-        """Predict with the student alone; see its ``predict``."""
+        """Predict with the student's ``predict``."""
         return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
     def predict_with_teacher(
@@ -195,21 +194,23 @@ class Distiller(BaseDetector):
     ) -> SampleList:
         """Predict with the student's head on a teacher's features.
 
-        The predictions of an implicit teacher tell what it knows; it has seen the answer. Batch norms
-        of the head normalise its features by the batch, as in training.
+        An implicit teacher sees the labels, so its predictions show how well it encodes them. Batch
+        norms of the head normalise the teacher's features by the batch, as in training.
 
         Args:
             name: The teacher's name.
             batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
-            **kwargs: As the student's ``predict`` takes them.
+            **kwargs: Arguments of the student's ``predict``.
 
         Returns:
             The data samples with ``pred_instances``, as the student's ``predict`` returns them.
         """
         outputs = DetectorOutputs(self.student.extract_feat(batch_inputs))
-        made = self.teachers[name](self.student, outputs, batch_inputs, batch_data_samples)
-        with Replay(self.student, made.feats, by_batch=True):
+        teacher_outputs = self.teachers[name](
+            self.student, outputs, batch_inputs, batch_data_samples
+        )
+        with Replay(self.student, teacher_outputs.feats, by_batch=True):
             return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
@@ -220,9 +221,9 @@ class Distiller(BaseDetector):
         return self.student.extract_feat(batch_inputs)
 
     def count_classes(self) -> int | None:
-        """Read the number of classes off a teacher or the student; None if neither knows it."""
-        given = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
-        return given[0] if given else count_classes(self.student)
+        """Read the number of classes from a teacher or the student; None if neither has it."""
+        counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
+        return counts[0] if counts else count_classes(self.student)
 
     @compiled_in_parts
     def _student_pass(
@@ -233,15 +234,15 @@ class Distiller(BaseDetector):
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
             samples: Their B data samples.
-            images: Indices of the images that the losses are computed on. None: all.
+            images: Indices of the images that the losses use. None: all.
 
         Returns:
-            The losses, and what the student made of all B images.
+            The losses, and the student's outputs for all B images.
         """
         feats = self._lent('student', self.student.extract_feat(batch_inputs))
         rows = images
         if images is not None:
-            starts = range(0, len(feats[0]), len(samples))  # 3 of them in TridentNet's training
+            starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
             rows = [start + i for start in starts for i in images]
             batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
         teachers = [x for x in self.teachers.values() if x.active]
@@ -250,7 +251,7 @@ class Distiller(BaseDetector):
             feats,
             records_head=any(x.needs_head for x in teachers),
             images=rows,
-            keeps_answers=any(x.start_level > 0 or x.reuses_assignment for x in teachers),
+            records_results=any(x.start_level > 0 or x.reuses_assignment for x in teachers),
         )
         with replay:
             losses = self.student.loss(batch_inputs, fresh_samples(samples))
@@ -258,7 +259,7 @@ class Distiller(BaseDetector):
 
     @torch.compiler.disable
     def _lent(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give the student's features to their next user, watched if this step is measured."""
+        """Hand the student's features to their next user, watched if this step is measured."""
         is_measured = any(
             x.is_measured and not x.detach_student and self.teachers[x.teacher].active
             for x in self.terms.values()
@@ -269,86 +270,86 @@ class Distiller(BaseDetector):
     def _teacher_passes(
         self, outputs: DetectorOutputs, batch_inputs: Tensor, samples: SampleList
     ) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
-        """Run the teachers, those that are trained through the student's head too.
+        """Run the teachers, and the student's head on the features of trained ones.
 
         Args:
-            outputs: What the student made of the images.
-            batch_inputs: The images of shape (B, 3, H, W).
+            outputs: The student's outputs.
+            batch_inputs: Images of shape (B, 3, H, W).
             samples: Their B data samples.
 
         Returns:
-            The losses of the teachers that are trained, and the outputs of all, by name.
+            The losses of the trained teachers, and the outputs of all active ones, by name.
         """
         losses: dict[str, Any] = {}
-        made = {}
+        teacher_outputs = {}
         for name, teacher in self.teachers.items():
             if not teacher.active:
                 continue
             with within(f'model.teachers.{name}'):
-                made[name] = teacher(self.student, outputs, batch_inputs, samples)
+                teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
             if teacher.is_trained:
-                own, made[name] = self._trained_pass(
-                    teacher, made[name], outputs, batch_inputs, samples
+                own, teacher_outputs[name] = self._trained_pass(
+                    teacher, teacher_outputs[name], outputs, batch_inputs, samples
                 )
                 with within(f'model.teachers.{name}'):
                     own = _weighed(own, teacher.loss_weights)
                 losses.update(rename_loss_dict(f'{name}.', own))
-        return losses, made
+        return losses, teacher_outputs
 
     @compiled_in_parts
     def _trained_pass(
         self,
         teacher: Teacher,
-        made: DetectorOutputs,
+        teacher_outputs: DetectorOutputs,
         outputs: DetectorOutputs,
         batch_inputs: Tensor,
         samples: SampleList,
     ) -> tuple[dict[str, Any], DetectorOutputs]:
-        """Compute the student's loss on a teacher's features, leaving no trace in the student."""
-        answers = None
-        if outputs.answers is not None:
-            given = teacher.reuses_assignment, made.start_level
-            answers = partial(given_answers, self.student, outputs.answers, *given)
+        """Compute the student's loss on a teacher's features, without changing the student."""
+        reuse = None
+        if outputs.results is not None:
+            choice = teacher.reuses_assignment, teacher_outputs.start_level
+            reuse = partial(reuse_results, self.student, outputs.results, *choice)
         replay = Replay(
             self.student,
-            made.feats,
+            teacher_outputs.feats,
             records_head=teacher.needs_head,
             leaves_trace=False,
-            answers=answers,
+            reuse=reuse,
             head_grad=teacher.head_grad,
         )
         with replay:
             losses = self.student.loss(batch_inputs, fresh_samples(samples))
-        return losses, replace(replay.outputs, start_level=made.start_level)
+        return losses, replace(replay.outputs, start_level=teacher_outputs.start_level)
 
     @compiled_in_parts
     def _term_losses(
         self,
         outputs: DetectorOutputs,
-        made: dict[str, DetectorOutputs],
+        teacher_outputs: dict[str, DetectorOutputs],
         batch_inputs: Tensor,
         samples: SampleList,
     ) -> dict[str, Tensor]:
-        """Compute the terms; no gradient reaches a teacher."""
+        """Compute the terms' losses; no gradient reaches a teacher."""
         losses = {}
-        made = {name: x.detach() for name, x in made.items()}
+        teacher_outputs = {name: x.detach() for name, x in teacher_outputs.items()}
         for name, term in self.terms.items():
-            if term.teacher not in made:
+            if term.teacher not in teacher_outputs:
                 continue
             outputs = replace(outputs, feats=self._lent(f'terms.{name}', outputs.feats))
             student = outputs.detach() if term.detach_student else outputs
             with within(f'model.terms.{name}'):
-                logged = dict(term(student, made[term.teacher], batch_inputs, samples))
+                logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
             losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
             losses.update({f'{name}_{key}': value for key, value in logged.items()})
         return losses
 
     @torch.compiler.disable
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
-        """Leave out the labelled objects whose box covers less than a pixel of its image.
+        """Drop the labelled objects whose box covers less than a pixel of its image.
 
-        One answer is read from the device for the whole batch, before anything of the step is
-        queued there.
+        One flag per box is read from the device in a single transfer, before the step queues any
+        work there.
         """
         boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
         kept = [
@@ -365,38 +366,38 @@ class Distiller(BaseDetector):
         return samples
 
     def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
-        """Count the boxes that are left out, and say so the first time."""
+        """Count the dropped boxes, and warn the first time."""
         if not self.num_dropped_boxes:
             images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
             print_log(
                 f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
-                'of their image after the training pipeline; such boxes are left out of training '
-                f'and this is said once. The images of the batch: {", ".join(images) or "unnamed"}.',
+                'of their image after the training pipeline; such boxes are left out of training, '
+                f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
                 logger='current',
                 level=logging.WARNING,
             )
         self.num_dropped_boxes += num_dropped
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take a stock detector's state dict as the student's.
+        """Load a distiller's state dict, or a stock detector's into the student.
 
         Raises:
-            ConfigError: if it has weights of a distiller and of a stock detector, or is a stock
-                detector's of which nothing fits the student.
+            ConfigError: if the state dict mixes weights of a distiller and of a stock detector, or
+                none of its weights fits the student.
         """
         own = {f'{prefix}student.{key}' for key in self.student.state_dict()}
         stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
-        ours = [key for key in state_dict if key.startswith(OUR_PREFIXES, len(prefix))]
+        ours = [key for key in state_dict if key.startswith(DISTILLER_PREFIXES, len(prefix))]
         if stock and ours:
             raise ConfigError(
                 f'a checkpoint has weights of a distiller ({ours[0]}) and of a stock detector '
-                f'({min(stock)}); remove those of one of them'
+                f'({min(stock)}); remove either'
             )
         if state_dict and not (stock or ours):
             raise ConfigError(
                 f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
                 f'{type(self.student).__name__}: it has {min(state_dict)}, model.student has '
-                f'{min(self.student.state_dict())}. Weights of a backbone alone are set by '
+                f'{min(self.student.state_dict())}. Load weights of a backbone alone by '
                 'model.student.backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
             )
         if not ours:
@@ -409,7 +410,7 @@ def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Weigh losses by their names."""
     names = [name for name in losses if 'loss' in name]
     check_names('loss_weight', weights, names, 'loss')
-    weighed = {name: weight for name in names if (weight := weight_of(name, weights)) != 1}
+    weighed = {name: weight for name in names if (weight := find_weight(name, weights)) != 1}
     return losses | {
         name: reweight_loss_dict({name: losses[name]}, weight)[name]
         for name, weight in weighed.items()
@@ -417,29 +418,29 @@ def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def is_distiller(model: ConfigType) -> bool:
-    """Tell by a model's config whether it is a distiller; ``type`` may be a name or a class."""
+    """Tell whether a model's config is a distiller's; ``type`` may be a name or a class."""
     return is_config_of(model, Distiller)
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Draw from a stream of its own, so that the student is initialised as it would be alone."""
+def _separate_random_stream() -> Iterator[None]:
+    """Draw from a separate random stream, so that the student is initialised as in stock training."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch.initial_seed() + 1)
         yield
 
 
-def _named(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
-    """Refuse names that cannot stand in a state dict or a log."""
+def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
+    """Refuse names that do not work in a state dict or a log."""
     with within('model'):
         if not isinstance(configs, (dict, type(None))):
             raise ConfigError(f'is {configs!r}; accepted: configs by name', kind)
         for name in configs or {}:
-            # mmengine sums what is logged under a name with `loss` in it
+            # mmengine sums all values whose name contains `loss`
             if not re.fullmatch(r'\w+', name) or 'loss' in name or hasattr(ModuleDict(), name):
                 raise ConfigError(
                     f'has the name {name!r}; accepted: letters, digits and _, without "loss" in it, '
-                    'and no attribute of a module',
+                    'and not the name of a ModuleDict attribute',
                     kind,
                 )
     return configs or {}
@@ -448,16 +449,16 @@ def _named(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, Config
 def add_losses(
     losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
 ) -> None:
-    """Add what teachers or terms log to the student's losses.
+    """Add the logged values of teachers or terms to the student's losses, in place.
 
     Args:
-        losses: The student's.
-        more: What is added.
+        losses: The student's losses.
+        more: The values to add.
         kind: ``'teachers'`` or ``'terms'``.
-        names: Their names.
+        names: Names of the teachers or terms.
 
     Raises:
-        ConfigError: if there is a loss of that name already.
+        ConfigError: if the student logs a value of that name.
     """
     for name in sorted(more.keys() & losses.keys()):
         owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
@@ -471,7 +472,7 @@ def covers_a_pixel(boxes: Tensor, img_shape: Sequence[int] | None) -> Tensor:
     """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image.
 
     Raises:
-        ConfigError: if a box has other than 4 numbers.
+        ConfigError: if boxes do not have 4 numbers each.
     """
     if boxes.shape[-1] != 4:
         raise ConfigError(

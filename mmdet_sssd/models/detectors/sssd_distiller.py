@@ -9,7 +9,7 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..building import class_of, completed
+from ..building import completed, config_class
 from ..weights_by_name import Weights
 from .distiller import Distiller, compiled_in_parts
 
@@ -24,12 +24,12 @@ ECONOMY = dict(
 
 @MODELS.register_module()
 class SSSDDistiller(Distiller):
-    r"""Trains a detector, the student, together with an implicit teacher that it learns from.
+    r"""Trains a detector, the student, jointly with an implicit teacher.
 
     .. math:: L = L_{det}(x) + w \, L_{det}(t) + \lambda \, L_{distill}(A(x), t)
 
-    with the student's features x, the teacher's features t, made from x and the labels, and the
-    adapter A. In :math:`L_{distill}` both sides are instance-normalised and the teacher's is detached.
+    with the student's features x, the teacher's features t, computed from x and the labels, and the
+    adapter A. :math:`L_{distill}` instance-normalises both sides and detaches the teacher's.
 
     Sources: SSSD (https://arxiv.org/abs/2303.05015); with ``NormedMSELoss`` and constant λ it is LGD
     (https://arxiv.org/abs/2109.11496).
@@ -43,34 +43,34 @@ class SSSDDistiller(Distiller):
                                 distill_loss=distill_loss, distill_coef=distill_coef,
                                 normalize=True), **terms)
 
-    so that the log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` of each
-    feature level p, and ``distill_coef``.
+    The log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` for each feature
+    level p, and ``distill_coef``.
 
     Args:
         student: As in :class:`Distiller`.
         teacher: Config of the teacher's neck; ``type`` defaults to ``'LabelEncoderTeacher'``,
-            ``in_channels`` and ``num_classes`` are read off the student.
-        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` is
-            read off the student.
-        distill_loss: Config of the loss between two pyramids, a ``FeatureLoss``; ``type`` defaults
-            to ``'JSDistanceLoss'``.
+            ``in_channels`` and ``num_classes`` to the student's.
+        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` to
+            the student's.
+        distill_loss: Config of a ``FeatureLoss`` between the feature levels; ``type`` defaults to
+            ``'JSDistanceLoss'``.
         distill_coef: λ, >= 0; hooks may change it during training. Defaults to the loss's
             ``default_coef``: 10 for ``JSDistanceLoss``, else 1.
         teacher_loss_weight: w, >= 0, or weights by loss, such as ``dict(cls=0.5)``; see
-            :class:`~mmdet_sssd.models.teachers.Teacher`. With 0 the teacher is not trained at all (for
+            :class:`~mmdet_sssd.models.teachers.Teacher`. 0 leaves the teacher untrained (for
             experiments). Defaults to 1.
         teacher_head_grad: How much the teacher's loss trains the student's head, or factors by
             parameter, such as ``dict(cls=0)``; see :class:`~mmdet_sssd.models.ImplicitTeacher`.
             Defaults to 1.
-        start_level: Index of the first feature level that is taught; 1 spares the finest. See
+        start_level: Index of the first distilled feature level; 1 skips the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1.
-        reuse_assignment: Whether the teacher's pass takes over the student's assignment of labels to
-            predictions; see there. Defaults to False.
-        economy: Whether what is not given is what costs least: ``start_level=1``, an adapter of one
-            1×1 convolution and one convolution that refines the teacher's features. Defaults to
-            False.
+        reuse_assignment: Whether the teacher's pass reuses the student's label assignment; see
+            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
+        economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
+            one 1×1 convolution, and a single convolution that refines the teacher's features.
+            Defaults to False.
         teachers: Further teachers, as in :class:`Distiller`.
-        terms: Further terms, as in :class:`Distiller`; ``teacher`` names the teacher of each.
+        terms: Further terms, as in :class:`Distiller`; each names its ``teacher``.
         data_preprocessor: As in :class:`Distiller`.
         init_cfg: As in mmengine.
 
@@ -134,10 +134,10 @@ class SSSDDistiller(Distiller):
 
 
 def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str) -> None:
-    """Refuse a further part that would replace the preset's own."""
+    """Refuse a further teacher or term that would replace the preset's own."""
     if isinstance(configs, dict) and own in configs:
         raise ConfigError(
-            "is the preset's own, set by keys of model itself; accepted: another name",
+            "is the preset's own, set by keys of model; accepted: another name",
             f'model.{kind}.{own}',
         )
 
@@ -145,15 +145,15 @@ def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str)
 def _with_defaults(
     key: str, config: OptConfigType, default_type: str, cheapest: dict[str, dict]
 ) -> ConfigType:
-    """Complete a part's config; the cheapest settings are those of its default type."""
+    """Complete a part's config; the cheapest settings only fit the default type."""
     config = completed(f'model.{key}', config, type=default_type)
-    is_default = class_of(config) is MODELS.get(default_type)
+    is_default = config_class(config) is MODELS.get(default_type)
     return {**cheapest[key], **config} if cheapest and is_default else config
 
 
 @contextmanager
 def _keys_of_the_preset() -> Iterator[None]:
-    """Name the preset's own keys in errors."""
+    """Name the preset's keys in errors, not those of :class:`Distiller`."""
     try:
         yield
     except ConfigError as error:

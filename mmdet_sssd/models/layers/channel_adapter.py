@@ -8,11 +8,11 @@ from torch import Tensor
 
 @MODELS.register_module()
 class ChannelAdapter(BaseModule):
-    """A 1×1 convolution on each level whose channels differ from the teacher's; others pass through.
+    """A 1×1 convolution on each level whose channels differ from the teacher's; identity on others.
 
     Args:
         in_channels: Channels of each of the student's levels.
-        out_channels: Channels of the teacher's level for each.
+        out_channels: Channels of the matching teacher levels.
 
     Example:
         >>> adapter = ChannelAdapter(in_channels=[16, 32], out_channels=[16, 64])

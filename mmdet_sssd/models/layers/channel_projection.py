@@ -8,20 +8,20 @@ DEFAULT_WIDTH = 256
 
 
 def as_levels(in_channels: int | Sequence[int]) -> tuple[int, ...]:
-    """Write channels given as one number for all levels, or as one for each, as a tuple."""
+    """Make channels, one number for all levels or one per level, a tuple."""
     return (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
 
 
 def common_width(in_channels: Sequence[int], multiple_of: int = 1) -> int:
-    """Choose the width in which feature levels are worked on together.
+    """Choose the common number of channels in which feature levels are processed.
 
     Args:
         in_channels: Channels of each level.
-        multiple_of: What the width has to be a multiple of.
+        multiple_of: Required divisor of the width.
 
     Returns:
-        The levels' own number of channels if they agree on one that can be used and is no more than
-        512; else 256.
+        The levels' own number of channels if all have the same, at most 512 and divisible by
+        ``multiple_of``; else 256.
     """
     widths = set(in_channels)
     width = max(widths)
@@ -32,8 +32,8 @@ def common_width(in_channels: Sequence[int], multiple_of: int = 1) -> int:
 class ChannelProjection(nn.Module):
     """1×1 convolutions from feature levels of any channels to a common width, and back.
 
-    Levels with the same number of channels share theirs; levels that have the width already pass
-    through. The papers' levels all have 256 channels, and so no projection.
+    Levels with the same number of channels share their convolutions; levels of the common width pass
+    unchanged. The papers' levels all have 256 channels and need no projection.
 
     Args:
         in_channels: Channels of each level.

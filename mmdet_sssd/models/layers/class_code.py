@@ -1,6 +1,6 @@
-"""How an object's class enters its label descriptor.
+"""Codes of an object's class in its label descriptor.
 
-Labels above the last class occur with an RPN alone, for which all classes are one.
+Labels above the last class only occur with an RPN, which has a single class.
 """
 
 import torch
@@ -28,10 +28,10 @@ class OneHotClass(nn.Module):
 
 
 class EmbeddedClass(nn.Module):
-    """A learned code of 64 numbers, for label spaces whose one-hot code would be too long.
+    """A learned code of 64 numbers, for many classes.
 
-    The label encoder's first transform has 256 weights for each pair of a descriptor's numbers: 373
-    million with LVIS's 1203 classes in one-hot code.
+    The label encoder's first transform has 256 weights per pair of descriptor elements: 373 million
+    with a one-hot code of LVIS's 1203 classes.
 
     Args:
         num_classes: Number of classes K.

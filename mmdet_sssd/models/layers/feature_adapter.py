@@ -14,8 +14,8 @@ from .recomputed import recomputed
 def instance_norm(x: Tensor) -> Tensor:
     """Normalise each channel of each image over its pixels, padding included.
 
-    Like :class:`torch.nn.InstanceNorm2d` without affine parameters or running statistics, but a map
-    of a single pixel, which that refuses in training, becomes zero.
+    Like :class:`torch.nn.InstanceNorm2d` without affine parameters or running statistics, but it makes
+    a single-pixel map zero, where that layer raises an error in training.
 
     Args:
         x: Map of shape (B, C, h, w).
@@ -30,19 +30,19 @@ def instance_norm(x: Tensor) -> Tensor:
 class FeatureAdapter(BaseModule):
     """Convolutions between the student's features and the distillation loss.
 
-    They are shared by all levels and dropped with the teacher (LGD,
-    https://arxiv.org/abs/2109.11496). Levels of unequal or very many channels reach them through 1×1
-    convolutions, see :func:`common_width`.
+    All levels share them; they are dropped with the teacher (LGD, https://arxiv.org/abs/2109.11496).
+    Levels of unequal or very many channels are projected by 1×1 convolutions, see
+    :func:`common_width`.
 
     Args:
         in_channels: Channels C_p of each level, or one number for all.
-        num_convs: How many convolutions, >= 1. Defaults to LGD's 3.
-        kernel_size: Their size, odd. Defaults to LGD's 3.
-        with_cp: Whether activations are computed again in the backward pass, to save memory. Defaults
-            to False.
+        num_convs: Number of convolutions, >= 1. Defaults to LGD's 3.
+        kernel_size: Kernel size, odd. Defaults to LGD's 3.
+        with_cp: Whether to recompute activations in the backward pass, to save memory. Defaults to
+            False.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if ``num_convs`` is below 1 or ``kernel_size`` even.
 
     Example:
         >>> adapter = FeatureAdapter(in_channels=[16, 32])

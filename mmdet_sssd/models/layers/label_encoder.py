@@ -5,11 +5,11 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-MATRIX_ELEMENTS = 2**24  # of all objects' d×d matrices that are kept for the backward pass
+MATRIX_ELEMENTS = 2**24  # most elements of d×d matrices kept for the backward pass
 
 
 def normed_linears(*channels: int) -> nn.Sequential:
-    """Stack linear → LayerNorm (no affine parameters) → ReLU through the given channel counts."""
+    """Stack linear → LayerNorm (no affine parameters) → ReLU for each step in ``channels``."""
     layers: list[nn.Module] = []
     for c_in, c_out in pairwise(channels):
         layers += [
@@ -21,7 +21,7 @@ def normed_linears(*channels: int) -> nn.Sequential:
 
 
 class ObjectTransform(nn.Module):
-    """Multiplies each object's vector by a matrix worked out from that vector alone.
+    """Multiplies each object's vector by a matrix predicted from it.
 
     Args:
         channels: Length d of the vectors; the matrix is d×d.
@@ -35,7 +35,7 @@ class ObjectTransform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform vectors of shape (B, N, d) to vectors of the same shape.
 
-        Many objects' matrices are made some objects at a time, and made again in the backward pass.
+        With many objects, matrices are computed in chunks and recomputed in the backward pass.
         """
         objects, hidden = x.flatten(0, 1), self.to_hidden(x).flatten(0, 1)
         at_a_time = max(MATRIX_ELEMENTS // x.shape[-1] ** 2, 1)
@@ -48,14 +48,14 @@ class ObjectTransform(nn.Module):
         return torch.cat(parts).view_as(x)
 
     def _multiply(self, objects: Tensor, hidden: Tensor) -> Tensor:
-        """Multiply vectors of shape (n, d) by the matrices that ``hidden`` of (n, 256) gives."""
+        """Multiply vectors of shape (n, d) by the matrices predicted from ``hidden`` of (n, 256)."""
         channels = objects.shape[-1]
         matrices = self.to_matrix(hidden).unflatten(-1, (channels, channels))
         return torch.bmm(objects.unsqueeze(1).to(matrices.dtype), matrices).squeeze(1)
 
 
 class LabelEncoder(nn.Module):
-    """Turns the label descriptors of an image's objects into label embeddings, after PointNet.
+    """Encodes an image's label descriptors as label embeddings, after PointNet.
 
     Source: LGD (https://arxiv.org/abs/2109.11496), section 3.1, and its reference code.
 
@@ -74,14 +74,14 @@ class LabelEncoder(nn.Module):
         self.to_embedding = normed_linears(256, out_channels)
 
     def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
-        """Encode the objects of each image, together.
+        """Encode the objects of each image jointly.
 
         Args:
             descriptors: Descriptors of shape (B, N, k), padded to N ≥ 1 objects.
             valid: Which of them are objects, bool of shape (B, N).
 
         Returns:
-            Label embeddings of shape (B, N, C); those of padding mean nothing, but are finite.
+            Label embeddings of shape (B, N, C); those of padding are meaningless, but finite.
         """
         local = self.to_local(self.descriptor_transform(descriptors))
         local = self.local_transform(local)

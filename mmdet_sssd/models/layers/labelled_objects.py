@@ -29,8 +29,8 @@ class LabelledObjects:
         labels: Class indices of shape (B, N); -1 where padded.
         valid: Which of the N are objects, bool of shape (B, N).
         image_size: Height and width of the batch's images, padding included.
-        content_sizes: Height and width of each image without the padding.
-        soft: Whether a region has the share of each pixel that is covered; otherwise 0 or 1.
+        content_sizes: Height and width of each image without padding.
+        soft: Whether regions are the covered share of each pixel, not 0 or 1.
         masks: Per image, the instance masks as a uint8 array of shape (n_b, h, w) on the CPU; None
             if masks are not used.
     """
@@ -58,13 +58,13 @@ class LabelledObjects:
         Args:
             batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples.
-            use_masks: Whether to take the instance masks too.
+            use_masks: Whether to gather instance masks too.
             soft: See the attribute.
             dtype: Floating-point type of boxes, descriptors and regions.
 
         Raises:
-            ConfigError: if the boxes are not axis-aligned, or if ``use_masks`` and a data sample has
-                no masks.
+            ConfigError: if the boxes are not axis-aligned, or ``use_masks`` is set and a data sample
+                has no masks.
         """
         height, width = batch_inputs.shape[-2:]
         instances = [sample.gt_instances for sample in batch_data_samples]
@@ -103,7 +103,7 @@ class LabelledObjects:
         return torch.cat(parts, -1)
 
     def context_descriptors(self, class_code: ClassCode) -> Tensor:
-        """Describe each image's context object: as large as the image and of no class.
+        """Describe each image's context object, which covers the image and has no class.
 
         Args:
             class_code: As in :meth:`descriptors`.
@@ -124,14 +124,14 @@ class LabelledObjects:
         return torch.cat(parts, -1)
 
     def regions(self, level_size: tuple[int, int]) -> Tensor:
-        """Tell which pixels of a feature level belong to each object.
+        """Compute each object's region on a feature level.
 
         Args:
             level_size: Height h and width w of the level.
 
         Returns:
-            Regions in [0, 1] of shape (B, N, h, w): the share of a pixel that the object covers, or
-            with ``soft=False`` 0 or 1; zero where padded.
+            Regions of shape (B, N, h, w): the share of each pixel that the object covers, in [0, 1],
+            or with ``soft=False`` 0 or 1; zero where padded.
         """
         extents = self.extents(level_size)
         if extents is None:
@@ -140,14 +140,14 @@ class LabelledObjects:
         return rows.unsqueeze(-1) * columns.unsqueeze(-2)
 
     def extents(self, level_size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-        """Tell which rows and which columns of a feature level belong to each object.
+        """Compute each object's rows and columns on a feature level.
 
         Args:
             level_size: Height h and width w of the level.
 
         Returns:
             Rows of shape (B, N, h) and columns of shape (B, N, w), in [0, 1], whose products are the
-            regions. None with masks, whose regions have other forms.
+            regions. None with masks, whose regions are not such products.
         """
         if self.masks is not None:
             return None
@@ -158,9 +158,9 @@ class LabelledObjects:
         return rows, columns
 
     def context_regions(self, level_size: tuple[int, int]) -> Tensor:
-        """Tell which pixels of a feature level belong to the images' context objects.
+        """Compute the context objects' regions on a feature level.
 
-        With boxes that is the whole map, with masks what the image covers without its padding.
+        With boxes the whole map, with masks the image without its padding.
 
         Args:
             level_size: Height h and width w of the level.
@@ -174,7 +174,7 @@ class LabelledObjects:
         return self._resize_masks('context', content, level_size)
 
     def _extent(self, low: Tensor, high: Tensor, level_size: tuple[int, int], axis: int) -> Tensor:
-        """Where objects lie along an axis (0: x, 1: y) of a level, of shape (B, N, pixels)."""
+        """Compute the objects' extents along an axis (0: x, 1: y) of a level, (B, N, pixels)."""
         num_pixels, length = level_size[1 - axis], self.image_size[1 - axis]
         extent = _covered_pixels if self.soft else _pixels_inside
         pixels = torch.arange(num_pixels, device=low.device, dtype=low.dtype)
@@ -185,8 +185,8 @@ class LabelledObjects:
     ) -> Tensor:
         """Resize the images' masks of shape (n_b, h', w') to a level, as (B, N, h, w).
 
-        Soft ones are averaged over the pixels of the finest level that was asked for, and that result
-        over those of coarser ones.
+        Soft masks are averaged over the pixels of the finest level seen so far; that result is then
+        averaged for coarser levels.
         """
         if not self.soft:
             return _pad([self._sample_masks(x, level_size) for x in masks], 0)
@@ -195,7 +195,7 @@ class LabelledObjects:
         return _pad([F.adaptive_avg_pool2d(x, level_size) for x in self._finest[kind]], 0)
 
     def _pool_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
-        """Average n masks of an image over each pixel of a level, as (n, h, w)."""
+        """Average an image's n masks over each pixel of a level, as (n, h, w)."""
         height, width = self.image_size
         padded = np.zeros((len(masks), height, width), np.uint8)
         padded[:, : masks.shape[1], : masks.shape[2]] = masks
@@ -205,7 +205,7 @@ class LabelledObjects:
         return F.adaptive_avg_pool2d(sums / blocks.shape[2], level_size)
 
     def _sample_masks(self, masks: np.ndarray, level_size: tuple[int, int]) -> Tensor:
-        """Resize n masks of an image to a level by nearest neighbour, as (n, h, w)."""
+        """Resize an image's n masks to a level by nearest neighbour, as (n, h, w)."""
         region = np.zeros((len(masks), *level_size), np.uint8)
         rows, columns = (
             np.arange(size) * length // size
@@ -237,7 +237,7 @@ def _box_tensor(instances: InstanceData) -> Tensor:
 
 
 def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Clip boxes to the pixels of an image; coordinates that are no numbers become 0."""
+    """Clip boxes to the pixels of an image; NaN coordinates become 0."""
     x1, y1, x2, y2 = torch.nan_to_num(boxes).unbind(-1)
     x1, x2 = x1.clamp(0, width - 1), x2.clamp(0, width - 1)
     y1, y2 = y1.clamp(0, height - 1), y2.clamp(0, height - 1)
@@ -245,12 +245,12 @@ def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _covered_pixels(low: Tensor, high: Tensor, pixels: Tensor) -> Tensor:
-    """Share of each pixel [j, j + 1) between ``low`` and ``high``, in pixels of the level."""
+    """Compute the share of each pixel [j, j + 1) between ``low`` and ``high``, in level pixels."""
     return (high.minimum(pixels + 1) - low.maximum(pixels)).clamp(min=0)
 
 
 def _pixels_inside(low: Tensor, high: Tensor, pixels: Tensor) -> Tensor:
-    """1 for each pixel j between ``low`` and ``high``, where these differ; LGD's rule."""
+    """Mark each pixel j between ``low`` and ``high`` by 1, if these differ; LGD's rule."""
     size, centre = high - low, (high + low) / 2
     return (((pixels - centre).abs() <= size / 2) & (size > 0)).to(pixels)
 
@@ -262,7 +262,7 @@ def _mask_array(instances: InstanceData) -> np.ndarray:
         raise ConfigError(
             'is True, but the training data has no instance masks; load them '
             "(dict(type='LoadAnnotations', with_bbox=True, with_mask=True) in the training "
-            'pipeline) or leave it out',
+            'pipeline) or leave this setting out',
             'use_masks',
         )
     if isinstance(masks, Tensor):
@@ -272,7 +272,7 @@ def _mask_array(instances: InstanceData) -> np.ndarray:
 
 def _crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
     """Crop each of n masks to its box and resize it to a flat binary vector of shape (n, 49)."""
-    if not len(boxes):  # roi_align cannot be launched for nothing
+    if not len(boxes):  # roi_align fails without boxes
         return boxes.new_zeros(0, MASK_SIZE**2)
     masks = masks.to(boxes.device).to(boxes.dtype)
     indices = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)

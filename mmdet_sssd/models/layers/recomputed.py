@@ -6,9 +6,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(enabled: bool, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function, and if that is enabled call it again in the backward pass.
+    """Call a function; if enabled, recompute it in the backward pass instead of keeping activations.
 
-    What it computes is then not kept in between. (Not reentrant: that would break DDP.)
+    (Not reentrant, which would break DDP.)
     """
     if not (enabled and torch.is_grad_enabled()):
         return function(*args)

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_HEADS = 8
-SMALLEST_AREA = 1e-6  # of a region in pixels; one image pixel on stride 512 has 4e-6
+SMALLEST_AREA = 1e-6  # of a region, in level pixels; an image pixel at stride 512 has 4e-6
 
 
 class AppearanceEncoder(nn.Module):
     """Averages a feature level over each object's region into one vector.
 
-    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. The convolution is shared by all
-    levels.
+    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. All levels share the
+    convolution.
 
     Args:
         channels: Channels C of every level.
@@ -25,11 +25,11 @@ class AppearanceEncoder(nn.Module):
         self.norm = nn.GroupNorm(1, channels, affine=False)
 
     def forward(self, x: Tensor, regions: Tensor) -> Tensor:
-        """Embed the objects as they look on one level.
+        """Embed the objects' appearance on one level.
 
         Args:
             x: Student features of shape (B, C, h, w).
-            regions: Regions of the objects, in [0, 1], of shape (B, N, h, w), in float32 or wider.
+            regions: The objects' regions, in [0, 1], of shape (B, N, h, w), in float32 or wider.
 
         Returns:
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
@@ -44,8 +44,8 @@ class AppearanceEncoder(nn.Module):
 class RelationAdapter(nn.Module):
     """Attention from appearance to labels among the objects of each image.
 
-    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. Shared by all levels, which are
-    attended in one call.
+    Source: LGD (https://arxiv.org/abs/2109.11496), section 3.2. All levels share it and are
+    processed in one call.
 
     Args:
         channels: Length C of the embeddings, a multiple of 8 (the number of heads).
@@ -66,11 +66,11 @@ class RelationAdapter(nn.Module):
             valid: Which of the N are objects, bool of shape (B, N).
 
         Returns:
-            Per level, the objects' vectors of shape (B, N, C); those of padding mean nothing, but
-            are finite.
+            Per level, the objects' vectors of shape (B, N, C); those of padding are meaningless,
+            but finite.
         """
         attendable = valid.clone()
-        attendable[:, 0] = True  # padding in an image without objects: a softmax needs one key
+        attendable[:, 0] = True  # may be padding: a softmax needs one key
         out, _ = self.attention(
             torch.cat(tuple(appearance), 1),
             label_embeddings,

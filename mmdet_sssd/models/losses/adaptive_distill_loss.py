@@ -10,16 +10,16 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import check
 
-CHUNK = 2**22  # elements worked on at a time; the temporaries are of this size
-CPU_CHUNK = 2**17  # so that they stay in its cache
+CHUNK = 2**22  # elements per step; the size of the temporaries
+CPU_CHUNK = 2**17  # the temporaries fit a CPU's cache
 
 
 class _AdaptiveDistillSum(torch.autograd.Function):
     """Sum of the elements' losses, with its gradient.
 
-    Automatic differentiation would keep ten maps of the logits' size alive, or, under activation
-    checkpointing, take twice the time. Here the gradient is
-    worked out in the forward pass, and is the one map that is kept.
+    Automatic differentiation would keep ten maps of the logits' size or, with activation
+    checkpointing, take twice the time. Here the forward pass computes the gradient and keeps this one
+    map.
     """
 
     @staticmethod
@@ -54,13 +54,13 @@ class _AdaptiveDistillSum(torch.autograd.Function):
 def _elements(
     z: Tensor, t: Tensor, alpha: float, beta: float, gamma: float, grad: Tensor
 ) -> Tensor:
-    """Compute each element's loss, and write its derivative with respect to ``z`` to ``grad``."""
+    """Compute each element's loss, and write its derivative by ``z`` to ``grad``."""
     log_p, log_not_p = F.logsigmoid(z), F.logsigmoid(-z)
     q, not_q = t.sigmoid(), t.neg().sigmoid_()
-    positive, negative = log_p * -q, log_not_p * -not_q  # the two terms of the cross-entropy
+    positive, negative = log_p * -q, log_not_p * -not_q  # both parts of the cross-entropy
     distance = positive + negative
     if beta != 1:
-        distance.add_(_entropy(t, q, not_q), alpha=beta - 1).clamp_(min=0)  # up to rounding
+        distance.add_(_entropy(t, q, not_q), alpha=beta - 1).clamp_(min=0)  # rounding
     cross_entropy = positive.mul_(alpha).add_(negative, alpha=1 - alpha)
     miss = torch.expm1(-distance).neg_()
     weight = miss**gamma
@@ -75,17 +75,17 @@ def _elements(
 
 
 def _entropy(t: Tensor, q: Tensor, not_q: Tensor) -> Tensor:
-    """T(q) of q = σ(t), with 0 log 0 = 0."""
+    """Compute the entropy T(q) of q = σ(t), with 0 log 0 = 0."""
     return (q * F.logsigmoid(t)).addcmul_(not_q, F.logsigmoid(-t)).neg_()
 
 
 def soft_positive_count(teacher: Tensor, mask: Tensor | None = None, theta: float = 1.8) -> Tensor:
-    r"""Sum of :math:`q^\theta` over the elements that count: how many positives the teacher sees.
+    r"""Sum of :math:`q^\theta` over the counted elements: a soft count of the teacher's positives.
 
     Args:
         teacher: The teacher's logits, of any shape; q is their sigmoid.
-        mask: Boolean tensor that broadcasts to that shape, true for what counts. None: everything.
-        theta: Exponent θ, > 0; the larger, the less do uncertain elements count.
+        mask: Boolean tensor that broadcasts to that shape, true for counted elements. None: all.
+        theta: Exponent θ, > 0; the larger, the less uncertain elements count.
 
     Returns:
         A scalar in float32 or wider, without gradient.
@@ -115,28 +115,28 @@ def adaptive_distill_loss(
     .. math:: DL = KL(q \| p) + \beta T(q) \ge 0, \quad T(q) = -q \log q - (1 - q) \log(1 - q)
 
     (SAD, https://arxiv.org/abs/1901.00366). The weight is large for elements that are hard to learn
-    (the teacher is uncertain, T is large) and hard to mimic (KL is large), and nearly 0 for the easy
-    background. The student's gradient flows through the weight too; with α = ½ it is 0 where p = q.
-    The teacher and the normaliser get none. Logarithms are natural, and 0 · log 0 = 0.
+    (the teacher is uncertain, T is large) and hard to mimic (KL is large), and nearly 0 for easy
+    background. The student's gradient also flows through the weight; with α = ½ it is 0 where p = q.
+    Teacher and normaliser get no gradient. Logarithms are natural, and 0 · log 0 = 0.
 
     Args:
         student: The student's logits, of any shape.
-        teacher: The teacher's, of the same shape.
-        mask: Boolean tensor that broadcasts to that shape, true for what counts, e.g. (B, N, 1) for
-            logits of N anchors × K classes (B, N, K). None: everything. What does not count may
-            be of any value.
-        alpha: Share α of the term of the positives, in [0, 1]; that of the negatives is 1 - α.
+        teacher: The teacher's logits, of the same shape.
+        mask: Boolean tensor that broadcasts to that shape, true for counted elements, e.g. (B, N, 1)
+            for logits of N anchors × K classes (B, N, K). None: all. Other elements may have any
+            value.
+        alpha: Weight α of the positives' part, in [0, 1]; the negatives' is 1 - α.
         beta: Weight β of the teacher's uncertainty, >= 0. With 1, DL is the cross-entropy; the paper's
             code calls 1 - β LOSS_BETA.
         gamma: Exponent γ, 0 or >= 1. With 0 the loss is the weighted cross-entropy; between 0 and 1
-            the gradient is not bounded where p = q.
+            the gradient would be unbounded where p = q.
         theta: Exponent θ of the normaliser, > 0.
-        avg_factor: What stands for Σ q^θ in the normaliser (1 if it is smaller), for callers that
-            sum over levels or average over ranks; see :func:`soft_positive_count`.
+        avg_factor: Replaces Σ q^θ in the normaliser max(1, ·), for callers that sum over levels or
+            average over ranks; see :func:`soft_positive_count`.
 
     Returns:
-        A scalar >= 0 in float32 or wider. Its gradient is finite for any finite logits, and so is it
-        itself as long as their sum is.
+        A scalar >= 0 in float32 or wider. Its gradient is finite for any finite logits; the loss is
+        finite unless the sum overflows.
 
     Raises:
         ValueError: if the shapes of student and teacher differ.
@@ -166,19 +166,19 @@ class AdaptiveDistillLoss(nn.Module):
     """SAD's loss between classification logits; see :func:`adaptive_distill_loss`.
 
     Args:
-        alpha: Share α of the term of the positives, in [0, 1]. Defaults to 0.5.
+        alpha: Weight α of the positives' part, in [0, 1]. Defaults to 0.5.
         beta: Weight β of the teacher's uncertainty, >= 0. Defaults to 1.
         gamma: Exponent γ of the adaptive weight, 0 or >= 1. Defaults to 2.
         theta: Exponent θ of the normaliser, > 0. Defaults to 1.8.
 
     Raises:
-        ConfigError: if an argument has another value.
+        ConfigError: if an argument is out of range.
 
     Example:
         >>> loss = AdaptiveDistillLoss()
         >>> student, teacher = torch.randn(2, 100, 80), torch.randn(2, 100, 80)
         >>> valid = torch.ones(2, 100, 1, dtype=torch.bool)
-        >>> positives = soft_positive_count(teacher, valid, loss.theta)  # average it over ranks
+        >>> positives = soft_positive_count(teacher, valid, loss.theta)  # to be averaged over ranks
         >>> loss(student, teacher, valid, avg_factor=positives).shape
         torch.Size([])
     """

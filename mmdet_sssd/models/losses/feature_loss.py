@@ -1,4 +1,4 @@
-"""What the feature losses have in common."""
+"""The base class of feature losses."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ FeatureLevels = Sequence[Tensor]
 
 
 class FeatureLoss(nn.Module, metaclass=ABCMeta):
-    """A loss between two feature pyramids: a distance per level, and how the levels are averaged.
+    """A loss between two sets of feature levels: a distance per level, averaged over levels.
 
     Attributes:
-        default_coef: λ of a term with this loss that is given none.
+        default_coef: Default λ of a term with this loss.
     """
 
     default_coef = 1.0
@@ -31,15 +31,15 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
             A scalar in float32 or wider; a level without elements counts as 0.
 
         Raises:
-            ValueError: if the shapes of the two sides differ or there are no levels.
+            ValueError: if the two sides' shapes differ or have no levels.
         """
         return self.average(self.level_distances(student_feats, teacher_feats), student_feats)
 
     def level_distances(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
-        """Compute each level's distance; arguments and errors are those of :meth:`forward`.
+        """Compute each level's distance; arguments and errors as in :meth:`forward`.
 
         Returns:
-            The distances of the L levels in float32 or wider, of shape (L,).
+            Distances of the L levels in float32 or wider, of shape (L,).
         """
         _check_levels(student_feats, teacher_feats)
         pairs = zip(student_feats, teacher_feats, strict=True)
@@ -47,10 +47,10 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the distance of one level's two maps of shape (B, C, h, w), a scalar."""
+        """Compute the distance between two maps of shape (B, C, h, w), a scalar."""
 
     def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
-        """Make the loss of the levels' distances.
+        """Average the levels' distances.
 
         Args:
             distances: Distances of shape (L,), from :meth:`level_distances`.
@@ -63,7 +63,7 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
 
 
 def _check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> None:
-    """Make sure that two pyramids can be compared level by level."""
+    """Make sure that both sides have the same level shapes."""
     student_shapes = [tuple(x.shape) for x in student_feats]
     teacher_shapes = [tuple(x.shape) for x in teacher_feats]
     if not student_shapes or student_shapes != teacher_shapes:

@@ -12,7 +12,7 @@ from ...errors import check
 from .feature_loss import FeatureLoss
 
 LOGIT_LIMIT = 1e30  # differences of two clamped logits stay finite in float32
-BLOCK = 2**17  # elements worked on at a time on a CPU, so that the temporaries stay in its cache
+BLOCK = 2**17  # elements per step on a CPU: the temporaries fit its cache
 LN2 = math.log(2)
 
 
@@ -27,11 +27,11 @@ class _JSDistance(torch.autograd.Function):
         \frac{\partial \sqrt D}{\partial x_i} = \frac{p_i}{8 \ln 2 \, \tau \sqrt D}
         \Bigl(\ell_i + \delta_i - \sum_j p_j (\ell_j + \delta_j)\Bigr)
 
-    Nothing cancels at p = q where, with :math:`e = e^{|\delta|} - 1`, one takes
-    :math:`|r| = e / (e + 2)` and :math:`\ell = -\ln(1 + \tfrac14 e^2 / (e + 1))`.
+    Near p = q the forms :math:`|r| = e / (e + 2)` and :math:`\ell = -\ln(1 + \tfrac14 e^2 / (e + 1))`,
+    with :math:`e = e^{|\delta|} - 1`, avoid cancellation.
 
-    The gradient is worked out in the forward pass, is the one map that is kept, and is zero where the
-    distance is. Maps have the shape (groups, n, inner): one distribution over n per group and inner.
+    The forward pass computes the gradient and keeps this one map; it is zero where the distance is.
+    Maps have the shape (groups, n, inner): one distribution over n per group and inner index.
     """
 
     @staticmethod
@@ -66,9 +66,9 @@ class _JSDistance(torch.autograd.Function):
 def _distances(
     x: Tensor, y: Tensor, grad_x: Tensor | None, grad_y: Tensor | None, tau: float, rows: int
 ) -> Tensor:
-    """Compute the distances, (groups, 1, inner), some rows at a time; fill the gradients given."""
+    """Compute distances, (groups, 1, inner), ``rows`` at a time; fill gradients that are not None."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    limit = 4 - math.log(torch.finfo(dtype).eps)  # of δ: beyond it r is 1 to rounding
+    limit = 4 - math.log(torch.finfo(dtype).eps)  # of |δ|: beyond it r rounds to 1
     logit_limit = LOGIT_LIMIT * min(tau, 1)
 
     def logits(part: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: flo
     Args:
         student: Map of shape (B, C, h, w).
         teacher: Map of the same shape.
-        dim: What one distribution runs over: ``'spatial'`` (one per channel, over h·w),
-            ``'channel'`` (one per pixel, over C) or ``'all'`` (one per image, over C·h·w).
+        dim: Axis of a distribution: ``'spatial'`` (one per channel, over h·w), ``'channel'`` (one per
+            pixel, over C) or ``'all'`` (one per image, over C·h·w).
         tau: Temperature of the softmax, > 0.
 
     Returns:
-        The distances in float32 or wider, of shape (B, C), (B, h, w) or (B,). Both they and their
-        gradients are finite for any finite maps, equal ones too (where the gradient is 0).
+        The distances in float32 or wider, of shape (B, C), (B, h, w) or (B,). Distances and gradients
+        are finite for any finite maps; between equal maps the gradient is 0.
 
     Example:
         >>> js_distance(torch.tensor([[[[50., 0.]]]]), torch.tensor([[[[0., 50.]]]]))
@@ -169,12 +169,12 @@ class JSDistanceLoss(FeatureLoss):
     over N levels; see :func:`js_distance` for the distributions. The loss is in [0, 1].
 
     Args:
-        dim: What one distribution runs over: ``'spatial'``, ``'channel'`` or ``'all'``. Defaults to
+        dim: Axis of a distribution: ``'spatial'``, ``'channel'`` or ``'all'``. Defaults to
             ``'spatial'``.
         tau: Temperature of the softmax, > 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument has another value.
+        ConfigError: if ``dim`` is unknown or ``tau`` not positive.
 
     Example:
         >>> loss = JSDistanceLoss(dim='channel')
@@ -194,6 +194,6 @@ class JSDistanceLoss(FeatureLoss):
         self.tau = tau
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the mean distance of two maps of shape (B, C, h, w), a scalar in [0, 1]."""
+        """Compute the mean distance between two maps of shape (B, C, h, w), a scalar in [0, 1]."""
         distances = js_distance(student, teacher, self.dim, self.tau)
         return distances.sum() / max(distances.numel(), 1)

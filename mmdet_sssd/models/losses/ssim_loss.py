@@ -15,16 +15,16 @@ from .feature_loss import FeatureLoss
 WINDOW_SIZE, SIGMA = 11, 1.5  # pixels
 C1, C2 = 0.01**2, 0.03**2  # (k1 L)² and (k2 L)² for L = 1
 VALUE_LIMIT = 1e15  # products of two clamped values stay finite in float32
-SMALLEST_RANGE = 1e-12  # a map that spans less is taken for constant
-CHUNK = 2**22  # elements worked on at a time, or one image; the temporaries are of this size
+SMALLEST_RANGE = 1e-12  # a map that spans less counts as constant
+CHUNK = 2**22  # elements per step, or one image; the size of the temporaries
 
 
 class _SSIM(torch.autograd.Function):
     """Mean SSIM of each channel, with its gradient.
 
-    Automatic differentiation would keep seventeen maps per level alive, or, under activation
-    checkpointing, take more than twice the time. Here the gradient is worked out in the forward
-    pass, some images at a time: one map is kept for a side that needs it.
+    Automatic differentiation would keep seventeen maps per level or, with activation checkpointing,
+    take more than twice the time. Here the forward pass computes the gradient, some images at a time,
+    and keeps one map for each side that needs it.
     """
 
     @staticmethod
@@ -58,10 +58,10 @@ class _SSIM(torch.autograd.Function):
 def _ssim_with_gradients(
     x: Tensor, y: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Compute each channel's mean SSIM, and its gradients with respect to x and y if needed.
+    """Compute each channel's mean SSIM, and its gradients by x and y if needed.
 
-    Luminance and contrast·structure are written as 1 - (square of a difference) / (sum of squares),
-    which is the same as in the paper, but cancels nothing between nearly equal maps.
+    Luminance and contrast·structure are written as 1 - (square of a difference) / (sum of squares):
+    the same as in the paper, without cancellation between nearly equal maps.
     """
     diff, window = x - y, _gaussian_window(x)
     mean_x, mean_y, mean_diff = (_smooth(z, window) for z in (x, y, diff))
@@ -74,7 +74,7 @@ def _ssim_with_gradients(
     luminance, structure = 1 - lack_l, 1 - lack_cs
     value = (luminance * structure).mean((2, 3))
 
-    # the derivative is a sum of these times the derivatives of means, squares and difference
+    # the gradient sums these factors times the derivatives of means, squares and difference
     scale = 2 / math.prod(lack_l.shape[2:])
     by_l, by_cs = structure.div_(energy).mul_(scale), luminance.div_(variance).mul_(scale)
     by_mean = (lack_l * by_l).addcmul_(lack_cs, by_cs, value=-1)
@@ -96,9 +96,9 @@ def _ssim_with_gradients(
 def _variances(
     x: Tensor, y: Tensor, diff: Tensor, energy: Tensor, mean_diff: Tensor, window: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the variances of x and y, and the variance of their difference, in each window.
+    """Compute the summed variances of x and y, and the variance of x - y, in each window.
 
-    Rounding leaves neither of them negative, nor the second above twice the first.
+    Despite rounding, neither is negative, and the second is at most twice the first.
     """
     total = _smooth(x.square().addcmul_(y, y), window).sub_(energy)
     total = torch.maximum(total, torch.finfo(x.dtype).eps * energy)
@@ -107,7 +107,7 @@ def _variances(
 
 
 def _gaussian_window(x: Tensor) -> Tensor:
-    """One axis of the window for maps of shape (B, C, h, w): shorter if they are too small for it."""
+    """Compute one axis of the window for maps of shape (B, C, h, w), shorter for small maps."""
     size = min(WINDOW_SIZE, *x.shape[2:])
     radius = (size - 1) // 2
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
@@ -115,10 +115,10 @@ def _gaussian_window(x: Tensor) -> Tensor:
 
 
 def _smooth(x: Tensor, window: Tensor) -> Tensor:
-    """Average over the windows that lie within the maps, (B, C, h, w) -> (B, C, h - 2r, w - 2r).
+    """Average over the windows within the maps, (B, C, h, w) -> (B, C, h - 2r, w - 2r).
 
-    The radius r is that of the window. Contiguous float32 maps of several channels take PyTorch's own
-    depthwise kernel on a GPU, which does not round to TF32; variances would not stand that.
+    r is the window's radius. On a GPU, contiguous float32 maps of several channels use PyTorch's own
+    depthwise kernel, which does not round to TF32; that would spoil the variances.
     """
     for weight in _depthwise_weights(x, window):
         x = F.conv2d(x, weight, groups=x.shape[1])
@@ -126,9 +126,9 @@ def _smooth(x: Tensor, window: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, window: Tensor) -> Tensor:
-    """Transpose of :func:`_smooth`: hand what each window has to its pixels.
+    """Distribute each window's value over its pixels: the transpose of :func:`_smooth`.
 
-    (The backward pass of a depthwise convolution; a transposed convolution could round to TF32.)
+    (Computed as a backward pass; a transposed convolution could round to TF32.)
     """
     for weight in _depthwise_weights(x, window):
         grown = [n + k - 1 for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)]
@@ -137,7 +137,7 @@ def _spread(x: Tensor, window: Tensor) -> Tensor:
 
 
 def _depthwise_weights(x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Kernels of shape (C, 1, k, 1) and (C, 1, 1, k)."""
+    """Expand the window to kernels of shape (C, 1, k, 1) and (C, 1, 1, k)."""
     weight = window.expand(x.shape[1], 1, -1)
     return weight.unsqueeze(-1), weight.unsqueeze(-2)
 
@@ -152,15 +152,15 @@ def ssim(student: Tensor, teacher: Tensor, data_range: float | None = None) -> T
     :math:`c_1 = (0.01 L)^2`, :math:`c_2 = (0.03 L)^2` and the dynamic range L (Structural KD,
     https://arxiv.org/abs/2211.13133; its exponents are 1 and its :math:`c_3` is :math:`c_2 / 2`).
 
-    Borders: only windows that lie within the map count, nothing is padded. Pixels near the border lie
-    in fewer windows and weigh less. On maps smaller than 11 pixels the window is square and of the
-    largest odd size that fits (same σ); on one pixel of height or width only the means are left.
+    Borders: only windows within the map count, without padding. Pixels near the border lie in fewer
+    windows and weigh less. On maps smaller than 11 pixels the window is square and has the largest odd
+    size that fits (same σ); at a height or width of one pixel only the means remain.
 
-    Range: without ``data_range`` both maps are shifted and scaled by the same two numbers per image,
-    those that take the teacher's smallest value to 0 and its largest to 1, over all channels and
-    pixels; then L = 1. A constant teacher is taken to 0 and the student by the same shift, unscaled.
-    With ``data_range`` nothing is shifted. SSIM is meant for values >= 0: where both means and the
-    correlation have opposite signs, as with minus the teacher's map, it rises to 1 again.
+    Range: without ``data_range``, L = 1 and both maps are shifted and scaled alike, per image, so that
+    the teacher's values over all channels and pixels span [0, 1]. A constant teacher becomes 0, and
+    the student is shifted alike, unscaled. With ``data_range`` nothing is shifted. SSIM is meant for
+    values >= 0: where both means and the correlation have opposite signs, as with the negated
+    teacher's map, it rises to 1 again.
 
     Args:
         student: Map of shape (B, C, h, w), not empty.
@@ -168,8 +168,8 @@ def ssim(student: Tensor, teacher: Tensor, data_range: float | None = None) -> T
         data_range: L, > 0, in the unit of the maps.
 
     Returns:
-        Values in [-1, 1] in float32 or wider (also under autocast), of shape (B, C). Both they and
-        their gradients are finite for any finite maps; for equal ones they are 1 and 0.
+        Values in [-1, 1] in float32 or wider (also under autocast), of shape (B, C). Values and
+        gradients are finite for any finite maps, and 1 and 0 for equal maps.
 
     Example:
         >>> x = torch.arange(256.).view(1, 1, 16, 16)
@@ -188,8 +188,8 @@ def ssim(student: Tensor, teacher: Tensor, data_range: float | None = None) -> T
 
 
 def _range_per_image(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest value of each image, and the largest less it (1 if constant), of shape (B, 1, 1, 1)."""
-    limit = torch.finfo(x.dtype).max / 4  # the range is finite as well
+    """Compute each image's minimum and range (1 if constant), of shape (B, 1, 1, 1)."""
+    limit = torch.finfo(x.dtype).max / 4  # keeps the range finite
     low = x.amin((1, 2, 3), keepdim=True).clamp(-limit, limit)
     span = x.amax((1, 2, 3), keepdim=True).clamp(-limit, limit) - low
     return low, torch.where(span > SMALLEST_RANGE, span, 1)
@@ -204,17 +204,17 @@ class SSIMLoss(FeatureLoss):
     over N levels; the mean is over images, channels and windows; see :func:`ssim` for windows, borders
     and ranges. The loss is in [0, 1].
 
-    :class:`~mmdet_sssd.models.SSSDDistiller` instance-normalises both sides before it calls its loss,
-    so each channel's own mean and scale are gone already: luminance and contrast compare what is left
-    of them locally. On top of that this loss maps both sides by the teacher's range, which makes the
-    teacher's values >= 0, as SSIM wants them.
+    :class:`~mmdet_sssd.models.SSSDDistiller` instance-normalises both sides first, which removes each
+    channel's mean and scale; luminance and contrast then compare their local variations. This loss
+    also rescales both sides by the teacher's range, so that the teacher's values are >= 0, as SSIM
+    expects.
 
     Args:
-        data_range: Dynamic range L of the maps, > 0; None takes it off the teacher's map, image by
+        data_range: Dynamic range L of the maps, > 0; None uses the range of the teacher's map, per
             image. Defaults to None.
 
     Raises:
-        ConfigError: if ``data_range`` has another value.
+        ConfigError: if ``data_range`` is not positive.
 
     Example:
         >>> feats = [torch.rand(2, 8, 16, 16), torch.rand(2, 8, 5, 8)]
@@ -233,7 +233,7 @@ class SSIMLoss(FeatureLoss):
         self.data_range = data_range
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute (1 - mean SSIM) / 2 of two maps of shape (B, C, h, w), a scalar in [0, 1]."""
+        """Compute (1 - mean SSIM) / 2 between two maps of shape (B, C, h, w), a scalar in [0, 1]."""
         if not student.numel():
             return student.to(torch.promote_types(student.dtype, torch.float32)).sum()
         return (1 - ssim(student, teacher, self.data_range).mean()) / 2

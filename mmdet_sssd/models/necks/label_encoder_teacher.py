@@ -30,42 +30,43 @@ MOST_ONE_HOT_CLASSES = 256
 
 @MODELS.register_module()
 class LabelEncoderTeacher(BaseModule):
-    """The implicit teacher: makes teacher features from labels and the student's own features.
+    """The implicit teacher's neck: makes teacher features from labels and the student's features.
 
-    Each labelled object is encoded from its box and class (and mask), looked up by how it appears in
-    the student's features, and painted back onto its region of each level. The teacher is trained
-    with the student, by the detection loss of the student's head on its features, and dropped at
-    inference.
+    It encodes each labelled object from its box and class (and mask), relates the codes by the
+    objects' appearance in the student's features, and paints the result onto each object's region of
+    every level. It is trained with the student, by the detection loss of the student's head on its
+    features, and dropped at inference.
 
     Source: LGD (https://arxiv.org/abs/2109.11496) and its reference code; SSSD
-    (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike LGD's, an image may have no
+    (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike in LGD, an image may have no
     object, and a pixel at an object's edge belongs to its region in part.
 
-    All levels are worked on in one width: their own number of channels if they agree on one that is
-    a multiple of 8 and no more than 512; else in 256 channels, with 1×1 convolutions to and fro.
+    All levels are processed in one width: their own number of channels if all have the same, a
+    multiple of 8 and at most 512; else 256 channels, with 1×1 convolutions from and to the levels.
 
     Args:
         in_channels: Channels C_p of each level, or one number for all.
         num_classes: Number of classes K; labels are in 0..K-1.
-        add_context_box: Whether every image gets one more object, as large as the image and of no
-            class, whose vector is broadcast over the whole map. Defaults to True.
-        detach_appearance: Whether the student's features are detached on their way into the teacher,
-            so that the teacher's detection loss trains teacher and head only. Defaults to False.
-        use_masks: Whether instance masks, not boxes, are the objects' regions, and part of their
-            descriptors. Defaults to False.
-        soft_regions: Whether an object's region has the share of each pixel of a level that the object
-            covers, which tells the teacher where the object ends, to less than a pixel, and leaves no
-            region empty. False: LGD's regions, which are 0 or 1. Defaults to True.
-        embed_classes: Whether a class enters the descriptor as a learned vector of 64 numbers
-            instead of the sources' one-hot code, whose weights grow with K². Defaults to None: for
-            more than 256 classes.
-        refine_convs: How many convolutions refine what is painted, >= 1. Defaults to LGD's 3.
-        refine_kernel: Their size, odd. Defaults to LGD's 3.
-        with_cp: Whether the maps' activations are computed again in the backward pass, to save
-            memory. Defaults to False.
+        add_context_box: Whether every image gets a context object, which covers the image, has no
+            class, and adds its vector to the whole map. Defaults to True.
+        detach_appearance: Whether to detach the student's features that enter the teacher, so that
+            the teacher's detection loss trains teacher and head only. Defaults to False.
+        use_masks: Whether the objects' regions are instance masks, not boxes, and descriptors include
+            masks. Defaults to False.
+        soft_regions: Whether a region is the share of each level pixel that the object covers, which
+            locates its edges to less than a pixel and leaves no region empty. False: LGD's regions,
+            which are 0 or 1. Defaults to True.
+        embed_classes: Whether the descriptor has a learned vector of 64 numbers for the class instead
+            of the sources' one-hot code, whose weights grow with K². None, the default: for more than
+            256 classes.
+        refine_convs: Number of convolutions that refine the painted map, >= 1. Defaults to LGD's 3.
+        refine_kernel: Their kernel size, odd. Defaults to LGD's 3.
+        with_cp: Whether to recompute the maps' activations in the backward pass, to save memory.
+            Defaults to False.
 
     Raises:
-        ConfigError: if an argument is not one of these.
+        ConfigError: if ``in_channels``, ``num_classes`` or ``refine_convs`` is below 1, or
+            ``refine_kernel`` even.
 
     Example:
         >>> teacher = LabelEncoderTeacher(in_channels=16, num_classes=3)
@@ -128,7 +129,7 @@ class LabelEncoderTeacher(BaseModule):
             Teacher features of the same shapes.
 
         Raises:
-            ConfigError: if a level has not one of ``in_channels``, or masks are missing.
+            ConfigError: if a level's channels are not among ``in_channels``, or masks are missing.
         """
         self._check_channels(student_feats)
         dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
@@ -139,7 +140,7 @@ class LabelEncoderTeacher(BaseModule):
         sizes = [tuple(x.shape[-2:]) for x in student_feats]
         regions = [objects.regions(size) for size in sizes]
         seen = regions
-        if self.add_context_box:  # the context object stands first
+        if self.add_context_box:  # the context object comes first
             context = objects.context_descriptors(self.class_code)
             descriptors = torch.cat([context, descriptors], 1)
             valid = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
@@ -158,7 +159,7 @@ class LabelEncoderTeacher(BaseModule):
         )
 
     def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
-        """Embed the objects, (B, N, C), as they look on a level of shape (B, C_p, h, w)."""
+        """Embed the objects' appearance, (B, N, C), on a level of shape (B, C_p, h, w)."""
         if self.detach_appearance:
             x = x.detach()
         return self.appearance_encoder(self.projection.to_width(x), regions)
@@ -170,7 +171,7 @@ class LabelEncoderTeacher(BaseModule):
         extents: tuple[Tensor, Tensor] | None,
         channels: int,
     ) -> Tensor:
-        """Make the teacher features of a level, (B, ``channels``, h, w), of the objects' vectors."""
+        """Paint the objects' vectors into teacher features of shape (B, ``channels``, h, w)."""
         context = None
         if self.add_context_box:
             context, vectors = vectors[:, 0], vectors[:, 1:]
@@ -183,7 +184,7 @@ class LabelEncoderTeacher(BaseModule):
         if not set(channels) <= set(self.in_channels):
             raise ConfigError(
                 f'is {[*self.in_channels]}, but the student has feature levels of {channels} channels; '
-                'leave it out to read it off the student',
+                'leave it out to use those of the student',
                 'in_channels',
             )
 
@@ -193,9 +194,9 @@ def _class_code(num_classes: int, embed_classes: bool | None) -> OneHotClass | E
         embed_classes = num_classes > MOST_ONE_HOT_CLASSES
         if embed_classes:
             print_log(
-                f'{num_classes} classes are more than {MOST_ONE_HOT_CLASSES}: the teacher describes '
-                "an object's class by a learned vector, not by the one-hot code of the papers; "
-                'model.teacher.embed_classes=True or False says which without this warning.',
+                f'{num_classes} classes are more than {MOST_ONE_HOT_CLASSES}: the teacher encodes an '
+                "object's class as a learned vector, not in the papers' one-hot code; set "
+                'model.teacher.embed_classes=True or False to choose without this warning.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -1,13 +1,13 @@
-"""Runs a detector's own loss or prediction on given features, as if they were of the images."""
+"""Runs a detector's loss or prediction on features other than its own."""
 
-from .answers import given_answers
 from .heads import head_modules, head_parameters
 from .replay import Replay, fresh_samples
+from .reused_results import reuse_results
 
 __all__ = [
     'Replay',
     'fresh_samples',
-    'given_answers',
     'head_modules',
     'head_parameters',
+    'reuse_results',
 ]

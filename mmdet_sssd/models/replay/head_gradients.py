@@ -1,4 +1,4 @@
-"""Weighs what a pass through heads teaches their parameters."""
+"""Weighs the gradients that a pass through heads sends into their parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,25 +7,24 @@ import torch
 from mmdet.models import BaseDetector
 from torch import Tensor, nn
 
-from ..weights_by_name import Weights, weight_of
+from ..weights_by_name import Weights, find_weight
 from .heads import head_parameters
 
 
 @contextmanager
 def weighed_gradients(detector: BaseDetector, weights: Weights) -> Iterator[None]:
-    """Multiply the gradients that the heads' parameters receive through what runs in the context.
+    """Multiply the gradients that computations in the context send into the heads' parameters.
 
-    Gradients with respect to features are whole. With a weight of 0 that of the parameter is not
-    computed.
+    Gradients of features stay as they are. A parameter's gradient of weight 0 is not computed.
 
     Args:
         detector: The detector.
         weights: Weights by the parameters' names.
     """
-    stand_ins: dict[nn.Parameter, Tensor] = {}  # one for all modules that share a parameter
+    stand_ins: dict[nn.Parameter, Tensor] = {}  # one per parameter, which modules may share
     replaced = []
     for name, module, key in list(head_parameters(detector)):
-        parameter, weight = module._parameters[key], weight_of(name, weights)
+        parameter, weight = module._parameters[key], find_weight(name, weights)
         if weight != 1 and parameter.requires_grad and torch.is_grad_enabled():
             if parameter not in stand_ins:
                 stand_ins[parameter] = _weighed(parameter, weight)

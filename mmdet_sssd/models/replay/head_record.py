@@ -1,4 +1,4 @@
-"""Takes what a dense head makes, and which anchors its loss counts, where that happens."""
+"""Records a dense head's outputs and which anchors its loss counts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,19 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..outputs import cls_scores_of, map_tensors
+from ..outputs import extract_cls_scores, map_tensors
 
 
 class HeadRecord:
-    """What a dense head does inside the context, where it runs once.
+    """Records a dense head's single run inside the context.
 
     Args:
         head: The head.
-        images: Indices of the images of the batch whose outputs are handed on to the head's loss.
-            None: all.
+        images: Indices of the images whose outputs the head's loss receives. None: all.
 
     Attributes:
-        made: What its forward returned.
-        cls_scores: Its logits of shape (B, h, w, A, K) per level; None of heads that have none to
-            compare.
+        made: Return value of its forward.
+        cls_scores: Its logits of shape (B, h, w, A, K) per level; None if they cannot be compared.
     """
 
     def __init__(self, head: BaseDenseHead, images: list[int] | None) -> None:
@@ -48,16 +46,16 @@ class HeadRecord:
     def anchor_flags(self) -> list[Tensor] | None:
         """Tell which anchors the classification loss counted.
 
-        The assigner gives those that it ignores the weight 0. With a weight for each class (FSAF), an
-        anchor counts if one of its classes does. Those of images that the loss did not get count.
+        Ignored anchors have weight 0. With a weight per class (FSAF), an anchor counts if one of its
+        classes does. Anchors of images that the loss did not receive count.
 
         Returns:
             Booleans of shape (B, h, w, A) per level; None if the loss has no weights and counts all,
-            or is computed without ``loss_cls`` (AutoAssign, FreeAnchor, TOOD's first epochs), or
-            there are no logits to compare.
+            does not use ``loss_cls`` (AutoAssign, FreeAnchor, TOOD's first epochs), or the logits
+            cannot be compared.
 
         Raises:
-            ConfigError: if the loss is of some of the anchors, or weighted but not level by level.
+            ConfigError: if the loss covers only some anchors, or its weights are not per level.
         """
         if self.cls_scores is None:
             return None
@@ -69,8 +67,8 @@ class HeadRecord:
         if len(weights) != len(sizes) or self.num_logits != sizes:
             raise ConfigError(
                 f'the anchors that a {type(self.head).__name__} ignores cannot be told '
-                "from how it computes its classification loss, so type='LogitTerm' does not take it; "
-                "accepted: heads as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
+                "from its classification loss, so type='LogitTerm' does not take it; accepted: heads "
+                "such as RetinaNet's, ATSS's, GFL's or FCOS's, or type='FeatureTerm'"
             )
         flags = [x.new_ones(x.shape[:-1], dtype=torch.bool) for x in self.cls_scores]
         images = slice(None) if self.images is None else self.images
@@ -83,7 +81,7 @@ class HeadRecord:
 
     def _take_outputs(self, _head: nn.Module, _args: Any, made: Sequence[Any]) -> Sequence[Any]:
         self.made = made
-        self.cls_scores = cls_scores_of(self.head, made)
+        self.cls_scores = extract_cls_scores(self.head, made)
         return self._of_images(made)
 
     def _take_weights(self, _loss: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

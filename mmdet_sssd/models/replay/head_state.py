@@ -1,4 +1,4 @@
-"""Undoes what a pass through heads changes beside gradients."""
+"""Undoes a pass's changes to the heads, except gradients."""
 
 import copy
 import random
@@ -20,11 +20,11 @@ CODE = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, Method
 
 @contextmanager
 def undone(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Undo, at the end of the context, what happened to modules and to whatever they hold.
+    """Undo, at the end of the context, all changes to modules and the objects they hold.
 
-    That is their buffers and their plain attributes, and what lies within these, however deep:
-    containers, arrays, generators, and objects such as assigners and samplers. The context works on
-    copies, so that tensors which autograd has saved are not written to; parameters stay.
+    This covers buffers and plain attributes, and everything nested in them: containers, arrays,
+    generators, and objects such as assigners and samplers. The context works on copies, so tensors
+    saved by autograd are not written to; parameters are left out.
     """
     before = [(vars(module), dict(vars(module))) for module in modules]
     memo: dict[int, Any] = {}
@@ -41,7 +41,7 @@ def undone(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy what can be changed in place. ``memo`` has what was copied before, by identity."""
+    """Copy whatever can be changed in place. ``memo`` has earlier copies by identity."""
     if isinstance(value, CODE) or id(value) in memo:
         return memo.get(id(value), value)
     if isinstance(value, Tensor):
@@ -53,7 +53,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     elif isinstance(value, tuple):
         items = [_copied(x, memo) for x in value]
         same = all(x is y for x, y in zip(items, value, strict=True))
-        made = value if same else _tuple_like(value, items)
+        made = value if same else _rebuilt_tuple(value, items)
     elif hasattr(value, '__dict__'):
         return _copied_object(value, memo)
     else:
@@ -67,7 +67,7 @@ def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, dict):
         for key, item in value.items():
             made[key] = _copied(item, memo)
-    elif not isinstance(value, set):  # its items are hashable: nothing changes in them
+    elif not isinstance(value, set):  # its items are hashable, so they do not change
         for index, item in enumerate(value):
             made[index] = _copied(item, memo)
     return made
@@ -76,9 +76,9 @@ def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
 def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
     try:
         made = copy.copy(value)
-    except Exception:  # a handle of the system, say: shared
+    except Exception:  # such as a system handle: shared
         return value
-    if made is value:  # the only one of its kind, such as a logger
+    if made is value:  # a singleton, such as a logger
         return value
     memo[id(value)] = made
     for name, item in vars(value).items():
@@ -86,5 +86,5 @@ def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
     return made
 
 
-def _tuple_like(value: tuple, items: list) -> tuple:
+def _rebuilt_tuple(value: tuple, items: list) -> tuple:
     return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)

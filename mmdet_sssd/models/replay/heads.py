@@ -1,11 +1,11 @@
-"""Finds what belongs to a detector's heads, which a replayed loss runs."""
+"""Finds the modules and parameters of a detector's heads, which replay runs."""
 
 from collections.abc import Iterator
 
 from mmdet.models import BaseDetector
 from torch import nn
 
-FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # what a replayed loss never runs
+FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # not run in a replay
 
 
 def head_modules(detector: BaseDetector) -> list[nn.Module]:
@@ -15,11 +15,11 @@ def head_modules(detector: BaseDetector) -> list[nn.Module]:
 
 
 def head_parameters(detector: BaseDetector) -> Iterator[tuple[str, nn.Module, str]]:
-    """Look at a detector's parameters outside feature extraction.
+    """Yield a detector's parameters outside feature extraction.
 
     Yields:
-        The name in the detector, the module that holds it, and its name there. One that several
-        modules share comes once for each.
+        The parameter's name in the detector, the module that holds it, and its name there; a shared
+        parameter once per module.
     """
     for path, module in detector.named_modules():
         if path.partition('.')[0] not in FEATURE_MODULES:

@@ -12,33 +12,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..outputs import DetectorOutputs
 from ..weights_by_name import Weights
-from .answers import Answers, kept_answers
 from .head_gradients import weighed_gradients
 from .head_record import HeadRecord
 from .head_state import undone
 from .heads import FEATURE_MODULES, head_modules
+from .reused_results import Results, record_results
 
 
 class Replay:
     """Lets a detector compute its loss or its predictions on given features.
 
-    Inside the context ``detector.extract_feat`` returns them. Heads run as they are, so that one code
-    path serves every detector.
+    Inside the context ``detector.extract_feat`` returns these features. Heads run unchanged, so one
+    code path serves every detector.
 
     Args:
         detector: The detector.
         feats: One map of shape (B, C, h, w) per feature level.
-        records_head: Whether to keep what its dense ``bbox_head`` makes of them.
-        images: Indices of the images that the loss is computed on; it has to be given the data
-            samples of these alone. What is recorded has all. None: all.
-        leaves_trace: Whether what the heads' forward changes beside gradients stays: BN statistics,
-            running counts, sampling histories, of the modules of the heads and of whatever they hold.
-        by_batch: Whether batch norms of heads in eval mode normalise by the batch where they do in
-            training: their running statistics are those of the student's features.
-        keeps_answers: Whether ``outputs`` have what assigners and single levels of dense heads answer.
-        answers: The context in which they answer as in an earlier pass; None: they work.
-        head_grad: Weights of the gradients that the heads' parameters receive, by their names; see
-            :func:`~mmdet_sssd.models.replay.weighed_gradients`.
+        records_head: Whether to record the outputs of its dense ``bbox_head``.
+        images: Indices of the images that the loss uses; pass it only their data samples. Recorded
+            outputs cover all images. None: all.
+        leaves_trace: Whether the heads keep the pass's changes besides gradients: BN statistics,
+            running counts, sampling histories, in the heads' modules and the objects they hold.
+        by_batch: Whether heads' batch norms in eval mode normalise by the batch where they would in
+            training: their running statistics belong to the student's features.
+        records_results: Whether ``outputs`` include the results of assigners and of dense heads'
+            single levels.
+        reuse: Makes a context that reuses results of an earlier pass, see :func:`reuse_results`. None:
+            everything is computed.
+        head_grad: Weights of the gradients sent into the heads' parameters, by name; see
+            :func:`~mmdet_sssd.models.replay.head_gradients.weighed_gradients`.
 
     Example:
         >>> with Replay(student, feats, leaves_trace=False) as replay:
@@ -56,8 +58,8 @@ class Replay:
         images: list[int] | None = None,
         leaves_trace: bool = True,
         by_batch: bool = False,
-        keeps_answers: bool = False,
-        answers: Callable[[], AbstractContextManager] | None = None,
+        records_results: bool = False,
+        reuse: Callable[[], AbstractContextManager] | None = None,
         head_grad: Weights | None = None,
     ) -> None:
         self.detector = detector
@@ -68,10 +70,10 @@ class Replay:
         self.record = HeadRecord(head, images) if records_head else None
         self.leaves_trace = leaves_trace
         self.by_batch = by_batch
-        self.keeps_answers = keeps_answers
-        self.given = answers
+        self.records_results = records_results
+        self.reuse = reuse
         self.head_grad = head_grad
-        self.answers: Answers | None = None
+        self.results: Results | None = None
 
     @torch.compiler.disable
     def __enter__(self) -> 'Replay':
@@ -83,10 +85,10 @@ class Replay:
                 stack.enter_context(_batch_statistics(self.detector))
             if self.record is not None:
                 stack.enter_context(self.record)
-            if self.keeps_answers:
-                self.answers = stack.enter_context(kept_answers(self.detector))
-            if self.given is not None:
-                stack.enter_context(self.given())
+            if self.records_results:
+                self.results = stack.enter_context(record_results(self.detector))
+            if self.reuse is not None:
+                stack.enter_context(self.reuse())
             if self.head_grad:
                 stack.enter_context(weighed_gradients(self.detector, self.head_grad))
             self.exit = stack.pop_all()
@@ -98,26 +100,26 @@ class Replay:
 
     @property
     def outputs(self) -> DetectorOutputs:
-        """What the detector made of all images: its features and, recorded, its head's outputs."""
+        """The features and everything recorded, for all images."""
         if self.record is None:
-            return DetectorOutputs(self.feats, answers=self.answers)
+            return DetectorOutputs(self.feats, results=self.results)
         return DetectorOutputs(
             self.feats,
             self.record.made,
             self.record.cls_scores,
             self.record.anchor_flags,
-            answers=self.answers,
+            results=self.results,
         )
 
     def _rows(self) -> Sequence[Tensor]:
-        """Take the rows of ``images``, unless the head's record does so behind the head."""
+        """Select the features of ``images``, unless the head's record selects its outputs."""
         if self.images is None or self.record is not None:
             return self.feats
         return type(self.feats)(x[self.images] for x in self.feats)
 
 
 class _GivenFeatures:
-    """Stands in for ``extract_feat``. An object, not a function: compiled code stays valid for it."""
+    """Replaces ``extract_feat``; compiled code stays valid for an object, not for a new function."""
 
     def __init__(self, feats: Sequence[Tensor]) -> None:
         self.feats = feats
@@ -129,7 +131,7 @@ class _GivenFeatures:
 @contextmanager
 def _features(detector: BaseDetector, feats: Sequence[Tensor]) -> Iterator[None]:
     """Let ``detector.extract_feat`` return the given features."""
-    shadowed = vars(detector).get('extract_feat')  # set only if somebody else replaced it
+    shadowed = vars(detector).get('extract_feat')  # only set if other code replaced it
     detector.extract_feat = _GivenFeatures(feats)
     try:
         yield
@@ -141,10 +143,10 @@ def _features(detector: BaseDetector, feats: Sequence[Tensor]) -> Iterator[None]
 
 @contextmanager
 def _batch_statistics(detector: BaseDetector) -> Iterator[None]:
-    """Let the heads' batch norms in eval mode normalise by the batch where they do so in training.
+    """Let the heads' batch norms in eval mode normalise by the batch where they would in training.
 
-    No statistics are updated, and processes do not wait for each other. A map of a single value per
-    channel is normalised by the running statistics after all.
+    Statistics are not updated or synchronised. Maps with a single value per channel still use the
+    running statistics.
     """
     norms = {
         module: (module.running_mean, module.running_var)
@@ -168,7 +170,7 @@ def _batch_statistics(detector: BaseDetector) -> Iterator[None]:
 
 
 def _normalised_by_the_batch(detector: BaseDetector) -> list[_BatchNorm]:
-    """List the heads' batch norms that training puts into training mode, if they are not in it."""
+    """List the heads' batch norms that are in eval mode but would be in training mode in training."""
     modules = head_modules(detector)
     modes = [module.training for module in modules]
     for name, child in detector.named_children():
@@ -186,7 +188,7 @@ def _normalised_by_the_batch(detector: BaseDetector) -> list[_BatchNorm]:
 
 @torch.compiler.disable
 def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
-    """Copy data samples as deep as heads change them: tensors are shared, their holders are not."""
+    """Copy data samples as deeply as heads change them: containers are copied, tensors shared."""
     copies = [sample.clone() for sample in batch_data_samples]
     for sample in copies:
         for name, value in sample.items():

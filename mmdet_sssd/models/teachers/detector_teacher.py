@@ -4,15 +4,13 @@ from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..outputs import DetectorOutputs, outputs_on
+from ..outputs import DetectorOutputs, outputs_from_feats
 from ..replay import Replay, fresh_samples
 from .teacher import Teacher
 
 
 class DetectorTeacher(Teacher):
-    """A detector that sees what the student sees, and gets no gradient.
-
-    It stays in eval mode.
+    """A detector that sees the student's images, in eval mode and without gradient.
 
     Args:
         detector: The detector.
@@ -28,7 +26,7 @@ class DetectorTeacher(Teacher):
         return super().train(False)
 
     def init_weights(self) -> None:
-        """Leave the detector's weights as they are."""
+        """Keep the detector's weights."""
 
     @torch.no_grad()
     def forward(
@@ -40,22 +38,24 @@ class DetectorTeacher(Teacher):
     ) -> DetectorOutputs:
         """Run the detector on the student's images; see the base class."""
         images = self.prepare(batch_inputs, batch_data_samples)
-        return outputs_on(self.detector, self.detector.extract_feat(images), self.needs_head)
+        return outputs_from_feats(
+            self.detector, self.detector.extract_feat(images), self.needs_head
+        )
 
     @torch.no_grad()
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList
     ) -> tuple[DetectorOutputs, list[InstanceData]]:
-        """Run the detector once for its outputs and its predictions.
+        """Compute the detector's outputs and predictions in one run.
 
-        Under AMP its head runs in full precision: NMS needs it, and boxes are worth it.
+        Under AMP the head runs in full precision, for NMS and exact boxes.
 
         Args:
             batch_inputs: As for :meth:`forward`.
-            batch_data_samples: As for :meth:`forward`; labels are not looked at.
+            batch_data_samples: As for :meth:`forward`; labels are not used.
 
         Returns:
-            Its outputs, and the predictions of the B images, in pixels of ``batch_inputs``.
+            The outputs, and predictions for the B images in pixels of ``batch_inputs``.
         """
         images = self.prepare(batch_inputs, batch_data_samples)
         feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
@@ -65,5 +65,5 @@ class DetectorTeacher(Teacher):
         return replay.outputs, [sample.pred_instances for sample in found]
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
-        """Make the detector's images, (B, 3, H, W), of the student's."""
+        """Convert the student's images of shape (B, 3, H, W) for the detector."""
         return batch_inputs

@@ -17,30 +17,28 @@ from .teacher import Teacher
 
 @MODELS.register_module()
 class ImplicitTeacher(Teacher):
-    """Makes features from the labels and the student's own features, and is trained with the student.
+    """Makes features from labels and the student's features, and is trained with the student.
 
     Sources: LGD (https://arxiv.org/abs/2109.11496), SSSD (https://arxiv.org/abs/2303.05015).
 
     Args:
-        blank: What the student makes of a blank image; the distiller gives it.
+        blank: Outputs for a blank image; the distiller passes them.
         neck: Config of the module that makes the features; ``type`` defaults to
-            ``'LabelEncoderTeacher'``. ``in_channels`` and ``num_classes`` are read off the student.
-        loss_weight: As in :class:`Teacher`. With 0 nothing trains the teacher (for experiments).
+            ``'LabelEncoderTeacher'``, ``in_channels`` and ``num_classes`` to the student's.
+        loss_weight: As in :class:`Teacher`. 0 leaves the teacher untrained (for experiments).
             Defaults to 1.
-        start_level: Index of the first feature level that is taught, as FPN counts them. On those
-            before it the teacher's features are the student's, without gradient, and dense heads do
-            not run again: 1 spares the finest, which costs most. Defaults to 0.
-        reuse_assignment: Whether the assigners' answers in the student's pass (which prediction
-            learns which object) hold in the teacher's too, as in LGD's reference code, instead of
-            being worked out anew. Those of an R-CNN's proposals are always worked out anew. Defaults
-            to False.
-        head_grad: How much its detection loss trains the student's head: a factor >= 0 of the
-            gradients that parameters receive from it, or factors by parameter: a regular expression
-            sets that of the parameters in whose name it is found; the others' is 1. ``dict(cls=0)``
-            leaves classification branches to the student's own loss. Defaults to 1.
+        start_level: Index of the first distilled feature level, counted as in FPN. Before it the
+            teacher's features are the student's, without gradient, and dense heads do not run again:
+            1 skips the finest level, which costs most. Defaults to 0.
+        reuse_assignment: Whether the teacher's pass reuses the student's label assignment, as in LGD's
+            reference code. Proposals of an R-CNN are always assigned anew. Defaults to False.
+        head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
+            student's head, or factors by parameter: each regular expression sets the factor of the
+            parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification
+            branches to the student's own loss. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these or disagrees with the student.
+        ConfigError: if an argument is not accepted or disagrees with the student.
     """
 
     def __init__(
@@ -73,12 +71,12 @@ class ImplicitTeacher(Teacher):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the labels."""
+        """Number of classes."""
         return self.neck.num_classes
 
     @property
     def use_masks(self) -> bool:
-        """Whether the labels' masks are used."""
+        """Whether the teacher uses instance masks."""
         return getattr(self.neck, 'use_masks', False)
 
     def forward(
@@ -90,18 +88,20 @@ class ImplicitTeacher(Teacher):
     ) -> DetectorOutputs:
         """Make features of the same shapes as the student's; see the base class."""
         repeats = len(outputs.feats[0]) // len(batch_data_samples)  # 3 in TridentNet's training
-        passed, taught = outputs.feats[: self.start_level], outputs.feats[self.start_level :]
+        skipped, distilled = outputs.feats[: self.start_level], outputs.feats[self.start_level :]
         with within('neck'):
-            made = self.neck(taught, batch_inputs, batch_data_samples * repeats)
-        return DetectorOutputs((*(x.detach() for x in passed), *made), start_level=self.start_level)
+            made = self.neck(distilled, batch_inputs, batch_data_samples * repeats)
+        return DetectorOutputs(
+            (*(x.detach() for x in skipped), *made), start_level=self.start_level
+        )
 
 
 def _count_classes(student: BaseDetector) -> int:
     count = count_classes(student)
     if count is None:
         raise ConfigError(
-            f'is not given, and model.student, a {type(student).__name__}, has a num_classes in none '
-            'of its heads; accepted: the number of classes',
+            f'is not given, and no head of model.student, a {type(student).__name__}, has '
+            'num_classes; accepted: the number of classes',
             'neck.num_classes',
         )
     return count

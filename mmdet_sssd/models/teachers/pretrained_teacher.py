@@ -20,20 +20,21 @@ from .detector_teacher import DetectorTeacher
 
 @MODELS.register_module()
 class PretrainedTeacher(DetectorTeacher):
-    """A trained detector that stays as it is.
+    """A trained detector with fixed weights.
 
-    Its weights are loaded when training begins, so inference does without them; unless
-    ``in_checkpoint``, checkpoints leave them out. Copies of a model (EMA's) share it.
+    Its weights are loaded when training begins, so inference does not need them; checkpoints leave
+    them out unless ``in_checkpoint``. Copies of the distiller (EMA) share the teacher.
 
     Args:
-        blank: What the student makes of a blank image; the distiller gives it. Images are normalised
-            and padded as the teacher had them, if the student's data preprocessor does otherwise.
-        config: Path of the teacher's config, ``mmdet::NAME`` for one of mmdet's, or the model's own
-            config as a dict. A distiller's config stands for its student.
-        checkpoint: Path or URL of its weights, of a stock run or of one with a distiller. None leaves
-            them random, for tests.
-        in_checkpoint: Whether the run's own checkpoints have its weights too, so that they can be
-            resumed without its file. Defaults to False.
+        blank: Outputs for a blank image; the distiller passes them. If the student's data
+            preprocessor differs from the teacher's, images are converted to the teacher's
+            normalisation and padding.
+        config: Path of the teacher's config, ``mmdet::NAME`` for one of mmdet's, or its model config
+            as a dict. A distiller's config stands for its student.
+        checkpoint: Path or URL of the weights, from a stock or a distilled run. None leaves them
+            random, for tests.
+        in_checkpoint: Whether the run's checkpoints include these weights, so that it resumes without
+            the teacher's file. Defaults to False.
 
     Attributes:
         detector: The detector.
@@ -59,20 +60,20 @@ class PretrainedTeacher(DetectorTeacher):
         self._register_state_dict_hook(_without_weights)
 
     def __deepcopy__(self, memo: dict) -> 'PretrainedTeacher':
-        return self  # one is enough for all copies of a model
+        return self  # copies share the weights
 
     def init_weights(self) -> None:
-        """Load the checkpoint before training, unless the weights may be about to come."""
+        """Load the checkpoint before training, unless a resumed one may contain the weights."""
         if not self.in_checkpoint:
             self.load_weights()
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
-        """Bring images of shape (B, 3, H, W) to the teacher's normalisation."""
+        """Load the weights if needed, and convert images of shape (B, 3, H, W) for the teacher."""
         self.load_weights()
         return self.convert(batch_inputs, batch_data_samples)
 
     def on_blank(self, *args: Any) -> DetectorOutputs:
-        """Do without the checkpoint; see the base class."""
+        """Run without the checkpoint; see the base class."""
         was_loaded, self.is_loaded = self.is_loaded, True
         try:
             return super().on_blank(*args)
@@ -80,7 +81,7 @@ class PretrainedTeacher(DetectorTeacher):
             self.is_loaded = was_loaded
 
     def load_weights(self) -> None:
-        """Load the checkpoint, the first time.
+        """Load the checkpoint on the first call.
 
         Raises:
             ConfigError: if it cannot be found or read, or lacks weights of the teacher.
@@ -98,15 +99,15 @@ class PretrainedTeacher(DetectorTeacher):
         if missing:
             raise ConfigError(
                 f"is {self.checkpoint!r}, which does not fit the teacher's config: {len(missing)} of "
-                f'its {len(own)} weights are missing or of another shape, as {missing[0]}; give the '
-                'checkpoint of a run with that config',
+                f'its {len(own)} weights are missing or have another shape, such as {missing[0]}; give '
+                'the checkpoint of a run with that config',
                 'checkpoint',
             )
         self.detector.load_state_dict(weights, strict=False)
         self.is_loaded = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take the weights if they are there; where they are left out none is missing."""
+        """Load the weights if the state dict has them, else keep the present ones."""
         if any(key.startswith(prefix) for key in state_dict):
             self.is_loaded = True
         else:
@@ -130,7 +131,7 @@ class PretrainedTeacher(DetectorTeacher):
 def _without_weights(
     teacher: PretrainedTeacher, state_dict: dict, prefix: str, _metadata: dict
 ) -> None:
-    """Leave the weights out of a state dict, or see to it that they are there."""
+    """Remove the weights from a state dict, or load them first if ``in_checkpoint``."""
     own = [key for key in state_dict if key.startswith(prefix)]
     if not teacher.in_checkpoint:
         for key in own:
@@ -147,7 +148,7 @@ def _build(config: str | dict) -> BaseDetector:
         raise ConfigError(f'is {config!r}; accepted: the config of a detector', 'config')
     with within('config'):
         check_scope(model)
-    return MODELS.build(ConfigDict(model))  # two-stage detectors read it by attributes
+    return MODELS.build(ConfigDict(model))  # two-stage detectors read attributes
 
 
 def _read(name: str) -> dict:
@@ -165,9 +166,9 @@ def _read(name: str) -> dict:
 def _conversion(
     student: ImgDataPreprocessor, teacher: ImgDataPreprocessor
 ) -> tuple[bool, Tensor, Tensor] | None:
-    """Work out whether to flip the channels, and a factor and summand of shape (3, 1, 1).
+    """Compute whether to flip the channels, and a factor and summand of shape (3, 1, 1).
 
-    None if both normalise and pad alike.
+    None if both preprocessors normalise and pad alike.
     """
     (mean, std), (teacher_mean, teacher_std) = _normalization(student), _normalization(teacher)
     flip = student._channel_conversion != teacher._channel_conversion
@@ -180,7 +181,7 @@ def _conversion(
 
 
 def _normalization(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
-    """Read mean and standard deviation of shape (3, 1, 1), in the order the model sees."""
+    """Read mean and standard deviation of shape (3, 1, 1), in the model's channel order."""
     if not preprocessor._enable_normalize:
         return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     return preprocessor.mean.cpu().expand(3, 1, 1), preprocessor.std.cpu().expand(3, 1, 1)

@@ -12,29 +12,28 @@ from ..weights_by_name import Weights, as_weights
 class Teacher(BaseModule, metaclass=ABCMeta):
     """Makes outputs for the student's images, which terms compare with the student's.
 
-    A teacher is trained unless its ``loss_weight`` is 0: the student's head is then run on its
-    features with the same labels, leaving no trace in the student, and the loss, weighed, is part of
-    the sum. What that run of the head makes are the teacher's outputs, too.
+    A teacher is trained unless its ``loss_weight`` is 0: the student's head then runs on the teacher's
+    features with the same labels, without changing the student, and the weighed loss is added to the
+    sum. The head's outputs in this run become the teacher's.
 
-    The distiller builds a teacher of a class derived from this one as ``cls(blank, **settings)``, with
-    a :class:`~mmdet_sssd.models.blank_pass.BlankPass` to read the student off.
+    The distiller builds subclasses as ``cls(blank, **settings)``; ``blank``, a
+    :class:`~mmdet_sssd.models.blank_pass.BlankPass`, has the student's outputs for a blank image.
 
     Args:
-        loss_weight: Weight of its detection loss, >= 0, or weights by loss: a regular expression, such
-            as ``'cls'``, sets that of the losses in whose name it is found; the others' is 1. Defaults
-            to 0: it is not trained.
+        loss_weight: Weight of its detection loss, >= 0, or weights by loss: each regular expression,
+            such as ``'cls'``, sets the weight of the losses whose name it matches; others have 1.
+            Defaults to 0: not trained.
 
     Attributes:
-        needs_head: Whether a term compares the outputs of its head; the distiller sets it.
-        is_trained: Whether it is.
+        needs_head: Whether a term compares head outputs; the distiller sets it.
+        is_trained: Whether the teacher is trained.
         loss_weights: Weights of its losses by regular expression.
-        active: Whether it is at work; if not, neither are its terms. ``TeacherScheduleHook`` sets it.
-        reuses_assignment: Whether the student's assignment of labels to predictions holds for its
-            detection loss too.
-        start_level: Index of the first feature level that is its own; before it its features are
-            the student's.
-        head_grad: Weights of the gradients that its detection loss sends into parameters of the
-            student's head, by regular expression on their names. Empty: all are 1.
+        active: Whether the teacher and its terms run; ``TeacherScheduleHook`` sets it.
+        reuses_assignment: Whether its detection loss reuses the student's label assignment.
+        start_level: Index of the first feature level that it makes itself; lower levels are the
+            student's.
+        head_grad: Weights of the gradients that its detection loss sends into the student's head, by
+            regular expression on parameter names. Empty: all are 1.
 
     Raises:
         ConfigError: if a weight is negative.
@@ -63,12 +62,12 @@ class Teacher(BaseModule, metaclass=ABCMeta):
 
         Args:
             student: The student, after its own pass through the batch.
-            outputs: What it made.
-            batch_inputs: The images of shape (B, 3, H, W), as its data preprocessor left them.
+            outputs: The student's outputs.
+            batch_inputs: Preprocessed images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples, with ground truth in input pixels.
 
         Returns:
-            Its feature levels and, with ``needs_head``, if it has a head of its own, what that makes.
+            The teacher's feature levels and, with ``needs_head``, the outputs of its own head, if any.
         """
 
     def on_blank(
@@ -78,5 +77,5 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         batch_inputs: Tensor,
         batch_data_samples: SampleList,
     ) -> DetectorOutputs:
-        """Make outputs of which the shapes alone are read; as :meth:`forward`."""
+        """Make outputs that only serve for their shapes; as :meth:`forward`."""
         return self(student, outputs, batch_inputs, batch_data_samples)

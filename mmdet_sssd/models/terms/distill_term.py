@@ -9,26 +9,26 @@ from ..outputs import DetectorOutputs
 
 
 class DistillTerm(BaseModule, metaclass=ABCMeta):
-    """Compares the student's outputs with those of one of its teachers.
+    """Compares the student's outputs with one teacher's.
 
-    The distiller builds a term of a class derived from this one as ``cls(blank, **settings)``, with a
-    :class:`~mmdet_sssd.models.blank_pass.BlankPass` to read student and teacher off.
+    The distiller builds subclasses as ``cls(blank, **settings)``; ``blank``, a
+    :class:`~mmdet_sssd.models.blank_pass.BlankPass`, has both sides' outputs for a blank image.
 
     Args:
-        teacher: Name of the teacher. None, the default: the only one.
-        distill_coef: Its coefficient λ, >= 0; ``AdaptiveDistillCoefHook`` may change it during
-            training. Defaults to 1.
+        teacher: Name of the teacher. None, the default: the only teacher.
+        distill_coef: Coefficient λ, >= 0; ``AdaptiveDistillCoefHook`` may change it during training.
+            Defaults to 1.
 
     Attributes:
-        distill_coef: λ as it is now.
-        detach_student: Whether the student's outputs are detached, so that an adapter alone is
-            trained; ``DetachStudentHook`` sets it.
-        is_measured: Whether the gradient that it sends into the student's features is measured;
+        distill_coef: Current λ.
+        detach_student: Whether the student's outputs are detached, which trains the adapter only;
+            ``DetachStudentHook`` sets it.
+        is_measured: Whether the term's gradient into the student's features is measured;
             ``AdaptiveDistillCoefHook`` sets it.
-        needs_head: Whether the outputs of the dense heads are compared too.
+        needs_head: Whether the term compares outputs of dense heads.
 
     Raises:
-        ConfigError: if λ is negative.
+        ConfigError: if ``distill_coef`` is negative or not finite.
     """
 
     needs_head = False
@@ -49,14 +49,14 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
         batch_inputs: Tensor,
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
-        """Compare what student and teacher make of the same images.
+        """Compare student and teacher on the same images.
 
         Args:
             student: The student's outputs.
-            teacher: The teacher's, without gradient.
-            batch_inputs: The images of shape (B, 3, H, W).
+            teacher: The teacher's outputs, without gradient.
+            batch_inputs: Images of shape (B, 3, H, W).
             batch_data_samples: Their B data samples.
 
         Returns:
-            ``loss``, a scalar without λ, and scalars that are logged beside it.
+            ``loss``, a scalar without λ, and other scalars to log.
         """

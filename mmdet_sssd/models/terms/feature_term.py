@@ -20,29 +20,29 @@ from .distill_term import DistillTerm
 class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
-    Each level of the student has a level of the teacher: one of the same size for all of them, or
-    else, if both have as many, the one of the same index, resized to the student's size (bilinear).
+    Each student level is paired with the teacher level of the same size, if all have one; else, with
+    equally many levels, by index, the teacher's resized to the student's size (bilinear).
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).
 
-    Beside ``loss`` it logs ``distance.p``, the distance of each feature level p.
+    Besides ``loss`` it logs ``distance.p``, the distance on each feature level p.
 
     Args:
-        blank: What student and teacher make of a blank image; the distiller gives it.
+        blank: Outputs for a blank image; the distiller passes them.
         distill_loss: Config of a ``FeatureLoss``.
         teacher: As in :class:`DistillTerm`.
         distill_coef: λ, >= 0. Defaults to the loss's ``default_coef``: 10 for ``JSDistanceLoss``,
             else 1.
         adapter: Config of the adapter on the student's side; ``type`` defaults to
             ``'ChannelAdapter'``, a 1×1 convolution where the channels differ. ``in_channels`` and,
-            for it, ``out_channels`` are read off student and teacher. With an adapter that is given
-            ``in_channels`` neither is looked at: each level meets the one of the same index.
-        normalize: Whether each channel of both sides is instance-normalised first, as SSSD and LGD
-            do it. Defaults to False.
+            for ``ChannelAdapter``, ``out_channels`` default to the student's and the teacher's.
+            Another adapter with ``in_channels`` set pairs levels by index, without a blank pass.
+        normalize: Whether to instance-normalise both sides first, as SSSD and LGD do. Defaults to
+            False.
 
     Raises:
-        ConfigError: if an argument is not one of these, or the levels cannot be matched.
+        ConfigError: if a setting is not accepted, or the levels cannot be paired.
     """
 
     def __init__(
@@ -57,9 +57,7 @@ class FeatureTerm(DistillTerm):
         loss = build_part('distill_loss', distill_loss, FeatureLoss)
         super().__init__(teacher, loss.default_coef if distill_coef is None else distill_coef)
         adapter = completed('adapter', adapter, type='ChannelAdapter')
-        self.pairs: list[tuple[int, int]] | None = (
-            None  # of levels, the student's and the teacher's
-        )
+        self.pairs: list[tuple[int, int]] | None = None  # indices of student and teacher levels
         if is_config_of(adapter, ChannelAdapter) or 'in_channels' not in adapter:
             matched = match_levels(blank.student.feats, blank.teacher.feats)
             self.pairs = [(p, q) for p, q in enumerate(matched) if q >= blank.teacher.start_level]
@@ -71,18 +69,19 @@ class FeatureTerm(DistillTerm):
         self.normalize = normalize
 
     def _with_channels(self, adapter: ConfigType, blank: BlankPass) -> ConfigType:
-        """Give an adapter's config the channels of the levels that meet."""
-        given = tuple(blank.channels[p] for p, _ in self.pairs)
-        wanted = tuple(blank.teacher.feats[q].shape[1] for _, q in self.pairs)
+        """Add the paired levels' channels to an adapter's config."""
+        channels = tuple(blank.channels[p] for p, _ in self.pairs)
+        teacher_channels = tuple(blank.teacher.feats[q].shape[1] for _, q in self.pairs)
         if is_config_of(adapter, ChannelAdapter):
-            return {'in_channels': given, 'out_channels': wanted, **adapter}
-        if given != wanted:
+            return {'in_channels': channels, 'out_channels': teacher_channels, **adapter}
+        if channels != teacher_channels:
             raise ConfigError(
-                f'is {adapter["type"]!r}, but the feature levels of the student have {[*given]} '
-                f'channels, those of the teacher {[*wanted]}; accepted: ChannelAdapter',
+                f'is {adapter["type"]!r}, but the feature levels of the student have '
+                f'{[*channels]} channels, those of the teacher {[*teacher_channels]}; accepted: '
+                'ChannelAdapter',
                 'adapter.type',
             )
-        return {'in_channels': given, **adapter}
+        return {'in_channels': channels, **adapter}
 
     def forward(
         self,
@@ -92,8 +91,8 @@ class FeatureTerm(DistillTerm):
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
         """Compare the feature levels; see the base class."""
-        alike = [(p, p) for p in range(teacher.start_level, len(student.feats))]
-        pairs = self.pairs or alike
+        by_index = [(p, p) for p in range(teacher.start_level, len(student.feats))]
+        pairs = self.pairs or by_index
         feats = [student.feats[p] for p, _ in pairs]
         targets = [_fitted(teacher.feats[q], x) for x, (_, q) in zip(feats, pairs, strict=True)]
         adapted = self.adapter(feats)
@@ -105,11 +104,14 @@ class FeatureTerm(DistillTerm):
 
 
 def match_levels(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[int]:
-    """Choose the teacher's level for each of the student's.
+    """Pair each student level with a teacher level.
 
     Args:
         student: The student's feature levels of shape (1, C_p, h_p, w_p) for a blank image.
-        teacher: The teacher's, for the same.
+        teacher: The teacher's feature levels for the same image.
+
+    Returns:
+        Index of the teacher level for each student level.
 
     Raises:
         ConfigError: if neither sizes nor the number of levels agree.
@@ -121,8 +123,8 @@ def match_levels(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[i
         return [*range(len(wanted))]
     raise ConfigError(
         'the feature levels of student and teacher cannot be matched; for the same image the '
-        f"student's are of {_sizes(wanted)}, the teacher's of {_sizes(found)}. Accepted: a teacher "
-        'that has a level of each of these sizes, or as many levels'
+        f"student's have {_sizes(wanted)}, the teacher's {_sizes(found)} pixels. Accepted: a teacher "
+        'with a level of each of these sizes, or with as many levels'
     )
 
 
@@ -130,17 +132,17 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return ', '.join(f'{h}×{w}' for h, w in sizes)
 
 
-def _check_channels(given: Sequence[int], channels: Sequence[int]) -> None:
-    if set(given) != set(channels):
+def _check_channels(in_channels: Sequence[int], channels: Sequence[int]) -> None:
+    if set(in_channels) != set(channels):
         raise ConfigError(
-            f'is {[*given]}, but the feature levels of model.student have {[*channels]} channels; '
-            'leave it out to read it off the student',
+            f'is {[*in_channels]}, but the feature levels of model.student have {[*channels]} '
+            'channels; leave it out to use those of the student',
             'adapter.in_channels',
         )
 
 
 def _fitted(target: Tensor, x: Tensor) -> Tensor:
-    """Resize a teacher's level, and repeat it for students that make several of each image."""
+    """Resize a teacher's level, and repeat it for students with several features per image."""
     if target.shape[2:] != x.shape[2:]:
         target = F.interpolate(target, x.shape[2:], mode='bilinear', align_corners=False)
     return target.repeat(len(x) // len(target), 1, 1, 1) if len(x) != len(target) else target

@@ -19,20 +19,19 @@ from .distill_term import DistillTerm
 class LogitTerm(DistillTerm):
     """Compares the classification logits of dense heads with the same anchors and classes.
 
-    The heads have independent sigmoids, and are anchor-based (RetinaNet, ATSS …) or anchor-free (FCOS
-    …). What the assigner of the student's head ignores and what lies in the padding of the batch does
-    not count. Source: SAD (https://arxiv.org/abs/1901.00366). Its normaliser is averaged over
-    processes.
+    Heads need independent sigmoids, and may be anchor-based (RetinaNet, ATSS …) or anchor-free (FCOS
+    …). Anchors that the student's assigner ignores or that lie in the padding do not count. Source:
+    SAD (https://arxiv.org/abs/1901.00366). Its normaliser is averaged over processes.
 
     Args:
-        blank: What student and teacher make of a blank image; the distiller gives it.
+        blank: Outputs for a blank image; the distiller passes them.
         distill_loss: Config of an ``AdaptiveDistillLoss``; ``type`` may be left out.
         teacher: As in :class:`DistillTerm`.
         distill_coef: λ, >= 0. Defaults to 1.
 
     Raises:
-        ConfigError: if an argument is not one of these, the heads are not of this kind, or their
-            anchors or classes differ.
+        ConfigError: if a setting is not accepted, the heads are of another kind, or their anchors or
+            classes differ.
     """
 
     needs_head = True
@@ -57,7 +56,7 @@ class LogitTerm(DistillTerm):
         batch_inputs: Tensor,
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
-        """Compare the logits of all anchors that count; see the base class."""
+        """Compare the logits of all counted anchors; see the base class."""
         logits, targets = _join(student.cls_scores), _join(teacher.cls_scores)
         counts = [_inside_image(x, batch_inputs, batch_data_samples) for x in student.cls_scores]
         flags = student.anchor_flags()
@@ -76,9 +75,9 @@ def _join(levels: Sequence[Tensor]) -> Tensor:
 
 
 def _inside_image(level: Tensor, batch_inputs: Tensor, samples: SampleList) -> Tensor:
-    """Tell the anchors whose pixel of the level (B, h, w, A, K) begins within the image.
+    """Mark the anchors whose pixel of the level (B, h, w, A, K) begins within the image.
 
-    The rest of the batch's images of H×W pixels is padding. As mmdet's valid anchors are found.
+    The rest of the H×W pixels is padding. mmdet defines valid anchors alike.
 
     Returns:
         Booleans of shape (B, h, w, A).
@@ -96,7 +95,7 @@ def _inside_image(level: Tensor, batch_inputs: Tensor, samples: SampleList) -> T
 
 
 def _stride(size: int, count: int) -> int:
-    """Find the power of two that ``count`` strides cover ``size`` pixels with, the last in part."""
+    """Find the stride, a power of two, with which ``count`` strides cover ``size`` pixels."""
     return 2 ** math.ceil(math.log2(size / count))
 
 
@@ -105,9 +104,9 @@ def _check_heads(student: DetectorOutputs, teacher: DetectorOutputs) -> None:
         if outputs.cls_scores is None:
             raise ConfigError(
                 f'classification logits are compared, but the {role} has no dense bbox_head with '
-                'independent sigmoids, trained at all of its fixed anchors; accepted: detectors as '
-                'RetinaNet, ATSS, FCOS or GFL. Two-stage detectors, transformers, YOLOX and guided '
-                "anchors take type='FeatureTerm'"
+                'independent sigmoids, trained at all of its fixed anchors; accepted: detectors '
+                'such as RetinaNet, ATSS, FCOS or GFL. Two-stage detectors, transformers, YOLOX and '
+                "guided anchors take type='FeatureTerm'"
             )
     found = [[tuple(x.shape[1:]) for x in outputs.cls_scores] for outputs in (student, teacher)]
     if found[0] != found[1]:

@@ -134,5 +134,5 @@ def test_an_arm_with_an_unknown_key_is_refused_in_one_line(stock, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [*command, '--shape', '64', '64', '--device', 'cpu'])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(TOOL), run_name='__main__')
-    assert end.value.code.startswith('error: colour is no setting of SSSDDistiller')
+    assert end.value.code.startswith('error: colour is not a setting of SSSDDistiller')
     assert '\n' not in end.value.code

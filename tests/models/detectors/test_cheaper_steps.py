@@ -70,7 +70,7 @@ def test_a_dense_head_runs_on_the_taught_levels_alone_in_the_teacher_s_pass(name
     assert 'forward_single' not in vars(module)
 
 
-def test_what_passes_through_gets_no_gradient_from_the_teacher_s_loss():
+def test_skipped_levels_get_no_gradient_from_the_teacher_s_loss():
     model = build('retinanet', start_level=4)
     data = demo_batch(model)
     taps = []
@@ -82,7 +82,7 @@ def test_what_passes_through_gets_no_gradient_from_the_teacher_s_loss():
 
 
 @pytest.mark.parametrize('level', [5, -1, 1.0, [1]])
-def test_what_is_no_level_is_refused(level):
+def test_a_start_level_out_of_range_is_refused(level):
     with pytest.raises(ConfigError, match=r'^model\.start_level is .*; accepted: the index of a'):
         build('retinanet', start_level=level)
 

@@ -74,7 +74,7 @@ def test_names_that_would_spoil_log_or_state_dict_are_refused(kind, name):
 
 
 @pytest.mark.parametrize('kind', ['teachers', 'terms'])
-def test_what_is_no_dict_of_configs_is_refused(kind):
+def test_parts_other_than_dicts_of_configs_are_refused(kind):
     with pytest.raises(ConfigError, match=rf'model\.{kind} is \[1\]; accepted: configs by name'):
         build(type='Distiller', **{'teachers': dict(a=pretrained()), kind: [1]})
 
@@ -106,7 +106,7 @@ def test_what_a_term_logs_beside_its_loss_has_its_name():
 
 @pytest.mark.parametrize('outer', DISTILLERS)
 @pytest.mark.parametrize('inner', [*DISTILLERS, SSSDDistiller])
-def test_a_distiller_is_no_student(inner, outer):
+def test_a_distiller_is_refused_as_a_student(inner, outer):
     student = dict(type=inner, student=TOY)
     teachers = {} if outer == 'SSSDDistiller' else dict(teachers=dict(a=pretrained()))
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_errors_of_a_term_name_it(name, term, key):
     ('teacher', 'key'),
     [
         (dict(type='PretrainedTeacher', config=TOY), r': missing .*checkpoint'),
-        (pretrained(dict(type='ResNet')), r"\.config\.type is 'ResNet', which is no detector"),
+        (pretrained(dict(type='ResNet')), r"\.config\.type is 'ResNet', which is not a detector"),
         (
             dict(type='SSIMLoss'),
             r' is .*; accepted: .* ImplicitTeacher, .*PretrainedTeacher, .*or',
@@ -236,7 +236,7 @@ def test_a_student_that_does_not_say_its_classes_is_named_with_the_key(preset):
     student = dict(type='UnknownClasses', data_preprocessor=dict(type='DetDataPreprocessor'))
     kwargs = dict(type='Distiller', teachers=dict(t=dict(type='ImplicitTeacher')))
     key = r'model\.teacher\.' if preset else r'model\.teachers\.t\.neck\.'
-    with pytest.raises(ConfigError, match=f'^{key}num_classes is not given, and model.student'):
+    with pytest.raises(ConfigError, match=f'^{key}num_classes is not given, and no head of model'):
         build(student=student, **({} if preset else kwargs))
 
 
@@ -364,7 +364,7 @@ def test_the_teacher_s_loss_is_weighed(weight):
             torch.testing.assert_close(found[name], expected, msg=f'{key}: {name}')
 
 
-def test_a_teacher_of_weight_zero_waits_for_no_gradient():
+def test_ddp_does_not_wait_for_a_teacher_of_weight_zero():
     model = build(teacher_loss_weight=0.0)
     model.parse_losses(losses_of(model))[0].backward()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -470,11 +470,11 @@ def test_the_state_of_several_teachers_is_under_their_names():
 
 
 @pytest.mark.parametrize('kind', ['SSSDDistiller', 'Distiller'])
-def test_a_teacher_that_no_term_asks_and_nothing_trains_is_refused(kind):
+def test_an_untrained_teacher_without_a_term_is_refused(kind):
     teachers = dict(first=pretrained(), large=pretrained())
     terms = dict(ssim={**SSIM, 'teacher': 'first'})
     with pytest.raises(
-        ConfigError, match=r'^model\.teachers\.large is asked by none of model\.terms; give one'
+        ConfigError, match=r'^model\.teachers\.large is used by none of model\.terms; add one'
     ):
         build(type=kind, teachers=teachers, terms=terms)
 

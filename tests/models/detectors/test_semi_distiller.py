@@ -253,7 +253,7 @@ def test_a_branch_that_another_process_has_weighs_nothing(missing, monkeypatch):
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
-def test_labelled_images_are_what_they_are_to_a_distiller():
+def test_labelled_images_train_as_in_a_distiller():
     model = build()
     data = prepared(model, sup=(0, 1, 2))
     semi = model(**data, mode='loss')

@@ -257,7 +257,7 @@ def test_init_cfg_loads_a_stock_checkpoint(owner, tmp_path):
         assert torch.equal(model.student.state_dict()[key], value), key
 
 
-def test_mixtures_and_strangers_are_refused():
+def test_mixed_and_foreign_state_dicts_are_refused():
     model, weights = build('retinanet'), build('retinanet').state_dict()
     mixture = {**weights, 'neck.fpn_convs.0.conv.bias': torch.zeros(32)}
     with pytest.raises(
@@ -281,14 +281,14 @@ def test_attributes_lead_to_the_student():
 def test_a_copy_is_whole_and_independent():
     """EMA hooks copy models."""
     model = build('retinanet')
-    twin = copy.deepcopy(model)
+    modified = copy.deepcopy(model)
     data = demo_batch(model)
     assert torch.equal(
         losses_of(model, **copy.deepcopy(data))['loss_distill'],
-        losses_of(twin, **data)['loss_distill'],
+        losses_of(modified, **data)['loss_distill'],
     )
     with torch.no_grad():
-        twin.student.backbone.conv1.weight.zero_()
+        modified.student.backbone.conv1.weight.zero_()
     assert model.student.backbone.conv1.weight.any()
 
 
@@ -364,14 +364,14 @@ def test_degenerate_boxes_are_reported_once(monkeypatch):
 def test_fresh_samples_can_be_changed_without_a_trace():
     sample = DetDataSample(metainfo=dict(img_shape=(8, 8)))
     sample.gt_instances = InstanceData(labels=torch.tensor([1]))
-    (twin,) = fresh_samples([sample])
-    twin.gt_instances.labels = torch.tensor([2])
-    twin.gt_instances.masks = torch.zeros(1)
-    twin.proposals = InstanceData()
+    (modified,) = fresh_samples([sample])
+    modified.gt_instances.labels = torch.tensor([2])
+    modified.gt_instances.masks = torch.zeros(1)
+    modified.proposals = InstanceData()
     assert sample.gt_instances.labels.tolist() == [1]
     assert 'masks' not in sample.gt_instances
     assert 'proposals' not in sample
-    assert twin.img_shape == (8, 8)
+    assert modified.img_shape == (8, 8)
 
 
 def test_classes_and_channels_are_read_off_the_student():
@@ -404,7 +404,7 @@ def test_a_key_of_the_detector_is_sent_to_the_student():
     with pytest.raises(TypeError) as raised:
         build('retinanet', bbox_head=dict(num_classes=2))
     assert re.search(
-        r'bbox_head is no setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
+        r'bbox_head is not a setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
         r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
         str(unknown_setting(raised.value)),
     )
@@ -446,7 +446,7 @@ def test_a_student_without_a_part_is_named(part):
 
 
 @pytest.mark.parametrize('student', ['retinanet', dict(backbone=dict(type='ResNet'))])
-def test_a_student_that_is_no_config_is_refused(student):
+def test_a_student_other_than_a_config_is_refused(student):
     with pytest.raises(
         ConfigError, match=r'model\.student is .*; accepted: the config of a detector'
     ):
@@ -474,14 +474,14 @@ def test_students_that_cannot_be_distilled_are_refused():
         MODELS.build(dict(type='SSSDDistiller', student=no_detector))
     for kind, reason in (
         ('SoftTeacher', 'trains two detectors on mixed batches'),
-        ('Detectron2Wrapper', 'has a detectron2 model inside'),
+        ('Detectron2Wrapper', 'wraps a detectron2 model'),
         ('NoSuchDetector', 'no package has registered'),
-        ('QDTrack', 'is no detector.* Trackers'),
+        ('QDTrack', 'is not a detector.* Trackers'),
     ):
         with pytest.raises(ConfigError, match=rf"model\.student\.type is '{kind}', which {reason}"):
             MODELS.build(dict(type='SSSDDistiller', student=dict(type=kind)))
     reads_texts = dict(type='GLIP', language_model=dict(type='BertModel'))
-    with pytest.raises(ConfigError, match='reads texts too; accepted: detectors that take images'):
+    with pytest.raises(ConfigError, match='also reads text; accepted: detectors that take images'):
         MODELS.build(dict(type='SSSDDistiller', student=reads_texts))
 
 

@@ -56,7 +56,7 @@ def is_of_a_classifier(name, parameter):
         ),
     ],
 )
-def test_the_pattern_cls_weighs_what_classification_branches_learn_from_the_teacher(name, weight):
+def test_the_pattern_cls_weighs_the_teacher_s_gradients_in_classification_branches(name, weight):
     plain = build(name)
     model = build(name, teacher_head_grad=dict(cls=weight))
     expected, losses = teacher_losses(plain), teacher_losses(model)
@@ -110,7 +110,7 @@ def test_each_loss_has_a_weight_of_its_own():
     [
         (
             dict(teacher_head_grad=dict(clss=0)),
-            r"^model\.teacher_head_grad has 'clss', which is found in the name of no parameter of the "
+            r"^model\.teacher_head_grad has 'clss', which matches no parameter of the "
             r"student's head; accepted: .*bbox_head\.retina_cls\.weight",
         ),
         (dict(teacher_head_grad=-1), r'^model\.teacher_head_grad is -1; accepted: a number >= 0'),
@@ -118,16 +118,16 @@ def test_each_loss_has_a_weight_of_its_own():
         (dict(teacher_loss_weight=dict(cls='1')), r'^model\.teacher_loss_weight is .*; accepted'),
     ],
 )
-def test_what_weighs_nothing_is_refused(settings, message):
+def test_expressions_without_a_match_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         build('retinanet', **settings)
 
 
-def test_a_loss_that_there_is_not_is_refused_in_the_first_step():
+def test_a_weight_for_an_unknown_loss_is_refused_in_the_first_step():
     model = build('retinanet', teacher_loss_weight=dict(mask=0.5))
     with pytest.raises(
         ConfigError,
-        match=r"^model\.teacher_loss_weight has 'mask', which is found in the name of no loss; "
-        'accepted: a regular expression for some of loss_cls, loss_bbox',
+        match=r"^model\.teacher_loss_weight has 'mask', which matches no loss; "
+        'accepted: regular expressions that match some of loss_cls, loss_bbox',
     ):
         teacher_losses(model)

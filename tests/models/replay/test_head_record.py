@@ -11,7 +11,7 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models.outputs import cls_scores_of
+from mmdet_sssd.models.outputs import extract_cls_scores
 from mmdet_sssd.models.replay.head_record import HeadRecord
 
 STOCK = f'{mmdet.__path__[0]}/.mim/configs'
@@ -151,7 +151,7 @@ def test_logits_lie_as_the_loss_has_them(kind):
 
 def test_logits_of_tood_s_probabilities_are_finite():
     head = build_head('tood')
-    (logits,) = cls_scores_of(head, [[torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)]])
+    (logits,) = extract_cls_scores(head, [[torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)]])
     assert logits.isfinite().all()
     assert logits.flatten()[1] == 0
 
@@ -176,4 +176,4 @@ def test_a_loss_of_some_anchors_is_refused():
 )
 def test_heads_whose_logits_can_be_compared(kind, expected):
     made = [[torch.zeros(1, 3 * 9, 4, 4)], []]
-    assert (cls_scores_of(build_head(kind), made) is not None) == expected
+    assert (extract_cls_scores(build_head(kind), made) is not None) == expected

@@ -175,7 +175,7 @@ def test_the_context_works_on_copies_and_an_error_undoes_too():
     assert not running_mean.any()
 
 
-def test_what_is_the_only_one_of_its_kind_is_left_alone():
+def test_singletons_are_not_copied():
     """A logger's copy is the logger itself: nothing is to be hung into that."""
     detector = tallying_detector()
     detector.bbox_head.callback = functools.partial(LOGGER.debug, 'x')

@@ -185,11 +185,11 @@ def test_one_of_mmdet_s_configs_by_name():
         ),
         (
             dict(type='ResNet'),
-            r"model\.teachers\.large\.config\.type is 'ResNet', which is no detector",
+            r"model\.teachers\.large\.config\.type is 'ResNet', which is not a detector",
         ),
     ],
 )
-def test_what_is_no_detector_is_refused(config, message):
+def test_other_models_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         distiller(config)
 

@@ -151,7 +151,7 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
 
 @pytest.mark.parametrize('size', [(320, 320), (96, 416), (800, 1088)])
 @pytest.mark.parametrize('part', [1.0, 0.83, 0.4])
-def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
+def test_padding_agrees_with_mmdet_s_anchor_flags(size, part):
     anchors = MODELS.build(stock_config('retinanet').bbox_head).prior_generator
     strides = [stride for stride, _ in anchors.strides]
     levels = [torch.zeros(1, *(-(-n // s) for n in size), 9, 3) for s in strides]
@@ -163,7 +163,7 @@ def test_padding_is_what_mmdet_s_anchor_flags_say(size, part):
         assert torch.equal(ours.flatten(), expected)
 
 
-def test_a_logit_term_leaves_out_what_the_assigner_ignores():
+def test_a_logit_term_leaves_out_ignored_anchors():
     model = build('retinanet', dict(adl=ADL))
     data = demo_batch(model)
     loss = losses_of(model, **data)['loss_adl']
@@ -270,7 +270,7 @@ def test_levels_are_matched_by_size_or_else_by_index():
     assert match_levels(levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
     assert match_levels(levels(40, 20), levels(40, 20)) == [0, 1]
     assert match_levels(levels(80, 40), levels(40, 20)) == [0, 1]
-    with pytest.raises(ConfigError, match=r"student's are of 80×80, 7×7, the teacher's of 40×40"):
+    with pytest.raises(ConfigError, match=r"student's have 80×80, 7×7, the teacher's 40×40"):
         match_levels(levels(80, 7), levels(40))
 
 
@@ -294,7 +294,7 @@ def classes(number):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(terms={}), r'model\.teachers\.large is asked by none of model\.terms; give one'),
+        (dict(terms={}), r'model\.teachers\.large is used by none of model\.terms; add one'),
         (dict(teachers=None), r'model\.teachers is empty; give a teacher'),
         (dict(terms=dict(a=dict(loss=1))), r'model\.terms\.a is .*accepted: a dict with type='),
         (dict(terms=dict(a=3)), r'model\.terms\.a is 3; accepted: a dict with type='),

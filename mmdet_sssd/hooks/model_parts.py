@@ -8,15 +8,15 @@ from ..models.teachers import Teacher
 from ..models.terms import DistillTerm
 
 
-def distiller_of(runner: Runner, hook: Hook) -> Distiller:
+def find_distiller(runner: Runner, hook: Hook) -> Distiller:
     """Find the distiller that a runner trains.
 
     Args:
         runner: The runner.
-        hook: The hook that needs it, for the error.
+        hook: The hook that needs the distiller, for the error.
 
     Raises:
-        ConfigError: if the runner's model is something else.
+        ConfigError: if the runner's model is not a distiller.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, Distiller):
@@ -28,7 +28,7 @@ def distiller_of(runner: Runner, hook: Hook) -> Distiller:
     return model
 
 
-def term_of(runner: Runner, hook: Hook) -> DistillTerm:
+def find_term(runner: Runner, hook: Hook) -> DistillTerm:
     """Find the term that a hook's ``term`` names.
 
     Args:
@@ -36,18 +36,18 @@ def term_of(runner: Runner, hook: Hook) -> DistillTerm:
         hook: The hook.
 
     Raises:
-        ConfigError: if there is none of that name, or another such hook would set it, too.
+        ConfigError: if the model has no such term, or another hook of this type sets it too.
     """
-    return _part_of(runner, hook, 'term')
+    return _find_part(runner, hook, 'term')
 
 
-def teacher_of(runner: Runner, hook: Hook) -> Teacher:
-    """Find the teacher that a hook's ``teacher`` names; errors as in :func:`term_of`."""
-    return _part_of(runner, hook, 'teacher')
+def find_teacher(runner: Runner, hook: Hook) -> Teacher:
+    """Find the teacher that a hook's ``teacher`` names; errors as in :func:`find_term`."""
+    return _find_part(runner, hook, 'teacher')
 
 
-def _part_of(runner: Runner, hook: Hook, kind: str) -> DistillTerm | Teacher:
-    parts, name = getattr(distiller_of(runner, hook), f'{kind}s'), getattr(hook, kind)
+def _find_part(runner: Runner, hook: Hook, kind: str) -> DistillTerm | Teacher:
+    parts, name = getattr(find_distiller(runner, hook), f'{kind}s'), getattr(hook, kind)
     where = type(hook).__name__
     if name not in parts:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Lets a second pass through heads have some of the first one's answers."""
+"""Lets a second pass through the heads reuse results of the first."""
 
 import copy
 from collections import defaultdict
@@ -12,59 +12,59 @@ from torch import Tensor, nn
 
 from ..outputs import map_tensors
 
-Answers = dict[str, list[Any]]
-"""What functions returned, call by call, by where they stand in a detector."""
+Results = dict[str, list[Any]]
+"""Return values of functions, call by call, by the functions' paths in a detector."""
 
 
 @contextmanager
-def kept_answers(detector: BaseDetector) -> Iterator[Answers]:
-    """Keep what a detector's assigners and the single levels of its dense heads answer."""
-    answers: Answers = defaultdict(list)
+def record_results(detector: BaseDetector) -> Iterator[Results]:
+    """Record the results of a detector's assigners and of its dense heads' single levels."""
+    results: Results = defaultdict(list)
 
-    def keeping(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def keep(*args: Any, **kwargs: Any) -> Any:
-            answer = function(*args, **kwargs)
-            answers[key].append(answer)
-            return answer
+    def recording(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            results[key].append(result)
+            return result
 
-        return keep
+        return record
 
-    with _replaced({**_assigners(detector), **_single_levels(detector)}, keeping):
-        yield answers
+    with _replaced({**_assigners(detector), **_single_levels(detector)}, recording):
+        yield results
 
 
 @contextmanager
-def given_answers(
-    detector: BaseDetector, answers: Answers, assignment: bool, start_level: int
+def reuse_results(
+    detector: BaseDetector, results: Results, assignment: bool, start_level: int
 ) -> Iterator[None]:
-    """Answer as in the pass whose answers were kept.
+    """Return the recorded results instead of computing them.
 
-    A function that is called more often than it was then works out the rest anew.
+    Calls beyond the recorded ones are computed.
 
     Args:
         detector: The detector.
-        answers: What :func:`kept_answers` gave.
-        assignment: Whether the assigners answer the same.
-        start_level: Index of the level before which dense heads answer the same, without gradient.
+        results: Results from :func:`record_results`.
+        assignment: Whether to reuse the assigners' results.
+        start_level: Dense heads reuse their results on levels before this index, without gradient.
     """
 
-    def giving(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        kept = iter(enumerate(answers[key]))
+    def reusing(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        recorded = iter(enumerate(results[key]))
         is_assigner = key.endswith('.assign')
 
-        def give(*args: Any, **kwargs: Any) -> Any:
-            index, answer = next(kept, (None, None))
+        def reuse(*args: Any, **kwargs: Any) -> Any:
+            index, result = next(recorded, (None, None))
             if index is None or not (is_assigner or index < start_level):
                 return function(*args, **kwargs)
-            # samplers add to assignments
-            return copy.copy(answer) if is_assigner else map_tensors(Tensor.detach, answer)
+            # samplers change assignments in place
+            return copy.copy(result) if is_assigner else map_tensors(Tensor.detach, result)
 
-        return give
+        return reuse
 
     functions = _assigners(detector) if assignment else {}
     if start_level:
         functions |= _single_levels(detector)
-    with _replaced(functions, giving):
+    with _replaced(functions, reusing):
         yield
 
 
@@ -84,14 +84,14 @@ def _replaced(
 
 
 def _dense_parts(detector: BaseDetector) -> Iterator[tuple[str, nn.Module]]:
-    """Look at the modules of the heads but those that work on proposals."""
+    """Yield the heads' modules, except those for proposals."""
     for name, child in detector.named_children():
         if name.endswith('head') and name != 'roi_head':
             yield from child.named_modules(prefix=name)
 
 
 def _assigners(detector: BaseDetector) -> dict[str, Any]:
-    """Find what assigns labels to predictions, each once."""
+    """Find the assigners, each once."""
     found: dict[int, tuple[str, Any]] = {}
     for path, module in _dense_parts(detector):
         for name, value in vars(module).items():
@@ -101,7 +101,7 @@ def _assigners(detector: BaseDetector) -> dict[str, Any]:
 
 
 def _single_levels(detector: BaseDetector) -> dict[str, nn.Module]:
-    """Find the dense heads that work level by level."""
+    """Find the dense heads that process levels one by one."""
     return {
         f'{path}.forward_single': module
         for path, module in _dense_parts(detector)

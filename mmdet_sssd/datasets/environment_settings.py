@@ -1,4 +1,4 @@
-"""What the configs for a user's own data read from the environment and the annotations."""
+"""Reads settings of the own-data configs from the environment and the annotation file."""
 
 import os
 import os.path as osp
@@ -8,31 +8,31 @@ from .coco_file import read_coco
 
 
 def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
-    """Read the names of a COCO file's categories, in its order, and the number of its images.
+    """Read a COCO file's category names, in file order, and its number of images.
 
     Args:
         data_root: Folder of the data set.
-        ann_file: Annotation file, relative to it.
-        set_by: What the user sets these two by and where, for the error.
+        ann_file: Annotation file, relative to ``data_root``.
+        set_by: Where the user sets both paths, for the error.
 
     Raises:
-        ConfigError: if the file is missing or of another format than COCO.
+        ConfigError: if the file is missing or not in COCO format.
     """
     content = read_coco(osp.join(data_root, ann_file), set_by)
     return tuple(x['name'] for x in content['categories']), len(content['images'])
 
 
 def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) -> tuple[int, ...]:
-    """Read whole numbers, separated by ``x``.
+    """Parse whole numbers separated by ``x``.
 
     Args:
-        text: What the user set, such as ``'24'`` or ``'1333x800'``.
+        text: The variable's value, such as ``'24'`` or ``'1333x800'``.
         set_by: Name of the environment variable, for the error.
-        count: How many numbers there have to be.
-        least: The least that each may be, 1 or more.
+        count: Required number of numbers.
+        least: Lowest accepted number, >= 1.
 
     Raises:
-        ConfigError: if the text is anything else.
+        ConfigError: if the text has another form or a number is too low.
     """
     parts = text.split('x')
     if len(parts) != count or not all(x.isdecimal() and int(x) >= least for x in parts):
@@ -44,10 +44,10 @@ def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) ->
 
 
 def read_teacher(default: str) -> dict[str, str]:
-    """Read from the environment which detector is the pretrained teacher.
+    """Read the pretrained teacher from the environment.
 
     Args:
-        default: Path of the config that counts where ``SSSD_TEACHER_CONFIG`` is not set.
+        default: Path of the config if ``SSSD_TEACHER_CONFIG`` is not set.
 
     Returns:
         The config of a ``PretrainedTeacher``.

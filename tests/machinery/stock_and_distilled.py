@@ -1,4 +1,4 @@
-"""Runs of a small stock RetinaNet and of its distilled twin, on four images."""
+"""Runs of a small RetinaNet, stock and distilled, on four images."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def student_config():
 
 
 def distilled(student, **kwargs) -> dict:
-    """Configure the twin: with the defaults given here it trains as the student alone would."""
+    """Make the config of a distiller; with these defaults it trains as the student alone."""
     silent = dict(distill_coef=0.0, teacher_loss_weight=0.0)
     return dict(type='SSSDDistiller', student=student, **{**silent, **kwargs})
 

@@ -14,7 +14,7 @@ def test_summary(tmp_path):
     assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
 
 
-def test_a_file_that_cannot_be_read_is_named_with_what_sets_it(tmp_path):
+def test_an_unreadable_file_is_named_with_its_setting(tmp_path):
     with pytest.raises(ConfigError, match=r'^VARIABLE: .*none\.json .*FileNotFoundError'):
         read_coco_summary(str(tmp_path), 'none.json', 'VARIABLE')
 
@@ -25,7 +25,7 @@ def test_positive_integers():
     assert positive_integers('2', 'N', least=2) == (2,)
 
 
-def test_what_is_too_small_is_named_with_the_variable():
+def test_numbers_that_are_too_low_are_named_with_the_variable():
     with pytest.raises(ConfigError, match=r"SSSD_X is '1' .* each N a whole number of 2 or more"):
         positive_integers('1', 'SSSD_X', least=2)
 
