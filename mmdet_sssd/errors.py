@@ -1,13 +1,16 @@
 """What the user has to mend, as opposed to what is broken in the program."""
 
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmdet.registry import HOOKS, MODELS
+import torch
+from mmdet import registry as registries
+from mmengine.registry import Registry
 
 
 class ConfigError(ValueError):
@@ -71,8 +74,27 @@ def is_number(value: Any, least: float = 0, most: float = math.inf) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
 
 
-def unknown_setting(error: Exception) -> ConfigError | None:
-    """Say what a module of this package accepts, if the error is about an argument it does not know.
+def user_error(error: BaseException) -> str | None:
+    """Say in a line what the user has to mend; None if it is the program that is broken."""
+    if known := unknown_setting(error) or _unregistered(error):
+        return str(known)
+    if isinstance(error, (ConfigError, FileNotFoundError)):
+        # without what mmengine's registries put before it
+        return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(error))
+    if isinstance(error, SyntaxError):
+        return f'{error.filename}, line {error.lineno}: {error.msg}'
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            'out of GPU memory; accepted: a smaller train_dataloader.batch_size, --amp, or '
+            'model.economy=True'
+        )
+    return None
+
+
+def unknown_setting(error: BaseException) -> ConfigError | None:
+    """Say what a module accepts, if the error is about an argument it does not know.
 
     Args:
         error: What was raised while modules were built from a config.
@@ -84,13 +106,38 @@ def unknown_setting(error: Exception) -> ConfigError | None:
     if not (isinstance(error, TypeError) and match):
         return None
     name, unknown = match.groups()
-    cls = HOOKS.get(name) or MODELS.get(name)
-    if cls is None or cls.__module__.partition('.')[0] != __package__:
+    registered = [x for x in vars(registries).values() if isinstance(x, Registry)]
+    cls = next((found for registry in registered if (found := registry.get(name))), None)
+    if cls is None:
         return None
-    accepted = inspect.signature(cls).parameters
-    hint = ''
-    if 'student' in accepted:
+    accepted = [x for x in inspect.signature(cls).parameters if x not in ('args', 'kwargs')]
+    hint = did_you_mean(unknown, accepted)
+    if 'student' in accepted and not hint:
         hint = f"; one of the detector's is written model.student.{unknown}"
     return ConfigError(
         f'{unknown} is no setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
+    )
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """Suggest what is like a name; empty if nothing is."""
+    matches = difflib.get_close_matches(name, list(accepted), n=2, cutoff=0.75)
+    return f'; did you mean {" or ".join(matches)}?' if matches else ''
+
+
+def _unregistered(error: BaseException) -> ConfigError | None:
+    """Say which types there are that are like one that no registry has."""
+    match = re.search(r'(\w+) is not in the (?:(\w+)::)?([\w ]+) registry', str(error))
+    if not (isinstance(error, KeyError) and match):
+        return None
+    name, _, kind = match.groups()
+    known = {
+        x
+        for registry in vars(registries).values()
+        if isinstance(registry, Registry) and registry.name == kind
+        for x in (*registry.module_dict, *(registry.parent.module_dict if registry.parent else ()))
+    }
+    return ConfigError(
+        f'there is no {kind} of type {name}{did_you_mean(name, known)} (one of your own is imported by '
+        'custom_imports)'
     )
