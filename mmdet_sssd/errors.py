@@ -12,6 +12,8 @@ import torch
 from mmdet import registry as registries
 from mmengine.registry import Registry
 
+GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by a config
+
 
 class ConfigError(ValueError):
     """A setting or a data set that cannot work.
@@ -110,12 +112,12 @@ def unknown_setting(error: BaseException) -> ConfigError | None:
     cls = next((found for registry in registered if (found := registry.get(name))), None)
     if cls is None:
         return None
-    accepted = [x for x in inspect.signature(cls).parameters if x not in ('args', 'kwargs')]
+    accepted = [x for x in inspect.signature(cls).parameters if x not in GIVEN_BY_OTHERS]
     hint = did_you_mean(unknown, accepted)
     if 'student' in accepted and not hint:
-        hint = f"; one of the detector's is written model.student.{unknown}"
+        hint = f"; one of the detector's is written model.student.{unknown}."
     return ConfigError(
-        f'{unknown} is no setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
+        f'{unknown} is no setting of {name}{hint or "."} Accepted: {", ".join(accepted) or "none"}'
     )
 
 

@@ -102,7 +102,7 @@ def _like(name: str) -> str:
         **{stem: stem for stem in shipped_configs()},
         **here,
     }
-    matches = [str(known[x]) for x in difflib.get_close_matches(stem, known, cutoff=0.75)]
+    matches = [str(known[x]) for x in difflib.get_close_matches(stem, known, n=2, cutoff=0.75)]
     if matches:
         return f'; did you mean {" or ".join(matches)}?'
     return '; accepted: a file, a name of one that comes with mmdet_sssd, or mmdet::FOLDER/NAME.py'

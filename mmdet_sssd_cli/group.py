@@ -12,16 +12,13 @@ import click
 DONE, USER_ERROR, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit codes; 75 (what was begun is saved, go on) is given by what saves it."""
 
-DEBUG = 'MMDET_SSSD_DEBUG'  # in the environment, so that processes that are started know it too
+DEBUG = 'MMDET_SSSD_DEBUG'
+"""In the environment, for processes that are started."""
 
 
-def debugging() -> bool:
-    """Tell whether ``--debug`` was given."""
-    return bool(os.environ.get(DEBUG))
-
-
-def _set_debug(_context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+def _set_debug(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
     if given:
+        context.find_root().command.debug = True
         os.environ[DEBUG] = '1'
 
 
@@ -48,7 +45,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
-        if not debugging():
+        if not ctx.find_root().command.debug:
             os.environ.setdefault('PYTHONWARNINGS', 'ignore')
             warnings.simplefilter('ignore')
             warnings.filterwarnings('default', module='mmdet_sssd')
@@ -56,9 +53,14 @@ class Command(click.Command):
 
 
 class CommandLine(Command, click.Group):
-    """The commands, in the order in which they are defined."""
+    """The commands, in the order in which they are defined.
+
+    Attributes:
+        debug: Whether ``--debug`` was given, to this process or to the one that started it.
+    """
 
     command_class = Command
+    debug = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name them in that order."""
@@ -77,13 +79,16 @@ class CommandLine(Command, click.Group):
         **extra: Any,
     ) -> NoReturn:
         """Run a command and end the process; errors end it with one line."""
+        self.debug = bool(os.environ.get(DEBUG))
         try:
             code = super().main(args, 'mmdet-sssd', complete_var, standalone_mode=False, **extra)
         except (Exception, KeyboardInterrupt) as error:
             code, message = ending(error)
             sys.stdout.flush()
-            if debugging():
+            if self.debug:
                 traceback.print_exception(error)
+            elif code == BUG:
+                message += f' (traceback: {_keep_traceback(error)})'
             click.echo(message, err=True)
         sys.exit(code if isinstance(code, int) else DONE)
 
@@ -96,8 +101,7 @@ def ending(error: BaseException) -> tuple[int, str]:
         return error.exit_code, f'error: {_one_line(error.format_message())}{_help_hint(error)}'
     if message := _user_error(error):
         return USER_ERROR, f'error: {_one_line(message)}'
-    where = '' if debugging() else f' (traceback: {_keep_traceback(error)})'
-    return BUG, f'bug: {type(error).__name__}: {_one_line(str(error))}{where}'
+    return BUG, f'bug: {type(error).__name__}: {_one_line(str(error))}'
 
 
 def _user_error(error: BaseException) -> str | None:

@@ -4,7 +4,6 @@ import os
 import os.path as osp
 import runpy
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ import mmdet
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoints import loading
@@ -45,8 +45,7 @@ def run_mmdet_tool(
         ConfigError: if something is wrong that can be told before the run.
     """
     loading.install()
-    # mmengine imports pkg_resources anew for each config that it reads.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    MMLogger.get_current_instance().setLevel('WARNING')  # of reading configs; runs have their own
     if overrides:
         check_overrides(Config.fromfile(args[0]), overrides)
         args = [*args, '--cfg-options', *overrides]
@@ -90,7 +89,7 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
                 _check_restarts()
                 if get_device() == 'cpu':
                     _join_cpu_processes(cfg)
-            build = partial(from_cfg, cls)
+            build = partial(_without_old_news, partial(from_cfg, cls))
             return DryRun(cfg, build) if dry_run else build(cfg)
 
         return prepared_from_cfg
@@ -102,6 +101,13 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
     finally:
         for runner, from_cfg in originals.items():
             runner.from_cfg = from_cfg
+
+
+def _without_old_news(build: Callable[[Config], Runner], cfg: Config) -> Runner:
+    """Build a runner that does not log what mmengine says of mmengine's own deprecated classes."""
+    runner = build(cfg)
+    runner.logger.addFilter(lambda record: 'will be deprecated' not in record.getMessage())
+    return runner
 
 
 def _given_load_from(cfg: Config) -> str | None:
