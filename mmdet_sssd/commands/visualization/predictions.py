@@ -54,6 +54,7 @@ def draw_predictions(
     cfg.merge_from_dict(overrides or {})
     if not cfg.get('val_dataloader'):
         raise ConfigError(f'{config} has no val_dataloader, whose images are drawn; name an IMAGE')
+    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer wants one
     inferencer = DetInferencer(cfg, str(checkpoint), device=device, show_progress=False)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
