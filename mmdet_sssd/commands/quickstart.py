@@ -52,16 +52,23 @@ def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
         _end(process, out / 'test.log')
     config = run / f'{CONFIG}.py'
     picture = draw_predictions(config, checkpoint, 9, out=out)
-    metrics = json.loads(next(test.glob('*/*.json')).read_text(encoding='utf-8'))
-    print('AP on the validation images, averaged over IoU 0.50 to 0.95 unless said otherwise:')
-    for name in METRICS:
-        print(f'  {name:<12}{metrics[f"coco/{name}"]:.3f}')
+    _print_metrics(json.loads(next(test.glob('*/*.json')).read_text(encoding='utf-8')))
     print('Where everything lies:')
     print(
         f'  data set    {shapes}\n  predictions {picture}  (ground truth left, predictions right)'
     )
     print(f'  checkpoint  {checkpoint}\n  whole config {config}')
     print('Next: your own COCO-format data, see README.md.')
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    """Print the APs; there are none of a detector that finds nothing."""
+    if f'coco/{METRICS[0]}' not in metrics:
+        print('The detector finds nothing yet; train it longer (--epochs).')
+        return
+    print('AP on the validation images, averaged over IoU 0.50 to 0.95 unless said otherwise:')
+    for name in METRICS:
+        print(f'  {name:<12}{metrics[f"coco/{name}"]:.3f}')
 
 
 def _train(run: Path, log: Path, epochs: int) -> None:
