@@ -14,6 +14,9 @@ from mmengine.registry import Registry
 
 GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by a config
 
+OTHERS_USER_ERRORS = ('Torch not compiled with CUDA', 'Can not find "auto_scale_lr"')
+"""What torch and mmdet say, with errors of no particular class, of what the user has to mend."""
+
 
 class ConfigError(ValueError):
     """A setting or a data set that cannot work.
@@ -92,6 +95,8 @@ def user_error(error: BaseException) -> str | None:
             'out of GPU memory; accepted: a smaller train_dataloader.batch_size, --amp, or '
             'model.economy=True'
         )
+    if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
+        return str(error)
     return None
 
 

@@ -167,6 +167,11 @@ def test_names_of_commands_and_configs_are_completed(monkeypatch):
             'error: my.py, line 3: invalid syntax',
         ),
         (torch.OutOfMemoryError('CUDA'), 1, 'error: out of GPU memory; accepted: a smaller '),
+        (
+            AssertionError('Torch not compiled with CUDA enabled'),
+            1,
+            'error: Torch not compiled with CUDA enabled',
+        ),
         (ZeroDivisionError('by 0'), 70, 'bug: ZeroDivisionError: by 0'),
     ],
 )
