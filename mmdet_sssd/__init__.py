@@ -1,12 +1,17 @@
 """Self-distillation for MMDetection; importing it registers its modules with mmdet."""
 
-from .environment import check_environment
+import sys
+
 from .version import __version__
 
-check_environment()
+# Python imports this file to find `python -m mmdet_sssd`, the command line, which starts without.
+if not (sys.argv[0] == '-m' and __name__ in sys.orig_argv):
+    from .environment import check_environment
 
-from . import checkpoints, hooks, models, optimizers  # noqa: E402
-from .errors import ConfigError  # noqa: E402
+    check_environment()
+
+    from . import checkpoints, hooks, models, optimizers
+    from .errors import ConfigError
 
 __all__ = [
     'ConfigError',

@@ -1,13 +1,21 @@
 """Errors that the user can mend, as opposed to faults of the program."""
 
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmdet.registry import HOOKS, MODELS
+import torch
+from mmdet import registry as registries
+from mmengine.registry import Registry
+
+GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by a config
+
+OTHERS_USER_ERRORS = ('Torch not compiled with CUDA', 'Can not find "auto_scale_lr"')
+"""What torch and mmdet say, with errors of no particular class, of what the user has to mend."""
 
 
 class ConfigError(ValueError):
@@ -71,8 +79,29 @@ def is_number(value: Any, least: float = 0, most: float = math.inf) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
 
 
-def unknown_setting(error: Exception) -> ConfigError | None:
-    """Turn an unknown argument of one of this package's modules into an error that lists its settings.
+def user_error(error: BaseException) -> str | None:
+    """Say in a line what the user has to mend; None if it is the program that is broken."""
+    if known := unknown_setting(error) or _unregistered(error):
+        return str(known)
+    if isinstance(error, (ConfigError, FileNotFoundError)):
+        # without what mmengine's registries put before it
+        return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(error))
+    if isinstance(error, SyntaxError):
+        return f'{error.filename}, line {error.lineno}: {error.msg}'
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            'out of GPU memory; accepted: a smaller train_dataloader.batch_size, --amp, or '
+            'model.economy=True'
+        )
+    if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
+        return str(error)
+    return None
+
+
+def unknown_setting(error: BaseException) -> ConfigError | None:
+    """Say what a module accepts, if the error is about an argument it does not know.
 
     Args:
         error: An error raised while modules were built from a config.
@@ -84,13 +113,38 @@ def unknown_setting(error: Exception) -> ConfigError | None:
     if not (isinstance(error, TypeError) and match):
         return None
     name, unknown = match.groups()
-    cls = HOOKS.get(name) or MODELS.get(name)
-    if cls is None or cls.__module__.partition('.')[0] != __package__:
+    registered = [x for x in vars(registries).values() if isinstance(x, Registry)]
+    cls = next((found for registry in registered if (found := registry.get(name))), None)
+    if cls is None:
         return None
-    accepted = inspect.signature(cls).parameters
-    hint = ''
-    if 'student' in accepted:
-        hint = f'; a setting of the detector is written model.student.{unknown}'
+    accepted = [x for x in inspect.signature(cls).parameters if x not in GIVEN_BY_OTHERS]
+    hint = did_you_mean(unknown, accepted)
+    if 'student' in accepted and not hint:
+        hint = f'; a setting of the detector is written model.student.{unknown}.'
     return ConfigError(
-        f'{unknown} is not a setting of {name}{hint}. Accepted: {", ".join(accepted) or "none"}'
+        f'{unknown} is not a setting of {name}{hint or "."} Accepted: {", ".join(accepted) or "none"}'
+    )
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """Suggest what is like a name; empty if nothing is."""
+    matches = difflib.get_close_matches(name, list(accepted), n=2, cutoff=0.75)
+    return f'; did you mean {" or ".join(matches)}?' if matches else ''
+
+
+def _unregistered(error: BaseException) -> ConfigError | None:
+    """Say which types there are that are like one that no registry has."""
+    match = re.search(r'(\w+) is not in the (?:(\w+)::)?([\w ]+) registry', str(error))
+    if not (isinstance(error, KeyError) and match):
+        return None
+    name, _, kind = match.groups()
+    known = {
+        x
+        for registry in vars(registries).values()
+        if isinstance(registry, Registry) and registry.name == kind
+        for x in (*registry.module_dict, *(registry.parent.module_dict if registry.parent else ()))
+    }
+    return ConfigError(
+        f'there is no {kind} of type {name}{did_you_mean(name, known)} (one of your own is imported by '
+        'custom_imports)'
     )

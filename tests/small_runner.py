@@ -1,13 +1,11 @@
 """A small distilled RetinaNet on drawn shapes, for what needs real data and predictions."""
 
-import sys
 from pathlib import Path
 
-import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from tools import make_shapes
+from mmdet_sssd.commands import shapes as drawing
 
 from .stock_detectors import stock_config
 
@@ -23,17 +21,14 @@ LABELS_LAST = [LOAD_IMAGE, STRETCH, LOAD_LABELS, PACK]  # as stock test pipeline
 
 def draw_shapes(out: Path) -> Path:
     """Draw eight images of 64x64 to train on and four to validate on."""
-    with pytest.MonkeyPatch.context() as patch:
-        args = ['--train', '8', '--val', '4', '--size', '64', '--seed', '3']
-        patch.setattr(sys, 'argv', ['make_shapes.py', str(out), *args])
-        make_shapes.main()
+    drawing.draw_data_set(out, train=8, val=4, size=64, seed=3)
     return out
 
 
 def shapes_dataset(root: Path, split: str, pipeline: list[dict]) -> dict:
     return dict(
         type='CocoDataset',
-        metainfo=dict(classes=make_shapes.CLASSES),
+        metainfo=dict(classes=drawing.CLASSES),
         data_root=str(root),
         ann_file=f'annotations/{split}.json',
         data_prefix=dict(img=split),
@@ -56,7 +51,7 @@ def small_runner(
         kwargs: What differs in the config.
     """
     student = stock_config('retinanet')
-    student.bbox_head.num_classes = len(make_shapes.CLASSES)
+    student.bbox_head.num_classes = len(drawing.CLASSES)
     student.test_cfg.score_thr = 0.0  # a detector that has seen four batches is sure of nothing
     loader = dict(batch_size=4, num_workers=0)
     val = dict(

@@ -100,7 +100,7 @@ fingerprint() { cat "$@" | python -c 'import hashlib, sys; print(hashlib.sha256(
 
 stamp="$prefix/mmdet_sssd-setup.stamp"
 requirements="$(fingerprint requirements.txt tools/setup.sh)"
-sources="$(find mmdet_sssd configs tools pyproject.toml model-index.yml -name __pycache__ -prune -o -type f -print | sort | xargs cat | fingerprint -)"
+sources="$(find mmdet_sssd mmdet_sssd_cli configs tools docs/detectors.md pyproject.toml model-index.yml -name __pycache__ -prune -o -type f -print | sort | xargs cat | fingerprint -)"
 if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$requirements" ] || ! has_ops; then
     rm -f "$stamp"
     install_requirements

@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint: `mim test mmdet_sssd CONFIG`, or this file with mmdet's arguments."""
+"""What `mim test mmdet_sssd` calls: `mmdet-sssd test`."""
 
-from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+from mmdet_sssd_cli import main
 
 if __name__ == '__main__':
-    run_mmdet_tool('test', stages=('test',))
+    main('test')

@@ -4,7 +4,6 @@ import copy
 import math
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -22,7 +21,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..checkpoints import find_checkpoint_to_resume
-from ..errors import ConfigError, unknown_setting
+from ..errors import ConfigError, user_error
 from ..hooks import PreemptionHook
 from ..hooks.check_dataset_hook import CheckDatasetHook, check_labels
 from ..models import Distiller
@@ -52,8 +51,7 @@ class DryRun:
         """Rehearse and say what was found.
 
         Raises:
-            ConfigError: if anything fails; the message names what was being done. Errors that are
-                none of the user's have their traceback printed before.
+            ConfigError: if anything fails; the message names what was being done.
         """
         rehearsal = RehearsalHook()
         try:
@@ -65,15 +63,12 @@ class DryRun:
                 with suppress(_IterationDone):
                     runner.train()
                 rehearsal.validate(runner)
-        except (ConfigError, FileNotFoundError):
-            raise
         except Exception as error:
-            if known := unknown_setting(error):
-                raise known from error
-            traceback.print_exc()
+            if user_error(error):
+                raise
             first_line = next(iter(str(error).splitlines()), '')
             raise ConfigError(
-                f'{rehearsal.stage} failed ({type(error).__name__}: {first_line})'
+                f'{rehearsal.stage} failed ({type(error).__name__}: {first_line}); --debug shows where'
             ) from error
         if is_main_process():
             print(summary(runner, rehearsal))

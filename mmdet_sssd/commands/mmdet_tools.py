@@ -2,11 +2,9 @@
 
 import os
 import os.path as osp
-import re
 import runpy
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,47 +12,50 @@ import mmdet
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoints import loading
 from ..datasets import check_annotations
-from ..errors import ConfigError, unknown_setting
+from ..errors import ConfigError, user_error
 from ..optimizers import amp_where_it_runs
 from .custom_imports import check_custom_imports
 from .dry_run import DryRun
-
-USER_ERRORS = (ConfigError, FileNotFoundError)
-DRY_RUN = '--dry-run'
-DRY_RUN_HELP = f"""
-of mmdet_sssd:
-  {DRY_RUN}             check data, labels and weights, run one training step and one
-                        validation batch, say what was found, and write nothing"""
+from .overrides import check_overrides
 
 
-def run_mmdet_tool(name: str, stages: tuple[str, ...]) -> None:
-    """Run one of mmdet's tools with this process's arguments, and check the data before it starts.
-
-    With ``--dry-run`` among the arguments of ``'train'``, a :class:`~.dry_run.DryRun`
-    stands in for the run.
+def run_mmdet_tool(
+    name: str,
+    args: Sequence[str],
+    overrides: Sequence[str],
+    stages: tuple[str, ...],
+    dry_run: bool = False,
+) -> None:
+    """Run one of mmdet's tools in this process, and check the data before it starts.
 
     Args:
         name: ``'train'`` or ``'test'``.
+        args: Its arguments, the config first.
+        overrides: Changes to the config, ``KEY=VALUE``.
         stages: Which loaders and evaluators of the config are checked: ``'train'``, ``'val'``,
             ``'test'``.
+        dry_run: Whether a :class:`~.dry_run.DryRun` stands in for the run.
+
+    Raises:
+        ConfigError: if something is wrong that can be told before the run.
     """
     loading.install()
-    # mmengine imports pkg_resources anew for each config that it reads.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    MMLogger.get_current_instance().setLevel('WARNING')  # of reading configs; runs have their own
+    if overrides:
+        check_overrides(Config.fromfile(args[0]), overrides)
+        args = [*args, '--cfg-options', *overrides]
     script = osp.join(osp.dirname(mmdet.__file__), '.mim', 'tools', f'{name}.py')
-    dry_run = name == 'train' and DRY_RUN in sys.argv
-    if dry_run:
-        sys.argv.remove(DRY_RUN)
+    before, sys.argv = sys.argv, [script, *args]
     try:
-        with user_errors_last(), _configs_prepared(stages, dry_run):
+        with _configs_prepared(stages, dry_run):
             runpy.run_path(script, run_name='__main__')
     finally:
-        if name == 'train' and {'-h', '--help'} & set(sys.argv):
-            print(DRY_RUN_HELP)
+        sys.argv = before
 
 
 @contextmanager
@@ -62,11 +63,9 @@ def user_errors_last() -> Iterator[None]:
     """End the process with the message alone if something is wrong that the user has to mend."""
     try:
         yield
-    except (*USER_ERRORS, TypeError) as error:
-        known = unknown_setting(error) or error
-        if not isinstance(known, USER_ERRORS):
+    except Exception as error:
+        if (message := user_error(error)) is None:
             raise
-        message = re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(known))  # mmengine's registries'
         sys.stdout.flush()
         sys.exit(f'error: {message}')
 
@@ -90,7 +89,7 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
                 _check_restarts()
                 if get_device() == 'cpu':
                     _join_cpu_processes(cfg)
-            build = partial(from_cfg, cls)
+            build = partial(_without_old_news, partial(from_cfg, cls))
             return DryRun(cfg, build) if dry_run else build(cfg)
 
         return prepared_from_cfg
@@ -102,6 +101,13 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
     finally:
         for runner, from_cfg in originals.items():
             runner.from_cfg = from_cfg
+
+
+def _without_old_news(build: Callable[[Config], Runner], cfg: Config) -> Runner:
+    """Build a runner that does not log what mmengine says of mmengine's own deprecated classes."""
+    runner = build(cfg)
+    runner.logger.addFilter(lambda record: 'will be deprecated' not in record.getMessage())
+    return runner
 
 
 def _given_load_from(cfg: Config) -> str | None:

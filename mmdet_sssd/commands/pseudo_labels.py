@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdet.apis import DetInferencer
 from mmengine.structures import InstanceData
-from mmengine.utils import track_iter_progress
+from rich.progress import track
 
 from ..checkpoints import AtomicLocalBackend, loading
 from ..datasets.coco_file import read_coco
@@ -55,7 +55,7 @@ def make_pseudo_labels(
     loading.install()
     inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
     annotations: list[dict[str, Any]] = []
-    for image in track_iter_progress(images):
+    for image in track(images, 'predicting'):
         path = os.path.join(img_dir, image['file_name'])
         (sample,) = inferencer(path, return_datasamples=True)['predictions']
         for annotation in _annotations(sample.pred_instances, score_thr):

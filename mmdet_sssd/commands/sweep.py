@@ -21,6 +21,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.structures import InstanceData, PixelData
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from ..config_tree import nested_configs
@@ -77,6 +79,32 @@ class SweepResult:
         levels = ', '.join(map(str, self.levels))
         stock = self.stock if self.in_scope else f'out of scope: {self.stock}'
         return self.config, str(self.image_size or ''), levels, stock, self.distilled
+
+
+def sweep(names: Sequence[str], memory: float, seconds: float, out: Path | None = None) -> None:
+    """Check configs one by one, and print the table or write it as it grows.
+
+    Args:
+        names: What :func:`find_configs` takes.
+        memory: How many GiB the process of a check may address.
+        seconds: How long it may take.
+        out: File for the table. None prints it.
+
+    Raises:
+        ConfigError: if there is no such file or folder.
+    """
+    results: list[SweepResult] = []
+    configs = find_configs(names)
+    console = Console(soft_wrap=True)
+    for config in track(configs, 'checking', console=console):
+        results.append(check_apart(config, memory, seconds))
+        console.print(
+            f'[{len(results)}/{len(configs)}] {results[-1]}', markup=False, highlight=False
+        )
+        if out:
+            out.write_text(as_table(results), encoding='utf-8')
+    if not out:
+        print(as_table(results))
 
 
 def find_configs(names: Sequence[str]) -> list[list[Path]]:

@@ -60,7 +60,7 @@ def read_teacher(default: str) -> dict[str, str]:
     if not checkpoint:
         raise ConfigError(
             'SSSD_TEACHER_CHECKPOINT is not set in the environment; set it to the weights of '
-            f'{config}, a file or address (`mim train mmdet_sssd {osp.basename(default)}` trains a '
+            f'{config}, a file or address (`mmdet-sssd train {osp.basename(default)}` trains a '
             'teacher), or SSSD_TEACHER_CONFIG and SSSD_TEACHER_CHECKPOINT to a detector of your own'
         )
     return dict(type='PretrainedTeacher', config=config, checkpoint=checkpoint)

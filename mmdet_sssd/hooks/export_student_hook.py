@@ -38,7 +38,7 @@ class ExportStudentHook(Hook):
             except Exception as error:
                 runner.logger.error(
                     f'The student of {path} was not exported: {error}. Training is complete and its '
-                    f'checkpoints are not affected; try `mim run mmdet_sssd export_student {path} '
+                    f'checkpoints are not affected; try `mmdet-sssd export {path} '
                     '--out DIR`.',
                     exc_info=not isinstance(error, (ConfigError, FileNotFoundError)),
                 )

@@ -1,13 +1,14 @@
 """Builds the parts of a distiller from their configs."""
 
 import inspect
+import re
 from typing import Any, TypeVar
 
 import torch.nn as nn
 from mmdet.registry import MODELS
 from mmdet.utils import OptConfigType
 
-from ..errors import ConfigError, check, within
+from ..errors import ConfigError, check, did_you_mean, within
 
 Part = TypeVar('Part')
 
@@ -69,7 +70,11 @@ def build_part(
         signature.bind(**arguments, **settings)
     except TypeError as error:
         accepted = ', '.join(name for name in signature.parameters if name not in arguments)
-        raise ConfigError(f': {error}; {cls.__name__} accepts: {accepted}', key) from error
+        unknown = re.search("unexpected keyword argument '(.+)'", str(error))
+        hint = did_you_mean(unknown[1], signature.parameters) if unknown else ''
+        raise ConfigError(
+            f': {error}{hint or ";"} {cls.__name__} accepts: {accepted}', key
+        ) from error
     with within(key):
         return cls(**arguments, **settings)
 

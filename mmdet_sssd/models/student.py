@@ -4,7 +4,7 @@ from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBase
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType
 
-from ..errors import ConfigError, within
+from ..errors import ConfigError, user_error, within
 from .building import config_class
 from .replay import head_modules
 
@@ -28,10 +28,10 @@ def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> Base
     try:
         return MODELS.build(student)
     except (TypeError, KeyError) as error:
-        raise ConfigError(
-            f'model.student ({student["type"]}) cannot be built: {error}; accepted: the complete '
-            'config of a detector that mmdet builds by itself'
-        ) from error
+        reason = user_error(error) or (
+            f'{error}; accepted: the complete config of a detector that mmdet builds by itself'
+        )
+        raise ConfigError(f'model.student ({student["type"]}) cannot be built: {reason}') from error
 
 
 def check_scope(student: ConfigType) -> None:

@@ -2,8 +2,8 @@ import copy
 import hashlib
 import os
 import pickle
+import re
 import resource
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +21,9 @@ from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import export_student, loading, stock_config
-from tools import make_shapes
+from mmdet_sssd.commands import shapes as drawing
 
+from ..command import error_of, run_command
 from ..stock_detectors import NUM_CLASSES
 from ..stock_detectors import stock_config as detector_config
 
@@ -56,13 +57,13 @@ work_dir = 'work_dirs/somewhere'
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('shapes')
-    make_shapes.write_split(out, 'val', NUM_IMAGES, 96, np.random.default_rng(0))
+    drawing.write_split(out, 'val', NUM_IMAGES, 96, np.random.default_rng(0))
     return out
 
 
 def training_config(name, data) -> Config:
     """The config of a small detector's distillation, whose detections are many."""
-    classes = make_shapes.CLASSES[:NUM_CLASSES]
+    classes = drawing.CLASSES[:NUM_CLASSES]
     cfg = Config.fromstring(CONFIG.format(root=ROOT, data=data, classes=classes), '.py')
     student = detector_config(name)
     for test_cfg in (student.test_cfg, student.test_cfg.get('rcnn', {})):
@@ -172,12 +173,11 @@ def test_the_tool_writes_the_same_files_that_the_package_does(run, tmp_path, mon
     weights, config = export_student(run[0], tmp_path / 'a')
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (weights.name, config.name) == (f'epoch_1-{sha[:8]}.pth', 'epoch_1.py')
-    run_tool(monkeypatch, run[0], '--out', tmp_path / 'b' / 'deep')
+    assert run_command('export', run[0], '--out', tmp_path / 'b' / 'deep')[0] == 0
     for path in (weights, config):
         assert (tmp_path / 'b' / 'deep' / path.name).read_bytes() == path.read_bytes()
-    run_tool(
-        monkeypatch, run[0], '--out', tmp_path / 'c', '--name', 'mine', '--config', config_of(run)
-    )
+    named = ('--name', 'mine', '--config', config_of(run))
+    assert run_command('export', run[0], '--out', tmp_path / 'c', *named)[0] == 0
     assert sorted(x.name for x in (tmp_path / 'c').iterdir()) == [f'mine-{sha[:8]}.pth', 'mine.py']
 
 
@@ -185,11 +185,6 @@ def config_of(run):
     path = run[0].with_suffix('.py')
     run[1].dump(path)
     return path
-
-
-def run_tool(monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['export_student', *map(str, args)])
-    runpy.run_path(str(ROOT / 'tools/export_student.py'), run_name='__main__')
 
 
 def test_weights_keep_the_versions_of_their_modules(run, tmp_path):
@@ -372,7 +367,7 @@ def test_an_interrupted_write_leaves_the_old_files(run, tmp_path):
 def test_the_tool_ends_with_the_message(tmp_path, monkeypatch):
     broken = tmp_path / 'broken.pth'
     broken.write_bytes(b'no checkpoint')
-    with pytest.raises(SystemExit, match=r'^error: .*broken\.pth cannot be read as a whole'):
-        run_tool(monkeypatch, broken, '--out', tmp_path)
-    with pytest.raises(SystemExit, match=r'^error: checkpoint .*none\.pth cannot be found'):
-        run_tool(monkeypatch, tmp_path / 'none.pth', '--out', tmp_path)
+    found = error_of('export', broken, '--out', tmp_path)
+    assert re.match(r'.*broken\.pth cannot be read as a whole', found)
+    found = error_of('export', tmp_path / 'none.pth', '--out', tmp_path)
+    assert re.match(r'checkpoint .*none\.pth cannot be found', found)

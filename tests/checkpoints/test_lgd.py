@@ -1,5 +1,3 @@
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import nn
 from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.errors import ConfigError
 
+from ..command import error_of, run_command
 from ..toy_detector import TOY_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -239,18 +238,14 @@ def test_other_checkpoints_are_refused(tmp_path, change, message):
     assert not (tmp_path / 'ours.pth').exists()
 
 
-def test_the_tool_ends_with_the_error(tmp_path, monkeypatch):
+def test_the_tool_ends_with_the_error(tmp_path):
     torch.save({'model': ReferenceDistiller().state_dict()}, tmp_path / 'lgd.pth')
 
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert_lgd.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/convert_lgd.py'), run_name='__main__')
-
-    run(tmp_path / 'lgd.pth', '--out', tmp_path / 'ours.pth', '--no-context-box')
+    command = ('convert-lgd', tmp_path / 'lgd.pth', '--out', tmp_path / 'ours.pth')
+    assert run_command(*command, '--no-context-box')[0] == 0
     assert not any('context' in x for x in torch.load(tmp_path / 'ours.pth')['state_dict'])
     for args, message in [
         ((tmp_path / 'none.pth', '--out', tmp_path / 'a.pth'), 'none.pth cannot be found'),
         ((tmp_path / 'lgd.pth', '--out', tmp_path / 'lgd.pth/a.pth'), 'cannot be written'),
     ]:
-        with pytest.raises(SystemExit, match=message):
-            run(*args)
+        assert message in error_of('convert-lgd', *args)

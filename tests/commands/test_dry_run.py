@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,8 @@ from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.dry_run import DryRun
+
+from ..command import error_of, run_command
 
 ROOT = Path(__file__).parents[2]
 DISTILLED, SEMI, STOCK = (
@@ -182,40 +182,22 @@ def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys)
     assert set((shapes / 'work').rglob('*')) == files
 
 
-def test_an_error_of_others_names_the_stage_after_its_traceback(shapes, capsys, monkeypatch):
+def test_an_error_of_others_names_the_stage(shapes, capsys, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError('out of memory\nsecond line')
 
     monkeypatch.setattr('mmdet.models.dense_heads.RetinaHead.loss', fail)
-    message = r'^the training step failed \(RuntimeError: out of memory\)$'
+    message = r'^the training step failed \(RuntimeError: out of memory\); --debug shows where$'
     with pytest.raises(ConfigError, match=message):
         rehearse(STOCK, shapes, capsys)
-    assert 'Traceback' in capsys.readouterr().err
 
 
-def run_tool(monkeypatch, *args):
-    """Run the tool in this process and give what it ends with."""
-    monkeypatch.setattr(sys, 'argv', ['train', *map(str, args)])
-    try:
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-def test_the_tool_ends_well_or_with_the_error(shapes, monkeypatch, capsys):
+@pytest.mark.parametrize('command', [('dry-run',), ('train', '--dry-run', '--launcher', 'none')])
+def test_the_command_ends_well_or_with_the_error(shapes, monkeypatch, capsys, command):
     monkeypatch.chdir(shapes)
-    assert run_tool(monkeypatch, DISTILLED, '--dry-run', '--launcher', 'none') == 0
+    assert run_command(*command, DISTILLED)[0] == 0
     assert 'dry run: this config trains' in capsys.readouterr().out
     assert not (shapes / 'work_dirs').exists()
     (shapes / 'images/0.png').unlink()
-    options = ('--cfg-options', 'train_dataloader.batch_size=4')
-    assert re.match(r'error: .*0\.png', run_tool(monkeypatch, DISTILLED, '--dry-run', *options))
-
-
-def test_the_tool_s_help_has_the_flag(monkeypatch, capsys):
-    assert run_tool(monkeypatch, '--help') == 0
-    text = capsys.readouterr().out
-    assert '--work-dir' in text
-    assert '--dry-run' in text
-    assert '--gpus' not in text  # mim would add that flag to every run
+    found = error_of(*command, DISTILLED, 'train_dataloader.batch_size=4')
+    assert re.match(r'.*0\.png', found)

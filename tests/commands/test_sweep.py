@@ -1,4 +1,4 @@
-"""The checks of check_detectors, on mmdet's own configs: small ones of every kind of detector."""
+"""The checks of `detectors`, on mmdet's own configs: small ones of every kind of detector."""
 
 import re
 

@@ -6,7 +6,7 @@
 
 DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``. Each
 pair's results go to ``docs/benchmarks/lite0/PAIR_EPOCHS-epochs``, by ``compare``; what is there is not
-trained again, and a stopped run goes on. Then ``compare --pool`` reports on all pairs together.
+trained again, and a stopped run goes on. Then ``mmdet-sssd pool`` reports on all pairs together.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Variants of SSSD that were tried and are not in the package, as arms of ``compare``.
 
-    PYTHONPATH=. python tools/compare.py CONFIG --arms baseline,sssd,no_adapter,… \
+    PYTHONPATH=. mmdet-sssd compare CONFIG --arms baseline,sssd,no_adapter,… \
         --arms-file tests/studies/variants_arms.py --seeds 3
 
 from the root of the repository. What came of them stands in docs/benchmarks.md.

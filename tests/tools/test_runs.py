@@ -1,8 +1,7 @@
-"""Real runs, each in a process of its own, through mim or the tools that it calls."""
+"""Real runs, each in a process of its own, of the command line, or through mim."""
 
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import pytest
 import torch
 
 from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.commands.shapes import draw_data_set
 
+from ..command import run_command
 from .run_comparison import assert_equal_states, scalars
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ KILLED_BEFORE = {'the phase change': 6, 'the λ step': 8}  # iterations
 def shapes(tmp_path_factory):
     """A drawn data set of 16 + 8 images, and the environment that points configs to it."""
     out = tmp_path_factory.mktemp('shapes')
-    run([sys.executable, 'tools/make_shapes.py', out, '--train', 16, '--val', 8, '--size', 64])
+    draw_data_set(out, train=16, val=8, size=64)
     return dict(
         SSSD_DATA_ROOT=str(out),
         SSSD_TRAIN_IMG='train',
@@ -92,7 +93,7 @@ def run(command, env=None, code=0, cwd=ROOT) -> str:
 
 
 def train(config, work_dir, env, *args, **kwargs) -> str:
-    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, *args]
+    command = [sys.executable, '-m', 'mmdet_sssd', 'train', config, '--work-dir', work_dir, *args]
     return run(command, env, **kwargs)
 
 
@@ -104,10 +105,9 @@ def uninterrupted(request, shapes, tmp_path_factory):
     bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
     config.write_text(FASTER_RCNN.format(config=config, **bases) + LOOPS[request.param] + QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['train', str(config), '--work-dir', str(folder / 'whole')])
         for name, value in shapes.items():
             patch.setenv(name, value)
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        assert run_command('train', config, '--work-dir', folder / 'whole') == (0, '')
     return config, folder, LAST[request.param]
 
 
@@ -185,19 +185,12 @@ def test_mim_train_resume_and_test(shapes, tmp_path, resumes):
 def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{CONFIG}'\n{QUICK}")
-    torchrun = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node',
-        2,
-    ]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
     loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
     options = ['--work-dir', tmp_path, '--cfg-options', 'default_hooks.logger.interval=1', *loaders]
     output = run(
-        [*torchrun, 'tools/train.py', config, '--launcher', 'pytorch', *options],
+        [*torchrun, '-m', 'mmdet_sssd', 'train', config, '--launcher', 'pytorch', *options],
         {**shapes, 'SSSD_MAX_EPOCHS': '1'},
     )
     assert re.search(r'Distributed training: True\s+GPU number: 2', output)
@@ -279,14 +272,7 @@ def test_mim_does_not_kill_what_saves(shapes, tmp_path):
 def test_torchrun_restarts_what_was_killed_and_it_goes_on(shapes, tmp_path):
     hook = dict(type='KillHook', before_iter=3, rank=1)
     config = interrupted(CONFIG, tmp_path / 'config.py', hook)
-    torchrun = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node',
-        2,
-    ]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run']
     command = [*torchrun, '--max-restarts', 1, 'tools/train.py', config, *options]
     env = {**shapes, 'SSSD_MAX_EPOCHS': '2'}

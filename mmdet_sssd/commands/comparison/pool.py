@@ -66,12 +66,16 @@ def pool(
     """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
-        raise ConfigError(f'--pool is {", ".join(names)}; accepted: folders of different names')
+        raise ConfigError(
+            f'pool was given {", ".join(names)}; accepted: folders of different names'
+        )
     found: dict[str, dict[str, ArmSummary]] = {}
     for folder in folders:
         results = ResultsFolder(folder).read()
         if not results:
-            raise ConfigError(f'--pool: there are no results in {folder}')
+            raise ConfigError(
+                f'there are no results in {folder}; accepted: a folder with results of compare'
+            )
         for arm, summary in summarize(results, split, reference).items():
             if arm != reference and summary.differences:
                 found.setdefault(arm, {})[folder.name] = summary
@@ -109,7 +113,7 @@ def write_pool(
                 draw_pool(pooled, title, reference).savefig(out / f'pool_{split}_{reference}.png')
     if not parts:
         raise ConfigError(
-            f'--pool: no arm shares a seed with {" or ".join(references)} in two of '
+            f'no arm shares a seed with {" or ".join(references)} in two of '
             f'{", ".join(map(str, folders))}'
         )
     text = '\n'.join(['# Pooled comparisons\n', *parts, NOTES])

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,11 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.commands.wrapping.options import SHARED_HOOKS, without_defaults
+from mmdet_sssd.hooks import AdaptiveDistillCoefHook
+from mmdet_sssd.models import losses
+from mmdet_sssd_cli import making
+
+from ...command import error_of, run_command
 
 ROOT = Path(__file__).parents[3]
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -100,25 +104,15 @@ def test_without_options_it_is_the_config_of_the_readme(tmp_path):
 def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
     guide = (ROOT / 'docs/user_guide.md').read_text()
     command, written = re.findall(
-        r'```bash\nmim run mmdet_sssd wrap_config (.*?)```\n\n```python\n(.*?)```', guide, re.S
+        r'```bash\nmmdet-sssd wrap (.*?)```\n\n```python\n(.*?)```', guide, re.S
     )[0]
     (tmp_path / 'data/cells').mkdir(parents=True)
     names = ('platelet', 'red', 'white')
     content = {'images': [], 'categories': [{'id': i, 'name': x} for i, x in enumerate(names)]}
     (tmp_path / 'data/cells/train.json').write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
-    assert run_tool(monkeypatch, *command.replace('\\\n', '').split()) == 0
+    assert run_command('wrap', *command.replace('\\\n', '').split())[0] == 0
     assert Path('my_config.py').read_text() == written
-
-
-def run_tool(monkeypatch, *args):
-    """Run the tool in this process and give what it ends with."""
-    monkeypatch.setattr(sys, 'argv', ['wrap_config', *map(str, args)])
-    try:
-        runpy.run_path(str(ROOT / 'tools/wrap_config.py'), run_name='__main__')
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def test_hooks_and_settings_follow_the_options(tmp_path):
@@ -369,19 +363,25 @@ def test_distilled_and_new_style_configs_are_refused(tmp_path):
         write_wrapped_config(str(lazy), tmp_path / 'again.py')
 
 
-def test_the_tool_writes_once_and_ends_with_the_message(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     out = tmp_path / 'wrapped.py'
-    assert run_tool(monkeypatch, RETINANET, '--out', out, '--no-build', '--max-decays', 2) == 0
-    assert f'mim train mmdet_sssd {out}' in capsys.readouterr().out
+    command = ('wrap', RETINANET, '--out', out, '--no-build')
+    assert run_command(*command, '--max-decays', 2)[0] == 0
+    assert f'mmdet-sssd dry-run {out}' in capsys.readouterr().out
     written = out.read_text()
     assert "distill_coef=dict(type='AdaptiveDistillCoefHook', max_decays=2)" in written
-    again = (RETINANET, '--out', out, '--no-build')
-    assert (
-        run_tool(monkeypatch, *again) == f'error: --out {out} is there already; --force replaces it'
-    )
+    assert error_of(*command) == f'--out {out} is there already; --force replaces it'
     assert out.read_text() == written
-    assert run_tool(monkeypatch, *again, '--force') == 0
+    assert run_command(*command, '--force')[0] == 0
     assert out.read_text() != written
     stock = stock_file(tmp_path, '')
-    assert 'accepted: another .py file' in run_tool(monkeypatch, stock, '--out', stock, '--force')
+    assert 'accepted: another .py file' in error_of('wrap', stock, '--out', stock, '--force')
     assert os.path.getsize(stock) > 0
+
+
+def test_choices_of_options_are_those_of_the_modules():
+    """They are written down, because the command line's help does without torch."""
+    kinds = {cls.__name__ for cls in losses.FeatureLoss.__subclasses__()}
+    assert set(making.LOSSES) == kinds
+    assert making.DIMS == losses.JSDistanceLoss.DIMS
+    assert making.POLICIES == AdaptiveDistillCoefHook.POLICIES

@@ -1,37 +1,29 @@
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from tools import make_shapes
-
-
-def draw(out, monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['make_shapes.py', str(out), *args])
-    make_shapes.main()
-    return out
+from mmdet_sssd.commands import shapes
 
 
 def contents(folder):
     return {x.relative_to(folder): x.read_bytes() for x in folder.rglob('*') if x.is_file()}
 
 
-def test_the_same_seed_gives_the_same_files_and_another_others(tmp_path, monkeypatch):
-    args = ('--train', '3', '--val', '2')
-    first, again = (draw(tmp_path / x, monkeypatch, *args) for x in ('a', 'b'))
-    other = draw(tmp_path / 'c', monkeypatch, *args, '--seed', '1')
-    assert contents(first) == contents(again)
-    assert contents(first) != contents(other)
+def test_the_same_seed_gives_the_same_files_and_another_others(tmp_path):
+    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
+        shapes.draw_data_set(tmp_path / name, train=3, val=2, seed=seed)
+    first, again, other = (contents(tmp_path / x) for x in ('first', 'again', 'other'))
+    assert first == again
+    assert first != other
 
 
 @pytest.fixture(scope='module')
 def data_set(tmp_path_factory):
     out = tmp_path_factory.mktemp('shapes')
-    with pytest.MonkeyPatch.context() as patch:
-        draw(out, patch, '--train', '80', '--val', '20')
+    shapes.draw_data_set(out, train=80, val=20)
     return out
 
 
@@ -39,7 +31,7 @@ def test_boxes_and_areas_are_those_of_the_masks(data_set):
     coco = COCO(str(data_set / 'annotations/train.json'))
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
-        assert mask.sum() == annotation['area'] >= make_shapes.MIN_AREA
+        assert mask.sum() == annotation['area'] >= shapes.MIN_AREA
         assert list(cv2.boundingRect(mask)) == annotation['bbox']
 
 

@@ -1,10 +1,8 @@
-"""Draw ground truth and predictions side by side on some validation images, into one PNG.
+"""Ground truth and predictions, side by side on some validation images."""
 
-Usage: draw_predictions.py CONFIG CHECKPOINT OUT.png [--num-images N] [--score-thr S]
-"""
-
-from argparse import ArgumentParser, Namespace
+import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,47 +13,62 @@ from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from rich.progress import track
 
-from mmdet_sssd.checkpoints import loading
-from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from ...checkpoints import loading
+from ...errors import ConfigError
 
 COLUMNS = 3
 CELL_HEIGHT = 240  # pixels; small images are drawn enlarged, so that the labels can be read
 GAP = 6
 
 
-def main() -> None:
-    """Predict, draw and write."""
-    args = parse_args()
+def draw_predictions(
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    num_images: int,
+    overrides: dict[str, Any] | None = None,
+    out: Path = Path('visualized'),
+    score_thr: float = 0.3,
+    device: str = 'cpu',
+) -> Path:
+    """Draw some validation images with their ground truth and what is predicted, into one picture.
+
+    Args:
+        config: Config with a ``val_dataloader``.
+        checkpoint: Checkpoint of the config, of training or not.
+        num_images: How many images.
+        overrides: Changes to the config, by dotted key.
+        out: Folder to write to.
+        score_thr: Least score that is drawn.
+        device: Device to predict on.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ConfigError: if the config has no validation data.
+    """
     loading.install()
-    cfg = Config.fromfile(args.config)
-    inferencer = DetInferencer(
-        args.config, str(args.checkpoint), device=args.device, show_progress=False
-    )
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(overrides or {})
+    if not cfg.get('val_dataloader'):
+        raise ConfigError(f'{config} has no val_dataloader, whose images are drawn; name an IMAGE')
+    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer wants one
+    inferencer = DetInferencer(cfg, str(checkpoint), device=device, show_progress=False)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
     visualizer.dataset_meta = dataset.metainfo
-    indices = np.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).astype(int)
+    indices = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).astype(int)
     pictures = [
-        draw(inferencer, visualizer, dataset.get_data_info(int(i)), args.score_thr) for i in indices
+        draw(inferencer, visualizer, dataset.get_data_info(int(i)), score_thr)
+        for i in track(indices, 'drawing')
     ]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(args.out), grid(pictures))
-    print(f'{len(pictures)} images, ground truth left and predictions right, lie in {args.out}')
-
-
-def parse_args() -> Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='config with a val_dataloader')
-    parser.add_argument(
-        'checkpoint', type=Path, help='checkpoint of the config, of training or not'
-    )
-    parser.add_argument('out', type=Path, help='PNG to write')
-    parser.add_argument('--num-images', type=int, default=9, help='how many images')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score that is drawn')
-    parser.add_argument('--device', default='cpu', help='device to predict on')
-    return parser.parse_args()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / 'predictions.png'
+    cv2.imwrite(str(path), grid(pictures))
+    print(f'{len(pictures)} images, ground truth left and predictions right, lie in {path}')
+    return path
 
 
 def draw(
@@ -86,8 +99,3 @@ def grid(pictures: list[np.ndarray]) -> np.ndarray:
         top, left = (index // COLUMNS) * height, (index % COLUMNS) * width
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return canvas
-
-
-if __name__ == '__main__':
-    with user_errors_last():
-        main()

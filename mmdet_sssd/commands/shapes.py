@@ -1,16 +1,14 @@
-"""Write a small COCO-format data set of drawn shapes: boxes, instance masks, five classes.
-
-Usage: make_shapes.py OUT_DIR [--train N] [--val N] [--size PIXELS] [--seed S]. The same arguments
-give the same files.
-"""
+"""Draws small COCO-format data sets of shapes: boxes, instance masks, five classes."""
 
 import json
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as mask_api
+from rich.progress import track
+
+from ..errors import check
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
@@ -22,27 +20,25 @@ MAX_TURN = np.pi / 4
 Polygon = np.ndarray  # (n, 2) corners in pixels
 
 
-def main() -> None:
-    """Write the two splits."""
-    args = parse_args()
-    for index, (split, num_images) in enumerate((('train', args.train), ('val', args.val))):
-        rng = np.random.default_rng([args.seed, index])
-        write_split(args.out_dir, split, num_images, args.size, rng)
-    print(f'{args.train} + {args.val} images of {", ".join(CLASSES)} lie in {args.out_dir}')
+def draw_data_set(
+    out: Path, train: int = 400, val: int = 100, size: int = 128, seed: int = 0
+) -> None:
+    """Draw the splits ``train`` and ``val``; the same arguments give the same files.
 
+    Args:
+        out: Folder of the data set; made if it is not there.
+        train: How many training images.
+        val: How many validation images.
+        size: Side of an image in pixels.
+        seed: What the drawings depend on.
 
-def parse_args() -> Namespace:
-    """Read the command line."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('out_dir', type=Path, help='folder to write to; made if it is not there')
-    parser.add_argument('--train', type=int, default=400, help='training images')
-    parser.add_argument('--val', type=int, default=100, help='validation images')
-    parser.add_argument('--size', type=int, default=128, help='side of an image in pixels')
-    parser.add_argument('--seed', type=int, default=0, help='what the drawings depend on')
-    args = parser.parse_args()
-    if min(args.train, args.val) < 1 or args.size < 32:
-        parser.error('--train and --val must be 1 or more, --size 32 or more')
-    return args
+    Raises:
+        ConfigError: if there would be no image, or the images are too small for shapes.
+    """
+    for name, value, least in (('train', train, 1), ('val', val, 1), ('size', size, 32)):
+        check(f'--{name}', value, value >= least, f'{least} or more')
+    for index, (split, num_images) in enumerate((('train', train), ('val', val))):
+        write_split(out, split, num_images, size, np.random.default_rng([seed, index]))
 
 
 def write_split(
@@ -60,7 +56,7 @@ def write_split(
     (out_dir / 'annotations').mkdir(parents=True, exist_ok=True)
     (out_dir / split).mkdir(exist_ok=True)
     images, annotations = [], []
-    for image_id in range(1, num_images + 1):
+    for image_id in track(range(1, num_images + 1), f'drawing {split}'):
         image, objects = draw_image(size, rng)
         name = f'{image_id:06d}.png'
         cv2.imwrite(str(out_dir / split / name), image)
@@ -163,7 +159,3 @@ def annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) 
         'iscrowd': 0,
         'segmentation': segmentation,
     }
-
-
-if __name__ == '__main__':
-    main()

@@ -1,0 +1,51 @@
+"""All commands, in the order in which a user meets them."""
+
+import click
+
+from .compare import compare, pool
+from .group import CommandLine
+from .making import convert_lgd, export, pseudo_labels, shapes, wrap
+from .measuring import benchmark, detectors, visualize
+from .starting import quickstart, setup_check
+from .training import dry_run, test, train
+
+
+@click.group(cls=CommandLine)
+@click.version_option(package_name='mmdet_sssd', message='%(package)s %(version)s')
+def command_line() -> None:
+    """Self-distillation for MMDetection: more AP from the same detector, at no inference cost.
+
+    \b
+    Examples:
+      mmdet-sssd setup-check
+      mmdet-sssd wrap mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
+      mmdet-sssd dry-run my_config.py
+      mmdet-sssd train my_config.py model.distill_coef=3
+      mmdet-sssd compare my_config.py --seeds 5
+
+    \b
+    Exit codes: 0 done, 1 something to mend in config, data or files, 2 mistyped command or option,
+    75 preempted (what was done is saved; go on with the same command, train with --resume), others:
+    a bug. Completion in bash (or zsh, fish), in ~/.bashrc:
+      eval "$(_MMDET_SSSD_COMPLETE=bash_source mmdet-sssd)"
+    """
+
+
+for command in (
+    setup_check,
+    quickstart,
+    wrap,
+    dry_run,
+    train,
+    test,
+    compare,
+    pool,
+    benchmark,
+    visualize,
+    export,
+    pseudo_labels,
+    convert_lgd,
+    detectors,
+    shapes,
+):
+    command_line.add_command(command)

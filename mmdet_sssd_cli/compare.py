@@ -1,0 +1,191 @@
+"""Does distillation help on my data? The options of ``compare``, and its end."""
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .group import DEBUG, USER_ERROR, Command
+from .parameters import ListType, config_argument, overrides_argument, parsed
+
+STOPPED = 75  # as a preempted run: the same command goes on
+
+
+class SeedsType(click.ParamType):
+    """A number of seeds, or the seeds."""
+
+    name = 'seeds'
+
+    def convert(
+        self,
+        value: str | list[int],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> list[int]:
+        """Read ``5`` as the seeds 0 to 4, and ``3,4,5`` or ``3,`` as these."""
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in value.split(',') if part.strip()]
+        if not all(part.isdecimal() for part in parts) or not parts or value.strip() == '0':
+            accepted = 'accepted: a number above 0, or seeds like 3,4,5 or 3,'
+            self.fail(f'{value!r}; {accepted}', param, ctx)
+        return [int(part) for part in parts] if ',' in value else list(range(int(parts[0])))
+
+
+WHAT_IS_COMPARED = (
+    click.option(
+        '--arms',
+        type=ListType(),
+        help='Built in: baseline, sssd, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
+        'baseline_longer (as much training time as sssd), config (the distiller as CONFIG has it); '
+        'any with changes, as in sssd+distill_coef=3.  [default: baseline,sssd; with --sweep '
+        'baseline; with --report-only all that have results]',
+    ),
+    click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
+    click.option(
+        '--seeds',
+        type=SeedsType(),
+        default='5',
+        show_default=True,
+        help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
+    ),
+    click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value, and a plot.'),
+    click.option('--sweep-arm', default='sssd', show_default=True, help='The arm to vary.'),
+)
+HOW_IT_IS_RUN = (
+    click.option(
+        '--work-dir',
+        type=Path,
+        help='Logs and checkpoints.  [default: work_dirs/compare_CONFIG]',
+    ),
+    click.option(
+        '--results',
+        type=Path,
+        help='Results and reports; what has a result there is not trained again. Keep its '
+        'results.json: --report-only makes the rest of it.  [default: WORK_DIR/results]',
+    ),
+    click.option('--jobs', default=1, show_default=True, help='Runs at a time; on GPUs one each.'),
+    click.option(
+        '--keep-checkpoints',
+        type=click.Choice(('none', 'last')),
+        default='last',
+        show_default=True,
+        help='What stays of a finished run.',
+    ),
+    click.option(
+        '--no-dry-run',
+        'dry_run',
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help='Train without rehearsing the first run of each arm.',
+    ),
+)
+WHAT_IS_REPORTED = (
+    click.option(
+        '--split',
+        type=click.Choice(('val', 'test')),
+        default='val',
+        show_default=True,
+        help="test: evaluate the last checkpoints on CONFIG's test data too.",
+    ),
+    click.option(
+        '--against',
+        type=ListType(),
+        default='',
+        help='Arms to list the differences to, too, as in --against lgd.  [default: the baseline '
+        'alone]',
+    ),
+    click.option(
+        '--report-only',
+        is_flag=True,
+        help='Train nothing; report what has results (with --arms: these alone).',
+    ),
+    click.option(
+        '--model-zoo',
+        is_flag=True,
+        help="List beside it the AP of mmdet's model zoo and of the papers (COCO).",
+    ),
+)
+
+
+def compare_options(function: Any) -> Any:
+    """Add the options."""
+    for option in reversed((*WHAT_IS_COMPARED, *HOW_IT_IS_RUN, *WHAT_IS_REPORTED)):
+        function = option(function)
+    return function
+
+
+@click.command(cls=Command)
+@config_argument(required=False, keep_scope=True)
+@overrides_argument
+@compare_options
+def compare(overrides: tuple[str, ...], **options: Any) -> int:
+    """Train a detector in several ways with several seeds, and compare: does it help on my data?
+
+    Every arm is trained with every seed on the same data and schedule, each run in a process of its
+    own. At the end: tables with intervals (Markdown, CSV, JSON) and plots. The same command again
+    goes on where it was stopped. CONFIG has a stock detector or a distiller; --report-only needs
+    none.
+
+    \b
+    Examples:
+      mmdet-sssd compare my_config.py --arms baseline,lgd,sssd --seeds 5
+      mmdet-sssd compare my_config.py --sweep distill_coef=1,3,10,30 --work-dir work_dirs/coef
+      mmdet-sssd compare --report-only --results work_dirs/compare_my_config/results
+    """
+    from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+
+    os.environ.setdefault(DEBUG, '1')  # logs of runs have it all
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)  # what was started is stopped
+    study = Study(StudyOptions(cfg_options=parsed(overrides), command=command_line(), **options))
+    try:
+        failures = study.run()
+    except KeyboardInterrupt:
+        click.echo('stopped; the same command goes on from the last checkpoints', err=True)
+        return STOPPED
+    return USER_ERROR if failures else 0
+
+
+@click.command(cls=Command)
+@click.argument(
+    'folders', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='FOLDER...'
+)
+@click.option('--arms', type=ListType(), help='Which arms.  [default: all that two folders share]')
+@click.option(
+    '--against',
+    type=ListType(),
+    default='baseline',
+    show_default=True,
+    help='Arms to list the differences to.',
+)
+@click.option(
+    '--out', type=Path, default=Path('work_dirs/pool'), show_default=True, help='Where to write.'
+)
+def pool(folders: tuple[Path, ...], arms: list[str] | None, against: list[str], out: Path) -> int:
+    """Pool several comparisons: what to expect on a pair of detector and data set of your own.
+
+    FOLDER has the results of `compare` for one detector on one data set. Each counts alike; the
+    report has the mean over them with its interval, and a plot.
+
+    \b
+    Example:
+      mmdet-sssd pool work_dirs/compare_a/results work_dirs/compare_b/results --against baseline,lgd
+    """
+    from mmdet_sssd.commands.comparison.pool import write_pool
+
+    click.echo(write_pool(out, folders, arms, against))
+    return 0
+
+
+def command_line() -> str:
+    """Write down what was called, with the environment that configs for one's own data read."""
+    names = sorted(name for name in os.environ if name.startswith('SSSD_'))
+    settings = [f'{name}={shlex.quote(os.environ[name])}' for name in names]
+    args = sys.argv[1:] if sys.argv[1:2] != ['compare'] else sys.argv[2:]
+    return ' '.join([*settings, 'mmdet-sssd compare', shlex.join(args)])

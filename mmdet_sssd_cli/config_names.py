@@ -1,0 +1,108 @@
+"""Configs by name: files, those that come with this package, and those of mmdet."""
+
+import difflib
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+
+class ConfigType(click.ParamType):
+    """A config: a file, the name of one of this package's, or ``mmdet::FOLDER/NAME.py``.
+
+    Args:
+        keep_scope: Whether ``mmdet::…`` is left as it is, and not turned into a path.
+    """
+
+    name = 'config'
+
+    def __init__(self, keep_scope: bool = False) -> None:
+        self.keep_scope = keep_scope
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Find it.
+
+        Raises:
+            ClickException: if it is not there; the message has names that are like it.
+        """
+        found = find_config(value)
+        return value if self.keep_scope and '::' in value else found
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete files and the names of this package's configs."""
+        names = [CompletionItem(x) for x in shipped_configs() if x.startswith(incomplete)]
+        return [*names, CompletionItem(incomplete, type='file')]
+
+
+def find_config(name: str) -> str:
+    """Find a config's file.
+
+    Args:
+        name: A path, the name of a config of this package with ``.py`` or without, or one in the
+            folder of configs of another package, such as ``'mmdet::fcos/….py'``.
+
+    Raises:
+        ClickException: if it is not there.
+    """
+    if os.path.isfile(name):
+        return name
+    if '::' in name:
+        package, _, path = name.partition('::')
+        folder = configs_of(package)
+        if folder and (folder / path).is_file():
+            return str(folder / path)
+    elif (shipped := shipped_configs().get(name.removesuffix('.py'))) and os.sep not in name:
+        return str(shipped)
+    raise click.ClickException(f'there is no config {name}{_like(name)}')
+
+
+@cache
+def shipped_configs() -> dict[str, Path]:
+    """Give this package's configs by name."""
+    folder = configs_of('mmdet_sssd')
+    paths = sorted(folder.rglob('*.py')) if folder else []
+    return {path.stem: path for path in paths if '_base_' not in path.parts}
+
+
+@cache
+def configs_of(package: str) -> Path | None:
+    """Find a package's folder of configs, installed or in its sources, without importing it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    root = Path(next(iter(spec.submodule_search_locations)))
+    folders = (root / '.mim/configs', root.parent / 'configs')
+    return next((folder.resolve() for folder in folders if folder.is_dir()), None)
+
+
+def detectors_list() -> Path:
+    """Find the list of detectors that were tried, installed or in the sources."""
+    root = Path(next(iter(importlib.util.find_spec('mmdet_sssd').submodule_search_locations)))
+    paths = (root / '.mim/detectors.md', root.parent / 'docs/detectors.md')
+    return next(path for path in paths if path.is_file())
+
+
+def _like(name: str) -> str:
+    """Say which configs have names like one that is not there, and what is accepted."""
+    stem = Path(name.partition('::')[2] or name).stem
+    folder = Path(name).parent
+    here = {path.stem: path for path in folder.glob('*.py')} if folder.is_dir() else {}
+    mmdet = configs_of('mmdet')
+    stock = mmdet.glob('[!_]*/*.py') if mmdet else ()
+    known = {
+        **{path.stem: f'mmdet::{path.parent.name}/{path.name}' for path in stock},
+        **{stem: stem for stem in shipped_configs()},
+        **here,
+    }
+    matches = [str(known[x]) for x in difflib.get_close_matches(stem, known, n=2, cutoff=0.75)]
+    if matches:
+        return f'; did you mean {" or ".join(matches)}?'
+    return '; accepted: a file, a name of one that comes with mmdet_sssd, or mmdet::FOLDER/NAME.py'

@@ -1,0 +1,196 @@
+"""What files are made of files: configs, checkpoints, annotations, data."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .config_names import ConfigType
+from .group import Command
+from .parameters import ListType, config_argument
+
+LOSSES = ('JSDistanceLoss', 'NormedMSELoss', 'SSIMLoss')
+DIMS = ('spatial', 'channel', 'all')
+POLICIES = ('step', 'inverse_lr', 'constant')
+
+
+def _distillation_options(function: Any) -> Any:
+    """Add what is set in ``model`` and in the hooks."""
+    options = [
+        click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
+        click.option('--dim', type=click.Choice(DIMS), help='What its distributions run over.'),
+        click.option('--tau', type=float, help='Its temperature.  [default: 1]'),
+        click.option(
+            '--distill-coef', type=float, help="λ.  [default: the loss's; JSDistanceLoss: 10]"
+        ),
+        click.option(
+            '--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'
+        ),
+        click.option('--factor', type=float, help='What a step multiplies λ by.  [default: 2]'),
+        click.option('--max-decays', type=int, help='Number of steps, -1: no limit.  [default: 1]'),
+        click.option(
+            '--context-box/--no-context-box',
+            default=None,
+            help='An object as large as the image in each image.  [default: on]',
+        ),
+        click.option(
+            '--detach-appearance/--no-detach-appearance',
+            default=None,
+            help="Keep the teacher's gradients from neck and backbone.  [default: off]",
+        ),
+        click.option(
+            '--masks',
+            is_flag=True,
+            help='Instance masks as regions; the pipelines are made to load them.',
+        ),
+        click.option(
+            '--economy',
+            is_flag=True,
+            help='The cheapest settings: a step costs about 1.2 times that of stock, not 2 times.',
+        ),
+        click.option(
+            '--from-scratch',
+            is_flag=True,
+            help='For a backbone without pretrained weights: train it from the first iteration.',
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(cls=Command)
+@config_argument(keep_scope=True)
+@click.option('--out', type=Path, required=True, help='Config file to write.')
+@click.option('--force', is_flag=True, help='Replace --out if it is there.')
+@click.option('--no-build', is_flag=True, help='Write it without building the model.')
+@_distillation_options
+@click.option('--data-root', help='Folder of your own data set, in COCO format.')
+@click.option('--train-ann', help='Annotation file to train on, in --data-root.')
+@click.option('--val-ann', help='Annotation file to validate and test on, in --data-root.')
+@click.option('--train-img', help='Image folder to train on, in --data-root.')
+@click.option('--val-img', help='Image folder to validate and test on, in --data-root.')
+@click.option(
+    '--classes',
+    type=ListType(),
+    metavar='NAME,NAME,…',
+    help='Class names.  [default: read from the annotation file, if --data-root or --train-ann is '
+    'given]',
+)
+def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **options: Any) -> None:
+    """Write the distilled config of a stock config: a short file that inherits it.
+
+    \b
+    Examples:
+      mmdet-sssd wrap mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
+      mmdet-sssd wrap mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py --out my_config.py \\
+          --data-root data/cells --train-ann train.json --val-ann val.json
+    """
+    from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+    from mmdet_sssd.errors import ConfigError
+
+    if out.exists() and not force:
+        raise ConfigError(f'--out {out} is there already; --force replaces it')
+    wrapping = WrappingOptions(**options, masks=masks or None)
+    notes = write_wrapped_config(config, out, wrapping, not no_build)
+    click.echo(f'{out} distills {config}; check it with data: mmdet-sssd dry-run {out}')
+    for note in notes:
+        click.echo(f'note: {note}')
+
+
+@click.command(cls=Command)
+@click.argument('checkpoint')
+@click.option('--out', required=True, help='Folder to write to; made if it is not there.')
+@click.option(
+    '--config',
+    type=ConfigType(),
+    help="The run's config.  [default: the one in the checkpoint]",
+)
+@click.option('--name', help="What the files are called.  [default: the checkpoint's name]")
+def export(checkpoint: str, out: str, config: str | None, name: str | None) -> None:
+    """Write the student of a checkpoint as a stock checkpoint and a stock config.
+
+    Stock mmdet runs them without this package.
+
+    \b
+    Example:
+      mmdet-sssd export work_dirs/my_config/epoch_12.pth --out exported
+    """
+    from mmdet_sssd.checkpoints import export_student
+
+    export_student(checkpoint, out, config, name)
+
+
+@click.command(cls=Command, name='pseudo-labels')
+@config_argument()
+@click.argument('checkpoint')
+@click.option('--ann', required=True, help='COCO file that lists the images.')
+@click.option('--img-dir', required=True, help='Folder of the images.')
+@click.option('--out', required=True, help='COCO annotation file to write.')
+@click.option(
+    '--score-thr', type=float, default=0.4, show_default=True, help='Least score of a box.'
+)
+@click.option('--device', help='Where to predict.  [default: a GPU if there is one]')
+def pseudo_labels(ann: str, out: str, **options: Any) -> None:
+    """Write a detector's detections as COCO annotations of images that have none.
+
+    Images on which nothing is found stay in the file. A distiller's config means its student.
+
+    \b
+    Example:
+      mmdet-sssd pseudo-labels teacher.py teacher.pth --ann unlabelled.json \\
+          --img-dir data/cells/images --out data/cells/annotations/pseudo.json
+    """
+    from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
+
+    num_images, num_boxes = make_pseudo_labels(ann_file=ann, out=out, **options)
+    click.echo(f'{num_boxes} boxes on {num_images} images lie in {out}')
+
+
+@click.command(cls=Command, name='convert-lgd')
+@click.argument('checkpoint')
+@click.option('--out', required=True, help='File to write.')
+@click.option(
+    '--no-context-box',
+    'context_box',
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help='The teacher was trained without a context box (addCtxBox=NO in the name of its config: '
+    'FCOS R-50, Faster R-CNN, Mask R-CNN).',
+)
+def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
+    """Convert teacher and adapter of one of LGD's released checkpoints.
+
+    CHECKPOINT is one of the reference code, with its weights under "model". The student in it, a
+    detectron2 model, is not converted.
+
+    \b
+    Example:
+      mmdet-sssd convert-lgd model_final.pth --out lgd_retinanet.pth
+      mmdet-sssd train lgd_retinanet_r50_fpn_ms-2x_coco load_from=lgd_retinanet.pth
+    """
+    from mmdet_sssd.checkpoints import convert_lgd
+
+    convert_lgd(checkpoint, out, context_box)
+
+
+@click.command(cls=Command)
+@click.argument('out', type=Path)
+@click.option('--train', default=400, show_default=True, help='Training images.')
+@click.option('--val', default=100, show_default=True, help='Validation images.')
+@click.option('--size', default=128, show_default=True, help='Side of an image in pixels.')
+@click.option('--seed', default=0, show_default=True, help='What the drawings depend on.')
+def shapes(out: Path, **options: int) -> None:
+    """Draw a small COCO-format data set of shapes into the folder OUT, to try things out.
+
+    It has boxes, instance masks and five classes. The same options give the same files.
+
+    \b
+    Example:
+      mmdet-sssd shapes data/shapes --train 1000 --size 192
+    """
+    from mmdet_sssd.commands.shapes import CLASSES, draw_data_set
+
+    draw_data_set(out, **options)
+    click.echo(f'{options["train"]} + {options["val"]} images of {", ".join(CLASSES)} lie in {out}')

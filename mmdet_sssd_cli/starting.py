@@ -1,0 +1,99 @@
+"""The first steps: is everything there, and does it work?"""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from .group import Command
+
+PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet_sssd')
+
+
+@click.command(cls=Command, name='setup-check')
+def setup_check() -> None:
+    """Say what is installed and on what it runs, and what to do if something is missing.
+
+    \b
+    Example:
+      mmdet-sssd setup-check
+    """
+    click.echo(f'{"Python":<12}{platform.python_version()} ({sys.executable})')
+    for name in PACKAGES:
+        click.echo(f'{name:<12}{_version(name)}')
+    click.echo(f'{"mmcv ops":<12}{_ops()}')
+    click.echo(f'{"devices":<12}{_devices()}')
+    import mmdet_sssd  # noqa: F401  (says what is missing)
+
+    click.echo('ready')
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return 'not installed'
+
+
+def _ops() -> str:
+    """Say where mmcv's compiled ops run: a box is suppressed on each kind of device."""
+    try:
+        import torch
+        from mmcv.ops import nms
+    except Exception as error:
+        return f'none ({_first_line(error)})'
+    works = []
+    for device in ['cpu', *['cuda'] * torch.cuda.is_available()]:
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
+        try:
+            nms(boxes, torch.ones(1, device=device), 0.5)
+            works.append(device)
+        except Exception as error:
+            works.append(f'not on {device} ({_first_line(error)})')
+    return ', '.join(works)
+
+
+def _devices() -> str:
+    try:
+        import torch
+    except Exception as error:
+        return f'unknown ({_first_line(error)})'
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = f'CPU, {torch.get_num_threads()} threads'
+    if not gpus:
+        built = f'torch is built for CUDA {torch.version.cuda}' if torch.version.cuda else ''
+        return f'{cpu}; no GPU{built and f" ({built})"}'
+    return ', '.join([*gpus, cpu]) + f' (CUDA {torch.version.cuda})'
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f'{type(error).__name__}: {lines[0] if lines else ""}'
+
+
+@click.command(cls=Command)
+@click.option(
+    '--out',
+    type=Path,
+    default='work_dirs/quickstart',
+    show_default=True,
+    help='Folder for everything.',
+)
+@click.option('--epochs', default=28, show_default=True, help='How long to train.')
+@click.option('--train', default=400, show_default=True, help='Training images.')
+@click.option('--val', default=100, show_default=True, help='Validation images.')
+def quickstart(out: Path, epochs: int, train: int, val: int) -> None:
+    """Draw a small data set, train an SSSD detector on it, evaluate it and draw its predictions.
+
+    Takes about 5 minutes on 2 CPU cores. `bash tools/quickstart.sh` in a checkout sets up what is
+    needed before.
+
+    \b
+    Example:
+      mmdet-sssd quickstart
+    """
+    from mmdet_sssd.commands.quickstart import run_quickstart
+
+    run_quickstart(out, epochs, train, val)

@@ -1,0 +1,118 @@
+"""Training and evaluation: mmdet's own, on a config that was checked before."""
+
+from typing import Any
+
+import click
+
+from .group import Command
+from .mim import go_on_in_child, is_child_of_mim
+from .parameters import KEY_VALUE, config_argument, overrides_argument
+
+launcher_option = click.option(
+    '--launcher',
+    type=click.Choice(['none', 'pytorch', 'slurm', 'mpi']),
+    default='none',
+    show_default=True,
+    help='What started this process and its siblings.',
+)
+local_rank_option = click.option(
+    '--local-rank', '--local_rank', type=int, hidden=True, help='of torch.distributed.launch'
+)
+
+
+@click.command(cls=Command)
+@config_argument()
+@overrides_argument
+@click.option('--work-dir', help='Logs and checkpoints.  [default: work_dirs/CONFIG]')
+@click.option('--dry-run', is_flag=True, help='Do as dry-run does; train and write nothing.')
+@click.option('--amp', is_flag=True, help='Automatic mixed precision.')
+@click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
+@click.option(
+    '--resume',
+    is_flag=False,
+    flag_value='auto',
+    metavar='[FILE]',
+    help='Go on from the latest checkpoint in the work directory, or from FILE.',
+)
+@launcher_option
+@local_rank_option
+def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+    """Train a detector.
+
+    CONFIG is a file, the name of a config that comes with mmdet_sssd, or mmdet::FOLDER/NAME.py;
+    KEY=VALUE changes it.
+
+    \b
+    Examples:
+      mmdet-sssd train my_config.py
+      mmdet-sssd train sssd_retinanet_r50_fpn_2x_coco data_root=/data/coco/
+      mmdet-sssd train my_config.py model.distill_coef=3 model.distill_loss.dim=channel
+      mmdet-sssd train my_config.py --resume
+      torchrun --nproc-per-node 8 -m mmdet_sssd train my_config.py --launcher pytorch
+    """
+    if KEY_VALUE.match(options['resume'] or ''):  # --resume KEY=VALUE
+        overrides = (options['resume'], *overrides)
+        options['resume'] = 'auto'
+    if is_child_of_mim():
+        go_on_in_child()
+
+    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+
+    args = [config, *as_arguments(options)]
+    run_mmdet_tool('train', args, list(overrides), stages=('train', 'val'), dry_run=dry_run)
+
+
+@click.command(cls=Command, name='dry-run')
+@config_argument()
+@overrides_argument
+@click.option('--work-dir', help='Where --resume looks.  [default: work_dirs/CONFIG]')
+@click.option('--amp', is_flag=True, help='Automatic mixed precision.')
+@click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
+@click.option('--resume', is_flag=True, help="Start from the work directory's checkpoint.")
+def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: Any) -> None:
+    """Rehearse a training run and write nothing.
+
+    Checks data, labels and weights, runs one training step and one validation batch, and says what
+    was found.
+
+    \b
+    Example:
+      mmdet-sssd dry-run my_config.py train_dataloader.batch_size=4
+    """
+    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+
+    args = [config, *as_arguments({**options, 'resume': resume})]
+    run_mmdet_tool('train', args, list(overrides), stages=('train', 'val'), dry_run=True)
+
+
+@click.command(cls=Command)
+@config_argument()
+@click.argument('checkpoint')
+@overrides_argument
+@click.option('--work-dir', help='File of the metrics.  [default: work_dirs/CONFIG]')
+@click.option('--out', metavar='FILE.pkl', help='Write the predictions.')
+@click.option('--show', is_flag=True, help='Show the predictions in a window.')
+@click.option('--show-dir', metavar='DIR', help='Draw the predictions, in the work directory.')
+@click.option('--wait-time', type=float, help='Seconds between two of --show.  [default: 2]')
+@click.option('--tta', is_flag=True, help='Test-time augmentation.')
+@launcher_option
+@local_rank_option
+def test(config: str, checkpoint: str, overrides: tuple[str, ...], **options: Any) -> None:
+    """Evaluate a checkpoint.
+
+    \b
+    Example:
+      mmdet-sssd test my_config.py work_dirs/my_config/epoch_12.pth
+    """
+    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+
+    args = [config, checkpoint, *as_arguments(options)]
+    run_mmdet_tool('test', args, list(overrides), stages=('test',))
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Write options as mmdet's tools take them."""
+    given = {
+        f'--{name.replace("_", "-")}': x for name, x in options.items() if x not in (None, False)
+    }
+    return [text for name, x in given.items() for text in ([name] if x is True else [name, str(x)])]

@@ -1,0 +1,234 @@
+"""What every command does: help at once, one line for what is wrong, exit codes that mean something."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mmdet_sssd
+from mmdet_sssd.environment import REBUILD_MMCV
+from mmdet_sssd_cli import config_names
+from mmdet_sssd_cli.commands import command_line
+from mmdet_sssd_cli.group import ending
+
+from ..command import error_of, run_command
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(command_line.commands)
+SHIPPED = 'sssd_retinanet_r50_fpn_2x_coco'
+
+
+def run_apart(code, **kwargs):
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *code], cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
+    )
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_s_help_has_an_example(name):
+    found = CliRunner().invoke(command_line, [name, '-h'])
+    assert (found.exit_code, found.stderr) == (0, '')
+    example = re.search(rf'Examples?:\n    mmdet-sssd {name}', found.stdout)
+    assert example, found.stdout
+    assert '--debug' in found.stdout
+    assert '--gpus' not in found.stdout  # mim would add that flag to every run
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_the_options_of_the_examples_are_the_command_s(name):
+    command = command_line.commands[name]
+    for line in re.findall(rf'^ *mmdet-sssd {name} (.*)', command.help.replace('\\\n', ''), re.M):
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r'--[\w-]+', line)) <= known
+
+
+def test_help_imports_nothing_that_is_slow():
+    code = (
+        'import sys; sys.argv = ["mmdet-sssd", "compare", "--help"]\n'
+        'from mmdet_sssd_cli import main\n'
+        'try: main()\n'
+        'finally: assert not {"torch", "mmengine", "mmdet_sssd", "rich"} & set(sys.modules)'
+    )
+    assert run_apart(['-c', code]).returncode == 0
+
+
+def test_the_package_is_the_command_line_too_and_as_fast():
+    code = [*['-X', 'importtime', '-m', 'mmdet_sssd', '--help']]
+    found = run_apart(code)
+    assert found.returncode == 0
+    assert 'Usage: mmdet-sssd' in found.stdout
+    assert 'torch' not in found.stderr
+    assert run_apart(['-m', 'mmdet_sssd', '--version']).stdout == (
+        f'mmdet_sssd {mmdet_sssd.__version__}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ('args', 'code', 'message'),
+    [
+        (['trian', 'a.py'], 2, "No such command 'trian'. Did you mean 'train'? See mmdet-sssd -"),
+        (
+            ['train', SHIPPED, '--work-dirr', 'a'],
+            2,
+            "No such option '--work-dirr'. Did you mean '--work-dir'? See mmdet-sssd train --help",
+        ),
+        (['train'], 2, "Missing argument 'CONFIG'. See mmdet-sssd train --help"),
+        (
+            ['train', SHIPPED, 'epoch_1.pth'],
+            2,
+            "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth' is",
+        ),
+        (
+            ['compare', SHIPPED, '--seeds', 'three'],
+            2,
+            "Invalid value for '--seeds': 'three'; accepted",
+        ),
+        (
+            ['train', 'sssd_retinanet_r50_fpn_2xcoco'],
+            1,
+            f'there is no config sssd_retinanet_r50_fpn_2xcoco; did you mean {SHIPPED} or ',
+        ),
+        (
+            ['wrap', 'mmdet::retinanet/retinanet_r18_fpn_1xcoco.py', '--out', 'a.py'],
+            1,
+            'there is no config mmdet::retinanet/retinanet_r18_fpn_1xcoco.py; did you mean '
+            'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py or ',
+        ),
+        (['train', 'faster-rcnn_r50_fpn_1x_coco'], 1, 'there is no config faster-rcnn_r50_fpn_1x_'),
+        (
+            ['dry-run', 'configs/nothing.py'],
+            1,
+            'there is no config configs/nothing.py; accepted: a',
+        ),
+    ],
+)
+def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, message):
+    assert error_of(*args, code=code).startswith(message)
+    assert len(run_command(*args)[1].splitlines()) == 1
+
+
+def test_configs_are_found_by_name_path_and_scope(tmp_path, monkeypatch):
+    path = ROOT / f'configs/sssd/{SHIPPED}.py'
+    assert config_names.find_config(SHIPPED) == config_names.find_config(f'{SHIPPED}.py')
+    assert Path(config_names.find_config(SHIPPED)) == path
+    assert config_names.find_config(str(path)) == str(path)
+    own = tmp_path / f'{SHIPPED}.py'
+    own.write_text('')
+    monkeypatch.chdir(tmp_path)
+    assert config_names.find_config(own.name) == own.name  # what lies here comes first
+    assert Path(
+        config_names.find_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+    ).is_file()
+
+
+def test_configs_are_found_in_the_sources_without_links(tmp_path, monkeypatch):
+    """As in an editable install of a checkout whose links are files, on a system without links."""
+    package = tmp_path / 'mmdet_sssd'
+    (package / '.mim').mkdir(parents=True)
+    (package / '__init__.py').write_text('')
+    (package / '.mim/configs').write_text('../../configs')
+    (tmp_path / 'configs/sssd').mkdir(parents=True)
+    (tmp_path / 'configs/sssd/a.py').write_text('')
+    code = 'from mmdet_sssd_cli.config_names import find_config; print(find_config("a"))'
+    found = run_apart(
+        ['-c', f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; {code}']
+    )
+    assert found.stdout.strip() == str(tmp_path / 'configs/sssd/a.py')
+
+
+def test_names_of_commands_and_configs_are_completed(monkeypatch):
+    def complete(words):
+        monkeypatch.setenv('_MMDET_SSSD_COMPLETE', 'bash_complete')
+        monkeypatch.setenv('COMP_WORDS', words)
+        monkeypatch.setenv('COMP_CWORD', str(len(words.split()) - 1))
+        return CliRunner().invoke(command_line, []).stdout.split()
+
+    assert complete('mmdet-sssd conv') == ['plain,convert-lgd']
+    assert f'plain,{SHIPPED}' in complete('mmdet-sssd train sssd_retinanet_r50_fpn_2')
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (KeyboardInterrupt(), 130, 'interrupted'),
+        (click.UsageError('no\nline'), 2, 'error: no line'),
+        (mmdet_sssd.ConfigError('is 2; accepted: 1', 'a.b'), 1, 'error: a.b is 2; accepted: 1'),
+        (PermissionError(13, 'Permission denied', '/x'), 1, 'error: /x: Permission denied'),
+        (
+            SyntaxError('invalid syntax', ('my.py', 3, 1, 'a b')),
+            1,
+            'error: my.py, line 3: invalid syntax',
+        ),
+        (torch.OutOfMemoryError('CUDA'), 1, 'error: out of GPU memory; accepted: a smaller '),
+        (
+            AssertionError('Torch not compiled with CUDA enabled'),
+            1,
+            'error: Torch not compiled with CUDA enabled',
+        ),
+        (ZeroDivisionError('by 0'), 70, 'bug: ZeroDivisionError: by 0'),
+    ],
+)
+def test_ends(error, code, line):
+    found, message = ending(error)
+    assert found == code
+    assert message.startswith(line)
+
+
+def test_a_bug_keeps_its_traceback_in_a_file_and_debug_shows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr('mmdet_sssd.commands.shapes.draw_data_set', lambda *_, **__: 1 / 0)
+    code, stderr = run_command('shapes', tmp_path / 'a')
+    (path,) = re.fullmatch(r'bug: ZeroDivisionError: .* \(traceback: (.*)\)\n', stderr).groups()
+    assert code == 70
+    assert 'Traceback' in Path(path).read_text()
+    code, stderr = run_command('shapes', tmp_path / 'a', '--debug')
+    assert code == 70
+    assert 'Traceback' in stderr
+    assert stderr.splitlines()[-1].startswith('bug: ZeroDivisionError')
+    assert 'Traceback' not in run_command('shapes', tmp_path / 'a')[1]  # nothing stays
+
+
+def test_setup_check_says_what_there_is(capsys):
+    assert run_command('setup-check') == (0, '')
+    out = capsys.readouterr().out
+    for name, version in (('torch', torch.__version__), ('mmcv ops', 'cpu')):
+        assert re.search(rf'^{name} +{re.escape(version)}', out, re.M)
+    assert out.splitlines()[-1] == 'ready'
+
+
+def test_setup_check_works_where_nothing_else_does(tmp_path):
+    """Where ``import mmdet_sssd`` fails: mmcv has no ops, as a wheel that was built without torch."""
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv/__init__.py').write_text('')
+    (tmp_path / 'mmcv/ops.py').write_text('raise ImportError("No module named mmcv._ext")')
+    code = 'from mmdet_sssd_cli import main; main("setup-check")'
+    path = f'sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]'
+    found = run_apart(['-c', f'import sys; {path}; {code}'])
+    assert found.returncode == 1
+    assert re.search('^mmcv ops +none .*No module named mmcv._ext', found.stdout, re.M)
+    (line,) = found.stderr.splitlines()
+    assert line.startswith('error: mmcv 2.1.0 has no compiled ops')
+    assert 'bash tools/setup.sh' in line
+    assert REBUILD_MMCV in line
+
+
+def test_the_detectors_that_were_tried_are_listed(capsys):
+    assert run_command('detectors')[0] == 0
+    distilled, no_stock, out_of_scope = capsys.readouterr().out.split('\n\n')
+    counts = [len(x.splitlines()) - 1 for x in (distilled, no_stock, out_of_scope)]
+    assert counts == [96, 6, 13]
+    assert '  mmdet::atss/atss_r50_fpn_1x_coco.py\n' in distilled
+    assert 'convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py (needs mmpretrain)' in no_stock
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
+def test_the_tools_of_mim_are_commands(path):
+    (name,) = re.findall(r"main\('([\w-]+)'\)", path.read_text())
+    assert name in COMMANDS

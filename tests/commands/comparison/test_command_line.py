@@ -1,0 +1,42 @@
+"""What `compare` takes from its command line."""
+
+import os
+import shlex
+import sys
+
+import click
+import pytest
+
+from mmdet_sssd_cli.compare import SeedsType, command_line
+
+from ...command import error_of
+
+
+@pytest.mark.parametrize('command', [['mmdet-sssd', 'compare'], ['compare.py']])
+def test_the_command_is_kept_as_it_can_be_given_again(monkeypatch, command):
+    for name in [name for name in os.environ if name.startswith('SSSD_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, 'argv', [*command, 'my config.py', '--seeds', '3,'])
+    monkeypatch.setenv('SSSD_DATA_ROOT', 'data/a b')
+    found = command_line()
+    assert found == "SSSD_DATA_ROOT='data/a b' mmdet-sssd compare 'my config.py' --seeds 3,"
+    assert shlex.split(found)[-3:] == ['my config.py', '--seeds', '3,']
+
+
+@pytest.mark.parametrize(
+    ('text', 'seeds'), [('3', [0, 1, 2]), ('3,', [3]), ('3,4, 5', [3, 4, 5]), ('0,', [0])]
+)
+def test_seeds_are_a_number_of_them_or_they_themselves(text, seeds):
+    assert SeedsType().convert(text, None, None) == seeds
+
+
+@pytest.mark.parametrize('text', ['0', '', ',', 'a', '-1', '1.5'])
+def test_what_are_no_seeds_is_refused(text):
+    with pytest.raises(click.BadParameter, match='accepted: a number above 0, or seeds like'):
+        SeedsType().convert(text, None, None)
+
+
+def test_options_that_do_not_go_together_are_refused():
+    assert error_of('compare').startswith('CONFIG is missing; only --report-only')
+    assert error_of('compare', '--report-only').startswith('--report-only needs --results')
+    assert 'jobs is 0' in error_of('compare', 'fcos_r18-small_own-data', '--jobs', 0)

@@ -1,0 +1,102 @@
+import re
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdet_sssd.commands.visualization import image_features
+
+from ...command import error_of, run_command
+from ...small_runner import LABELS_FIRST, LABELS_LAST, LOAD_IMAGE, PACK, draw_shapes, small_runner
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Data, config and checkpoint of a run."""
+    folder = tmp_path_factory.mktemp('visualize')
+    runner = small_runner(folder / 'run', draw_shapes(folder / 'shapes'))
+    runner.cfg.dump(folder / 'config.py')
+    runner.save_checkpoint(
+        str(folder), 'trained.pth', save_optimizer=False, save_param_scheduler=False
+    )
+    student = dict(meta={}, state_dict=runner.model.student.state_dict())
+    torch.save(student, folder / 'student.pth')
+    return folder
+
+
+def changed_config(folder, options=None, pipeline=None):
+    cfg = Config.fromfile(folder / 'config.py')
+    cfg.merge_from_dict(options or {})
+    if pipeline:
+        cfg.test_dataloader.dataset.pipeline = pipeline
+    cfg.dump(folder / 'changed.py')
+    return folder / 'changed.py'
+
+
+@pytest.mark.parametrize(
+    ('image', 'pipeline'),
+    [('val/000002.png', LABELS_LAST), ('{shapes}/train/000007.png', LABELS_FIRST)],
+    ids=['by the end of its path', 'from the training data'],
+)
+def test_an_image_is_drawn_with_its_labels_in_input_pixels(monkeypatch, trained, image, pipeline):
+    seen = []
+    look = image_features.look_at_features
+    monkeypatch.setattr(
+        image_features, 'look_at_features', lambda *args: seen.append(args[-1]) or look(*args)
+    )
+    shapes, out = trained / 'shapes', trained / 'out'
+    config = changed_config(trained, pipeline=pipeline)
+    image = image.format(shapes=shapes)
+    assert run_command('visualize', config, trained / 'trained.pth', image, '--out', out)[0] == 0
+    (sample,) = seen
+    assert sample.img_path == str(shapes / image.split('/', image.count('/') - 1)[-1])
+    boxes = sample.gt_instances.bboxes
+    assert boxes[:, 3].max() <= 48  # 64 pixels in the original, stretched to 96x48
+    assert boxes[:, 2].max() > 64
+    picture = cv2.imread(str(out / Path(image).name))
+    assert picture.shape[0] > 500
+    assert picture.std() > 30
+
+
+def test_an_image_without_labels_is_named_with_what_was_searched(trained):
+    config = changed_config(trained)
+    message = error_of('visualize', config, trained / 'trained.pth', '000001.png', 'other.png')
+    assert message.startswith('other.png is in none of the data sets of')
+    assert 'val.json (4 images)' in message
+    assert 'train.json (8 images)' in message
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(checkpoint='student.pth'),
+            r'.*student\.pth does not belong to .*changed\.py: the model needs .* found none; '
+            'accepted: a checkpoint that training with this config wrote',
+        ),
+        (dict(checkpoint='none.pth'), r'checkpoint .*none\.pth cannot be found'),
+        (
+            dict(options={'model.type': 'RetinaNet'}),
+            r'.*changed\.py has model\.type=RetinaNet; accepted: the config of an SSSDDistiller',
+        ),
+        (
+            dict(pipeline=[LOAD_IMAGE, PACK]),
+            r'.*test_dataloader\.dataset loads no gt_bboxes.*LoadAnnotations',
+        ),
+    ],
+    ids=['exported student', 'no checkpoint', 'stock config', 'no labels'],
+)
+def test_what_is_no_distiller_s_is_refused(trained, changes, message):
+    checkpoint = trained / changes.pop('checkpoint', 'trained.pth')
+    found = error_of('visualize', changed_config(trained, **changes), checkpoint, '000001.png')
+    assert re.match(message, found)
+
+
+def test_without_images_predictions_are_drawn_of_any_detector(trained, capsys):
+    out = trained / 'predicted'
+    command = ('visualize', changed_config(trained), trained / 'trained.pth', '--num-images', 2)
+    assert run_command(*command, '--out', out, 'val_dataloader.dataset.indices=3')[0] == 0
+    assert '2 images, ground truth left' in capsys.readouterr().out
+    assert cv2.imread(str(out / 'predictions.png')).shape == (246, 2 * (480 + 6), 3)
