@@ -64,7 +64,7 @@ def data(tmp_path, monkeypatch):
         ),
         (
             ['default_hooks.distill_coef.polcy=constant'],
-            'polcy is not a setting of AdaptiveDistillCoefHook; did you mean policy? Accepted: policy, ',
+            'polcy is not a setting of AdaptiveDistillCoefHook; did you mean policy? Accepted: ',
         ),
         (
             ['trian_cfg.max_epochs=2'],
