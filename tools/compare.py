@@ -102,7 +102,25 @@ def add_how(group: Any) -> None:
         help='results and reports; what has a result there is not trained again. Keep its '
         'results.json: --report-only makes the rest of it (default: WORK_DIR/results)',
     )
-    group.add_argument('--jobs', type=int, default=1, help='runs at a time; on GPUs one each')
+    group.add_argument(
+        '--jobs',
+        type=int,
+        help='runs at a time; on GPUs one each (default: 1; with --executor slurm what Slurm lets run)',
+    )
+    group.add_argument(
+        '--executor',
+        choices=('local', 'slurm'),
+        default='local',
+        help='where runs are started: on this machine, or as jobs of Slurm (default: local)',
+    )
+    group.add_argument(
+        '--slurm-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='options of sbatch for each run, as in partition=gpu time=240 gpus_per_node=1 (time in '
+        'minutes; signal_delay_s: how many seconds before that a run saves; default: 90)',
+    )
     group.add_argument(
         '--keep-checkpoints',
         choices=('none', 'last'),

@@ -27,7 +27,9 @@ from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGINT') if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ('SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGINT')
+    if hasattr(signal, name)
 )
 FORWARDED_WITHIN = 5  # seconds
 NOTICE = (
@@ -39,18 +41,18 @@ NOTICE = (
 class PreemptionHook(Hook):
     """Lets a run that gets a signal save a checkpoint and end, so that ``--resume`` goes on with it.
 
-    After SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) the run ends the iteration at hand, saves everything in
-    ``preempted.pth``, lets ``last_checkpoint`` name it, and ends with exit code 75 (EX_TEMPFAIL, "try
-    again later"). The resumed run equals one that was left alone to the bit, as far as
-    ``RandomStateHook`` goes, and removes that file when it has saved another checkpoint.
+    After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C (SIGINT) the run ends the iteration at hand, saves
+    everything in ``preempted.pth``, lets ``last_checkpoint`` name it, and ends with exit code 75
+    (EX_TEMPFAIL, "try again later"). The resumed run equals one that was left alone to the bit, as far
+    as ``RandomStateHook`` goes, and removes that file when it has saved another checkpoint.
 
     - With gradient accumulation the run ends after the optimizer's next step.
     - A validation is left; the resumed run starts with it. One that is computing its metrics is
       finished.
     - On several processes one signal is enough, whichever process gets it. All of them end after the
       same iteration, the one that follows the signal or the next.
-    - A second signal ends the process at once. (SIGTERM or SIGUSR1 that comes twice within 5 seconds
-      counts once: schedulers and launchers send the same one.)
+    - A second signal ends the process at once: Ctrl-C always, another one after 5 seconds. (Within
+      these it counts with the first: schedulers send several, and launchers hand them on.)
     - Worker processes of loaders leave these signals to the run.
 
     Signals that the process ignores stay ignored. Needs ``SafeCheckpointHook`` and
@@ -179,18 +181,18 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return  # signals are the main thread's
         train = type(runner).train.__code__
-        received: dict[int, float] = {}
+        forwarded_until = math.inf
 
         def handle(number: int, frame: FrameType | None) -> None:
-            age = time.monotonic() - received.get(number, -math.inf)
+            nonlocal forwarded_until
             if not _is_running(train, frame):  # training has failed: no iteration will end
                 _pass_on(number, self.handlers[number])
-            elif not received:
-                received[number] = time.monotonic()
+            elif self.signal is None:
+                forwarded_until = time.monotonic() + FORWARDED_WITHIN
                 self.signal = signal.Signals(number)
                 if runner.rank == 0:  # not by the logger, which may be at work
                     os.write(2, NOTICE.format(self.signal.name).encode())
-            elif number == signal.SIGINT or age > FORWARDED_WITHIN:
+            elif number == signal.SIGINT or time.monotonic() > forwarded_until:
                 _pass_on(number, signal.SIG_DFL)
 
         for number in SIGNALS:
