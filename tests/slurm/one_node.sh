@@ -21,7 +21,7 @@ SlurmctldHost=$node
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket,cred_expire=2
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 SlurmctldPort=26817
 SlurmdPort=26818
 StateSaveLocation=$folder/state

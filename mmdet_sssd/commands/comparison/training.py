@@ -76,7 +76,7 @@ class Job:
                 # Slurm cancels the job, or it queues it again. Both take until it ends the process:
                 # a job that ended first would count as failed.
                 while True:
-                    signal.pause()
+                    time.sleep(POLL)
             sys.exit(PreemptionHook.EXIT_CODE)
         return None
 
