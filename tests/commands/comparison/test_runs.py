@@ -3,6 +3,7 @@
 Jobs are done at once and in this process, but for the tests of jobs.
 """
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -312,6 +314,26 @@ def test_a_cell_that_others_train_is_waited_for(comparison):
         assert comparison.run(0, 1, on_change=watch) == []
     assert comparison.calls == ['arm 1']
     assert seen[-1] == [1, 0]
+
+
+def test_two_at_once_train_each_cell_once(comparison):
+    """As two machines do that share the folders; each packs all results in the end."""
+
+    def take_part() -> None:
+        assert comparison.run(*range(6)) == []
+        with locked(comparison.results.lock):
+            comparison.results.pack(f'compare {os.getpid()}')
+
+    both = [get_context('fork').Process(target=take_part) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(comparison.calls) == [f'arm {seed}' for seed in range(6)]
+    packed = json.loads(comparison.results.file.read_text())
+    assert len(packed['commands']) == 2
+    assert list(packed['arms']['arm']['seeds']) == [str(seed) for seed in range(6)]
 
 
 def test_a_cell_that_others_left_is_trained(comparison):
