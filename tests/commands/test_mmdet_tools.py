@@ -145,10 +145,9 @@ def test_errors_that_are_not_the_user_s_keep_their_traceback():
         1 / 0  # noqa: B018
 
 
-def test_a_task_of_slurm_finds_the_others_as_torchrun_s_processes_do(monkeypatch, tmp_path):
-    (tmp_path / 'scontrol').write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames a[1-2]" ] && echo a1; echo a2'
-    )
+def test_a_task_of_slurm_finds_the_others_as_torchrun_s_processes_do(tmp_path):
+    script = '#!/bin/sh\n[ "$*" = "show hostnames a[1-2]" ] && echo a1; echo a2'
+    (tmp_path / 'scontrol').write_text(script)
     (tmp_path / 'scontrol').chmod(0o755)
     task = dict(SLURM_NODELIST='a[1-2]', SLURM_PROCID='3', SLURM_LOCALID='1', SLURM_NTASKS='4')
     given = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'MASTER_PORT': '23456', **task}
