@@ -65,7 +65,7 @@ def sbatch_file() -> str:
     text = (ROOT / 'docs/scaling.md').read_text()
     (script,) = re.findall(r'```bash\n(#!/bin/bash\n.*?)```', text, re.DOTALL)
     size = '--nodes=1 --ntasks-per-node=2 --cpus-per-task=1'
-    return re.sub(r'--nodes=.*', size, script)
+    return re.sub(r'--nodes=.*', size, script).replace('my_config.py', 'config.py')
 
 
 def wait_until(condition, what: str) -> None:
