@@ -68,7 +68,25 @@ HOW_IT_IS_RUN = (
         help='Results and reports; what has a result there is not trained again. Keep its '
         'results.json: --report-only makes the rest of it.  [default: WORK_DIR/results]',
     ),
-    click.option('--jobs', default=1, show_default=True, help='Runs at a time; on GPUs one each.'),
+    click.option(
+        '--jobs',
+        type=int,
+        help='Runs at a time; on GPUs one each.  [default: 1; with --executor slurm what Slurm lets run]',
+    ),
+    click.option(
+        '--executor',
+        type=click.Choice(('local', 'slurm')),
+        default='local',
+        show_default=True,
+        help='Where runs are started: on this machine, or as jobs of Slurm.',
+    ),
+    click.option(
+        '--slurm-options',
+        type=ListType(),
+        default='',
+        help='Options of sbatch for each run, as in partition=gpu,time=240,gpus_per_node=1 (time in '
+        'minutes; signal_delay_s: how many seconds before that a run saves, 90 unless given).',
+    ),
     click.option(
         '--keep-checkpoints',
         type=click.Choice(('none', 'last')),
@@ -143,6 +161,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     os.environ.setdefault(DEBUG, '1')  # logs of runs have it all
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)  # what was started is stopped
+    options['slurm_options'] = parsed(tuple(options['slurm_options']))
     study = Study(StudyOptions(cfg_options=parsed(overrides), command=command_line(), **options))
     try:
         failures = study.run()

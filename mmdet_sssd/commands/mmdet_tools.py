@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,8 +88,8 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
                 cfg.load_from_at_start = _given_load_from(cfg)
             if cfg.get('launcher') == 'pytorch':
                 _check_restarts()
-                if get_device() == 'cpu':
-                    _join_cpu_processes(cfg)
+            if cfg.get('launcher') in ('pytorch', 'slurm') and get_device() == 'cpu':
+                _join_cpu_processes(cfg)
             build = partial(_without_old_news, partial(from_cfg, cls))
             return DryRun(cfg, build) if dry_run else build(cfg)
 
@@ -140,7 +141,9 @@ def _check_restarts() -> None:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Join torchrun's processes without a GPU; mmengine would look for one in each."""
+    """Join the processes of torchrun or srun without a GPU; mmengine would look for one in each."""
+    if cfg.launcher == 'slurm':
+        _speak_as_torchrun()
     torch.distributed.init_process_group('gloo')
     cfg.setdefault(
         'model_wrapper_cfg',
@@ -150,4 +153,18 @@ def _join_cpu_processes(cfg: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         ),
+    )
+
+
+def _speak_as_torchrun() -> None:
+    """Give a task of Slurm the variables that torchrun would set, as mmengine does it on GPUs."""
+    hosts = subprocess.check_output(
+        ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], text=True
+    )
+    os.environ.setdefault('MASTER_ADDR', hosts.split()[0])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    os.environ.update(
+        RANK=os.environ['SLURM_PROCID'],
+        LOCAL_RANK=os.environ['SLURM_LOCALID'],
+        WORLD_SIZE=os.environ['SLURM_NTASKS'],
     )

@@ -27,7 +27,9 @@ from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGINT') if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ('SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGINT')
+    if hasattr(signal, name)
 )
 FORWARDED_WITHIN = 5  # seconds
 NOTICE = (
@@ -40,7 +42,7 @@ NOTICE = (
 class PreemptionHook(Hook):
     """Lets a run save a checkpoint and exit on a signal, so that ``--resume`` continues it.
 
-    After SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) the run finishes the current iteration, saves
+    After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C (SIGINT) the run finishes the current iteration, saves
     ``preempted.pth``, names it in ``last_checkpoint``, and exits with code 75 (EX_TEMPFAIL, "try again
     later"). The resumed run equals an uninterrupted one to the bit, within the limits of
     ``RandomStateHook``, and removes the file after saving another checkpoint.
@@ -50,8 +52,8 @@ class PreemptionHook(Hook):
       is finished.
     - On several processes a signal to any of them is enough. All exit after the same iteration, the
       one that follows the signal or the next.
-    - A second signal ends the process at once. (SIGTERM or SIGUSR1 sent twice within 5 seconds counts
-      once: schedulers and launchers both send it.)
+    - A second signal ends the process at once: Ctrl-C always, another after 5 seconds. (Within these it
+      counts with the first: schedulers send several, and launchers forward them.)
     - Loader workers ignore these signals.
 
     Signals that the process ignores stay ignored. Needs ``SafeCheckpointHook`` and
@@ -182,18 +184,18 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread handles signals
         train = type(runner).train.__code__
-        received: dict[int, float] = {}
+        forwarded_until = math.inf
 
         def handle(number: int, frame: FrameType | None) -> None:
-            age = time.monotonic() - received.get(number, -math.inf)
+            nonlocal forwarded_until
             if not _is_running(train, frame):  # training has failed, so no iteration will end
                 _pass_on(number, self.handlers[number])
-            elif not received:
-                received[number] = time.monotonic()
+            elif self.signal is None:
+                forwarded_until = time.monotonic() + FORWARDED_WITHIN
                 self.signal = signal.Signals(number)
                 if runner.rank == 0:  # not the logger, which may hold a lock
                     os.write(2, NOTICE.format(self.signal.name).encode())
-            elif number == signal.SIGINT or age > FORWARDED_WITHIN:
+            elif number == signal.SIGINT or time.monotonic() > forwarded_until:
                 _pass_on(number, signal.SIG_DFL)
 
         for number in SIGNALS:

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.commands.mmdet_tools import _speak_as_torchrun, user_errors_last
 
 from ..command import error_of
 
@@ -151,3 +152,16 @@ def test_the_message_is_all_that_is_said(data, monkeypatch):
 def test_errors_that_are_not_the_user_s_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), user_errors_last():
         1 / 0  # noqa: B018
+
+
+def test_a_task_of_slurm_finds_the_others_as_torchrun_s_processes_do(tmp_path):
+    script = '#!/bin/sh\n[ "$*" = "show hostnames a[1-2]" ] && echo a1; echo a2'
+    (tmp_path / 'scontrol').write_text(script)
+    (tmp_path / 'scontrol').chmod(0o755)
+    task = dict(SLURM_NODELIST='a[1-2]', SLURM_PROCID='3', SLURM_LOCALID='1', SLURM_NTASKS='4')
+    given = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'MASTER_PORT': '23456', **task}
+    with patch.dict(os.environ, given):
+        os.environ.pop('MASTER_ADDR', None)
+        _speak_as_torchrun()
+        names = ('MASTER_ADDR', 'MASTER_PORT', 'RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+        assert [os.environ[name] for name in names] == ['a1', '23456', '3', '1', '4']

@@ -261,8 +261,9 @@ def test_the_log_says_what_happened_and_how_to_continue(tmp_path, capfd):
     ('numbers', 'code'),
     [
         ([signal.SIGINT, signal.SIGINT], -signal.SIGINT),
-        ([signal.SIGUSR1, signal.SIGTERM], -signal.SIGTERM),
+        ([signal.SIGUSR1, signal.SIGINT], -signal.SIGINT),
         ([signal.SIGTERM, signal.SIGTERM], PreemptionHook.EXIT_CODE),  # forwarded by a launcher
+        ([signal.SIGTERM, signal.SIGUSR2], PreemptionHook.EXIT_CODE),  # both from a scheduler
     ],
 )
 def test_a_second_signal_ends_the_run_at_once(tmp_path, numbers, code):

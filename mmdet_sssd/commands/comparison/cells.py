@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from mmengine.config import Config
 from ...checkpoints import AtomicLocalBackend
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
+from .locks import locked
 from .metrics import main_metric
 from .results import CellResult, ResultsFolder, plain_config
 from .schedule import length
 
 IMPORTS = ('mmdet_sssd', 'mmdet_sssd.commands.comparison.training_cost_hook')
 CHECKPOINT_HOOKS = (None, 'CheckpointHook', 'SafeCheckpointHook')
+PREEMPTION = 'preemption'  # the default hook by which a cell is preempted; it changes no result
 TEST_KEYS = {'test_dataloader', 'test_evaluator', 'test_cfg'}
 
 
@@ -73,6 +76,20 @@ class Cell:
         """The config that it is trained with; mmengine writes what it makes of it into the folder."""
         return self.folder.with_suffix('.py')
 
+    def claimed(self, wait: float = 2) -> AbstractContextManager[bool]:
+        """Keep others from training it; they may share the work directory or the results.
+
+        Args:
+            wait: For how many seconds to try. Others look whether it is free, which is soon over.
+        """
+        files = (self.folder.with_suffix('.lock'), self.result_file.with_suffix('.lock'))
+        return locked(*files, wait=wait)
+
+    def is_free(self) -> bool:
+        """Tell whether nobody trains it."""
+        with self.claimed(wait=0) as is_free:
+            return is_free
+
     def config(self, cfg: Config) -> Config:
         """Give the arm's config with this cell's seed and folder."""
         cfg = copy.deepcopy(cfg)
@@ -84,9 +101,9 @@ class Cell:
 def comparable_config(cfg: Config) -> Config:
     """Give a config what all cells have in common.
 
-    They can be resumed to where they were, keep their last checkpoint alone, log metrics by the unit
-    they are counted in and AP by class, and note time and memory. What the model is and how it is
-    trained stays.
+    They can be preempted and resumed to where they were, keep their last checkpoint alone, log
+    metrics by the unit they are counted in and AP by class, and note time and memory. What the model
+    is and how it is trained stays.
 
     Raises:
         ConfigError: if the config has no validation.
@@ -131,6 +148,8 @@ def _hooks(given: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
     checkpoint = hooks.setdefault('checkpoint', {})
     if checkpoint.get('type') in CHECKPOINT_HOOKS:
         checkpoint['type'] = 'SafeCheckpointHook'
+        if not any(hook.get('type') == 'PreemptionHook' for hook in hooks.values()):
+            hooks[PREEMPTION] = {'type': 'PreemptionHook'}
     checkpoint.update(save_last=True, max_keep_ckpts=1)
     checkpoint.pop('save_best', None)
     return hooks
@@ -193,7 +212,8 @@ def describe_changes(old: dict[str, Any] | None, cfg: Config, tested: bool) -> s
     changed = [
         key
         for key in _changed_keys(old, plain_config(Config.fromstring(cfg.pretty_text, '.py')))
-        if tested or key.partition('.')[0] not in TEST_KEYS
+        if (tested or key.partition('.')[0] not in TEST_KEYS)
+        and not f'{key}.'.startswith(f'default_hooks.{PREEMPTION}.')
     ]
     return ', '.join(changed[:5]) + ', …' * (len(changed) > 5)
 

@@ -116,6 +116,11 @@ class ResultsFolder:
         return self.path / 'results.json'
 
     @property
+    def lock(self) -> Path:
+        """What is locked by the one machine that prepares or reports."""
+        return self.path / '.lock'
+
+    @property
     def runs(self) -> Path:
         """What is written while cells are trained, a folder for each arm."""
         return self.path / 'runs'

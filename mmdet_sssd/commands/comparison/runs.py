@@ -1,37 +1,28 @@
-"""Trains and evaluates cells, each in a process of its own, several at a time."""
+"""Runs the cells of a comparison as jobs: processes of this machine, or jobs of Slurm."""
 
-import json
 import os
-import queue
-import re
 import shutil
-import subprocess
-import sys
-import threading
+import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import submitit
 import torch
 from mmengine.config import Config
+from submitit.core.utils import FailedJobError
 
-from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError
-from ...version import __version__
-from .cells import Cell, check_metrics
-from .logs import read_validations
-from .metrics import main_metric
-from .results import CellResult
-from .schedule import length
+from .cells import Cell
+from .training import Job, Training
 
-TOOLS = Path(__file__).parents[2] / '.mim/tools'
-VERSIONS = {'mmdet_sssd': __version__, 'torch': torch.__version__}
-GRACE = 20  # seconds that a process has to end by itself
 POLL = 1.0  # seconds between looks at the running cells
+FOREVER = 60 * 24 * 365  # minutes; submitit would end jobs of this machine after two
+MANY = 1000  # jobs at a time on a cluster, and times that one of them may run out of time
 
 
 @dataclass(frozen=True)
@@ -45,42 +36,37 @@ class Failure:
         return f'{self.cell}: {self.reason} (log: {self.cell.log})'
 
 
-class _Stopped(Exception):
-    """The whole comparison is being stopped."""
-
-
 class CellRunner:
     """Runs cells, and stops what it started when it is stopped.
 
     Args:
-        jobs: How many cells run at a time; on GPUs one each, in turn.
-        test: Whether to evaluate the last checkpoints on the test data too.
-        keep_checkpoints: Whether the last checkpoint of a finished cell stays.
-        tools: Folder of ``train.py`` and ``test.py``.
+        folder: Where submitit keeps its jobs.
+        training: How cells are trained.
+        slurm: Options of ``sbatch``, in submitit's words where it has some; None for jobs on this
+            machine.
+        jobs: How many run at a time, on GPUs of this machine one each, in turn; by default one here,
+            and on a cluster all that it lets run.
+
+    Raises:
+        ConfigError: if there is no Slurm.
     """
 
     def __init__(
         self,
-        jobs: int = 1,
-        test: bool = False,
-        keep_checkpoints: bool = True,
-        tools: Path = TOOLS,
+        folder: Path,
+        training: Training,
+        slurm: Mapping[str, Any] | None = None,
+        jobs: int | None = None,
     ) -> None:
-        self.jobs = jobs
-        self.test = test
-        self.keep_checkpoints = keep_checkpoints
-        self.tools = tools
-        self.processes: set[subprocess.Popen] = set()
-        self.lock = threading.Lock()
-        self.stopping = False
-        self.slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for environment in slot_environments(jobs):
-            self.slots.put(environment)
-
-    def is_done(self, cell: Cell) -> bool:
-        """Tell whether a cell has all the results that are asked for."""
-        result = cell.result
-        return result is not None and (not self.test or 'test' in result.metrics)
+        if slurm is not None and not shutil.which('sbatch'):
+            raise ConfigError(
+                '--executor slurm: there is no sbatch on this machine; accepted: a machine from which '
+                'jobs are submitted, or --executor local'
+            )
+        self.folder = folder
+        self.training = training
+        self.slurm = slurm
+        self.slots = slot_environments(jobs or 1) if slurm is None else [{}] * (jobs or MANY)
 
     def run(
         self,
@@ -89,222 +75,151 @@ class CellRunner:
     ) -> list[Failure]:
         """Run cells, with their arms' configs, and give those that failed.
 
+        A cell that others are training is waited for.
+
         Args:
             cells: What to run; cells that are done are left out.
             on_change: Called about once a second with the cells that are running, those that are
                 finished, and those that failed.
         """
-        failures: list[Failure] = []
-        running: list[Cell] = []
+        todo = {cell: cfg for cell, cfg in cells if not self.training.is_done(cell)}
+        running: dict[Cell, tuple[int, submitit.Job]] = {}
         finished: list[Cell] = []
-
-        def run_one(cell: Cell, cfg: Config) -> None:
-            environment = self.slots.get()
-            running.append(cell)
-            try:
-                self._run_cell(cell, cfg, environment)
-                finished.append(cell)
-            except (ConfigError, OSError) as error:
-                failures.append(Failure(cell, str(error)))
-            finally:
-                running.remove(cell)
-                self.slots.put(environment)
-
-        with ThreadPoolExecutor(self.jobs) as pool:
-            tasks = [pool.submit(run_one, *x) for x in cells if not self.is_done(x[0])]
-            unfinished = tasks
-            try:
-                while unfinished:
-                    unfinished = wait(tasks, POLL).not_done
-                    on_change(list(running), list(finished), list(failures))
-                    _raise_unexpected(tasks)
-            finally:
-                self._stop(tasks)
-        return failures
+        failures: list[Failure] = []
+        try:
+            while True:
+                for cell in [x for x, (_, job) in running.items() if job.done()]:
+                    _, job = running.pop(cell)
+                    if reason := _outcome(job):
+                        failures.append(Failure(cell, reason))
+                        del todo[cell]
+                self._start(todo, running, finished)
+                begun = [x for x, (_, job) in running.items() if job.paths.stdout.exists()]
+                on_change(begun, list(finished), list(failures))
+                if not todo:
+                    return failures
+                time.sleep(POLL)
+        finally:
+            self._stop([job for _, job in running.values()])
 
     def dry_run(self, cell: Cell, cfg: Config) -> None:
-        """Rehearse a cell.
+        """Rehearse a cell in a job.
 
         Raises:
             ConfigError: if it could not be trained; the message is the rehearsal's.
         """
-        config = self._write_config(cell, cfg)
-        self._tool('train', [config, '--work-dir', cell.folder, '--dry-run'], cell, {})
+        self._wait_for(partial(self._training(0).rehearse, cell, cfg))
 
     def measure(self, configs: Sequence[Path], out: Path, log: Path) -> None:
-        """Measure the training steps of config files, with what a cell has of the machine.
+        """Measure the training steps of config files in a job, see :meth:`.Training.measure`."""
+        self._wait_for(partial(self._training(0).measure, configs, out, log))
 
-        Args:
-            configs: The files.
-            out: Where :func:`~..step_times.write_step_times` writes to.
-            log: What the process prints.
-
-        Raises:
-            ConfigError: if they cannot be trained.
-        """
-        arguments = ['-m', 'mmdet_sssd.commands.step_times', out, *configs]
-        self._process('step_times', arguments, log, slot_environments(self.jobs)[0])
-
-    def _run_cell(self, cell: Cell, cfg: Config, environment: dict[str, str]) -> None:
-        result = cell.result
-        if result is None:
-            result = self._train(cell, cfg, environment)
-            result.write(cell.result_file)
-        if self.test and 'test' not in result.metrics:
-            if cell.checkpoint is None:
-                raise ConfigError(
-                    'its checkpoint is gone, so it cannot be tested; remove '
-                    f'{cell.result_file}, and it from {cell.results.file}, to train it again'
-                )
-            result.metrics['test'] = self._evaluate(cell, cfg, 'test', environment)
-            result.write(cell.result_file)
-        if not self.keep_checkpoints:
-            for path in (*cell.folder.glob('*.pth'), cell.folder / 'last_checkpoint'):
-                path.unlink(missing_ok=True)
-
-    def _train(self, cell: Cell, cfg: Config, environment: dict[str, str]) -> CellResult:
-        config = self._write_config(cell, cfg)
-        resume = ['--resume'] if any(cell.folder.glob('*.pth')) else []
-        self._tool('train', [config, '--work-dir', cell.folder, *resume], cell, environment)
-        unit, count = length(cfg)
-        validations = read_validations(cell.folder)
-        metrics = validations.get(count) or self._evaluate(cell, cfg, 'val', environment)
-        check_metrics(cell, metrics)
-        main = main_metric(metrics)
-        return CellResult(
-            arm=cell.arm,
-            seed=cell.seed,
-            unit=unit,
-            **read_costs(cell.checkpoint),
-            versions=VERSIONS,
-            metrics={'val': _numbers(metrics)},
-            curve=[(step, round(100 * row[main], 3)) for step, row in sorted(validations.items())],
+    def _start(
+        self,
+        todo: dict[Cell, Config],
+        running: dict[Cell, tuple[int, submitit.Job]],
+        finished: list[Cell],
+    ) -> None:
+        """Start cells in the free slots, and move what is done from those to do to the finished."""
+        busy = {slot for slot, _ in running.values()}
+        free = [slot for slot in range(len(self.slots)) if slot not in busy]
+        chosen: dict[Cell, int] = {}
+        for cell in [x for x in todo if x not in running]:
+            if len(chosen) == len(free):
+                break
+            if self.training.is_done(cell):
+                finished.append(cell)
+                del todo[cell]
+            elif cell.is_free():
+                chosen[cell] = free[len(chosen)]
+        jobs = self._submit(
+            [partial(self._training(slot).run, x, todo[x]) for x, slot in chosen.items()]
         )
+        running.update(zip(chosen, zip(chosen.values(), jobs, strict=True), strict=True))
 
-    def _evaluate(
-        self, cell: Cell, cfg: Config, split: str, environment: dict[str, str]
-    ) -> dict[str, float]:
-        """Evaluate the last checkpoint of a cell with stock mmdet's test."""
-        cfg = cell.config(cfg)
-        for part in ('dataloader', 'evaluator', 'cfg'):
-            cfg[f'test_{part}'] = cfg[f'{split}_{part}']
-        config, folder = cell.folder / f'{split}.py', cell.folder / split
-        AtomicLocalBackend().put_text(cfg.pretty_text, str(config))
-        shutil.rmtree(folder, ignore_errors=True)
-        self._tool('test', [config, cell.checkpoint, '--work-dir', folder], cell, environment)
-        path = next(folder.glob('*/*.json'), None)
-        if path is None:
-            raise ConfigError(
-                f'its last checkpoint finds nothing on the {split} data, which gives no metrics; train '
-                'it longer, or lower the least score in its test_cfg'
-            )
-        metrics = json.loads(path.read_text(encoding='utf-8'))
-        check_metrics(cell, metrics)
-        return _numbers(metrics)
+    def _training(self, slot: int) -> Training:
+        return replace(self.training, environment=self.slots[slot])
 
-    def _write_config(self, cell: Cell, cfg: Config) -> Path:
-        AtomicLocalBackend().put_text(cell.config(cfg).pretty_text, str(cell.config_file))
-        return cell.config_file
+    def _wait_for(self, work: Callable[[], None]) -> None:
+        """Have something done in a job."""
+        (job,) = self._submit([work])
+        try:
+            job.wait()
+            if reason := _outcome(job):
+                raise ConfigError(reason)
+        finally:
+            self._stop([job])
 
-    def _tool(
-        self, name: str, args: Sequence[Any], cell: Cell, environment: dict[str, str]
-    ) -> None:
-        self._process(name, [self.tools / f'{name}.py', *args], cell.log, environment)
+    def _submit(self, works: Sequence[Callable[[], None]]) -> list[submitit.Job]:
+        if not works:
+            return []
+        try:
+            executor = self._executor()
+            with _unheard_by_jobs(), executor.batch():
+                return [executor.submit(Job(work)) for work in works]
+        except FailedJobError as error:  # by sbatch
+            raise ConfigError(f'--executor slurm: {str(error).splitlines()[-1]}') from error
 
-    def _process(
-        self, name: str, args: Sequence[Any], log: Path, environment: dict[str, str]
-    ) -> None:
-        """Run a Python program to its end."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, 'ab') as output:
-            with self.lock:
-                if self.stopping:
-                    raise _Stopped
-                process = subprocess.Popen(
-                    [sys.executable, *map(str, args)],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **environment},
-                    close_fds=False,  # the lock of the work directory is theirs too
-                )
-                self.processes.add(process)
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:  # in the main thread; cells are waited for in others
-                process.terminate()
-                raise
-        with self.lock:
-            self.processes.discard(process)
-            if self.stopping:
-                raise _Stopped
-        if code:
-            raise ConfigError(_last_words(log, name, code))
+    def _executor(self) -> submitit.Executor:
+        if self.slurm is None:
+            executor = submitit.LocalExecutor(self.folder)
+            executor.update_parameters(timeout_min=FOREVER, stderr_to_stdout=True)
+            return executor
+        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=MANY)
+        known = executor._valid_parameters()
+        executor.update_parameters(
+            **{'job_name': 'compare', **{k: v for k, v in self.slurm.items() if k in known}},
+            stderr_to_stdout=True,
+            additional_parameters={k: v for k, v in self.slurm.items() if k not in known},
+        )
+        return executor
 
-    def _stop(self, tasks: list[Future]) -> None:
-        """Stop all processes, if there are any, and let none start."""
-        for task in tasks:
-            task.cancel()
-        with self.lock:
-            self.stopping = any(not task.done() for task in tasks)
-            processes = list(self.processes)
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + GRACE
-        for process in processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+    def _stop(self, jobs: Sequence[submitit.Job]) -> None:
+        """End jobs that have not ended; those of this machine save, and are waited for."""
+        if self.slurm is not None:
+            for job in jobs:
+                if not job.done():
+                    job.cancel(check=False)
+            return
+        while unfinished := [job for job in jobs if not job.done()]:
+            for job in unfinished:
+                os.kill(int(job.job_id), signal.SIGTERM)  # cancel() would give it a second to save
+            time.sleep(POLL)
+
+
+def _outcome(job: submitit.Job) -> str | None:
+    """Say why a job that has ended did not do what it was to do; None if it did.
+
+    Raises:
+        FailedJobError: with the traceback, if that is the program's own fault.
+    """
+    error = job.exception()
+    if isinstance(error, FailedJobError):
+        raise error
+    if error:
+        return f'its job {job.job_id} was ended from outside; what it printed: {job.paths.stdout}'
+    return job.result()
+
+
+@contextmanager
+def _unheard_by_jobs() -> Iterator[None]:
+    """Let jobs that are started ignore what a terminal sends to all; they are stopped by signals."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def slot_environments(jobs: int) -> list[dict[str, str]]:
     """Say what each of several processes at a time gets: a GPU in turn, or its share of the cores."""
-    if jobs == 1:
-        return [{}]
     given = os.environ.get('CUDA_VISIBLE_DEVICES')
     gpus = given.split(',') if given else [str(i) for i in range(torch.cuda.device_count())]
     if torch.cuda.is_available() and gpus:
         return [{'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} for i in range(jobs)]
+    if jobs == 1:
+        return [{}]
     threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // jobs))
     return [{'OMP_NUM_THREADS': threads}] * jobs
-
-
-def read_costs(checkpoint: Path) -> dict[str, Any]:
-    """Read from a checkpoint what :class:`TrainingCostHook` noted.
-
-    Returns:
-        The fields of :class:`~.cells.CellResult` ``iterations``, ``train_seconds``, ``step_seconds``,
-        ``peak_memory`` and ``device``.
-    """
-    content = torch.load(checkpoint, map_location='cpu', weights_only=False, mmap=True)
-    scalars = content['message_hub']['log_scalars']
-    times = scalars['train/time'].data[0]
-    return {
-        'device': content['message_hub']['runtime_info']['device'],
-        'iterations': content['meta']['iter'],
-        'train_seconds': round(float(times.sum()), 3),
-        'step_seconds': round(float(np.median(times)), 6),
-        'peak_memory': round(float(scalars['train/peak_memory'].data[0].max()), 1),
-    }
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """Keep what is a metric: mmengine logs times and counters beside them."""
-    others = ('step', 'epoch', 'iter', 'time', 'data_time')
-    return {k: v for k, v in metrics.items() if k not in others and isinstance(v, (int, float))}
-
-
-def _last_words(log: Path, name: str, code: int) -> str:
-    """Take what a failed process said last: the message of an error, or the exception."""
-    lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
-    last = lines[-1] if lines else ''
-    if code < 0:
-        return f'{name} was killed by signal {-code}'
-    return re.sub(r'^error: ', '', last) or f'{name} ended with exit code {code}'
-
-
-def _raise_unexpected(tasks: list[Future]) -> None:
-    """Raise an exception that is the program's own fault."""
-    for task in tasks:
-        if task.done() and not task.cancelled() and (error := task.exception()):
-            raise error

@@ -1,7 +1,5 @@
 """A comparison from its command line to its report."""
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +11,16 @@ from mmengine.config import Config
 from ...errors import ConfigError
 from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
 from .cells import Cell, check_started, comparable_config, keep_arm_config
+from .locks import locked
 from .model_zoo import model_zoo_note
 from .plots import draw_plots
 from .progress import ProgressDisplay
 from .report import write_report
 from .results import Results, ResultsFolder
-from .runs import VERSIONS, CellRunner, Failure
+from .runs import CellRunner, Failure
 from .schedule import length, stretched
 from .time_match import match_note, matched_step_times, time_ratio
+from .training import VERSIONS, Training
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class StudyOptions:
     cfg_options: dict[str, Any] = field(default_factory=dict)
     work_dir: Path | None = None
     results: Path | None = None
-    jobs: int = 1
+    jobs: int | None = None
+    executor: str = 'local'
+    slurm_options: dict[str, Any] = field(default_factory=dict)
     keep_checkpoints: str = 'last'
     dry_run: bool = True
     split: str = 'val'
@@ -63,8 +65,10 @@ class Study:
             raise ConfigError(
                 'CONFIG is missing; only --report-only without --model-zoo needs none'
             )
-        if options.jobs < 1:
+        if options.jobs is not None and options.jobs < 1:
             raise ConfigError(f'--jobs is {options.jobs}; accepted: 1 or more')
+        if options.slurm_options and options.executor != 'slurm':
+            raise ConfigError('--slurm-options are for --executor slurm; add that')
         if options.config is None and options.work_dir is None and options.results is None:
             raise ConfigError(
                 '--report-only needs --results, --work-dir or the CONFIG that was run'
@@ -85,7 +89,10 @@ class Study:
                 f'{", ".join(self._reported())}'
             )
         self.runner = CellRunner(
-            options.jobs, options.split == 'test', options.keep_checkpoints == 'last'
+            self.work_dir / 'jobs',
+            Training(options.split == 'test', options.keep_checkpoints == 'last'),
+            options.slurm_options if options.executor == 'slurm' else None,
+            options.jobs,
         )
 
     def run(self) -> list[Failure]:
@@ -98,8 +105,9 @@ class Study:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
         failures = [] if self.options.report_only else self._train()
-        if results := self.results.read(self._reported()):
-            self._report(results)
+        with locked(self.results.lock):
+            if results := self.results.read(self._reported()):
+                self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
         return failures
@@ -120,15 +128,15 @@ class Study:
 
     def _train(self) -> list[Failure]:
         configs = self._configs()
-        with in_use(self.work_dir):
+        with locked(self.work_dir / '.lock', self.results.lock):
             self._check({arm.name: configs[arm.name] for arm in self.arms if not arm.match_time})
             for arm in [x for x in self.arms if x.match_time]:
                 configs[arm.name] = self._matched(arm, configs)
-            if missing := self._count_missing():
-                self._note_versions()
-            with ProgressDisplay(missing) as progress:
-                progress.lengths = {name: length(cfg) for name, cfg in configs.items()}
-                return self.runner.run(self._all_cells(configs), progress.update)
+        if missing := self._count_missing():
+            self._note_versions()
+        with ProgressDisplay(missing) as progress:
+            progress.lengths = {name: length(cfg) for name, cfg in configs.items()}
+            return self.runner.run(self._all_cells(configs), progress.update)
 
     def _configs(self) -> dict[str, Config]:
         """Make the configs of the arms."""
@@ -191,7 +199,7 @@ class Study:
 
     def _count_missing(self) -> int:
         cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
-        return sum(not self.runner.is_done(cell) for cell in cells)
+        return sum(not self.runner.training.is_done(cell) for cell in cells)
 
     def _note_versions(self) -> None:
         """Say which results, next to new ones, are of other versions."""
@@ -235,23 +243,3 @@ def _check_test_data(cfg: Config) -> None:
             '--split test: test_dataloader.dataset of the config is the validation data; set its '
             'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither'
         )
-
-
-@contextmanager
-def in_use(work_dir: Path) -> Iterator[None]:
-    """Keep other comparisons out of a work directory as long as this one or its processes live.
-
-    Raises:
-        ConfigError: if another one is there already.
-    """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with open(work_dir / '.lock', 'w', encoding='utf-8') as file:
-        os.set_inheritable(file.fileno(), True)  # training processes hold it too
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f'{work_dir} is in use by another compare, or by training processes that outlived '
-                'one; wait for them, stop them, or give another --work-dir'
-            ) from error
-        yield

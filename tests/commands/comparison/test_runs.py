@@ -1,25 +1,56 @@
-"""Cells are trained once, apart, resumed, and stopped; with a process that only pretends to train."""
+"""Cells are trained once, apart, resumed, and stopped; with a process that only pretends to train.
 
+Jobs are done at once and in this process, but for the tests of jobs.
+"""
+
+import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import submitit
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from submitit.core.utils import FailedJobError, JobPaths
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.comparison import runs
+from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.cells import Cell, check_started, keep_arm_config
+from mmdet_sssd.commands.comparison.locks import locked
 from mmdet_sssd.commands.comparison.report import write_report
 from mmdet_sssd.commands.comparison.results import CellResult, ResultsFolder
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
-from mmdet_sssd.commands.comparison.study import in_use
+from mmdet_sssd.commands.comparison.training import Job, Preempted, Training, run_program
 
 FAKE_TOOLS = Path(__file__).with_name('fake_tools')
+ROOT = Path(__file__).parents[3]
+
+
+class DoneJob:
+    """Has the interface of submitit's jobs, and is done as soon as it is submitted."""
+
+    def __init__(self, folder: Path, work) -> None:
+        self.paths = JobPaths(folder, 'done')
+        self.outcome = Job(work)()
+
+    def done(self):
+        return True
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return self.outcome
 
 
 class Comparison:
@@ -32,7 +63,7 @@ class Comparison:
         self.fake = dict(
             calls=str(folder / 'calls'),
             checkpoint=str(folder / 'checkpoint'),
-            **{x: [] for x in ('crash', 'kill', 'hang', 'unvalidated')},
+            **{x: [] for x in ('crash', 'kill', 'kill_parent', 'preempt', 'hang', 'unvalidated')},
         )
         history = HistoryBuffer([1.0, 2.0, 4.0, 1.5], [1] * 4)
         scalars = {'train/time': history, 'train/peak_memory': history}
@@ -50,8 +81,13 @@ class Comparison:
     def cell(self, seed) -> Cell:
         return Cell('arm', seed, self.folder / 'work', self.results)
 
-    def run(self, *seeds, on_change=lambda *_: None, **options):
-        runner = CellRunner(tools=FAKE_TOOLS, **options)
+    def runner(self, jobs=None, **training) -> CellRunner:
+        return CellRunner(self.folder / 'jobs', Training(tools=FAKE_TOOLS, **training), jobs=jobs)
+
+    def run(self, *seeds, on_change=lambda *_: None, in_jobs=False, **options):
+        runner = self.runner(**options)
+        if not in_jobs:
+            runner._submit = lambda works: [DoneJob(self.folder, work) for work in works]
         return runner.run([(self.cell(seed), self.config) for seed in seeds], on_change)
 
     @property
@@ -59,12 +95,18 @@ class Comparison:
         path = Path(self.fake['calls'])
         return path.read_text().splitlines() if path.exists() else []
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the programs that hang."""
+        return [int(path.name) for path in self.folder.glob('pids/*')]
+
     def result(self, seed) -> CellResult:
         return CellResult.read(self.cell(seed).result_file)
 
 
 @pytest.fixture
-def comparison(tmp_path):
+def comparison(tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
     return Comparison(tmp_path)
 
 
@@ -143,52 +185,38 @@ def test_checkpoints_can_be_removed_when_all_is_evaluated(comparison):
 
 
 def test_stopping_stops_what_runs_and_starts_nothing_more(comparison):
-    comparison.fake['hang'] = [0]
-    pid = comparison.folder / 'pid'
+    """Two at a time, while a third one waits; the second has been finished."""
+    comparison.fake['hang'] = [0, 2]
 
-    def interrupt(*_):
-        if pid.exists():
-            raise KeyboardInterrupt
-
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        comparison.run(0, 1, 2, on_change=interrupt)
-    assert time.monotonic() - started < 30
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
-    assert comparison.calls == ['arm 0']
-
-
-def test_a_program_error_is_raised_even_before_the_first_look(comparison, monkeypatch):
-    class Prompt(ThreadPoolExecutor):
-        def submit(self, *args):
-            task = super().submit(*args)
-            wait([task])
-            return task
-
-    def broken(*_):
-        raise RuntimeError('a bug')
-
-    monkeypatch.setattr(runs, 'ThreadPoolExecutor', Prompt)
-    monkeypatch.setattr(CellRunner, '_run_cell', broken)
-    with pytest.raises(RuntimeError, match='a bug'):
-        comparison.run(0, 1)
-
-
-def test_several_at_a_time(comparison):
-    seen = []
-    comparison.fake['hang'] = [0]
-    deadline = time.monotonic() + 30
-
-    def watch(running, finished, failures):
-        seen.append((len(running), len(finished)))
-        if len(finished) == 2 or time.monotonic() > deadline:
+    def interrupt(running, finished, failures):
+        if len(comparison.pids) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        comparison.run(0, 1, 2, jobs=2, on_change=watch)
-    assert seen[-1][1] == 2  # the others were finished while the first one hung
-    assert {comparison.result(seed).seed for seed in (1, 2)} == {1, 2}
+        comparison.run(0, 1, 2, 3, jobs=2, on_change=interrupt, in_jobs=True)
+    assert [seed for seed in range(4) if comparison.cell(seed).result] == [1]
+    assert comparison.calls[:2] in (['arm 0', 'arm 1'], ['arm 1', 'arm 0'])
+    assert comparison.calls[2:] == ['arm 2']
+    for pid in comparison.pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert all(comparison.cell(seed).is_free() for seed in range(4))
+
+
+def test_a_program_error_is_raised_with_its_traceback(comparison):
+    cell = (comparison.cell(0), 'no config')
+    with pytest.raises(FailedJobError, match=r"AttributeError: 'str' object has no attribute"):
+        comparison.runner().run([cell], lambda *_: None)
+
+
+def test_a_job_that_is_gone_is_a_failure_of_its_own(comparison, monkeypatch):
+    monkeypatch.setattr(submitit.LocalJob, '_results_timeout_s', 0)
+    comparison.fake['kill_parent'] = [0]
+    (failure,) = comparison.run(0, in_jobs=True)
+    assert re.match(
+        r'its job \d+ was ended from outside; what it printed: .*_log\.out', failure.reason
+    )
+    assert not comparison.cell(0).result
 
 
 def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):
@@ -198,11 +226,12 @@ def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):
     assert [x['CUDA_VISIBLE_DEVICES'] for x in slot_environments(3)] == ['0', '1', '0']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert [x['CUDA_VISIBLE_DEVICES'] for x in slot_environments(2)] == ['5', '7']
-    assert slot_environments(1) == [{}]
+    assert slot_environments(1) == [{'CUDA_VISIBLE_DEVICES': '5'}]
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(os, 'cpu_count', lambda: 8)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     assert slot_environments(2) == [{'OMP_NUM_THREADS': '4'}] * 2
+    assert slot_environments(1) == [{}]
 
 
 def test_results_of_another_config_are_not_mixed_in(comparison):
@@ -269,9 +298,160 @@ def test_a_broken_result_is_named(comparison):
         comparison.result(0)
 
 
-def test_a_work_directory_is_used_by_one_at_a_time(tmp_path):
-    refused = pytest.raises(ConfigError, match='is in use by another compare')
-    with in_use(tmp_path), refused, in_use(tmp_path):
-        pass
-    with in_use(tmp_path):
-        pass
+def test_a_cell_that_others_train_is_waited_for(comparison):
+    """They share the results; the cells that are free are trained meanwhile."""
+    seen = []
+    theirs = replace(comparison.cell(0), work_dir=comparison.folder / 'theirs')
+    with ExitStack() as others:
+        assert others.enter_context(theirs.claimed())
+
+        def watch(running, finished, failures):
+            seen.append([cell.seed for cell in finished])
+            if seen[-1] == [1] and len(seen) > 3:
+                replace(comparison.result(1), seed=0).write(theirs.result_file)
+                others.close()
+
+        assert comparison.run(0, 1, on_change=watch) == []
+    assert comparison.calls == ['arm 1']
+    assert seen[-1] == [1, 0]
+
+
+def test_two_at_once_train_each_cell_once(comparison):
+    """As two machines do that share the folders; each packs all results in the end."""
+
+    def take_part() -> None:
+        assert comparison.run(*range(6)) == []
+        with locked(comparison.results.lock):
+            comparison.results.pack(f'compare {os.getpid()}')
+
+    both = [get_context('fork').Process(target=take_part) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(comparison.calls) == [f'arm {seed}' for seed in range(6)]
+    packed = json.loads(comparison.results.file.read_text())
+    assert len(packed['commands']) == 2
+    assert list(packed['arms']['arm']['seeds']) == [str(seed) for seed in range(6)]
+
+
+def test_a_cell_that_others_left_is_trained(comparison):
+    with ExitStack() as others:
+        assert others.enter_context(comparison.cell(0).claimed())
+        assert comparison.run(0, on_change=lambda *_: others.close()) == []
+    assert comparison.calls == ['arm 0']
+
+
+def test_a_claim_lasts_as_long_as_the_program_that_trains(comparison, tmp_path):
+    """Though the job that started it is gone."""
+    cell = comparison.cell(0)
+    with cell.claimed() as is_ours:
+        assert is_ours
+        sleep = [sys.executable, '-c', 'import time; time.sleep(60)']
+        program = subprocess.Popen(sleep, close_fds=False)
+        with cell.claimed(wait=0) as is_ours_again:
+            assert not is_ours_again
+    assert not cell.is_free()
+    program.kill()
+    program.wait()
+    assert cell.is_free()
+
+
+def test_two_that_wait_for_a_lock_have_it_one_after_the_other(tmp_path):
+    """Also when the same file is named twice."""
+    with locked(tmp_path / 'a', tmp_path / 'b', tmp_path / 'a') as first:
+        assert first
+        with locked(tmp_path / 'b', wait=0.3) as second:
+            assert not second
+    with locked(tmp_path / 'b', wait=0) as second:
+        assert second
+
+
+PROGRAM = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit({code}))
+os.kill({target}, signal.{name})
+for _ in range(600):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize('code', [75, 0, 1])
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR2'])
+def test_a_program_gets_the_signals_of_its_job(tmp_path, name, code):
+    """A run that ends is preempted then, whatever it says: it goes on, if only to find out."""
+    text = PROGRAM.format(code=code, target=os.getpid(), name=name)
+    before = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR2)]
+    with pytest.raises(Preempted) as preempted:
+        run_program('train', ['-c', text], tmp_path / 'log', {})
+    assert preempted.value.by == getattr(signal, name)
+    assert [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGUSR2)] == before
+
+
+def test_a_program_that_got_a_signal_itself_is_preempted_too(tmp_path):
+    text = PROGRAM.format(code=75, target='os.getpid()', name='SIGTERM')
+    with pytest.raises(Preempted) as preempted:
+        run_program('train', ['-c', text], tmp_path / 'log', {})
+    assert preempted.value.by is None
+
+
+def test_a_program_that_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, 'GRACE', 0.5)
+    text = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(600):
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(0.1)
+"""
+    started = time.monotonic()
+    with pytest.raises(Preempted):
+        run_program('train', ['-c', text], tmp_path / 'log', {})
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize('by', [signal.SIGUSR2, None])
+def test_a_preempted_job_is_queued_again(monkeypatch, by):
+    def work():
+        raise Preempted(by)
+
+    raised = []
+    monkeypatch.setattr(signal, 'raise_signal', lambda x: raised.append(x) or sys.exit(-1))
+    with pytest.raises(SystemExit):
+        Job(work)()
+    assert raised == [signal.SIGUSR2]
+    assert Job(work).checkpoint().function.work is work
+
+
+def test_a_preempted_run_goes_on_in_the_same_job(comparison):
+    comparison.fake['preempt'] = [0]
+    assert comparison.run(0, in_jobs=True) == []
+    assert comparison.calls == ['arm 0', 'arm 0 --resume']
+    (log,) = (comparison.folder / 'jobs').glob('*_log.out')
+    assert log.read_text().count('Requeued job') == 1
+
+
+@pytest.mark.skipif(bool(shutil.which('sbatch')), reason='there is a Slurm')
+def test_slurm_has_to_be_there(tmp_path):
+    with pytest.raises(ConfigError, match='--executor slurm: there is no sbatch on this machine'):
+        CellRunner(tmp_path, Training(), slurm={})
+
+
+def test_options_of_sbatch_are_handed_on(tmp_path, monkeypatch):
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name in ('sbatch', 'srun'):
+        (folder / name).write_text(
+            f'#!/bin/sh\ncp $1 {tmp_path}/job.sh\necho no such QOS >&2\nexit 1'
+        )
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+    options = dict(partition='gpu', time=240, gpus_per_node=1, reservation='mine')
+    runner = CellRunner(tmp_path / 'jobs', Training(), options)
+    with pytest.raises(ConfigError, match=r'^--executor slurm: no such QOS$'):
+        runner._submit([lambda: None])
+    lines = set((tmp_path / 'job.sh').read_text().splitlines())
+    assert {f'#SBATCH --{x}' for x in ('partition=gpu', 'time=240', 'reservation=mine')} <= lines
+    assert '#SBATCH --gpus-per-node=1' in lines

@@ -163,7 +163,7 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
 
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
     study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
-    study.runner.tools = tmp_path / 'nowhere'
+    study.runner.training = replace(study.runner.training, tools=tmp_path / 'nowhere')
     assert [str(x.cell) for x in study.run()] == ['baseline seed 0', 'sssd seed 0']
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith('failed: sssd seed 0: ')

@@ -16,8 +16,12 @@ with open(fake['calls'], 'a') as file:
     file.write(' '.join([work_dir.parent.name, str(seed), *flags]) + '\n')
 print('training')
 if seed in fake['hang']:
-    Path(fake['calls']).with_name('pid').write_text(str(os.getpid()))
+    pids = Path(fake['calls']).with_name('pids')
+    pids.mkdir(exist_ok=True)
+    (pids / str(os.getpid())).touch()
     time.sleep(60)
+if seed in fake['kill_parent']:
+    os.kill(os.getppid(), signal.SIGKILL)
 if seed in fake['crash']:
     sys.exit('error: there is no annotation file')
 log = work_dir / f'run_{time.time_ns()}' / 'vis_data' / 'scalars.json'
@@ -26,10 +30,12 @@ rows = [
     {'coco/bbox_mAP': 0.1 * (seed + 1), 'step': 1},
     {'loss': 1.0, 'epoch': 2, 'iter': 1, 'step': 3},
 ]
-if seed in fake['kill'] and '--resume' not in flags:
+if seed in fake['kill'] + fake['preempt'] and '--resume' not in flags:
     shutil.copy(fake['checkpoint'], work_dir / 'epoch_1.pth')
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
     log.write_text(json.dumps(rows[0]) + '\n{"loss": 1.')
+    if seed in fake['preempt']:
+        sys.exit(75)
     os.kill(os.getpid(), signal.SIGKILL)
 if seed not in fake['unvalidated']:
     rows.append(

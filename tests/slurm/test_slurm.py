@@ -1,0 +1,135 @@
+"""On a real Slurm, such as one_node.sh starts: what docs/scaling.md says is done there.
+
+Run by hand, with SLURM_CONF in the environment: pytest -m slow tests/slurm
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mmdet_sssd.checkpoints import load_from_local
+
+from ..commands.comparison.test_study import CONFIG
+from ..small_runner import draw_shapes
+from ..tools.run_comparison import assert_equal_states
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 600  # seconds that one of these may take
+
+
+def slurm_answers() -> bool:
+    return (
+        bool(shutil.which('sinfo'))
+        and not subprocess.run(['sinfo'], capture_output=True, check=False).returncode
+    )
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not slurm_answers(), reason='there is no Slurm, or it does not answer'),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A small detector on drawn shapes, 12 epochs of 2 iterations."""
+    (tmp_path / 'killed').touch()  # none is
+    (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT, folder=tmp_path))
+    environment = dict(
+        SSSD_DATA_ROOT=str(draw_shapes(tmp_path / 'shapes')),
+        SSSD_TRAIN_IMG='train',
+        SSSD_VAL_IMG='val',
+        SSSD_IMAGE_SCALE='64x64',
+        SSSD_BATCH_SIZE='4',
+        SSSD_MAX_EPOCHS='12',
+        PYTHONPATH=str(ROOT),
+        PYTHONWARNINGS='ignore',
+        OMP_NUM_THREADS='1',
+        PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sbatch_file() -> str:
+    """The one in the documentation, for two tasks on this node."""
+    text = (ROOT / 'docs/scaling.md').read_text()
+    (script,) = re.findall(r'```bash\n(#!/bin/bash\n.*?)```', text, re.DOTALL)
+    size = '--nodes=1 --ntasks-per-node=2 --cpus-per-task=1'
+    return re.sub(r'--nodes=.*', size, script).replace('my_config.py', 'config.py')
+
+
+def wait_until(condition, what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(1)
+
+
+def has_trained(work_dir: Path) -> bool:
+    return any(work_dir.glob('epoch_*.pth'))
+
+
+def final(work_dir: Path) -> dict:
+    return load_from_local(str(work_dir / 'epoch_12.pth'))
+
+
+def assert_same_end(ours: Path, expected: Path) -> None:
+    ours, expected = final(ours), final(expected)
+    for key in ('state_dict', 'optimizer'):
+        assert_equal_states(ours[key], expected[key], key)
+
+
+def test_a_requeued_job_ends_as_one_that_was_left_alone(folder):
+    """The file of the documentation, on two tasks; it gets the signal before its time is up."""
+    script = sbatch_file()
+    ends = {}
+    for name in ('whole', 'preempted'):
+        work_dir = folder / name
+        line = script.replace('--resume', f'--resume --work-dir {work_dir}')
+        (folder / f'{name}.sh').write_text(line)
+        command = ['sbatch', '--parsable', f'--output={name}.log', f'{name}.sh']
+        job = subprocess.check_output(command, text=True).strip()
+        if name == 'preempted':
+            wait_until(partial(has_trained, work_dir), f'{name} has trained')
+            subprocess.check_call(['scancel', '--signal=USR1', job])
+            wait_until((work_dir / 'preempted.pth').exists, f'{name} has saved')
+        wait_until((work_dir / 'epoch_12.pth').exists, f'{name} is done')
+        ends[name] = work_dir
+        wait_until(lambda job=job: not _is_queued(job), f'{name} has ended')
+    assert 'resumed epoch' in (folder / 'preempted.log').read_text()
+    assert_same_end(ends['preempted'], ends['whole'])
+
+
+def _is_queued(job: str) -> bool:
+    return bool(subprocess.check_output(['squeue', '--noheader', '--jobs', job], text=True))
+
+
+def test_a_preempted_cell_of_a_comparison_is_queued_again(folder):
+    """Two arms, one seed each; the baseline gets the signal that submitit asks Slurm for."""
+    tool = [sys.executable, ROOT / 'tools/compare.py', 'config.py', '--seeds', '1']
+    plain = [*tool, '--arms', 'baseline', '--no-dry-run', '--work-dir', 'whole']
+    subprocess.run(plain, check=True, timeout=LIMIT)
+
+    arguments = ['--executor', 'slurm', '--slurm-options', 'time=30,cpus_per_task=1']
+    with open(folder / 'compare.log', 'w', encoding='utf-8') as log:
+        command = [*tool, '--no-dry-run', '--work-dir', 'work', *arguments]
+        compare = subprocess.Popen(command, stdout=log)
+    seed = folder / 'work/baseline/seed_0'
+    wait_until(partial(has_trained, seed), 'the baseline has trained')
+    (job,) = {x.name.partition('_')[0] for x in (folder / 'work/jobs').glob('*_submitted.pkl')}
+    subprocess.check_call(['scancel', '--signal=USR2', f'{job}_0'])
+    assert compare.wait(LIMIT) == 0
+    assert 'SIGUSR2: the run ends after iteration' in (seed / 'output.log').read_text()
+    assert 'resumed epoch' in (seed / 'output.log').read_text()
+    assert_same_end(seed, folder / 'whole/baseline/seed_0')
+    assert '| sssd | 1 |' in (folder / 'compare.log').read_text()
