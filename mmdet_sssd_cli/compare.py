@@ -71,7 +71,7 @@ HOW_IT_IS_RUN = (
     click.option(
         '--jobs',
         type=int,
-        help='Runs at a time; on GPUs one each.  [default: 1; with --executor slurm what Slurm lets run]',
+        help='Runs at a time; on GPUs one each.  [default: 1; on Slurm what it lets run]',
     ),
     click.option(
         '--executor',

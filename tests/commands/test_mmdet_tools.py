@@ -1,6 +1,7 @@
 """What a user sees who got something wrong: the message alone, and no traceback of ours."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
