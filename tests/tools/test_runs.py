@@ -185,7 +185,14 @@ def test_mim_train_resume_and_test(shapes, tmp_path, resumes):
 def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{CONFIG}'\n{QUICK}")
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2]
+    torchrun = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        2,
+    ]
     loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
     loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
     options = ['--work-dir', tmp_path, '--cfg-options', 'default_hooks.logger.interval=1', *loaders]
@@ -272,7 +279,14 @@ def test_mim_does_not_kill_what_saves(shapes, tmp_path):
 def test_torchrun_restarts_what_was_killed_and_it_goes_on(shapes, tmp_path):
     hook = dict(type='KillHook', before_iter=3, rank=1)
     config = interrupted(CONFIG, tmp_path / 'config.py', hook)
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2]
+    torchrun = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        2,
+    ]
     options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run']
     command = [*torchrun, '--max-restarts', 1, 'tools/train.py', config, *options]
     env = {**shapes, 'SSSD_MAX_EPOCHS': '2'}
