@@ -2,12 +2,12 @@
 # From nothing to a self-distilled detector in minutes: sets up what is needed, draws a small data
 # set, trains an SSSD detector on it from scratch, evaluates it and draws its predictions.
 #
-#   bash tools/quickstart.sh [--active]    (see setup.sh; everything goes to work_dirs/quickstart)
+#   bash tools/quickstart.sh [--active] [--cpu]    (see setup.sh; everything goes to work_dirs/quickstart)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh "$@"
 # shellcheck disable=SC1091
-[ "${1:-}" = --active ] || . .venv/bin/activate
+[[ " $* " = *' --active '* ]] || . .venv/bin/activate
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 
 say() { printf '\033[1m[quickstart]\033[0m %s\n' "$*"; }
