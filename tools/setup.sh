@@ -108,7 +108,7 @@ install_cuda_compiler() {  # nvcc, headers and libraries of torch's CUDA, from p
     rm -rf "$CUDA_HOME"
     mkdir "$CUDA_HOME"
     for package in "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/nvidia/*/; do
-        cp -rsf "$package." "$CUDA_HOME"  # those of CUDA 12 have a folder each
+        [ ! -d "$package" ] || cp -rsf "$package." "$CUDA_HOME"  # those of CUDA 12 have a folder each
     done
     [ -e "$CUDA_HOME/include/cusparse.h" ] ||
         fail "torch came without CUDA's headers; install the toolkit of CUDA $(torch_cuda) and set CUDA_HOME to its folder, or give --cpu"

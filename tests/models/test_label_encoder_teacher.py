@@ -426,6 +426,8 @@ def test_boxes_and_regions_are_of_float32_whatever_the_features(dtype, use_masks
 def test_features_at_the_end_of_float16_stay_finite(dtype):
     teacher = make_teacher(channels=10, dtype=torch.float32)  # projected to a width of 256
     adapters = [FeatureAdapter(16), FeatureAdapter([16, 24]), ChannelAdapter([16], [24])]
+    for parameter in torch.nn.ModuleList(adapters).parameters():  # so that each sum is too large
+        parameter.data *= 4
     feats = [6e4 * x.sign() for x in features(3, 10, torch.float32)]
     with torch.autocast('cpu', dtype):
         made = [*teacher([x.to(dtype) for x in feats], torch.zeros(3, 3, *IMAGE), batch_of_boxes())]
