@@ -98,20 +98,16 @@ check_torch_sees_gpu() {
 
 torch_cuda() { python -c 'import torch; print(torch.version.cuda)'; }
 
-install_cuda_compiler() {  # nvcc, headers and libraries of torch's CUDA, from pip, as one CUDA_HOME
-    local package
+install_cuda_compiler() {  # nvcc of torch's CUDA, from pip, beside the headers and libraries that torch brought
     [ -z "${CUDA_HOME:-}" ] || return 0
-    say "installing the compiler of CUDA $(torch_cuda), which torch is built with"
-    pip install -q "cuda-toolkit[nvcc,cccl]==$(torch_cuda).*" ||
-        fail "pip has no compiler of CUDA $(torch_cuda); install that CUDA toolkit and set CUDA_HOME to its folder, or give --cpu"
-    export CUDA_HOME="$prefix/cuda"
-    rm -rf "$CUDA_HOME"
-    mkdir "$CUDA_HOME"
-    for package in "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"/nvidia/*/; do
-        [ ! -d "$package" ] || cp -rsf "$package." "$CUDA_HOME"  # those of CUDA 12 have a folder each
-    done
-    [ -e "$CUDA_HOME/include/cusparse.h" ] ||
-        fail "torch came without CUDA's headers; install the toolkit of CUDA $(torch_cuda) and set CUDA_HOME to its folder, or give --cpu"
+    local cuda
+    cuda="$(torch_cuda)"
+    say "installing the compiler of CUDA $cuda, which torch is built with"
+    pip install -q "cuda-toolkit[nvcc,cccl]==$cuda.*" || true
+    CUDA_HOME="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu${cuda%%.*}"
+    export CUDA_HOME
+    [ -x "$CUDA_HOME/bin/nvcc" ] && [ -e "$CUDA_HOME/include/cusparse.h" ] ||
+        fail "pip has no whole compiler of CUDA $cuda (it has those of CUDA 13); install that toolkit and set CUDA_HOME to its folder, install a torch for CUDA 13, or give --cpu"
     ln -sf "$(basename "$CUDA_HOME"/lib/libcudart.so.*)" "$CUDA_HOME/lib/libcudart.so"
 }
 

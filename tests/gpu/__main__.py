@@ -74,6 +74,8 @@ def run_one_group(group: str, out: Path, short: bool) -> int:
 
     import mmdet_sssd  # noqa: F401  (registers the package's modules)
 
+    from .. import quick_configs  # noqa: F401
+
     register_all_modules()
     BaseModule._dump_init_info = lambda *_: None  # a paragraph for each parameter
     settings = Settings('cuda' if torch.cuda.is_available() else 'cpu', out, short)
@@ -95,6 +97,7 @@ def run_apart(group: str, args: Namespace, seconds: float) -> tuple[dict, list[R
         because no time was left.
     """
     lines_of(group, args.out).unlink(missing_ok=True)
+    print(f'{group} …', flush=True)
     with (args.out / f'{group}.log').open('w', encoding='utf-8') as log:
         try:
             code = subprocess.run(

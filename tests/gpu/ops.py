@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import Settings, Skipped, within
 
+MOST_DIFFERING = 2  # boxes whose overlap is the threshold but for rounding
 TOLERANCE = 1e-4  # of the largest value; sums are formed in another order
 
 
@@ -27,7 +28,7 @@ def nms(settings: Settings) -> dict[str, Any]:
     _, expected = ops.nms(boxes, scores, 0.5)
     _, found = ops.nms(boxes.to(settings.device), scores.to(settings.device), 0.5)
     differing = set(found.tolist()) ^ set(expected.tolist())
-    within('the number of boxes kept on one side alone', len(differing), 0)
+    within('the number of boxes kept on one side alone', len(differing), MOST_DIFFERING)
     return dict(kept=len(expected))
 
 
@@ -39,7 +40,7 @@ def batched_nms(settings: Settings) -> dict[str, Any]:
     _, expected = ops.batched_nms(*data, cfg)
     _, found = ops.batched_nms(*(x.to(settings.device) for x in data), cfg)
     differing = set(found.tolist()) ^ set(expected.tolist())
-    within('the number of boxes kept on one side alone', len(differing), 0)
+    within('the number of boxes kept on one side alone', len(differing), MOST_DIFFERING)
     return dict(kept=len(expected))
 
 
@@ -66,14 +67,15 @@ def against_cpu(
 
 
 def _rois() -> Tensor:
-    return torch.cat([torch.randint(2, (50, 1)).float(), boxes_in(100, 50)], 1)
+    boxes = boxes_in(100, 50).half().float()  # which float16 has too
+    return torch.cat([torch.randint(2, (50, 1)).float(), boxes], 1)
 
 
 def make_roi_align() -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """Pool boxes of a map; boxes get no gradient."""
     rois = _rois()
     pool = ops.RoIAlign(7, spatial_scale=0.25, sampling_ratio=0)
-    return lambda x: pool(x, rois.to(x.device)), (torch.randn(2, 16, 32, 32),)
+    return lambda x: pool(x, rois.to(x)), (torch.randn(2, 16, 32, 32),)
 
 
 def make_deform_conv() -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:

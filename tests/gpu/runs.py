@@ -26,10 +26,10 @@ RESUMED = 1e-2  # the weights' relative difference; GPU kernels add up in any or
 
 
 def distributed_step() -> None:
-    """Train a step as one process of a group, which the environment describes.
+    """Train two steps as one process of a group, which the environment describes.
 
     Raises:
-        Wrong: if a parameter has no finite gradient, or another gradient than in the other processes.
+        Wrong: if a parameter stays where it was, or is not finite or not that of the other processes.
     """
     on_gpu = torch.cuda.is_available()
     rank = int(os.environ['LOCAL_RANK'])
@@ -42,19 +42,19 @@ def distributed_step() -> None:
             device_ids=[rank] if on_gpu else None,
             broadcast_buffers=False,
         )
-        optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
-        # each process has another number of objects, the last one none
-        objects = 3 * (dist.get_world_size() - 1 - rank)
+        optim_wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+        before = [x.detach().clone() for x in model.parameters()]
         for _ in range(2):  # DDP finds parameters without a gradient in the second step
+            objects = 3 if rank == 0 else 0
             model.train_step(made_up_batch(model.module, (64, 96), 2, objects), optim_wrapper)
-        gradients = [x.grad for x in model.parameters()]
-        if any(x is None or not x.isfinite().all() for x in gradients):
-            raise Wrong('a parameter has no finite gradient')
-        flat = torch.cat([x.flatten() for x in gradients])
+        weights = [x.detach() for x in model.parameters()]
+        if any(torch.equal(x, y) for x, y in zip(before, weights, strict=True)):
+            raise Wrong('a parameter has not moved')
+        flat = torch.cat([x.flatten() for x in weights])
         every = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
         dist.all_gather(every, flat)
-        if not all(torch.equal(x, flat) for x in every):
-            raise Wrong('the processes have different gradients')
+        if not flat.isfinite().all() or not all(torch.equal(x, flat) for x in every):
+            raise Wrong('weights are not finite, or not the same in all processes')
     finally:
         dist.destroy_process_group()
 

@@ -113,8 +113,10 @@ def steps(name: str, precision: str, settings: Settings) -> dict[str, Any]:
     """Train the distilled detector some steps, where stock's trains."""
     if precision == FLOAT16 and not settings.on_gpu:
         raise Skipped('mixed precision on a CPU is bfloat16')
-    count = 2 if settings.short else 5
-    stock = _of_stock(lambda: finite_steps(trainee(name, 'baseline', settings, precision), 1))
+    count = 2
+    if settings.on_gpu:
+        count = 8 if precision == FLOAT16 else 4  # the loss scale has to come down first
+    stock = _of_stock(lambda: finite_steps(trainee(name, 'baseline', settings, precision), count))
     found = finite_steps(trainee(name, 'sssd', settings, precision), count)
     return dict(stock_loss=stock['first_loss'], **found)
 

@@ -79,8 +79,8 @@ def run(tmp_path):
             'FORCE_CUDA=1, but for which GPU? Set TORCH_CUDA_ARCH_LIST',
         ),
         (
-            dict(),
-            "torch came without CUDA's headers; install the toolkit of CUDA 13.0 and set",
+            dict(cuda='12.8'),
+            'pip has no whole compiler of CUDA 12.8 (it has those of CUDA 13); install that',
         ),
     ],
 )
@@ -92,18 +92,13 @@ def test_an_unknown_argument_is_refused(run):
     assert 'unknown argument --gpu; accepted: --active, --cpu, or nothing' in run('--gpu')
 
 
-@pytest.mark.parametrize('packages', [['cu13'], ['cuda_runtime', 'cusparse', 'cuda_nvcc']])
-def test_mmcv_is_compiled_for_the_gpus_by_the_compiler_of_torch_s_cuda(run, packages):
-    """The packages of CUDA 13 lie in one folder, those of CUDA 12 in one each."""
-    for package in packages:
-        for name in ('bin/nvcc', 'include/cusparse.h', 'lib/libcudart.so.13', '__init__.py'):
-            path = run.site / 'nvidia' / package / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+def test_mmcv_is_compiled_for_the_gpus_by_the_compiler_of_torch_s_cuda(run):
+    home = run.site / 'nvidia/cu13'
+    for name in ('bin/nvcc', 'include/cusparse.h', 'lib/libcudart.so.13'):
+        (home / name).parent.mkdir(parents=True)
+        write_program(home / name, '')
     assert 'mmcv was built, but its ops do not load' in run(caps='9.0 8.0 9.0')
-    home = run.folder / 'cuda'
-    for name in ('bin/nvcc', 'include/cusparse.h', 'lib/libcudart.so'):
-        assert (home / name).is_file(), name
+    assert (home / 'lib/libcudart.so').is_file()
     calls = (run.folder / 'pip.log').read_text().splitlines()
     assert any('|install -q cuda-toolkit[nvcc,cccl]==13.0.*' in x for x in calls)
     (build,) = [x for x in calls if '|wheel ' in x]
