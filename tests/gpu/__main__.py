@@ -106,7 +106,7 @@ def run_apart(group: str, args: Namespace, seconds: float) -> tuple[dict, list[R
                 stderr=subprocess.STDOUT,
                 timeout=max(seconds, 0.1),
             ).returncode
-            problem = f'the process ended with code {code}; see {log.name}' if code else ''
+            problem = f'the process ended with code {code}: {last_line(log.name)}' if code else ''
         except subprocess.TimeoutExpired:
             problem = 'no time was left'
     return results_of(group, args.out, problem)
@@ -116,6 +116,12 @@ def command_of(group: str, args: Namespace) -> list[str]:
     """Make the command of a group's process."""
     command = [sys.executable, '-W', 'ignore', '-m', 'tests.gpu', '--group', group]
     return [*command, '--out', str(args.out), *['--short'] * args.short]
+
+
+def last_line(log: str) -> str:
+    """Give the last line of a log, which is a process's error."""
+    lines = Path(log).read_text(encoding='utf-8', errors='replace').split('\n')
+    return next((x for x in reversed(lines) if x.strip()), f'{log} is empty')
 
 
 def lines_of(group: str, out: Path) -> Path:
