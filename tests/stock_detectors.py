@@ -20,6 +20,7 @@ CONFIGS = {
     'cascade_rcnn': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     'rtmdet': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'deformable_detr': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'dino': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
     'yolox': 'yolox/yolox_tiny_8xb8-300e_coco.py',
 }
 
@@ -34,7 +35,8 @@ def stock_config(name: str) -> ConfigDict:
         model.backbone.norm_cfg.requires_grad = True
         model.backbone.norm_eval = False
         in_channels = [16 * 2**stage for stage in model.backbone.out_indices]
-        model.neck.update(in_channels=in_channels, out_channels=32)
+        # DINO's decoder encodes boxes for a width of 256, whatever its config says
+        model.neck.update(in_channels=in_channels, out_channels=256 if model.type == 'DINO' else 32)
     for head in _heads(model):
         if 'num_classes' in head:
             head.num_classes = NUM_CLASSES
@@ -51,6 +53,8 @@ def stock_config(name: str) -> ConfigDict:
                 model.roi_head[extractor].out_channels = 32
         for stage in _listed(model.train_cfg.rcnn):
             stage.sampler.num = 64
+    if 'dn_cfg' in model:
+        model.dn_cfg.group_cfg.num_dn_queries = 10
     if 'encoder' in model:
         _shrink_transformer(model)
     return model
@@ -62,13 +66,14 @@ def _read(name):
 
 
 def _shrink_transformer(model):
+    width = model.neck.out_channels
     model.num_queries = 40
-    model.positional_encoding.num_feats = 16
-    model.bbox_head.embed_dims = 32
+    model.positional_encoding.num_feats = width // 2
+    model.bbox_head.embed_dims = width
     for stack in (model.encoder, model.decoder):
         stack.num_layers = 1
         for part in stack.layer_cfg.values():
-            part.embed_dims = 32
+            part.embed_dims = width
         stack.layer_cfg.ffn_cfg.feedforward_channels = 64
 
 

@@ -3,10 +3,10 @@
 # quickstart` draws a small data set, trains an SSSD detector on it from scratch, evaluates it and
 # draws its predictions.
 #
-#   bash tools/quickstart.sh [--active]    (see setup.sh; everything goes to work_dirs/quickstart)
+#   bash tools/quickstart.sh [--active] [--cpu]    (see setup.sh; everything goes to work_dirs/quickstart)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh "$@"
 # shellcheck disable=SC1091
-[ "${1:-}" = --active ] || . .venv/bin/activate
+[[ " $* " = *' --active '* ]] || . .venv/bin/activate
 mmdet-sssd quickstart

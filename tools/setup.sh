@@ -3,9 +3,15 @@
 #
 #   bash tools/setup.sh             use .venv in this checkout
 #   bash tools/setup.sh --active    use the virtual or conda environment that is active now
+#   bash tools/setup.sh --cpu       leave a GPU unused; goes with --active too
 #
 # PYTHON=python3.12 bash tools/setup.sh chooses the Python that .venv is made with. To use a torch
 # build of your own choice, install it first; setup.sh keeps it. Run again, it takes seconds.
+#
+# Where there is a GPU, mmcv's ops are compiled for it, with the compiler of torch's own CUDA, from pip
+# (CUDA_HOME=… names another). FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 does so on a machine without one,
+# for GPUs of that compute capability. The wheel is kept in the environment's wheels/; another machine
+# with the same torch, Python and kind of GPU takes it by PIP_FIND_LINKS=DIR, without a compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,11 +19,14 @@ say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 pinned() { sed -n "s/^#: \($1==.*\)/\1/p" requirements.txt; }
 
-case "${1:-}" in
-    '') active=no ;;
-    --active) active=yes ;;
-    *) fail "unknown argument $1; accepted: --active, or nothing" ;;
-esac
+active=no cpu=no
+for argument in "$@"; do
+    case "$argument" in
+        --active) active=yes ;;
+        --cpu) cpu=yes ;;
+        *) fail "unknown argument $argument; accepted: --active, --cpu, or nothing" ;;
+    esac
+done
 
 if [ "$active" = yes ]; then
     [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] ||
@@ -38,10 +47,31 @@ python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
 prefix="$(python -c 'import sys; print(sys.prefix)')"
 log="$prefix/mmdet_sssd-setup.log"
 
-has_ops() {  # whether mmcv's ops load with the torch that is there, and work
-    python -W ignore - >/dev/null 2>&1 <<'PY'
+gpu_archs() {  # compute capabilities of the GPUs here, such as 8.0;9.0; nothing if there is none
+    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
+        grep -xE ' *[0-9]+\.[0-9]+ *' | sort -u | paste -sd';' | tr -d ' ' || true
+}
+
+archs=''  # that mmcv's ops are compiled for; empty: for the CPU alone
+if [ "$cpu" = yes ]; then
+    export CUDA_VISIBLE_DEVICES=''
+    unset FORCE_CUDA
+elif [ "${FORCE_CUDA:-0}" = 1 ]; then
+    archs="${TORCH_CUDA_ARCH_LIST:-$(gpu_archs)}"
+    [ -n "$archs" ] ||
+        fail 'FORCE_CUDA=1, but for which GPU? Set TORCH_CUDA_ARCH_LIST too, to 8.0 for A100, 9.0 for H100, …'
+else
+    archs="$(gpu_archs)"
+    [ -n "$archs" ] || ! nvidia-smi -L 2>/dev/null | grep ^GPU >/dev/null ||
+        fail "nvidia-smi does not say the GPU's compute capability; set FORCE_CUDA=1 and TORCH_CUDA_ARCH_LIST to it (8.0 for A100, 9.0 for H100, …), or give --cpu"
+fi
+
+has_ops() {  # whether mmcv's ops load with the torch that is there, and work; on the GPU too
+    ARCHS="$archs" python -W ignore - >/dev/null 2>&1 <<'PY'
+import os
 import torch
-from mmcv.ops import nms
+from mmcv.ops import get_compiling_cuda_version, nms
+assert not os.environ['ARCHS'] or get_compiling_cuda_version() != 'not available'
 for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
     boxes, scores = torch.tensor([[0., 0., 1., 1.]], device=device), torch.ones(1, device=device)
     assert len(nms(boxes, scores, .5)[1]) == 1
@@ -57,10 +87,38 @@ install_torch() {
     fi
 }
 
+check_torch_sees_gpu() {
+    local torch
+    torch="$(python -c 'import torch; print(torch.__version__)')"
+    python -c 'import sys, torch; sys.exit(not torch.version.cuda)' ||
+        fail "there is a GPU, but torch $torch is built without CUDA; uninstall it and run this again, install the build for your driver that pytorch.org names, or give --cpu"
+    [ "${FORCE_CUDA:-0}" = 1 ] || python -W ignore -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+        fail "torch $torch cannot use the GPU: its CUDA $(torch_cuda) wants a newer driver than $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1); update the driver, install a torch for an older CUDA (pytorch.org), or give --cpu"
+}
+
+torch_cuda() { python -c 'import torch; print(torch.version.cuda)'; }
+
+install_cuda_compiler() {  # nvcc of torch's CUDA, from pip, beside the headers and libraries that torch brought
+    [ -z "${CUDA_HOME:-}" ] || return 0
+    local cuda
+    cuda="$(torch_cuda)"
+    say "installing the compiler of CUDA $cuda, which torch is built with"
+    pip install -q "cuda-toolkit[nvcc,cccl]==$cuda.*" || true
+    CUDA_HOME="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu${cuda%%.*}"
+    export CUDA_HOME
+    [ -x "$CUDA_HOME/bin/nvcc" ] && [ -e "$CUDA_HOME/include/cusparse.h" ] ||
+        fail "pip has no whole compiler of CUDA $cuda (it has those of CUDA 13); install that toolkit and set CUDA_HOME to its folder, install a torch for CUDA 13, or give --cpu"
+    ln -sf "$(basename "$CUDA_HOME"/lib/libcudart.so.*)" "$CUDA_HOME/lib/libcudart.so"
+}
+
 build_mmcv() {  # from source, with ops, against the torch that is there; about 10 minutes on 2 cores
-    local started=$SECONDS step status=0
-    MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(python -c 'import os; print(os.cpu_count())')}" \
-        pip install -v --no-build-isolation --no-deps --force-reinstall "$(pinned mmcv)" >"$log" 2>&1 &
+    local started=$SECONDS step status=0 cache=''
+    [ -z "$archs" ] || cache=--no-cache-dir  # pip's cache does not tell a wheel for a GPU from others
+    rm -rf "$prefix/wheels"
+    MMCV_WITH_OPS=1 FORCE_CUDA="$([ -z "$archs" ] || echo 1)" TORCH_CUDA_ARCH_LIST="$archs" \
+        MAX_JOBS="${MAX_JOBS:-$(python -c 'import os; print(os.cpu_count())')}" \
+        pip wheel -v $cache --no-binary mmcv --no-build-isolation --no-deps -w "$prefix/wheels" \
+        "$(pinned mmcv)" >"$log" 2>&1 &
     local pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         sleep 5
@@ -71,25 +129,40 @@ build_mmcv() {  # from source, with ops, against the torch that is there; about 
     done
     wait "$pid" || status=$?
     [ "$status" = 0 ] || { tail -n 20 "$log" >&2; fail "building mmcv failed; the whole log is $log"; }
+    pip install -q --no-deps --force-reinstall "$prefix"/wheels/mmcv-*.whl
 }
 
 install_mmcv() {
     has_ops && return
+    # a wheel that lies ready; of OpenMMLab's, those that mmdet takes are for torch 2.1 at most, which
+    # does not work with NumPy 2
+    if pip install -q --no-deps --force-reinstall --only-binary mmcv "$(pinned mmcv)" 2>/dev/null && has_ops; then
+        say "took a wheel of $(pinned mmcv) that lay ready"
+        return
+    fi
     command -v c++ >/dev/null || command -v g++ >/dev/null ||
         fail 'mmcv has to be compiled and there is no C++ compiler; on Debian: apt install g++ python3-dev'
-    say "installing $(pinned mmcv) with compiled ops (about 10 minutes on 2 cores, once)"
+    if [ -n "$archs" ]; then
+        install_cuda_compiler
+        say "compiling $(pinned mmcv) for GPUs of compute capability $archs (about 90 core-minutes, once)"
+    else
+        say "installing $(pinned mmcv) with compiled ops (about 10 minutes on 2 cores, once)"
+    fi
     build_mmcv
-    if ! has_ops; then  # a wheel without ops, or for another torch, came out of pip's cache
+    has_ops && return
+    if [ -z "$archs" ]; then  # a wheel without ops, or for another torch, came out of pip's cache
         say "the cached $(pinned mmcv) has no ops for this torch; building it anew"
         pip cache remove mmcv >/dev/null 2>&1 || true
         build_mmcv
-        has_ops || fail "mmcv was built, but its ops do not load; the whole log is $log"
+        has_ops && return
     fi
+    fail "mmcv was built, but its ops do not load; the whole log is $log"
 }
 
 install_requirements() {
     pip install -q 'setuptools>=77,<81' wheel ninja psutil
     install_torch
+    [ -z "$archs" ] || check_torch_sees_gpu
     say 'installing the packages of requirements.txt'
     pip install -q -r requirements.txt
     pip install -q --no-deps "$(pinned openmim)"

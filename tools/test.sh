@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lint and test, after setting up what is needed: bash tools/test.sh [--active] (see setup.sh).
+# Lint and test, after setting up what is needed: bash tools/test.sh [--active] [--cpu] (see setup.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh "$@"
 # shellcheck disable=SC1091
-[ "${1:-}" = --active ] || . .venv/bin/activate
+[[ " $* " = *' --active '* ]] || . .venv/bin/activate
 ruff check .
 ruff format --check .
 OMP_NUM_THREADS=1 python -m pytest -n logical --dist worksteal

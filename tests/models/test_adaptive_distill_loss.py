@@ -207,6 +207,17 @@ def test_loss_and_gradient_are_finite_for_any_logits(gamma, beta, dtype):
     assert student.grad.abs().max() <= 1
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_positives_of_half_precision_logits_are_counted_in_float32(dtype):
+    teacher = torch.zeros(1, 3000, 80, dtype=dtype)
+    count = soft_positive_count(teacher)
+    assert count.item() == pytest.approx(3000 * 80 * 0.5**1.8, rel=1e-5)  # float16 ends at 65504
+    loss = adaptive_distill_loss(torch.ones_like(teacher), teacher)
+    assert loss.item() == pytest.approx(
+        adaptive_distill_loss(torch.ones(1), torch.zeros(1)) / 0.5**1.8
+    )
+
+
 def test_rounding_leaves_no_negative_distance():
     teacher = torch.linspace(-9, 9, 500)
     student = (teacher * (1 + 1e-6)).requires_grad_()

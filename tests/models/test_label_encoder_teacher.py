@@ -11,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
 from mmdet_sssd.models.layers import (
+    ChannelAdapter,
     EmbeddedClass,
     KnowledgeMapper,
     LabelledObjects,
     OneHotClass,
+    instance_norm,
 )
 from mmdet_sssd.models.layers.label_encoder import ObjectTransform
 from mmdet_sssd.models.layers.relation_adapter import AppearanceEncoder
@@ -405,6 +407,38 @@ def test_huge_regions_are_averaged_in_float32_under_autocast(dtype):
     expected = torch.einsum('bnhw,bchw->bnc', weights, features)
     assert appearance.dtype == torch.float32
     torch.testing.assert_close(appearance.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('use_masks', [False, True])
+def test_boxes_and_regions_are_of_float32_whatever_the_features(dtype, use_masks):
+    teacher = make_teacher(dtype=torch.float32, use_masks=use_masks)
+    images, batch = torch.zeros(3, 3, *IMAGE), batch_of_masks()
+    rough = [x.to(dtype) for x in features(3, dtype=torch.float32)]
+    with torch.no_grad(), torch.autocast('cpu', dtype):
+        found = teacher(rough, images, batch)
+        expected = teacher([x.float() for x in rough], images, batch)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_features_at_the_end_of_float16_stay_finite(dtype):
+    teacher = make_teacher(channels=10, dtype=torch.float32)  # projected to a width of 256
+    adapters = [FeatureAdapter(16), FeatureAdapter([16, 24]), ChannelAdapter([16], [24])]
+    for parameter in torch.nn.ModuleList(adapters).parameters():  # so that each sum is too large
+        parameter.data *= 4
+    feats = [6e4 * x.sign() for x in features(3, 10, torch.float32)]
+    with torch.autocast('cpu', dtype):
+        made = [*teacher([x.to(dtype) for x in feats], torch.zeros(3, 3, *IMAGE), batch_of_boxes())]
+        for adapter in adapters:
+            (x,) = adapter([torch.full((1, 16, 4, 4), 6e4, dtype=dtype)])
+            made.append(instance_norm(x))
+    assert all(x.isfinite().all() for x in made)
+    sum(x.float().square().mean() for x in made).backward()
+    modules = [teacher, *(adapters[index] for index in (0, 2))]
+    grads = [x.grad for module in modules for x in module.parameters()]
+    assert all(x.isfinite().all() for x in grads)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,17 @@ def test_normed_mse_weighs_levels_by_their_size():
     assert NormedMSELoss()(student, teacher).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_js_gradient_below_half_precision_s_numbers_is_kept_for_the_loss_scale(dtype):
+    maps = torch.randn(2, 1, 4, 64, 64).to(dtype)
+    grads = []
+    for student, teacher in (maps, maps.float()):
+        student = student.clone().requires_grad_()
+        (2**16 * JSDistanceLoss()([student], [teacher])).backward()
+        grads.append(student.grad.float())
+    torch.testing.assert_close(*grads, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize('largest', [1e20, None])
 def test_normed_mse_is_finite_for_any_maps(dtype, largest):

@@ -5,6 +5,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from .saturation import saturate
+
 
 @MODELS.register_module()
 class ChannelAdapter(BaseModule):
@@ -29,4 +31,7 @@ class ChannelAdapter(BaseModule):
 
     def forward(self, student_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Adapt each level, a map of shape (B, C_p, h, w), to (B, D_p, h, w)."""
-        return tuple(level(x) for level, x in zip(self.levels, student_feats, strict=True))
+        return tuple(
+            x if isinstance(level, nn.Identity) else saturate(level(x))
+            for level, x in zip(self.levels, student_feats, strict=True)
+        )

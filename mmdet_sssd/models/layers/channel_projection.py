@@ -3,6 +3,8 @@ from collections.abc import Sequence
 import torch.nn as nn
 from torch import Tensor
 
+from .saturation import saturate
+
 WIDEST = 512  # channels; 3×3 convolutions on more cost more than they are worth
 DEFAULT_WIDTH = 256
 
@@ -49,9 +51,9 @@ class ChannelProjection(nn.Module):
     def to_width(self, x: Tensor) -> Tensor:
         """Project a level of shape (B, C_p, h, w) to (B, width, h, w)."""
         key = str(x.shape[1])
-        return self.inward[key](x) if key in self.inward else x
+        return saturate(self.inward[key](x)) if key in self.inward else x
 
     def from_width(self, x: Tensor, channels: int) -> Tensor:
         """Project a map of shape (B, width, h, w) to a level's (B, ``channels``, h, w)."""
         key = str(channels)
-        return self.outward[key](x) if key in self.outward else x
+        return saturate(self.outward[key](x)) if key in self.outward else x

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...errors import check
 from .channel_projection import ChannelProjection, as_levels, common_width
 from .recomputed import recomputed
+from .saturation import SaturatingReLU, saturate
 
 
 def instance_norm(x: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class FeatureAdapter(BaseModule):
         layers: list[nn.Module] = []
         for _ in range(num_convs):
             conv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2)
-            layers += [conv, nn.ReLU(inplace=True)]
+            layers += [conv, SaturatingReLU()]
         self.convs = nn.Sequential(*layers[:-1])
         self.with_cp = with_cp
 
@@ -75,4 +76,5 @@ class FeatureAdapter(BaseModule):
         return tuple(recomputed(self.with_cp, self._adapt, x) for x in student_feats)
 
     def _adapt(self, x: Tensor) -> Tensor:
-        return self.projection.from_width(self.convs(self.projection.to_width(x)), x.shape[1])
+        adapted = saturate(self.convs(self.projection.to_width(x)))
+        return self.projection.from_width(adapted, x.shape[1])

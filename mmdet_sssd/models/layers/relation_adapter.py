@@ -5,6 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .saturation import saturate
+
 NUM_HEADS = 8
 SMALLEST_AREA = 1e-6  # of a region, in level pixels; an image pixel at stride 512 has 4e-6
 
@@ -34,7 +36,7 @@ class AppearanceEncoder(nn.Module):
         Returns:
             Appearance embeddings of shape (B, N, C), zero where a region is empty.
         """
-        y = F.relu(self.norm(self.conv(x)), inplace=True).flatten(2)
+        y = F.relu(self.norm(saturate(self.conv(x))), inplace=True).flatten(2)
         regions = regions.flatten(2)
         areas = regions.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
         with torch.autocast(x.device.type, enabled=False):  # sums are too large for float16

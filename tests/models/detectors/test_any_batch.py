@@ -1,4 +1,9 @@
-"""Whatever the labels are: the distiller's own terms and all gradients stay finite."""
+"""Whatever the labels are: the distiller's own terms and all gradients stay finite.
+
+In mixed precision too, with features from 1e-4 to 6e4, float16's last powers of ten.
+"""
+
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +14,8 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
+
+from mmdet_sssd.models.outputs import DetectorOutputs
 
 from ... import toy_detector  # noqa: F401  (registers ToyDetector)
 from ...stock_detectors import NUM_CLASSES, stock_config
@@ -74,7 +81,7 @@ def assert_a_step_is_finite(model, batch) -> None:
     assert wrong == []
 
 
-TEACHERS = given(
+ANY_TEACHER = dict(
     seed=SEEDS,
     counts=st.lists(COUNTS, min_size=1, max_size=3),
     size=st.tuples(st.integers(17, 90), st.integers(17, 90)),
@@ -82,7 +89,7 @@ TEACHERS = given(
     with_masks=st.booleans(),
     context=st.booleans(),
 )
-DETECTORS = given(  # stock's BN wants more than one value a channel
+ANY_DETECTOR = dict(  # stock's BN wants more than one value a channel
     seed=SEEDS,
     counts=st.lists(COUNTS, min_size=2, max_size=3),
     size=st.tuples(st.integers(65, 130), st.integers(65, 130)),
@@ -98,14 +105,14 @@ def check_a_teacher(seed, counts, size, num_classes, with_masks, context):
 
 
 @settings(FUZZED)
-@TEACHERS
+@given(**ANY_TEACHER)
 def test_teacher_and_distillation_loss(**batch):
     check_a_teacher(**batch)
 
 
 @pytest.mark.slow
 @settings(FUZZED, max_examples=450)
-@TEACHERS
+@given(**ANY_TEACHER)
 def test_teacher_and_distillation_loss_on_many(**batch):
     check_a_teacher(**batch)
 
@@ -121,13 +128,90 @@ def check_a_detector(detector, seed, counts, size):
 
 
 @settings(FUZZED, max_examples=10)
-@DETECTORS
+@given(**ANY_DETECTOR)
 def test_whole_step_of_a_stock_detector(small_detector, **batch):
     check_a_detector(small_detector, **batch)
 
 
 @pytest.mark.slow
 @settings(FUZZED, max_examples=60)
-@DETECTORS
+@given(**ANY_DETECTOR)
 def test_whole_step_of_a_stock_detector_on_many(small_detector, **batch):
     check_a_detector(small_detector, **batch)
+
+
+HALF = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+FEW = dict(  # float16 takes long on a CPU
+    counts=st.lists(st.integers(0, 12), min_size=2, max_size=2), size=st.just((65, 72))
+)
+MAGNITUDES = st.floats(-4, math.log10(6e4)).map(lambda power: 10**power)
+
+
+def scaled(x, magnitude, dtype):
+    """Scale features until their largest value has a magnitude."""
+    return (x * (magnitude / x.detach().abs().max())).to(dtype)
+
+
+def check_a_teacher_in_half_precision(dtype, magnitude, seed, counts, size, num_classes, **kinds):
+    """Of teacher, adapter and distillation loss; the toy's own loss would be stock's to guard."""
+    torch.manual_seed(0)
+    with_masks, context = kinds['with_masks'], kinds['context']
+    teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    teacher, term = model.teachers['teacher'].neck, model.terms['distill']
+    batch = any_batch(seed, counts, size, num_classes, with_masks)
+    inputs, samples = batch.values()
+    with torch.autocast('cpu', dtype):
+        feats = [scaled(x, magnitude, dtype) for x in model.student.extract_feat(inputs)]
+        made = teacher(feats, inputs, samples)
+        outputs = (DetectorOutputs(feats), DetectorOutputs(made).detach())
+        loss = term(*outputs, inputs, samples)['loss']
+    total = loss + sum(x.float().square().mean() for x in made)
+    total.backward()
+    assert loss.dtype == torch.float32
+    assert total.isfinite()
+    for name, parameter in model.named_parameters():
+        if not name.startswith('student.bbox_head'):
+            assert parameter.grad.isfinite().all(), name
+
+
+@HALF
+@settings(FUZZED, max_examples=6)
+@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, **FEW, 'num_classes': st.integers(1, 20)})
+def test_teacher_and_distillation_loss_in_half_precision(dtype, **batch):
+    check_a_teacher_in_half_precision(dtype, **batch)
+
+
+@HALF
+@pytest.mark.slow
+@settings(FUZZED, max_examples=100)
+@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, 'num_classes': st.integers(1, 90)})
+def test_teacher_and_distillation_loss_in_half_precision_on_many(dtype, **batch):
+    check_a_teacher_in_half_precision(dtype, **batch)
+
+
+def check_a_detector_in_half_precision(detector, dtype, magnitude, seed, counts, size):
+    extract = detector.student.extract_feat
+
+    def extract_feat(inputs):
+        return tuple(scaled(x, magnitude, dtype) for x in extract(inputs))
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast('cpu', dtype):
+        patch.setattr(detector.student, 'extract_feat', extract_feat)
+        check_a_detector(detector, seed, counts, size)
+
+
+@HALF
+@settings(FUZZED, max_examples=2)
+@given(magnitude=MAGNITUDES, **{**ANY_DETECTOR, **FEW})
+def test_whole_step_in_half_precision(small_detector, dtype, **batch):
+    check_a_detector_in_half_precision(small_detector, dtype, **batch)
+
+
+@HALF
+@pytest.mark.slow
+@settings(FUZZED, max_examples=60)
+@given(magnitude=MAGNITUDES, **ANY_DETECTOR)
+def test_whole_step_in_half_precision_on_many(small_detector, dtype, **batch):
+    check_a_detector_in_half_precision(small_detector, dtype, **batch)

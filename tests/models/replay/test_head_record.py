@@ -149,9 +149,12 @@ def test_logits_lie_as_the_loss_has_them(kind):
         torch.testing.assert_close(flat.sigmoid() if kind == 'tood' else flat, value)
 
 
-def test_logits_of_tood_s_probabilities_are_finite():
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_logits_of_tood_s_probabilities_are_finite(dtype):
     head = build_head('tood')
-    (logits,) = extract_cls_scores(head, [[torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)]])
+    probabilities = torch.tensor([0.0, 0.5, 1.0], dtype=dtype).reshape(1, 3, 1, 1)
+    (logits,) = extract_cls_scores(head, [[probabilities]])
+    assert logits.dtype == torch.float32
     assert logits.isfinite().all()
     assert logits.flatten()[1] == 0
 

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in one table and one JSON file; needs no network and no data.
+#
+#   bash tools/gpu_check.sh [--short] [--out DIR] [--groups ops,numbers,…] [--minutes 8]
+#
+# It takes .venv if it is there, else the python that is active (PYTHON=… names another), with this
+# checkout's code and what PYTHONPATH has. The exit code says whether all checks passed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+default=python3
+[ ! -x .venv/bin/python ] || default=.venv/bin/python
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export CUBLAS_WORKSPACE_CONFIG="${CUBLAS_WORKSPACE_CONFIG:-:4096:8}"  # matrix products that repeat
+exec "${PYTHON:-$default}" -W ignore -m tests.gpu "$@"
