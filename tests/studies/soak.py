@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     shapes, memory = args.out / 'shapes', args.out / 'memory.csv'
-    make = ['tools/make_shapes.py', shapes, '--train', '32', '--val', '8', '--size', '64']
+    make = ['-m', 'mmdet_sssd', 'shapes', shapes, '--train', '32', '--val', '8', '--size', '64']
     subprocess.run([sys.executable, *map(str, make)], cwd=ROOT, check=True)
     config = args.out / 'soak.py'
     config.write_text(CONFIG.format(root=ROOT, memory=memory.resolve(), iterations=args.iterations))
