@@ -361,10 +361,9 @@ def test_the_config_of_the_readme_builds(tmp_path):
     ]
 
 
-def test_the_pretrained_teacher_of_the_user_guide_builds(tmp_path):
-    guide = (ROOT / 'docs/user_guide.md').read_text()
-    section = guide.partition('## A pretrained teacher')[2].partition('\n## ')[0]
-    text, hooks = re.findall(r'```python\n(.*?)```', section, re.S)
+def test_the_pretrained_teacher_of_the_tutorial_builds(tmp_path):
+    tutorial = (ROOT / 'docs/tutorials/pretrained_teacher.md').read_text()
+    text, hooks = re.findall(r'```python\n(.*?)```', tutorial, re.S)
     path = tmp_path / 'my_config.py'
     path.write_text(text + textwrap.dedent(hooks))
     cfg = Config.fromfile(path)
