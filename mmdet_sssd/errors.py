@@ -145,6 +145,6 @@ def _unregistered(error: BaseException) -> ConfigError | None:
         for x in (*registry.module_dict, *(registry.parent.module_dict if registry.parent else ()))
     }
     return ConfigError(
-        f'there is no {kind} of type {name}{did_you_mean(name, known - {name})} (custom_imports imports one '
-        'of your own)'
+        f'there is no {kind} of type {name}{did_you_mean(name, known - {name})} (custom_imports imports '
+        'one of your own)'
     )

@@ -210,7 +210,7 @@ def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
         make_pseudo_labels(
             teacher_config, 'x.pth', data / 'annotations/unlabelled.json', tmp_path, out
         )
-    for text, message in (('[1', 'no COCO annotation file'), ('{}', "KeyError: 'images'")):
+    for text, message in (('[1', 'is not a COCO annotation file'), ('{}', "KeyError: 'images'")):
         (tmp_path / 'ann.json').write_text(text)
         with pytest.raises(ConfigError, match=message):
             make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'ann.json', tmp_path, out)
