@@ -144,7 +144,7 @@ def _unregistered(error: BaseException) -> ConfigError | None:
         if isinstance(registry, Registry) and registry.name == kind
         for x in (*registry.module_dict, *(registry.parent.module_dict if registry.parent else ()))
     }
+    hint = did_you_mean(name, known - {name})
     return ConfigError(
-        f'there is no {kind} of type {name}{did_you_mean(name, known - {name})} (custom_imports imports '
-        'one of your own)'
+        f'there is no {kind} of type {name}{hint} (custom_imports imports one of your own)'
     )
