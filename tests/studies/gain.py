@@ -5,7 +5,7 @@
         --seeds 0,1 [--epochs 24] [--jobs 2]
 
 DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``. Each
-pair's results go to ``docs/benchmarks/lite0/PAIR_EPOCHS-epochs``, by ``compare``; what is there is not
+pair's results go to ``docs/benchmarks/PAIR-lite0_EPOCHS-epochs``, by ``compare``; what is there is not
 trained again, and a stopped run goes on. Then ``mmdet-sssd pool`` reports on all pairs together.
 """
 
@@ -27,7 +27,7 @@ def compare(args: Namespace, pair: str) -> None:
     data, detector = pair.split('_')
     root = args.data / data.replace('-', '_')
     epochs = args.epochs or EPOCHS[data]
-    results = Path(f'docs/benchmarks/lite0/{pair}_{epochs}-epochs')
+    results = Path(f'docs/benchmarks/{pair}-lite0_{epochs}-epochs')
     loaders = [
         f'{split}_dataloader.{setting}'
         for split in ('train', 'val', 'test')
