@@ -32,7 +32,7 @@ from ..small_runner import (
 )
 from ..stock_detectors import stock_config
 
-GUIDE = Path(__file__).parents[2] / 'docs/howto/teacher_ap.md'
+GUIDE = Path(__file__).parents[2] / 'docs/howto/curves.md'
 EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
 IDENTITY = dict(teacher=dict(type='IdentityTeacher'))
 

@@ -181,6 +181,7 @@ def test_mim_train_resume_and_test(shapes, tmp_path, resumes):
     assert 0 <= float(ap) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
 def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
     config = tmp_path / 'config.py'

@@ -425,6 +425,7 @@ def test_a_preempted_job_is_queued_again(monkeypatch, by):
     assert Job(work).checkpoint().function.work is work
 
 
+@pytest.mark.slow
 def test_a_preempted_run_goes_on_in_the_same_job(comparison):
     comparison.fake['preempt'] = [0]
     assert comparison.run(0, in_jobs=True) == []

@@ -60,9 +60,8 @@ def config(tmp_path_factory):
         yield str(folder / 'config.py')
 
 
-@pytest.mark.parametrize(
-    'seeds', [[0], pytest.param([0, 1], marks=pytest.mark.slow)], ids=['one', 'two']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('seeds', [[0], [0, 1]], ids=['one', 'two'])
 def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     """The killed run, the baseline's first, ends as one that nothing happened to."""
     Path(config).with_name('killed').unlink(missing_ok=True)
@@ -161,6 +160,7 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
     assert not list(tmp_path.glob('work/*/seed_0/*.pth'))
 
 
+@pytest.mark.slow
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
     study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
     study.runner.training = replace(study.runner.training, tools=tmp_path / 'nowhere')
@@ -192,6 +192,7 @@ def test_a_schedule_is_matched_before_training_and_the_ratio_kept(config, tmp_pa
     assert planned(again)['baseline_longer'].stretch == ratio
 
 
+@pytest.mark.slow
 def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
     arms = ['baseline', 'sssd+tau=-1', 'longer']
     (tmp_path / 'arms.py').write_text(
