@@ -196,7 +196,7 @@ def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole
     assert_equal_runs(tmp_path, whole(loop=loop))
 
 
-@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize('loop', [pytest.param('epochs', marks=SLOW), 'iterations'])
 @pytest.mark.parametrize(
     'new_workers', [False, pytest.param(True, marks=SLOW)], ids=['kept', 'new']
 )

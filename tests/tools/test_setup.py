@@ -92,6 +92,7 @@ def test_an_unknown_argument_is_refused(run):
     assert 'unknown argument --gpu; accepted: --active, --cpu, or nothing' in run('--gpu')
 
 
+@pytest.mark.slow
 def test_mmcv_is_compiled_for_the_gpus_by_the_compiler_of_torch_s_cuda(run):
     home = run.site / 'nvidia/cu13'
     for name in ('bin/nvcc', 'include/cusparse.h', 'lib/libcudart.so.13'):
@@ -106,6 +107,7 @@ def test_mmcv_is_compiled_for_the_gpus_by_the_compiler_of_torch_s_cuda(run):
     assert '--no-cache-dir' in build
 
 
+@pytest.mark.slow
 def test_without_the_gpu_nothing_of_cuda_is_installed(run):
     assert 'mmcv was built, but its ops do not load' in run('--cpu', cuda=None, FORCE_CUDA='1')
     calls = (run.folder / 'pip.log').read_text().splitlines()

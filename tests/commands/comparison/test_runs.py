@@ -184,6 +184,7 @@ def test_checkpoints_can_be_removed_when_all_is_evaluated(comparison):
     assert failure.reason.startswith('its checkpoint is gone, so it cannot be tested; remove ')
 
 
+@pytest.mark.slow
 def test_stopping_stops_what_runs_and_starts_nothing_more(comparison):
     """Two at a time, while a third one waits; the second has been finished."""
     comparison.fake['hang'] = [0, 2]
@@ -203,6 +204,7 @@ def test_stopping_stops_what_runs_and_starts_nothing_more(comparison):
     assert all(comparison.cell(seed).is_free() for seed in range(4))
 
 
+@pytest.mark.slow
 def test_a_program_error_is_raised_with_its_traceback(comparison):
     cell = (comparison.cell(0), 'no config')
     with pytest.raises(FailedJobError, match=r"AttributeError: 'str' object has no attribute"):

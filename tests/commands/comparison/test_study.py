@@ -149,6 +149,7 @@ def _arms_of(folder):
     return list(dict.fromkeys(row.partition(',')[0] for row in rows))
 
 
+@pytest.mark.slow
 def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_path):
     options = StudyOptions(
         config, arms=['sssd+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work'
