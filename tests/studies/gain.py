@@ -37,11 +37,8 @@ def compare(args: Namespace, pair: str) -> None:
         'test_dataloader.dataset.ann_file=annotations/test.json',
         f'test_evaluator.ann_file={root}/annotations/test.json',
     ]
-    command = [
-        sys.executable,
-        'tools/compare.py',
-        f'tests/studies/configs/{detector}_lite0_own-data.py',
-    ]
+    config = f'tests/studies/configs/{detector}_lite0_own-data.py'
+    command = [sys.executable, '-m', 'mmdet_sssd', 'compare', config]
     command += ['--arms', args.arms, '--arms-file', 'tests/studies/variants_arms.py']
     command += ['--seeds', args.seeds, '--jobs', str(args.jobs), '--split', 'test', '--no-dry-run']
     command += ['--results', str(results), '--work-dir', f'work_dirs/{results.name}']
