@@ -1,6 +1,7 @@
 """Errors that the user can mend, as opposed to faults of the program."""
 
 import difflib
+import errno
 import inspect
 import math
 import re
@@ -84,10 +85,14 @@ def user_error(error: BaseException) -> str | None:
     if known := unknown_setting(error) or _unregistered(error):
         return str(known)
     if isinstance(error, (ConfigError, FileNotFoundError)):
-        # without what mmengine's registries put before it
-        return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', str(error))
+        # without what mmengine's registries and the workers of data loaders put before it
+        message = str(error).rpartition(f'{ConfigError.__module__}.{ConfigError.__name__}: ')[2]
+        return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', message)
     if isinstance(error, SyntaxError):
         return f'{error.filename}, line {error.lineno}: {error.msg}'
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f'{error.filename}: ' if error.filename else ''
+        return f'{where}{error.strerror}; make room, then continue with --resume'
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
     if isinstance(error, torch.OutOfMemoryError):

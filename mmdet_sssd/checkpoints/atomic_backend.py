@@ -24,7 +24,7 @@ class AtomicLocalBackend(LocalBackend):
         """Write bytes to a file, creating its folder if needed.
 
         Raises:
-            OSError: if writing fails; the old file is then unchanged.
+            OSError: with the file's name, if writing fails; the old file is then unchanged.
         """
         folder = osp.dirname(osp.abspath(filepath))
         mkdir_or_exist(folder)
@@ -35,10 +35,10 @@ class AtomicLocalBackend(LocalBackend):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, filepath)
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 os.remove(temporary)
-            raise
+            raise OSError(error.errno, error.strerror, str(filepath)) from error
         _flush_folder(folder)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:

@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoints import loading
-from ..datasets import check_annotations
+from ..datasets import check_annotations, unreadable_images_named
 from ..errors import ConfigError, user_error
 from ..optimizers import amp_where_it_runs
 from .custom_imports import check_custom_imports
@@ -53,7 +53,7 @@ def run_mmdet_tool(
     script = osp.join(osp.dirname(mmdet.__file__), '.mim', 'tools', f'{name}.py')
     before, sys.argv = sys.argv, [script, *args]
     try:
-        with _configs_prepared(stages, dry_run):
+        with _configs_prepared(stages, dry_run), unreadable_images_named():
             runpy.run_path(script, run_name='__main__')
     finally:
         sys.argv = before

@@ -1,5 +1,6 @@
 from .annotation_check import check_annotations, evaluator_configs
 from .environment_settings import positive_integers, read_coco_summary, read_teacher
+from .image_errors import unreadable_images_named
 from .label_pixels import loads_labels_after_resizing, rescale_labels
 from .leaf_datasets import leaf_configs, leaf_datasets
 
@@ -13,4 +14,5 @@ __all__ = [
     'read_coco_summary',
     'read_teacher',
     'rescale_labels',
+    'unreadable_images_named',
 ]

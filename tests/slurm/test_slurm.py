@@ -22,6 +22,10 @@ from ..tools.run_comparison import assert_equal_states
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 600  # seconds that one of these may take
+COMPARE = ['mmdet-sssd', 'compare', 'config.py', '--seeds', '1', '--no-dry-run']
+COMPARE += ['--arms', 'baseline,sssd']
+ON_SLURM = ['--work-dir', 'work', '--executor', 'slurm']
+ON_SLURM += ['--slurm-options', 'time=30,cpus_per_task=1']
 
 
 def slurm_answers() -> bool:
@@ -89,25 +93,26 @@ def assert_same_end(ours: Path, expected: Path) -> None:
         assert_equal_states(ours[key], expected[key], key)
 
 
+def run_job(folder: Path, name: str, is_preempted: bool = False) -> Path:
+    """Train by the documentation's sbatch file, maybe with the signal sent before its end."""
+    work_dir = folder / name
+    script = sbatch_file().replace('--resume', f'--resume --work-dir {work_dir}')
+    (folder / f'{name}.sh').write_text(script)
+    command = ['sbatch', '--parsable', f'--output={name}.log', f'{name}.sh']
+    job = subprocess.check_output(command, text=True).strip()
+    if is_preempted:
+        wait_until(lambda: has_trained(work_dir) or not _is_queued(job), f'{name} has trained')
+        subprocess.check_call(['scancel', '--signal=USR1', job])
+    wait_until(lambda: not _is_queued(job), f'{name} has ended')
+    assert (work_dir / 'epoch_12.pth').exists(), (folder / f'{name}.log').read_text()
+    return work_dir
+
+
 def test_a_requeued_job_ends_as_one_that_was_left_alone(folder):
-    """The file of the documentation, on two tasks; it gets the signal before its time is up."""
-    script = sbatch_file()
-    ends = {}
-    for name in ('whole', 'preempted'):
-        work_dir = folder / name
-        line = script.replace('--resume', f'--resume --work-dir {work_dir}')
-        (folder / f'{name}.sh').write_text(line)
-        command = ['sbatch', '--parsable', f'--output={name}.log', f'{name}.sh']
-        job = subprocess.check_output(command, text=True).strip()
-        if name == 'preempted':
-            wait_until(partial(has_trained, work_dir), f'{name} has trained')
-            subprocess.check_call(['scancel', '--signal=USR1', job])
-            wait_until((work_dir / 'preempted.pth').exists, f'{name} has saved')
-        wait_until((work_dir / 'epoch_12.pth').exists, f'{name} is done')
-        ends[name] = work_dir
-        wait_until(lambda job=job: not _is_queued(job), f'{name} has ended')
+    whole = run_job(folder, 'whole')
+    preempted = run_job(folder, 'preempted', is_preempted=True)
     assert 'resumed epoch' in (folder / 'preempted.log').read_text()
-    assert_same_end(ends['preempted'], ends['whole'])
+    assert_same_end(preempted, whole)
 
 
 def _is_queued(job: str) -> bool:
@@ -116,20 +121,31 @@ def _is_queued(job: str) -> bool:
 
 def test_a_preempted_cell_of_a_comparison_is_queued_again(folder):
     """Two arms, one seed each; the baseline gets the signal that submitit asks Slurm for."""
-    tool = [sys.executable, ROOT / 'tools/compare.py', 'config.py', '--seeds', '1']
-    plain = [*tool, '--arms', 'baseline', '--no-dry-run', '--work-dir', 'whole']
-    subprocess.run(plain, check=True, timeout=LIMIT)
+    subprocess.run([*COMPARE, '--work-dir', 'whole'], check=True, timeout=LIMIT)
 
-    arguments = ['--executor', 'slurm', '--slurm-options', 'time=30,cpus_per_task=1']
     with open(folder / 'compare.log', 'w', encoding='utf-8') as log:
-        command = [*tool, '--no-dry-run', '--work-dir', 'work', *arguments]
-        compare = subprocess.Popen(command, stdout=log)
+        compare = subprocess.Popen([*COMPARE, *ON_SLURM], stdout=log)
     seed = folder / 'work/baseline/seed_0'
     wait_until(partial(has_trained, seed), 'the baseline has trained')
-    (job,) = {x.name.partition('_')[0] for x in (folder / 'work/jobs').glob('*_submitted.pkl')}
-    subprocess.check_call(['scancel', '--signal=USR2', f'{job}_0'])
+    subprocess.check_call(['scancel', '--signal=USR2', submitted_job(folder)])
     assert compare.wait(LIMIT) == 0
     assert 'SIGUSR2: the run ends after iteration' in (seed / 'output.log').read_text()
     assert 'resumed epoch' in (seed / 'output.log').read_text()
     assert_same_end(seed, folder / 'whole/baseline/seed_0')
     assert '| sssd | 1 |' in (folder / 'compare.log').read_text()
+
+
+def test_a_lost_job_of_a_comparison_is_reported(folder):
+    """This Slurm has no accounting, so that only its queue says that the job has ended."""
+    compare = subprocess.Popen([*COMPARE, *ON_SLURM], stdout=subprocess.PIPE, text=True)
+    wait_until(partial(has_trained, folder / 'work/baseline/seed_0'), 'the baseline has trained')
+    subprocess.check_call(['scancel', '--signal=KILL', '--full', submitted_job(folder)])
+    output, _ = compare.communicate(timeout=LIMIT)
+    assert compare.returncode == 1
+    assert re.search(r'failed: baseline seed 0: its job \w+ was ended from outside', output)
+
+
+def submitted_job(folder: Path) -> str:
+    """Give the first cell's job."""
+    (job,) = {x.name.partition('_')[0] for x in (folder / 'work/jobs').glob('*_submitted.pkl')}
+    return f'{job}_0'

@@ -1,7 +1,6 @@
 """Runs the cells of a comparison as jobs: processes of this machine, or jobs of Slurm."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +17,12 @@ from submitit.core.utils import FailedJobError
 
 from ...errors import ConfigError
 from .cells import Cell
+from .slurm import SlurmExecutor
 from .training import Job, Training
 
 POLL = 1.0  # seconds between looks at the running cells
 FOREVER = 60 * 24 * 365  # minutes; submitit would end jobs of this machine after two
-MANY = 1000  # jobs at a time on a cluster, and times that one of them may run out of time
+MANY = 1000  # jobs at a time on a cluster
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CellRunner:
             and on a cluster all that it lets run.
 
     Raises:
-        ConfigError: if there is no Slurm.
+        ConfigError: if this machine cannot submit jobs to Slurm.
     """
 
     def __init__(
@@ -58,14 +58,10 @@ class CellRunner:
         slurm: Mapping[str, Any] | None = None,
         jobs: int | None = None,
     ) -> None:
-        if slurm is not None and not shutil.which('sbatch'):
-            raise ConfigError(
-                '--executor slurm: there is no sbatch on this machine; accepted: a machine from which '
-                'jobs are submitted, or --executor local'
-            )
         self.folder = folder
         self.training = training
         self.slurm = slurm
+        self._executor()  # which fails before any work is done
         self.slots = slot_environments(jobs or 1) if slurm is None else [{}] * (jobs or MANY)
 
     def run(
@@ -144,7 +140,8 @@ class CellRunner:
         """Have something done in a job."""
         (job,) = self._submit([work])
         try:
-            job.wait()
+            while not job.done():
+                time.sleep(POLL)
             if reason := _outcome(job):
                 raise ConfigError(reason)
         finally:
@@ -161,17 +158,10 @@ class CellRunner:
             raise ConfigError(f'--executor slurm: {str(error).splitlines()[-1]}') from error
 
     def _executor(self) -> submitit.Executor:
-        if self.slurm is None:
-            executor = submitit.LocalExecutor(self.folder)
-            executor.update_parameters(timeout_min=FOREVER, stderr_to_stdout=True)
-            return executor
-        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=MANY)
-        known = executor._valid_parameters()
-        executor.update_parameters(
-            **{'job_name': 'compare', **{k: v for k, v in self.slurm.items() if k in known}},
-            stderr_to_stdout=True,
-            additional_parameters={k: v for k, v in self.slurm.items() if k not in known},
-        )
+        if self.slurm is not None:
+            return SlurmExecutor(self.folder, self.slurm)
+        executor = submitit.LocalExecutor(self.folder)
+        executor.update_parameters(timeout_min=FOREVER, stderr_to_stdout=True)
         return executor
 
     def _stop(self, jobs: Sequence[submitit.Job]) -> None:

@@ -438,7 +438,7 @@ def test_a_preempted_run_goes_on_in_the_same_job(comparison):
 
 @pytest.mark.skipif(bool(shutil.which('sbatch')), reason='there is a Slurm')
 def test_slurm_has_to_be_there(tmp_path):
-    with pytest.raises(ConfigError, match='--executor slurm: there is no sbatch on this machine'):
+    with pytest.raises(ConfigError, match='--executor slurm: found no sbatch on this machine'):
         CellRunner(tmp_path, Training(), slurm={})
 
 

@@ -1,0 +1,60 @@
+"""Submits the jobs of a comparison to Slurm."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import SlurmInfoWatcher
+
+from ...errors import ConfigError
+
+MANY = 1000  # times that a job may run out of time
+
+
+class QueueWatcher(SlurmInfoWatcher):
+    """Asks Slurm's queue which jobs have ended.
+
+    submitit asks ``sacct``, which needs accounting. Not every cluster has it, and without it a job
+    that ended without a result would be waited for forever.
+    """
+
+    def _make_command(self) -> list[str] | None:
+        if self._registered == self._finished:
+            return None
+        return ['squeue', '--me', '--array', '--noheader', '--format=%i']
+
+    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+        """Read the ids of the jobs in the queue; the others have ended."""
+        queued = set((string if isinstance(string, str) else string.decode()).split())
+        return {x: {'State': 'RUNNING' if x in queued else 'COMPLETED'} for x in self._registered}
+
+
+submitit.SlurmJob.watcher = QueueWatcher()  # the one class that submitit's executor makes jobs of
+
+
+class SlurmExecutor(submitit.SlurmExecutor):
+    """Submits jobs that are queued again when they run out of time.
+
+    Args:
+        folder: Where submitit keeps its jobs.
+        options: Options of ``sbatch``, in submitit's words where it has some.
+
+    Raises:
+        ConfigError: if this machine cannot submit jobs.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        if not shutil.which('sbatch'):
+            raise ConfigError(
+                '--executor slurm: found no sbatch on this machine; run it on a machine that submits '
+                'jobs, or with --executor local'
+            )
+        super().__init__(folder, max_num_timeout=MANY)
+        known = self._valid_parameters()
+        self.update_parameters(
+            **{'job_name': 'compare', **{k: v for k, v in options.items() if k in known}},
+            stderr_to_stdout=True,
+            additional_parameters={k: v for k, v in options.items() if k not in known},
+        )
