@@ -70,7 +70,6 @@ def test_a_run_goes_on_when_there_is_room_again(tmp_path):
     assert last.endswith(
         'run/epoch_2.pth: No space left on device; make room, then continue with --resume'
     )
-    assert resumed.split()[:4] == [x for x in resumed.split()[:4] if x != 'epoch_2.pth']
     assert resumed.split()[1:4] == ['config.py', 'epoch_1.pth', 'last_checkpoint']
     assert resumed.endswith('exit code 0\n')
     assert 'resumed epoch: 1' in resumed

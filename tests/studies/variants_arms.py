@@ -11,6 +11,10 @@ arms = dict(
             'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook'),
         },
     ),
+    half=dict(  # stock's step in the second half of the run
+        base='sssd',
+        cfg_options={'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=0.5)},
+    ),
     noisy_labels=dict(
         base='sssd', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
