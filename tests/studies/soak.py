@@ -32,7 +32,8 @@ CONFIG = """
 _base_ = ['{root}/configs/demo/sssd_retinanet_r18-small_own-data.py']
 custom_imports = dict(imports=['mmdet_sssd', 'tests.studies.soak'])
 custom_hooks = [dict(type='MemoryHook', file='{memory}', interval={iterations} // 100)]
-model = dict(student=dict(backbone=dict(base_channels=8), neck=dict(in_channels=[8, 16, 32, 64])))
+model = dict(student=dict(backbone=dict(base_channels=8), neck=dict(
+    in_channels=[8, 16, 32, 64], out_channels=16), bbox_head=dict(in_channels=16, feat_channels=16)))
 train_dataloader = dict(num_workers=0, persistent_workers=False, batch_sampler=None,
     sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True))
 val_dataloader = dict(num_workers=0, persistent_workers=False)
