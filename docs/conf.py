@@ -14,5 +14,7 @@ autodoc_default_options = {'members': True, 'show-inheritance': True}
 autodoc_typehints = 'signature'
 html_theme = 'furo'
 html_title = 'mmdet_sssd'
+html_static_path = ['_static']
+html_css_files = ['site.css']
 exclude_patterns = ['_build']
 suppress_warnings = ['toc.not_included']  # reports are reached from the benchmarks' page
