@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmdet_sssd.commands.benchmark.costs import quartiles
-from mmdet_sssd.commands.benchmark.made_up_batch import random_boxes
+from mmdet_sssd.commands.random_batch import random_boxes
 from mmdet_sssd.commands.training_steps import seconds_in_turn
 from mmdet_sssd.models import LabelEncoderTeacher
 from mmdet_sssd.models.layers import AppearanceEncoder, KnowledgeMapper

@@ -1,4 +1,4 @@
-"""What a wrapped config can be given beside its stock config."""
+"""The settings of a wrapped config beside its stock config."""
 
 import inspect
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SHARED_HOOKS = {
 
 @dataclass(frozen=True)
 class WrappingOptions:
-    """Settings of a wrapped config; None leaves each where it is in the stock config or our defaults.
+    """Settings of a wrapped config; None keeps the stock config's value or the default.
 
     Args:
         loss: ``distill_loss.type``.
@@ -37,16 +37,16 @@ class WrappingOptions:
         max_decays: ``max_decays`` of the λ hook; -1 for no limit.
         context_box: ``teacher.add_context_box``.
         detach_appearance: ``teacher.detach_appearance``.
-        masks: ``teacher.use_masks``; the training pipelines are made to load masks.
-        economy: Whether the model has ``economy=True``, the cheapest settings.
-        from_scratch: Whether to leave out the hook that keeps the backbone still at first.
+        masks: ``teacher.use_masks``; True also makes the training pipelines load masks.
+        economy: Whether to set ``economy=True``, the cheapest settings.
+        from_scratch: Whether to leave out the hook that freezes the backbone at first.
         data_root: Folder of a COCO-format data set.
-        train_ann: Annotation file to train on, in it.
-        val_ann: Annotation file to validate and test on, in it.
-        train_img: Image folder to train on, in it.
-        val_img: Image folder to validate and test on, in it.
-        classes: Class names; None reads them from the annotation file to train on if ``data_root``
-            or ``train_ann`` is given, and otherwise leaves the stock config's.
+        train_ann: Training annotation file in ``data_root``.
+        val_ann: Annotation file in ``data_root`` for validation and test.
+        train_img: Training image folder in ``data_root``.
+        val_img: Image folder in ``data_root`` for validation and test.
+        classes: Class names; None reads them from the training annotations if ``data_root`` or
+            ``train_ann`` is given, and keeps the stock config's otherwise.
     """
 
     loss: str | None = None
@@ -69,7 +69,7 @@ class WrappingOptions:
     classes: Sequence[str] | None = None
 
     def distiller(self) -> dict[str, Any]:
-        """Give the keys of ``model`` beside ``type`` and ``student`` that differ from the defaults.
+        """Make the keys of ``model`` that differ from the defaults, without type and student.
 
         Raises:
             ConfigError: if the loss has no such setting.
@@ -95,7 +95,7 @@ class WrappingOptions:
         )
 
     def hooks(self) -> dict[str, dict]:
-        """Give the hooks, without arguments that are their classes' defaults."""
+        """Make the hooks, without arguments that equal the defaults."""
         hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
@@ -106,7 +106,7 @@ class WrappingOptions:
 
 
 def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:
-    """Drop the arguments of a module's config that its class has as defaults."""
+    """Drop the arguments of a module's config that equal its class's defaults."""
     parameters = inspect.signature(registry.get(config['type'])).parameters
     return {
         key: value

@@ -43,8 +43,8 @@ def shown(cells, monkeypatch, **console):
 def test_lines_without_a_terminal(cells, monkeypatch):
     lines = [line.split(' ', 1)[1] for line in shown(cells, monkeypatch).splitlines()]
     assert lines == [
-        'sssd seed 0: starts',
-        'sssd seed 1: starts',
+        'sssd seed 0: started',
+        'sssd seed 1: started',
         'sssd seed 0: done; 1/3, about 0:00:40 left',
         'sssd seed 1: failed; 2/3, about 0:00:10 left',
     ]

@@ -288,7 +288,8 @@ def test_a_run_does_not_go_on_with_another_config(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'arm seed 0 was begun with another config: train_cfg\.max'
+        ConfigError,
+        match=r'arm seed 0 was started with another config; it differs in train_cfg\.max',
     ):
         check_started(comparison.cell(0), other)
 
@@ -296,7 +297,7 @@ def test_a_run_does_not_go_on_with_another_config(comparison):
 def test_a_broken_result_is_named(comparison):
     comparison.run(0)
     comparison.cell(0).result_file.write_text('{"arm": 1')
-    with pytest.raises(ConfigError, match=r'seed_0\.json is no result of compare .* remove it'):
+    with pytest.raises(ConfigError, match=r'seed_0\.json is not a result of compare .* remove it'):
         comparison.result(0)
 
 
