@@ -54,4 +54,4 @@ def test_a_terminal_shows_cells_and_their_epochs(cells, monkeypatch):
     text = shown(cells, monkeypatch, force_terminal=True)
     assert 'all cells' in text
     assert '2/3, about 0:00:10 left' in text
-    assert 'starts' not in text
+    assert 'started' not in text

@@ -244,7 +244,7 @@ def test_results_of_another_config_are_not_mixed_in(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'arm arm has results in .* from another config: train_cfg\.max_epochs\.'
+        ConfigError, match=r'results of arm arm from another config; it differs in train_cfg\.max_'
     ):
         keep_arm_config(results, 'arm', other)
     tested = comparison.config
@@ -265,7 +265,8 @@ def test_what_was_packed_is_gone_on_with(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'from another config: train_cfg\.max_epochs\..*results\.json'
+        ConfigError,
+        match=r'from another config; it differs in train_cfg\.max_epochs\..*results\.json',
     ):
         keep_arm_config(results, 'arm', other)
     keep_arm_config(results, 'arm', cfg)

@@ -303,7 +303,11 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
         (RETINANET, dict(tau=-1.0), r'distill_loss\.tau is -1\.0; accepted: a number > 0'),
         (RETINANET, dict(factor=0.0), r'AdaptiveDistillCoefHook\.factor is 0\.0; accepted'),
         (RETINANET, dict(data_root='/nowhere'), r'/nowhere/annotations/instances_train2017\.json'),
-        (STOCK[1], dict(classes=('a',)), r'model\.panoptic_head\.num_things_classes: the classes'),
+        (
+            STOCK[1],
+            dict(classes=('a',)),
+            r'model\.panoptic_head\.num_things_classes: a Mask2Former',
+        ),
         (
             'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
             dict(train_ann='train.json'),
@@ -365,7 +369,7 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     assert f'mmdet-sssd dry-run {out}' in capsys.readouterr().out
     written = out.read_text()
     assert "distill_coef=dict(type='AdaptiveDistillCoefHook', max_decays=2)" in written
-    assert error_of(*command) == f'--out {out} is there already; --force replaces it'
+    assert error_of(*command) == f'--out {out} exists already; --force replaces it'
     assert out.read_text() == written
     assert run_command(*command, '--force')[0] == 0
     assert out.read_text() != written
