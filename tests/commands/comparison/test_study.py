@@ -243,7 +243,7 @@ def test_options_that_do_not_go_together(options, message):
                 arms=['baseline', 'sssd', 'baseline_longer'],
                 cfg_options={'param_scheduler': [dict(type='WarmupHoldLR')]},
             ),
-            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: where a schedule is stretched",
+            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: to stretch a schedule",
         ),
         (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
         (dict(cfg_options={'val_evaluator': None}), r'val_evaluator of the config is None'),
