@@ -251,7 +251,7 @@ def test_results_of_another_config_are_not_mixed_in(comparison):
     tested.test_evaluator.ap = 0.5
     keep_arm_config(results, 'arm', tested)  # nothing was tested so far
     comparison.run(0, test=True)
-    with pytest.raises(ConfigError, match=r': test_evaluator\.ap\. Give another'):
+    with pytest.raises(ConfigError, match=r' test_evaluator\.ap\. Use another'):
         keep_arm_config(results, 'arm', cfg)
 
 
