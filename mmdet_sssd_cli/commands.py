@@ -25,7 +25,7 @@ def command_line() -> None:
 
     \b
     Exit codes: 0 done; 1 an error in config, data or files; 2 an unknown command or option;
-    75 preempted and saved (repeat the command to go on; train needs --resume); others: a bug.
+    75 preempted and saved (repeat the command to continue; train needs --resume); others: a bug.
     For completion in bash (or zsh, fish), add to ~/.bashrc:
       eval "$(_MMDET_SSSD_COMPLETE=bash_source mmdet-sssd)"
     """

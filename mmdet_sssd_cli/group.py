@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 DONE, USER_ERROR, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
-"""Exit codes. Preempted runs and comparisons exit with 75: saved, to go on."""
+"""Exit codes. Runs and comparisons that were preempted and saved exit with 75."""
 
 DEBUG = 'MMDET_SSSD_DEBUG'
 """Environment variable that passes ``--debug`` on to started processes."""

@@ -77,7 +77,9 @@ def _distillation_options(function: Any) -> Any:
     help='Class names.  [default: with --data-root or --train-ann those of the annotation file]',
 )
 def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **options: Any) -> None:
-    """Write a config that inherits a stock config and distills its detector.
+    """Write a config that distills a stock config's detector.
+
+    It inherits the stock config and has only what differs.
 
     \b
     Examples:
@@ -107,9 +109,9 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **opt
 )
 @click.option('--name', help="Name of the files.  [default: the checkpoint's]")
 def export(checkpoint: str, out: str, config: str | None, name: str | None) -> None:
-    """Export a checkpoint's student as a stock checkpoint and a stock config.
+    """Export a checkpoint's student for stock mmdet.
 
-    mmdet runs them without this package.
+    Writes a stock checkpoint and a stock config, which run without this package.
 
     \b
     Example:
@@ -131,7 +133,7 @@ def export(checkpoint: str, out: str, config: str | None, name: str | None) -> N
 )
 @click.option('--device', help='Device to predict on.  [default: the GPU if there is one]')
 def pseudo_labels(ann: str, out: str, **options: Any) -> None:
-    """Write a detector's detections as COCO annotations of unlabelled images.
+    """Label images with a detector's predictions, in COCO format.
 
     Images without detections stay in the file. With a distiller's config, its student predicts.
 
@@ -159,10 +161,10 @@ def pseudo_labels(ann: str, out: str, **options: Any) -> None:
     'R-50, Faster R-CNN, Mask R-CNN).',
 )
 def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
-    """Convert teacher and adapter of a checkpoint released by LGD's authors.
+    """Convert teacher and adapter of a checkpoint of LGD.
 
-    CHECKPOINT comes from LGD's reference code and has its weights under "model". Its student, a
-    detectron2 model, is not converted.
+    CHECKPOINT comes from its authors' reference code and has its weights under "model". Its student,
+    a detectron2 model, is not converted.
 
     \b
     Example:
@@ -181,9 +183,10 @@ def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
 @click.option('--size', default=128, show_default=True, help='Side of an image in pixels.')
 @click.option('--seed', default=0, show_default=True, help='Random seed.')
 def shapes(out: Path, **options: int) -> None:
-    """Draw a small COCO-format data set of shapes into the folder OUT, for experiments.
+    """Draw a small COCO-format data set of shapes.
 
-    It has five classes, boxes and instance masks. The same options give the same files.
+    The folder OUT gets images of five classes with boxes and instance masks. The same options give
+    the same files.
 
     \b
     Example:

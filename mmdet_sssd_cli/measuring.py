@@ -58,11 +58,11 @@ TABLES = (
     help='Folder for a trace and the operators by part.',
 )
 def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
-    """Measure what a training step costs with distillation, and where.
+    """Measure the costs of training steps, stock and distilled.
 
-    Trains steps of a detector and of its distilled arms in turn, in one process, on random images
-    and objects; no data and no weights are needed. At the end: step times, operations by part,
-    memory, and their ratios. CONFIG has a stock detector or a distiller.
+    Trains steps of a detector and its distilled arms in turn, in one process, on random images and
+    objects; needs neither data nor weights. Prints step times, operations by part, memory, and their
+    ratios. CONFIG has a stock detector or a distiller.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
 def visualize(
     config: str, checkpoint: str, rest: tuple[str, ...], num_images: int, **options: Any
 ) -> None:
-    """Draw predictions of a detector, or features of student and teacher.
+    """Draw predictions, or features of student and teacher.
 
     Without IMAGE: ground truth and predictions of some validation images, for any detector. With
     IMAGE, path or file name of an image in the config's data sets: student and teacher features

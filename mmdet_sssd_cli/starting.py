@@ -14,7 +14,9 @@ PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet_sssd')
 
 @click.command(cls=Command, name='setup-check')
 def setup_check() -> None:
-    """Show what is installed and on which devices it runs, and what to do if something is missing.
+    """Show what is installed and on which devices it runs.
+
+    If something is missing, says what to do.
 
     \b
     Example:
@@ -85,10 +87,10 @@ def _first_line(error: Exception) -> str:
 @click.option('--train', default=400, show_default=True, help='Training images.')
 @click.option('--val', default=100, show_default=True, help='Validation images.')
 def quickstart(out: Path, epochs: int, train: int, val: int) -> None:
-    """Draw a small data set, train an SSSD detector on it, evaluate it and draw its predictions.
+    """Train a small SSSD detector on a drawn data set.
 
-    Takes about 5 minutes on 2 CPU cores. In a checkout, `bash tools/quickstart.sh` installs all that
-    is needed first.
+    Draws shapes, trains on them, evaluates, and draws predictions, in about 5 minutes on 2 CPU cores.
+    In a checkout, `bash tools/quickstart.sh` installs all that is needed first.
 
     \b
     Example:

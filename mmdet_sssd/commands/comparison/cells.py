@@ -159,8 +159,8 @@ def keep_arm_config(results: ResultsFolder, arm: str, cfg: Config) -> None:
     if cells and (changed := describe_changes(results.config(arm), cfg, tested)):
         raise ConfigError(
             f'{results.path} has results of arm {arm} from another config; it differs in {changed}. '
-            f'Use another --work-dir or --results, or, to train the arm anew, remove '
-            f'{results.runs / arm} and {arm} in {results.file}'
+            f'Use another --work-dir or --results; or remove {results.runs / arm} and {arm} in '
+            f'{results.file} to train the arm again'
         )
     AtomicLocalBackend().put_text(cfg.pretty_text, str(results.config_file(arm)))
 
@@ -174,7 +174,7 @@ def check_started(cell: Cell, cfg: Config) -> None:
     if cell.checkpoint and (changed := changes_since(cell.config_file, cell.config(cfg), False)):
         raise ConfigError(
             f'{cell} was started with another config; it differs in {changed}. Use another '
-            f'--work-dir, or remove {cell.folder} to train the cell anew'
+            f'--work-dir, or remove {cell.folder} to train the cell again'
         )
 
 

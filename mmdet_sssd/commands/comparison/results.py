@@ -199,9 +199,8 @@ class ResultsFolder:
             return list(content['commands']), defaultdict(ArmRecord, _decoded(content['arms']))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f'{self.file} is no file of results ({type(error).__name__}: {error}); accepted: one '
-                'that compare wrote. Restore it, or remove it to go on with what is in '
-                f'{self.runs} alone'
+                f'{self.file} is not a results file of compare ({type(error).__name__}: {error}); '
+                f'restore it, or remove it to use {self.runs} alone'
             ) from error
 
 

@@ -143,7 +143,7 @@ def _class_count_keys(model: ConfigDict) -> list[str]:
 
 
 def _mask_changes(stock: ConfigDict) -> Changes:
-    """List the steps of the training pipelines that have to load masks."""
+    """Make the steps of the training pipelines that load annotations load masks."""
     changes = {
         f'{key}.with_mask': True
         for top in ('train_dataloader', 'custom_hooks')  # hooks can switch pipelines

@@ -74,12 +74,12 @@ class WrappingOptions:
         Raises:
             ConfigError: if the loss has no such setting.
         """
-        loss = {'type': self.loss or 'JSDistanceLoss', **_given(dim=self.dim, tau=self.tau)}
+        loss = {'type': self.loss or 'JSDistanceLoss', **_without_none(dim=self.dim, tau=self.tau)}
         accepted = inspect.signature(MODELS.get(loss['type'])).parameters
         unknown = [f'--{key}' for key in loss if key != 'type' and key not in accepted]
         if unknown:
             raise ConfigError(f'{loss["type"]} has no {" and no ".join(unknown)}; leave it out')
-        teacher = _given(
+        teacher = _without_none(
             type='LabelEncoderTeacher',
             add_context_box=self.context_box,
             detach_appearance=self.detach_appearance,
@@ -87,7 +87,7 @@ class WrappingOptions:
         )
         teacher, loss = (without_defaults(x, MODELS) for x in (teacher, loss))
         del teacher['type']
-        return _given(
+        return _without_none(
             teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
@@ -100,7 +100,7 @@ class WrappingOptions:
         if self.from_scratch:
             del hooks['freeze_backbone']
         limit = 1 if self.max_decays is None else self.max_decays
-        hooks['distill_coef'] |= _given(policy=self.policy, factor=self.factor)
+        hooks['distill_coef'] |= _without_none(policy=self.policy, factor=self.factor)
         hooks['distill_coef']['max_decays'] = None if limit == -1 else limit
         return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
 
@@ -115,5 +115,5 @@ def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, An
     }
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def _without_none(**settings: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}

@@ -246,7 +246,7 @@ def test_options_that_do_not_go_together(options, message):
             r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: to stretch a schedule",
         ),
         (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
-        (dict(cfg_options={'val_evaluator': None}), r'val_evaluator of the config is None'),
+        (dict(cfg_options={'val_evaluator': None}), r'val_evaluator is None'),
     ],
 )
 def test_configs_that_cannot_be_compared(config, tmp_path, options, message):
