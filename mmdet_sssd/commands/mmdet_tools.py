@@ -45,9 +45,7 @@ def run_mmdet_tool(
         ConfigError: if config or data have an error that shows before the run.
     """
     loading.install()
-    MMLogger.get_current_instance().setLevel(
-        'WARNING'
-    )  # while reading configs; runs have their own
+    MMLogger.get_current_instance().setLevel('WARNING')  # for this tool; runs set their own
     if overrides:
         check_overrides(Config.fromfile(args[0]), overrides)
         args = [*args, '--cfg-options', *overrides]

@@ -305,7 +305,7 @@ def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tupl
     try:
         torch.manual_seed(
             0
-        )  # some detectors contain another one outside the state dict, as LAD does
+        )  # the state dict lacks weights of some detectors, such as LAD's teacher
         model = MODELS.build(copy.deepcopy(distiller))
         model.init_weights()
         model.load_state_dict(stock.weights, strict=False)
