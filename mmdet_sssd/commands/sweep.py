@@ -303,9 +303,7 @@ def train_step(detector: BaseDetector, size: int) -> dict[str, Tensor]:
 def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tuple[int, ...]]:
     """Train the distilled step; returns ``'ok'`` or what differs, and the channels of the levels."""
     try:
-        torch.manual_seed(
-            0
-        )  # the state dict lacks weights of some detectors, such as LAD's teacher
+        torch.manual_seed(0)  # some weights, as of LAD's teacher, are not in the state dict
         model = MODELS.build(copy.deepcopy(distiller))
         model.init_weights()
         model.load_state_dict(stock.weights, strict=False)
