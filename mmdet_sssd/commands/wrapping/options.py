@@ -12,12 +12,12 @@ from ...errors import ConfigError
 
 SHARED_HOOKS = {
     'distill_coef': ('AdaptiveDistillCoefHook', 'λ follows the learning rate'),
-    'detach_student': ('DetachStudentHook', 'first 1/6: only the adapter learns from it'),
-    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: a pretrained backbone keeps still'),
+    'detach_student': ('DetachStudentHook', 'first 1/6: distilling trains only the adapter'),
+    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: freezes a pretrained backbone'),
     'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
-    'check_dataset': ('CheckDatasetHook', 'wrong labels are found before training'),
+    'check_dataset': ('CheckDatasetHook', 'finds wrong labels before training'),
     'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
-    'preemption': ('PreemptionHook', 'a run that gets a signal saves and ends'),
+    'preemption': ('PreemptionHook', 'at a signal, a run saves and ends'),
     'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
 }
 """Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
