@@ -1,7 +1,7 @@
 """Checks changes to a config, ``KEY=VALUE``, for keys without effect."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -40,12 +40,6 @@ def check_overrides(cfg: Config, overrides: Sequence[str]) -> None:
             if found is not None and not isinstance(found, (dict, list, tuple)):
                 raise ConfigError(f'{key}: {place} is {found!r}, which has no settings')
             place = f'{place}.{name}'
-            if isinstance(found, dict) and name not in found and place != key:
-                _check_new(place, name, found, keys)
-
-
-def _check_new(place: str, name: str, siblings: Iterable[str], keys: Sequence[str]) -> None:
-    """Refuse a new dict that looks like a mistyped one."""
-    hint = did_you_mean(name, siblings)
-    if hint and f'{place}.type' not in keys:
-        raise ConfigError(f'the config has no {place}{hint} (a new one needs {place}.type)')
+            is_new = isinstance(found, dict) and name not in found and place != key
+            if is_new and f'{place}.type' not in keys and (hint := did_you_mean(name, found)):
+                raise ConfigError(f'the config has no {place}{hint} (a new one needs {place}.type)')

@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from torch.utils.data import DataLoader
 
 from ..checkpoints import AtomicLocalBackend
 from .dry_run import NEEDS_WORKERS
@@ -68,16 +67,12 @@ def _first_batch(cfg: Config) -> tuple[dict, int]:
     """Load the first batch of a config's training data, and count the batches of an epoch."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(0)
-    loader = _train_loader(cfg)
+    config = {k: v for k, v in cfg.train_dataloader.items() if k not in NEEDS_WORKERS}
+    config |= dict(
+        num_workers=0, persistent_workers=False
+    )  # workers would run while steps are timed
+    loader = Runner.build_dataloader(config, seed=0)
     return next(iter(loader)), len(loader)
-
-
-def _train_loader(cfg: Config) -> DataLoader:
-    """Build the training loader without workers, which would run while steps are timed."""
-    loader = {k: v for k, v in cfg.train_dataloader.items() if k not in NEEDS_WORKERS}
-    return Runner.build_dataloader(
-        {**loader, 'num_workers': 0, 'persistent_workers': False}, seed=0
-    )
 
 
 def write_step_times(path: Path, times: Mapping[str, StepTimes]) -> None:

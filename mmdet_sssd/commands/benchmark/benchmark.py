@@ -103,7 +103,10 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
         )
     for costs in arms:
         costs.seconds = taken[costs.name]
-    _show(console, arms, options)
+    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
+    console.print(flops_table(arms))
+    if note := noise_note(arms):
+        console.print(note, highlight=False)
     if options.profile:
         _profile(console, trainees, options.profile)
     result = {**_conditions(options), 'arms': {x.name: x.to_dict(arms[0]) for x in arms}}
@@ -158,13 +161,6 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
             trainee.step()
         peak = kept.peak
     return trainee, Costs(name, dict(flops.forward), dict(flops.backward), peak)
-
-
-def _show(console: Console, arms: list[Costs], options: BenchmarkOptions) -> None:
-    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
-    console.print(flops_table(arms))
-    if note := noise_note(arms):
-        console.print(note, highlight=False)
 
 
 def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:

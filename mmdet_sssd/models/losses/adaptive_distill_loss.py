@@ -107,14 +107,12 @@ def adaptive_distill_loss(
     r"""Adaptive distillation loss between the logits of independent sigmoids.
 
     .. math:: \frac{1}{\max(1, \sum q^\theta)} \sum \left(1 - e^{-DL}\right)^\gamma
-        \left[-\alpha q \log p - (1 - \alpha)(1 - q) \log(1 - p)\right]
+        \left[-\alpha q \log p - (1 - \alpha)(1 - q) \log(1 - p)\right],
+        \quad DL = KL(q \| p) + \beta T(q)
 
-    over elements (anchor × class) with the student's probability p and the teacher's q, and
-
-    .. math:: DL = KL(q \| p) + \beta T(q) \ge 0, \quad T(q) = -q \log q - (1 - q) \log(1 - q)
-
-    (SAD, https://arxiv.org/abs/1901.00366). The weight is large where the teacher is uncertain (T) or
-    far from the student (KL), and gradients flow through it. Teacher and normaliser get none.
+    over elements with the student's probability p, the teacher's q and its entropy T(q) (SAD,
+    https://arxiv.org/abs/1901.00366). The weight is large where the teacher is uncertain or far from
+    the student, and gradients flow through it. Teacher and normaliser get none.
 
     Args:
         student: The student's logits, of any shape.
@@ -138,10 +136,8 @@ def adaptive_distill_loss(
         tensor(0.0866)
     """
     if student.shape != teacher.shape:
-        raise ValueError(
-            f'the logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} '
-            '(teacher); accepted: equal shapes'
-        )
+        shapes = f'{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)'
+        raise ValueError(f'the logits have shapes {shapes}; accepted: equal shapes')
     if avg_factor is None:
         avg_factor = soft_positive_count(teacher, mask, theta)
     counts = student.new_ones((), dtype=torch.bool) if mask is None else mask
