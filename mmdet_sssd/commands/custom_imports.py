@@ -17,7 +17,7 @@ def imported_modules(cfg: Config | ConfigDict) -> list[str]:
 
 
 def with_imports(cfg: Config | ConfigDict, *modules: str) -> dict[str, Any]:
-    """Give a config's ``custom_imports`` with more modules."""
+    """Return a config's ``custom_imports`` with more modules."""
     return {
         'imports': list(dict.fromkeys([*imported_modules(cfg), *modules])),
         'allow_failed_imports': (cfg.get('custom_imports') or {}).get(

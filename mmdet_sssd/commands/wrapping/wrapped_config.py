@@ -40,8 +40,8 @@ def write_wrapped_config(
         Notes for the user, one sentence each.
 
     Raises:
-        ConfigError: if the stock config cannot be read, or has no detector or a distiller; if an
-            option cannot be applied; or if the distiller cannot be built.
+        ConfigError: if the stock config cannot be read, has no detector, or has a distiller already;
+            if an option cannot be applied; or if the distiller cannot be built.
     """
     options = options or WrappingOptions()
     if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
@@ -66,7 +66,7 @@ def write_wrapped_config(
 
 
 def read_config(name: str) -> Config:
-    """Read a whole config as a config that inherits it does.
+    """Read a whole config the way a config that inherits it would.
 
     Args:
         name: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
