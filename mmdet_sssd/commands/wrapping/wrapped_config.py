@@ -220,8 +220,8 @@ def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
     pretrained = starts_pretrained(stock)
     if not pretrained and not options.from_scratch:
         notes.append(
-            'the backbone starts from random weights, so the hook freeze_backbone only delays its '
-            'training; --from-scratch leaves the hook out'
+            'the backbone has no init_cfg with weights: if it starts from random ones, the hook '
+            'freeze_backbone only costs time; --from-scratch leaves it out'
         )
     if pretrained and options.from_scratch:
         notes.append(

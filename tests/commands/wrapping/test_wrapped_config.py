@@ -277,7 +277,7 @@ class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
     (note,) = write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', build=False)
-    assert '--from-scratch leaves the hook out' in note
+    assert '--from-scratch leaves it out' in note
     scratch = WrappingOptions(from_scratch=True)
     assert write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', scratch, build=False) == []
     (note,) = write_wrapped_config(RETINANET, tmp_path / 'wrapped.py', scratch, build=False)
