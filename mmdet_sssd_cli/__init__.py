@@ -1,7 +1,7 @@
 """The command line, ``mmdet-sssd``.
 
-It lies beside :mod:`mmdet_sssd`, whose import takes seconds and needs a whole environment: help,
-completion and ``setup-check`` need neither. A command imports what it runs when it runs.
+It is not part of :mod:`mmdet_sssd`, whose import takes seconds and needs a complete environment:
+help, completion and ``setup-check`` must work at once and anywhere. Commands import it when they run.
 """
 
 import sys
@@ -14,6 +14,6 @@ def main(command: str | None = None) -> NoReturn:
     """Run the command line, or one command of it, with this process's arguments.
 
     Args:
-        command: The command's name; None if it is the first argument.
+        command: The command's name; None takes it from the first argument.
     """
     command_line.main([*([command] if command else []), *sys.argv[1:]])

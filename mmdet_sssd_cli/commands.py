@@ -1,4 +1,4 @@
-"""All commands, in the order in which a user meets them."""
+"""All commands, in the order of a user's work."""
 
 import click
 
@@ -24,9 +24,9 @@ def command_line() -> None:
       mmdet-sssd compare my_config.py --seeds 5
 
     \b
-    Exit codes: 0 done, 1 something to mend in config, data or files, 2 mistyped command or option,
-    75 preempted (what was done is saved; go on with the same command, train with --resume), others:
-    a bug. Completion in bash (or zsh, fish), in ~/.bashrc:
+    Exit codes: 0 done; 1 an error in config, data or files; 2 an unknown command or option;
+    75 preempted and saved (repeat the command to continue; train needs --resume); others: a bug.
+    For completion in bash (or zsh, fish), add to ~/.bashrc:
       eval "$(_MMDET_SSSD_COMPLETE=bash_source mmdet-sssd)"
     """
 

@@ -1,4 +1,4 @@
-"""Configs by name: files, those that come with this package, and those of mmdet."""
+"""Finds configs: files, this package's by name, and mmdet's."""
 
 import difflib
 import importlib.util
@@ -11,10 +11,10 @@ from click.shell_completion import CompletionItem
 
 
 class ConfigType(click.ParamType):
-    """A config: a file, the name of one of this package's, or ``mmdet::FOLDER/NAME.py``.
+    """A config: a file, the name of one in this package, or ``mmdet::FOLDER/NAME.py``.
 
     Args:
-        keep_scope: Whether ``mmdet::…`` is left as it is, and not turned into a path.
+        keep_scope: Whether to keep ``mmdet::…`` instead of turning it into a path.
     """
 
     name = 'config'
@@ -23,10 +23,10 @@ class ConfigType(click.ParamType):
         self.keep_scope = keep_scope
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Find it.
+        """Find the config.
 
         Raises:
-            ClickException: if it is not there; the message has names that are like it.
+            ClickException: if it does not exist; the message suggests similar names.
         """
         found = find_config(value)
         return value if self.keep_scope and '::' in value else found
@@ -34,7 +34,7 @@ class ConfigType(click.ParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Complete files and the names of this package's configs."""
+        """Complete files and this package's configs."""
         names = [CompletionItem(x) for x in shipped_configs() if x.startswith(incomplete)]
         return [*names, CompletionItem(incomplete, type='file')]
 
@@ -43,11 +43,11 @@ def find_config(name: str) -> str:
     """Find a config's file.
 
     Args:
-        name: A path, the name of a config of this package with ``.py`` or without, or one in the
-            folder of configs of another package, such as ``'mmdet::fcos/….py'``.
+        name: A path, the name of a config of this package with or without ``.py``, or a config of
+            another package, such as ``'mmdet::fcos/….py'``.
 
     Raises:
-        ClickException: if it is not there.
+        ClickException: if it does not exist.
     """
     if os.path.isfile(name):
         return name
@@ -58,12 +58,12 @@ def find_config(name: str) -> str:
             return str(folder / path)
     elif (shipped := shipped_configs().get(name.removesuffix('.py'))) and os.sep not in name:
         return str(shipped)
-    raise click.ClickException(f'there is no config {name}{_like(name)}')
+    raise click.ClickException(f'there is no config {name}; {_suggestion(name)}')
 
 
 @cache
 def shipped_configs() -> dict[str, Path]:
-    """Give this package's configs by name."""
+    """List this package's configs by name."""
     folder = configs_of('mmdet_sssd')
     paths = sorted(folder.rglob('*.py')) if folder else []
     return {path.stem: path for path in paths if '_base_' not in path.parts}
@@ -71,7 +71,7 @@ def shipped_configs() -> dict[str, Path]:
 
 @cache
 def configs_of(package: str) -> Path | None:
-    """Find a package's folder of configs, installed or in its sources, without importing it."""
+    """Find a package's folder of configs, installed or in a checkout, without importing it."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -84,14 +84,14 @@ def configs_of(package: str) -> Path | None:
 
 
 def detectors_list() -> Path:
-    """Find the list of detectors that were tried, installed or in the sources."""
+    """Find the list of supported detectors, installed or in a checkout."""
     root = Path(next(iter(importlib.util.find_spec('mmdet_sssd').submodule_search_locations)))
     paths = (root / '.mim/detectors.md', root.parent / 'docs/detectors.md')
     return next(path for path in paths if path.is_file())
 
 
-def _like(name: str) -> str:
-    """Say which configs have names like one that is not there, and what is accepted."""
+def _suggestion(name: str) -> str:
+    """Suggest configs with similar names; without any, say what is accepted."""
     stem = Path(name.partition('::')[2] or name).stem
     folder = Path(name).parent
     here = {path.stem: path for path in folder.glob('*.py')} if folder.is_dir() else {}
@@ -104,5 +104,5 @@ def _like(name: str) -> str:
     }
     matches = [str(known[x]) for x in difflib.get_close_matches(stem, known, n=2, cutoff=0.75)]
     if matches:
-        return f'; did you mean {" or ".join(matches)}?'
-    return '; accepted: a file, a name of one that comes with mmdet_sssd, or mmdet::FOLDER/NAME.py'
+        return f'did you mean {" or ".join(matches)}?'
+    return 'accepted: a file, the name of a config in mmdet_sssd, or mmdet::FOLDER/NAME.py'

@@ -1,4 +1,4 @@
-"""How commands end: in one line, and with an exit code that says what kind of end it is."""
+"""The base class of commands; errors end them with one line and a telling exit code."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ from typing import Any, NoReturn
 import click
 
 DONE, USER_ERROR, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
-"""Exit codes; 75 (what was begun is saved, go on) is given by what saves it."""
+"""Exit codes. Runs and comparisons that were preempted and saved exit with 75."""
 
 DEBUG = 'MMDET_SSSD_DEBUG'
-"""In the environment, for processes that are started."""
+"""Environment variable that passes ``--debug`` on to started processes."""
 
 
-def _set_debug(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
-    if given:
+def _set_debug(context: click.Context, _parameter: click.Parameter, debug: bool) -> None:
+    if debug:
         context.find_root().command.debug = True
         os.environ[DEBUG] = '1'
 
 
 class Command(click.Command):
-    """A command with ``-h`` and ``--debug`` that keeps other packages' warnings to itself."""
+    """A command with ``-h`` and ``--debug`` that hides other packages' warnings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class Command(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
+        """Run the command."""
         if not ctx.find_root().command.debug:
             os.environ.setdefault('PYTHONWARNINGS', 'ignore')
             warnings.simplefilter('ignore')
@@ -53,21 +53,21 @@ class Command(click.Command):
 
 
 class CommandLine(Command, click.Group):
-    """The commands, in the order in which they are defined.
+    """The group of commands, in the order of their definition.
 
     Attributes:
-        debug: Whether ``--debug`` was given, to this process or to the one that started it.
+        debug: Whether this process, or the one that started it, got ``--debug``.
     """
 
     command_class = Command
     debug = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name them in that order."""
+        """List the commands in that order."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Hand over to the command."""
+        """Run the subcommand, which handles warnings itself."""
         return click.Group.invoke(self, ctx)
 
     def main(
@@ -78,7 +78,7 @@ class CommandLine(Command, click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run a command and end the process; errors end it with one line."""
+        """Run a command and exit; errors print one line."""
         self.debug = bool(os.environ.get(DEBUG))
         try:
             code = super().main(args, 'mmdet-sssd', complete_var, standalone_mode=False, **extra)
@@ -94,7 +94,7 @@ class CommandLine(Command, click.Group):
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-    """Give the exit code and the line that a process ends with."""
+    """Return the exit code and the last line for an error."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED, 'interrupted'
     if isinstance(error, click.ClickException):
@@ -105,13 +105,13 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 
 def _user_error(error: BaseException) -> str | None:
-    """Say what the user has to mend, if that is what the error is about."""
+    """Describe what the user can fix; None for a bug."""
     if 'mmdet_sssd.errors' in sys.modules:
         from mmdet_sssd.errors import user_error
 
         return user_error(error)
     if isinstance(error, ImportError) or (isinstance(error, OSError) and error.filename):
-        return str(error)  # of the environment, which the package checks before all else
+        return str(error)  # importing the package checks the environment first
     return None
 
 
@@ -120,7 +120,7 @@ def _one_line(text: str) -> str:
 
 
 def _help_hint(error: click.ClickException) -> str:
-    """Say where the right usage stands, if usage is what is wrong."""
+    """Refer to the command's help after a usage error."""
     context = getattr(error, 'ctx', None)
     return f' See {context.command_path} --help' if context else ''
 

@@ -1,4 +1,4 @@
-"""What files are made of files: configs, checkpoints, annotations, data."""
+"""Commands that write files: configs, checkpoints, annotations, data sets."""
 
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,43 @@ POLICIES = ('step', 'inverse_lr', 'constant')
 
 
 def _distillation_options(function: Any) -> Any:
-    """Add what is set in ``model`` and in the hooks."""
+    """Add the options for ``model`` and the hooks."""
     options = [
         click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
-        click.option('--dim', type=click.Choice(DIMS), help='What its distributions run over.'),
-        click.option('--tau', type=float, help='Its temperature.  [default: 1]'),
+        click.option('--dim', type=click.Choice(DIMS), help="Axis of the loss's distributions."),
+        click.option('--tau', type=float, help="The loss's temperature.  [default: 1]"),
         click.option(
             '--distill-coef', type=float, help="λ.  [default: the loss's; JSDistanceLoss: 10]"
         ),
         click.option(
             '--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'
         ),
-        click.option('--factor', type=float, help='What a step multiplies λ by.  [default: 2]'),
-        click.option('--max-decays', type=int, help='Number of steps, -1: no limit.  [default: 1]'),
+        click.option('--factor', type=float, help='Factor of λ per step.  [default: 2]'),
+        click.option('--max-decays', type=int, help='Number of steps; -1: no limit.  [default: 1]'),
         click.option(
             '--context-box/--no-context-box',
             default=None,
-            help='An object as large as the image in each image.  [default: on]',
+            help='Add an object to each image that covers it.  [default: on]',
         ),
         click.option(
             '--detach-appearance/--no-detach-appearance',
             default=None,
-            help="Keep the teacher's gradients from neck and backbone.  [default: off]",
+            help="Stop the teacher's gradients before neck and backbone.  [default: off]",
         ),
         click.option(
             '--masks',
             is_flag=True,
-            help='Instance masks as regions; the pipelines are made to load them.',
+            help='Use instance masks as regions; the pipelines then load them.',
         ),
         click.option(
             '--economy',
             is_flag=True,
-            help='The cheapest settings: a step costs about 1.2 times that of stock, not 2 times.',
+            help='Cheapest settings: a step takes about 1.2 times as long as in stock, not 2 times.',
         ),
         click.option(
             '--from-scratch',
             is_flag=True,
-            help='For a backbone without pretrained weights: train it from the first iteration.',
+            help='Train the backbone from the first iteration, for random initial weights.',
         ),
     ]
     for option in reversed(options):
@@ -62,23 +62,24 @@ def _distillation_options(function: Any) -> Any:
 @click.command(cls=Command)
 @config_argument(keep_scope=True)
 @click.option('--out', type=Path, required=True, help='Config file to write.')
-@click.option('--force', is_flag=True, help='Replace --out if it is there.')
-@click.option('--no-build', is_flag=True, help='Write it without building the model.')
+@click.option('--force', is_flag=True, help='Replace an existing --out.')
+@click.option('--no-build', is_flag=True, help='Write the config without building the model.')
 @_distillation_options
 @click.option('--data-root', help='Folder of your own data set, in COCO format.')
-@click.option('--train-ann', help='Annotation file to train on, in --data-root.')
-@click.option('--val-ann', help='Annotation file to validate and test on, in --data-root.')
-@click.option('--train-img', help='Image folder to train on, in --data-root.')
-@click.option('--val-img', help='Image folder to validate and test on, in --data-root.')
+@click.option('--train-ann', help='Training annotation file in --data-root.')
+@click.option('--val-ann', help='Annotation file in --data-root for validation and test.')
+@click.option('--train-img', help='Training image folder in --data-root.')
+@click.option('--val-img', help='Image folder in --data-root for validation and test.')
 @click.option(
     '--classes',
     type=ListType(),
     metavar='NAME,NAME,…',
-    help='Class names.  [default: read from the annotation file, if --data-root or --train-ann is '
-    'given]',
+    help='Class names.  [default: with --data-root or --train-ann those of the annotation file]',
 )
 def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **options: Any) -> None:
-    """Write the distilled config of a stock config: a short file that inherits it.
+    """Write a config that distills a stock config's detector.
+
+    It inherits the stock config and has only what differs.
 
     \b
     Examples:
@@ -90,27 +91,27 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **opt
     from mmdet_sssd.errors import ConfigError
 
     if out.exists() and not force:
-        raise ConfigError(f'--out {out} is there already; --force replaces it')
+        raise ConfigError(f'--out {out} exists already; --force replaces it')
     wrapping = WrappingOptions(**options, masks=masks or None)
     notes = write_wrapped_config(config, out, wrapping, not no_build)
-    click.echo(f'{out} distills {config}; check it with data: mmdet-sssd dry-run {out}')
+    click.echo(f'{out} distills {config}; check it on its data: mmdet-sssd dry-run {out}')
     for note in notes:
         click.echo(f'note: {note}')
 
 
 @click.command(cls=Command)
 @click.argument('checkpoint')
-@click.option('--out', required=True, help='Folder to write to; made if it is not there.')
+@click.option('--out', required=True, help='Folder to write to; created if needed.')
 @click.option(
     '--config',
     type=ConfigType(),
     help="The run's config.  [default: the one in the checkpoint]",
 )
-@click.option('--name', help="What the files are called.  [default: the checkpoint's name]")
+@click.option('--name', help="Name of the files.  [default: the checkpoint's]")
 def export(checkpoint: str, out: str, config: str | None, name: str | None) -> None:
-    """Write the student of a checkpoint as a stock checkpoint and a stock config.
+    """Export a checkpoint's student for stock mmdet.
 
-    Stock mmdet runs them without this package.
+    Writes a stock checkpoint and a stock config, which run without this package.
 
     \b
     Example:
@@ -128,13 +129,13 @@ def export(checkpoint: str, out: str, config: str | None, name: str | None) -> N
 @click.option('--img-dir', required=True, help='Folder of the images.')
 @click.option('--out', required=True, help='COCO annotation file to write.')
 @click.option(
-    '--score-thr', type=float, default=0.4, show_default=True, help='Least score of a box.'
+    '--score-thr', type=float, default=0.4, show_default=True, help='Lowest score of a box.'
 )
-@click.option('--device', help='Where to predict.  [default: a GPU if there is one]')
+@click.option('--device', help='Device to predict on.  [default: the GPU if there is one]')
 def pseudo_labels(ann: str, out: str, **options: Any) -> None:
-    """Write a detector's detections as COCO annotations of images that have none.
+    """Label images with a detector's predictions, in COCO format.
 
-    Images on which nothing is found stay in the file. A distiller's config means its student.
+    Images without detections stay in the file. With a distiller's config, its student predicts.
 
     \b
     Example:
@@ -144,7 +145,7 @@ def pseudo_labels(ann: str, out: str, **options: Any) -> None:
     from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
 
     num_images, num_boxes = make_pseudo_labels(ann_file=ann, out=out, **options)
-    click.echo(f'{num_boxes} boxes on {num_images} images lie in {out}')
+    click.echo(f'{out} has {num_boxes} boxes on {num_images} images')
 
 
 @click.command(cls=Command, name='convert-lgd')
@@ -156,14 +157,14 @@ def pseudo_labels(ann: str, out: str, **options: Any) -> None:
     is_flag=True,
     flag_value=False,
     default=True,
-    help='The teacher was trained without a context box (addCtxBox=NO in the name of its config: '
-    'FCOS R-50, Faster R-CNN, Mask R-CNN).',
+    help='For a teacher trained without a context box (addCtxBox=NO in the name of its config: FCOS '
+    'R-50, Faster R-CNN, Mask R-CNN).',
 )
 def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
-    """Convert teacher and adapter of one of LGD's released checkpoints.
+    """Convert teacher and adapter of a checkpoint of LGD.
 
-    CHECKPOINT is one of the reference code, with its weights under "model". The student in it, a
-    detectron2 model, is not converted.
+    CHECKPOINT comes from its authors' reference code and has its weights under "model". Its student,
+    a detectron2 model, is not converted.
 
     \b
     Example:
@@ -180,11 +181,12 @@ def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
 @click.option('--train', default=400, show_default=True, help='Training images.')
 @click.option('--val', default=100, show_default=True, help='Validation images.')
 @click.option('--size', default=128, show_default=True, help='Side of an image in pixels.')
-@click.option('--seed', default=0, show_default=True, help='What the drawings depend on.')
+@click.option('--seed', default=0, show_default=True, help='Random seed.')
 def shapes(out: Path, **options: int) -> None:
-    """Draw a small COCO-format data set of shapes into the folder OUT, to try things out.
+    """Draw a small COCO-format data set of shapes.
 
-    It has boxes, instance masks and five classes. The same options give the same files.
+    The folder OUT gets images of five classes with boxes and instance masks. The same options give
+    the same files.
 
     \b
     Example:
@@ -193,4 +195,4 @@ def shapes(out: Path, **options: int) -> None:
     from mmdet_sssd.commands.shapes import CLASSES, draw_data_set
 
     draw_data_set(out, **options)
-    click.echo(f'{options["train"]} + {options["val"]} images of {", ".join(CLASSES)} lie in {out}')
+    click.echo(f'{out} has {options["train"]} + {options["val"]} images of {", ".join(CLASSES)}')

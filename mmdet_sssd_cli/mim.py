@@ -1,4 +1,4 @@
-"""What a run that mim started has to look after itself."""
+"""Lets runs that mim starts end properly."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_child_of_mim() -> bool:
-    """Tell whether mim started this process; where there is no /proc, no."""
+    """Tell whether mim started this process; False without /proc."""
     try:
         command = Path(f'/proc/{os.getppid()}/cmdline').read_bytes().split(b'\0')
     except OSError:
@@ -15,13 +15,13 @@ def is_child_of_mim() -> bool:
 
 
 def go_on_in_child() -> None:
-    """Go on in a child of this process, which hands signals on and ends as that does.
+    """Go on in a child process; this process passes signals on to it and returns its exit code.
 
-    At Ctrl-C mim gives the process that it started a quarter of a second, too little to save.
+    At Ctrl-C, mim gives the process that it started a quarter of a second, not enough to save.
     """
     if (child := os.fork()) == 0:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child too
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os.kill(child, number))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

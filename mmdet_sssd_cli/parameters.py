@@ -17,21 +17,21 @@ class KeyValueType(click.ParamType):
     name = 'KEY=VALUE'
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Make sure that it is one."""
+        """Check the form."""
         if not KEY_VALUE.match(value):
-            self.fail(f'{value!r} is no KEY=VALUE, such as model.distill_coef=3.', param, ctx)
+            self.fail(f'{value!r}; accepted: KEY=VALUE, such as model.distill_coef=3.', param, ctx)
         return value
 
 
 class ListType(click.ParamType):
-    """Texts with commas between them."""
+    """Texts separated by commas."""
 
     name = 'list'
 
     def convert(
         self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> list[str]:
-        """Split them."""
+        """Split at the commas."""
         return [x for x in value.split(',') if x] if isinstance(value, str) else value
 
 
@@ -50,17 +50,17 @@ def overrides_argument(function: Callable) -> Callable:
 
 
 def cfg_options_flag(function: Callable) -> Callable:
-    """Accept ``--cfg-options``, which OpenMMLab's tools want before ``KEY=VALUE …``."""
+    """Accept ``--cfg-options``, which OpenMMLab's tools require before ``KEY=VALUE …``."""
     return click.option(
         '--cfg-options',
         is_flag=True,
         expose_value=False,
-        help='May stand before KEY=VALUE, as in OpenMMLab.',
+        help='Optional before KEY=VALUE, for compatibility with OpenMMLab.',
     )(function)
 
 
 def parsed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Read changes to a config as OpenMMLab's tools do."""
+    """Parse changes to a config as OpenMMLab's tools do."""
     from mmengine.config import DictAction
 
     pairs = (text.partition('=') for text in overrides)

@@ -1,4 +1,4 @@
-"""The first steps: is everything there, and does it work?"""
+"""Commands for the first steps: check the installation, and try it."""
 
 import platform
 import sys
@@ -14,7 +14,9 @@ PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet_sssd')
 
 @click.command(cls=Command, name='setup-check')
 def setup_check() -> None:
-    """Say what is installed and on what it runs, and what to do if something is missing.
+    """Show what is installed and on which devices it runs.
+
+    If something is missing, says what to do.
 
     \b
     Example:
@@ -25,7 +27,7 @@ def setup_check() -> None:
         click.echo(f'{name:<12}{_version(name)}')
     click.echo(f'{"mmcv ops":<12}{_ops()}')
     click.echo(f'{"devices":<12}{_devices()}')
-    import mmdet_sssd  # noqa: F401  (says what is missing)
+    import mmdet_sssd  # noqa: F401  (its errors name what is missing)
 
     click.echo('ready')
 
@@ -38,7 +40,7 @@ def _version(name: str) -> str:
 
 
 def _ops() -> str:
-    """Say where mmcv's compiled ops run: a box is suppressed on each kind of device."""
+    """List the devices on which mmcv's compiled ops run, by trying one on each."""
     try:
         import torch
         from mmcv.ops import nms
@@ -79,16 +81,16 @@ def _first_line(error: Exception) -> str:
     type=Path,
     default='work_dirs/quickstart',
     show_default=True,
-    help='Folder for everything.',
+    help='Folder for all files.',
 )
-@click.option('--epochs', default=28, show_default=True, help='How long to train.')
+@click.option('--epochs', default=28, show_default=True, help='Epochs of training.')
 @click.option('--train', default=400, show_default=True, help='Training images.')
 @click.option('--val', default=100, show_default=True, help='Validation images.')
 def quickstart(out: Path, epochs: int, train: int, val: int) -> None:
-    """Draw a small data set, train an SSSD detector on it, evaluate it and draw its predictions.
+    """Train a small SSSD detector on a drawn data set.
 
-    Takes about 5 minutes on 2 CPU cores. `bash tools/quickstart.sh` in a checkout sets up what is
-    needed before.
+    Draws shapes, trains on them, evaluates, and draws predictions, in about 5 minutes on 2 CPU cores.
+    In a checkout, `bash tools/quickstart.sh` installs all that is needed first.
 
     \b
     Example:

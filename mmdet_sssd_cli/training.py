@@ -1,4 +1,4 @@
-"""Training and evaluation: mmdet's own, on a config that was checked before."""
+"""Training and evaluation by mmdet's tools, on a checked config."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ launcher_option = click.option(
     type=click.Choice(['none', 'pytorch', 'slurm', 'mpi']),
     default='none',
     show_default=True,
-    help='What started this process and its siblings.',
+    help='Launcher of the processes.',
 )
 local_rank_option = click.option(
-    '--local-rank', '--local_rank', type=int, hidden=True, help='of torch.distributed.launch'
+    '--local-rank', '--local_rank', type=int, hidden=True, help='For torch.distributed.launch.'
 )
 
 
@@ -24,7 +24,7 @@ local_rank_option = click.option(
 @config_argument()
 @overrides_argument
 @click.option('--work-dir', help='Logs and checkpoints.  [default: work_dirs/CONFIG]')
-@click.option('--dry-run', is_flag=True, help='Do as dry-run does; train and write nothing.')
+@click.option('--dry-run', is_flag=True, help='Rehearse only, like the command dry-run.')
 @click.option('--amp', is_flag=True, help='Automatic mixed precision.')
 @click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
 @click.option(
@@ -32,15 +32,15 @@ local_rank_option = click.option(
     is_flag=False,
     flag_value='auto',
     metavar='[FILE]',
-    help='Go on from the latest checkpoint in the work directory, or from FILE.',
+    help='Resume from the latest checkpoint in the work directory, or from FILE.',
 )
 @launcher_option
 @local_rank_option
 def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Train a detector.
 
-    CONFIG is a file, the name of a config that comes with mmdet_sssd, or mmdet::FOLDER/NAME.py;
-    KEY=VALUE changes it.
+    CONFIG is a file, the name of a config in mmdet_sssd, or mmdet::FOLDER/NAME.py; KEY=VALUE changes
+    it.
 
     \b
     Examples:
@@ -65,15 +65,15 @@ def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any
 @click.command(cls=Command, name='dry-run')
 @config_argument()
 @overrides_argument
-@click.option('--work-dir', help='Where --resume looks.  [default: work_dirs/CONFIG]')
+@click.option('--work-dir', help="Folder with --resume's checkpoint.  [default: work_dirs/CONFIG]")
 @click.option('--amp', is_flag=True, help='Automatic mixed precision.')
 @click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
 @click.option('--resume', is_flag=True, help="Start from the work directory's checkpoint.")
 def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: Any) -> None:
-    """Rehearse a training run and write nothing.
+    """Rehearse a training run without writing files.
 
-    Checks data, labels and weights, runs one training step and one validation batch, and says what
-    was found.
+    Checks data, labels and weights, runs one training step and one validation batch, and prints a
+    summary.
 
     \b
     Example:
@@ -89,11 +89,13 @@ def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: An
 @config_argument()
 @click.argument('checkpoint')
 @overrides_argument
-@click.option('--work-dir', help='File of the metrics.  [default: work_dirs/CONFIG]')
-@click.option('--out', metavar='FILE.pkl', help='Write the predictions.')
+@click.option('--work-dir', help='Folder for the metrics.  [default: work_dirs/CONFIG]')
+@click.option('--out', metavar='FILE.pkl', help='File for the predictions.')
 @click.option('--show', is_flag=True, help='Show the predictions in a window.')
-@click.option('--show-dir', metavar='DIR', help='Draw the predictions, in the work directory.')
-@click.option('--wait-time', type=float, help='Seconds between two of --show.  [default: 2]')
+@click.option(
+    '--show-dir', metavar='DIR', help='Draw the predictions into DIR in the work directory.'
+)
+@click.option('--wait-time', type=float, help='Seconds per image with --show.  [default: 2]')
 @click.option('--tta', is_flag=True, help='Test-time augmentation.')
 @launcher_option
 @local_rank_option
@@ -111,8 +113,10 @@ def test(config: str, checkpoint: str, overrides: tuple[str, ...], **options: An
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
-    """Write options as mmdet's tools take them."""
-    given = {
-        f'--{name.replace("_", "-")}': x for name, x in options.items() if x not in (None, False)
-    }
-    return [text for name, x in given.items() for text in ([name] if x is True else [name, str(x)])]
+    """Convert options to arguments of mmdet's tools."""
+    arguments = []
+    for name, value in options.items():
+        if value not in (None, False):
+            arguments.append(f'--{name.replace("_", "-")}')
+            arguments += [] if value is True else [str(value)]
+    return arguments

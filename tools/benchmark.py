@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd benchmark` calls: `mmdet-sssd benchmark`."""
+"""Runs `mmdet-sssd benchmark` for `mim run mmdet_sssd benchmark`."""
 
 from mmdet_sssd_cli import main
 

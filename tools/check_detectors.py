@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd check_detectors` calls: `mmdet-sssd detectors`."""
+"""Runs `mmdet-sssd detectors` for `mim run mmdet_sssd check_detectors`."""
 
 from mmdet_sssd_cli import main
 

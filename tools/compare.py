@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd compare` calls: `mmdet-sssd compare`."""
+"""Runs `mmdet-sssd compare` for `mim run mmdet_sssd compare`."""
 
 from mmdet_sssd_cli import main
 

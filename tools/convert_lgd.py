@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd convert_lgd` calls: `mmdet-sssd convert-lgd`."""
+"""Runs `mmdet-sssd convert-lgd` for `mim run mmdet_sssd convert_lgd`."""
 
 from mmdet_sssd_cli import main
 

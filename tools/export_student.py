@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd export_student` calls: `mmdet-sssd export`."""
+"""Runs `mmdet-sssd export` for `mim run mmdet_sssd export_student`."""
 
 from mmdet_sssd_cli import main
 

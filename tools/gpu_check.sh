@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one table and one JSON file; needs no network and no data.
+# All checks that need a GPU, in one table and one JSON file; needs no network and no data.
 #
 #   bash tools/gpu_check.sh [--short] [--out DIR] [--groups ops,numbers,…] [--minutes 8]
 #
-# It takes .venv if it is there, else the python that is active (PYTHON=… names another), with this
-# checkout's code and what PYTHONPATH has. The exit code says whether all checks passed.
+# It uses .venv if it exists, otherwise the active python (PYTHON=… names another), with this checkout's
+# code and PYTHONPATH. The exit code says whether all checks passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 default=python3

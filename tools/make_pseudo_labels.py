@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd make_pseudo_labels` calls: `mmdet-sssd pseudo-labels`."""
+"""Runs `mmdet-sssd pseudo-labels` for `mim run mmdet_sssd make_pseudo_labels`."""
 
 from mmdet_sssd_cli import main
 

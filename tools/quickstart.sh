@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a self-distilled detector in minutes: sets up what is needed, and `mmdet-sssd
-# quickstart` draws a small data set, trains an SSSD detector on it from scratch, evaluates it and
-# draws its predictions.
+# From nothing to a self-distilled detector in minutes: installs everything; then `mmdet-sssd quickstart`
+# draws a small data set, trains an SSSD detector on it from scratch, evaluates it and draws its
+# predictions.
 #
 #   bash tools/quickstart.sh [--active] [--cpu]    (see setup.sh; everything goes to work_dirs/quickstart)
 set -euo pipefail

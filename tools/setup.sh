@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Install mmdet_sssd and what it needs: into .venv, made if need be, or into the active environment.
+# Install mmdet_sssd and its dependencies into .venv, created if needed, or into the active environment.
 #
 #   bash tools/setup.sh             use .venv in this checkout
-#   bash tools/setup.sh --active    use the virtual or conda environment that is active now
-#   bash tools/setup.sh --cpu       leave a GPU unused; goes with --active too
+#   bash tools/setup.sh --active    use the active virtual or conda environment
+#   bash tools/setup.sh --cpu       ignore GPUs; also with --active
 #
-# PYTHON=python3.12 bash tools/setup.sh chooses the Python that .venv is made with. To use a torch
-# build of your own choice, install it first; setup.sh keeps it. Run again, it takes seconds.
+# PYTHON=python3.12 bash tools/setup.sh chooses the Python for .venv. To use your own torch build, install
+# it first; setup.sh keeps it. A second run takes seconds.
 #
-# Where there is a GPU, mmcv's ops are compiled for it, with the compiler of torch's own CUDA, from pip
-# (CUDA_HOME=… names another). FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 does so on a machine without one,
-# for GPUs of that compute capability. The wheel is kept in the environment's wheels/; another machine
-# with the same torch, Python and kind of GPU takes it by PIP_FIND_LINKS=DIR, without a compiler.
+# If there is a GPU, mmcv's ops are compiled for it, with the compiler of torch's CUDA version from pip
+# (CUDA_HOME=… names another). FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 does so on a machine without a GPU,
+# for GPUs of that compute capability. The wheel is kept in the environment's wheels/; other machines with
+# the same torch, Python and kind of GPU install it with PIP_FIND_LINKS=DIR, without a compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,10 +30,10 @@ done
 
 if [ "$active" = yes ]; then
     [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] ||
-        fail '--active, but no virtual or conda environment is active; activate one, or leave --active out'
+        fail '--active needs an active virtual or conda environment; activate one, or drop --active'
 else
     base_python="${PYTHON:-python3}"
-    command -v "$base_python" >/dev/null || fail "there is no $base_python; install Python 3.11 or 3.12"
+    command -v "$base_python" >/dev/null || fail "$base_python not found; install Python 3.11 or 3.12"
     if [ ! -x .venv/bin/python ]; then
         say "making .venv with $("$base_python" --version)"
         "$base_python" -m venv .venv || fail 'python -m venv failed; on Debian: apt install python3-venv'
@@ -42,31 +42,31 @@ else
     . .venv/bin/activate
 fi
 python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$(python --version) is too old; 3.10 is the least, 3.11 and 3.12 are tested"
+    fail "$(python --version) is too old; accepted: 3.10 or later (tested: 3.11 and 3.12)"
 
 prefix="$(python -c 'import sys; print(sys.prefix)')"
 log="$prefix/mmdet_sssd-setup.log"
 
-gpu_archs() {  # compute capabilities of the GPUs here, such as 8.0;9.0; nothing if there is none
+gpu_archs() {  # compute capabilities of the GPUs, such as 8.0;9.0; empty without GPUs
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
         grep -xE ' *[0-9]+\.[0-9]+ *' | sort -u | paste -sd';' | tr -d ' ' || true
 }
 
-archs=''  # that mmcv's ops are compiled for; empty: for the CPU alone
+archs=''  # GPUs to compile mmcv's ops for; empty: CPU only
 if [ "$cpu" = yes ]; then
     export CUDA_VISIBLE_DEVICES=''
     unset FORCE_CUDA
 elif [ "${FORCE_CUDA:-0}" = 1 ]; then
     archs="${TORCH_CUDA_ARCH_LIST:-$(gpu_archs)}"
     [ -n "$archs" ] ||
-        fail 'FORCE_CUDA=1, but for which GPU? Set TORCH_CUDA_ARCH_LIST too, to 8.0 for A100, 9.0 for H100, …'
+        fail 'FORCE_CUDA=1 needs TORCH_CUDA_ARCH_LIST: 8.0 for A100, 9.0 for H100, …'
 else
     archs="$(gpu_archs)"
     [ -n "$archs" ] || ! nvidia-smi -L 2>/dev/null | grep ^GPU >/dev/null ||
-        fail "nvidia-smi does not say the GPU's compute capability; set FORCE_CUDA=1 and TORCH_CUDA_ARCH_LIST to it (8.0 for A100, 9.0 for H100, …), or give --cpu"
+        fail "nvidia-smi does not show the GPU's compute capability; set FORCE_CUDA=1 and TORCH_CUDA_ARCH_LIST (8.0 for A100, 9.0 for H100, …), or use --cpu"
 fi
 
-has_ops() {  # whether mmcv's ops load with the torch that is there, and work; on the GPU too
+has_ops() {  # whether mmcv's ops load with the installed torch, and work, also on the GPU
     ARCHS="$archs" python -W ignore - >/dev/null 2>&1 <<'PY'
 import os
 import torch
@@ -91,29 +91,29 @@ check_torch_sees_gpu() {
     local torch
     torch="$(python -c 'import torch; print(torch.__version__)')"
     python -c 'import sys, torch; sys.exit(not torch.version.cuda)' ||
-        fail "there is a GPU, but torch $torch is built without CUDA; uninstall it and run this again, install the build for your driver that pytorch.org names, or give --cpu"
+        fail "there is a GPU, but torch $torch is built without CUDA; uninstall it and run setup.sh again, install the build for your driver from pytorch.org, or use --cpu"
     [ "${FORCE_CUDA:-0}" = 1 ] || python -W ignore -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-        fail "torch $torch cannot use the GPU: its CUDA $(torch_cuda) wants a newer driver than $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1); update the driver, install a torch for an older CUDA (pytorch.org), or give --cpu"
+        fail "torch $torch cannot use the GPU: its CUDA $(torch_cuda) needs a newer driver than $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1); update the driver, install a torch for an older CUDA (pytorch.org), or use --cpu"
 }
 
 torch_cuda() { python -c 'import torch; print(torch.version.cuda)'; }
 
-install_cuda_compiler() {  # nvcc of torch's CUDA, from pip, beside the headers and libraries that torch brought
+install_cuda_compiler() {  # nvcc for torch's CUDA, from pip, beside the headers and libraries of torch
     [ -z "${CUDA_HOME:-}" ] || return 0
     local cuda
     cuda="$(torch_cuda)"
-    say "installing the compiler of CUDA $cuda, which torch is built with"
+    say "installing the compiler of CUDA $cuda, torch's version"
     pip install -q "cuda-toolkit[nvcc,cccl]==$cuda.*" || true
     CUDA_HOME="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu${cuda%%.*}"
     export CUDA_HOME
     [ -x "$CUDA_HOME/bin/nvcc" ] && [ -e "$CUDA_HOME/include/cusparse.h" ] ||
-        fail "pip has no whole compiler of CUDA $cuda (it has those of CUDA 13); install that toolkit and set CUDA_HOME to its folder, install a torch for CUDA 13, or give --cpu"
+        fail "pip has no complete compiler of CUDA $cuda (only of CUDA 13); install that toolkit and set CUDA_HOME to its folder, install a torch for CUDA 13, or use --cpu"
     ln -sf "$(basename "$CUDA_HOME"/lib/libcudart.so.*)" "$CUDA_HOME/lib/libcudart.so"
 }
 
-build_mmcv() {  # from source, with ops, against the torch that is there; about 10 minutes on 2 cores
+build_mmcv() {  # from source, with ops, for the installed torch; about 10 minutes on 2 cores
     local started=$SECONDS step status=0 cache=''
-    [ -z "$archs" ] || cache=--no-cache-dir  # pip's cache does not tell a wheel for a GPU from others
+    [ -z "$archs" ] || cache=--no-cache-dir  # pip's cache mixes up wheels for GPUs and others
     rm -rf "$prefix/wheels"
     MMCV_WITH_OPS=1 FORCE_CUDA="$([ -z "$archs" ] || echo 1)" TORCH_CUDA_ARCH_LIST="$archs" \
         MAX_JOBS="${MAX_JOBS:-$(python -c 'import os; print(os.cpu_count())')}" \
@@ -128,20 +128,20 @@ build_mmcv() {  # from source, with ops, against the torch that is there; about 
         fi
     done
     wait "$pid" || status=$?
-    [ "$status" = 0 ] || { tail -n 20 "$log" >&2; fail "building mmcv failed; the whole log is $log"; }
+    [ "$status" = 0 ] || { tail -n 20 "$log" >&2; fail "building mmcv failed; full log: $log"; }
     pip install -q --no-deps --force-reinstall "$prefix"/wheels/mmcv-*.whl
 }
 
 install_mmcv() {
     has_ops && return
-    # a wheel that lies ready; of OpenMMLab's, those that mmdet takes are for torch 2.1 at most, which
-    # does not work with NumPy 2
+    # an available wheel; OpenMMLab's wheels of versions that mmdet accepts end at torch 2.1, which does
+    # not work with NumPy 2
     if pip install -q --no-deps --force-reinstall --only-binary mmcv "$(pinned mmcv)" 2>/dev/null && has_ops; then
-        say "took a wheel of $(pinned mmcv) that lay ready"
+        say "installed an available wheel of $(pinned mmcv)"
         return
     fi
     command -v c++ >/dev/null || command -v g++ >/dev/null ||
-        fail 'mmcv has to be compiled and there is no C++ compiler; on Debian: apt install g++ python3-dev'
+        fail 'mmcv must be compiled, but there is no C++ compiler; on Debian: apt install g++ python3-dev'
     if [ -n "$archs" ]; then
         install_cuda_compiler
         say "compiling $(pinned mmcv) for GPUs of compute capability $archs (about 90 core-minutes, once)"
@@ -150,13 +150,13 @@ install_mmcv() {
     fi
     build_mmcv
     has_ops && return
-    if [ -z "$archs" ]; then  # a wheel without ops, or for another torch, came out of pip's cache
-        say "the cached $(pinned mmcv) has no ops for this torch; building it anew"
+    if [ -z "$archs" ]; then  # pip's cache had a wheel without ops, or for another torch
+        say "the cached $(pinned mmcv) has no ops for this torch; building it again"
         pip cache remove mmcv >/dev/null 2>&1 || true
         build_mmcv
         has_ops && return
     fi
-    fail "mmcv was built, but its ops do not load; the whole log is $log"
+    fail "mmcv was built, but its ops do not load; full log: $log"
 }
 
 install_requirements() {
@@ -188,5 +188,5 @@ printf '%s\n%s\n' "$requirements" "$sources" >"$stamp"
 if [ "$active" = yes ]; then
     say 'ready'
 else
-    say 'ready; `. .venv/bin/activate` gives you python and mim'
+    say 'ready; `. .venv/bin/activate` gives you mmdet-sssd, python and mim'
 fi

@@ -1,4 +1,4 @@
-"""What `mim test mmdet_sssd` calls: `mmdet-sssd test`."""
+"""Runs `mmdet-sssd test` for `mim test mmdet_sssd`."""
 
 from mmdet_sssd_cli import main
 

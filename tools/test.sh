@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test, after setting up what is needed: bash tools/test.sh [--active] [--cpu] (see setup.sh).
+# Set up if needed, lint and test: bash tools/test.sh [--active] [--cpu] (see setup.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh "$@"

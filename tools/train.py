@@ -1,4 +1,4 @@
-"""What `mim train mmdet_sssd` calls: `mmdet-sssd train`."""
+"""Runs `mmdet-sssd train` for `mim train mmdet_sssd`."""
 
 from mmdet_sssd_cli import main
 

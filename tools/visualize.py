@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd visualize` calls: `mmdet-sssd visualize`."""
+"""Runs `mmdet-sssd visualize` for `mim run mmdet_sssd visualize`."""
 
 from mmdet_sssd_cli import main
 

@@ -1,4 +1,4 @@
-"""What `mim run mmdet_sssd wrap_config` calls: `mmdet-sssd wrap`."""
+"""Runs `mmdet-sssd wrap` for `mim run mmdet_sssd wrap_config`."""
 
 from mmdet_sssd_cli import main
 

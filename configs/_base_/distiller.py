@@ -1,4 +1,4 @@
-# What every config with a distiller shares. Inherit it beside a stock config and take up the hooks:
+# The shared part of all configs with a distiller. Inherit it beside a stock config and use its hooks:
 #   model = dict(_delete_=True, type='Distiller', student=_base_.model, teachers=…, terms=…)
 #   default_hooks = _base_.distiller_hooks
 custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
@@ -6,11 +6,11 @@ custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
 distiller_hooks = dict(
     # a resumed run draws the same numbers
     random_state=dict(type='RandomStateHook'),
-    # wrong labels are found before training
+    # finds wrong labels before training
     check_dataset=dict(type='CheckDatasetHook'),
     # a run killed at any moment can be resumed
     checkpoint=dict(type='SafeCheckpointHook'),
-    # a run that gets a signal saves and ends
+    # at a signal, a run saves and ends
     preemption=dict(type='PreemptionHook'),
     # the last (and best) student, for stock mmdet
     export_student=dict(type='ExportStudentHook'),

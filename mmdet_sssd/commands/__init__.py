@@ -1,1 +1,1 @@
-"""What is done with the method: train, test, wrap, compare, sweep, draw. The method uses none of it."""
+"""The commands, such as train, wrap and compare; the rest of the package imports none of them."""

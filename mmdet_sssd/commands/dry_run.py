@@ -1,4 +1,4 @@
-"""A rehearsal of a training run: everything that can go wrong before and in its first iteration."""
+"""Rehearses a training run up to and including its first iteration."""
 
 import copy
 import math
@@ -32,15 +32,15 @@ NEEDS_WORKERS = ('prefetch_factor', 'timeout', 'multiprocessing_context')
 
 
 class DryRun:
-    """Stands in for a runner: its ``train`` runs one iteration and one validation batch.
+    """Replaces a runner: its ``train`` runs one iteration and one validation batch.
 
-    The runner is mmengine's own with all its hooks, so what passes here starts there. It is given a
-    work directory of its own that is removed, no visualisation backends, and loaders without worker
+    It uses mmengine's runner with all hooks, so a config that passes will also start to train. The
+    runner gets a temporary work directory, no visualisation backends, and loaders without worker
     processes, whose errors would be harder to read.
 
     Args:
         cfg: The whole config.
-        build: Builds a runner from it.
+        build: Builds a runner from a config.
     """
 
     def __init__(self, cfg: Config, build: Callable[[Config], Runner]) -> None:
@@ -48,17 +48,17 @@ class DryRun:
         self.build = build
 
     def train(self) -> None:
-        """Rehearse and say what was found.
+        """Rehearse and print a summary.
 
         Raises:
-            ConfigError: if anything fails; the message names what was being done.
+            ConfigError: if anything fails; the message names the stage.
         """
         rehearsal = RehearsalHook()
         try:
             with tempfile.TemporaryDirectory() as work_dir:
                 runner = self.build(rehearsed_config(self.cfg, work_dir))
                 runner.register_hook(rehearsal, 'HIGHEST')
-                # It would finish a validation first, and there is nothing to save.
+                # It would finish a validation before it stops, and a rehearsal saves nothing.
                 runner._hooks = [x for x in runner.hooks if not isinstance(x, PreemptionHook)]
                 with suppress(_IterationDone):
                     runner.train()
@@ -75,7 +75,7 @@ class DryRun:
 
 
 def rehearsed_config(cfg: Config, work_dir: str) -> Config:
-    """Make a copy of a config whose run leaves nothing behind but in ``work_dir``."""
+    """Copy a config and make its run write to ``work_dir`` only."""
     cfg = copy.deepcopy(cfg)
     if cfg.get('resume') and not cfg.get('load_from'):
         by_epoch = cfg.get('default_hooks', {}).get('checkpoint', {}).get('by_epoch', True)
@@ -103,12 +103,12 @@ class RehearsalHook(Hook):
     """Watches the first iteration of a run and ends the run after it.
 
     Attributes:
-        stage: What is being done, for errors.
+        stage: The current stage, for errors.
         seconds: Duration of the training step.
-        batch_size: Images in it.
-        losses: What it logged, by name.
+        batch_size: Images in the step.
+        losses: Its logged values, by name.
         bad_gradients: Names of the parameters whose gradient is not finite.
-        num_predictions: Objects found in the validation batch; None without one.
+        num_predictions: Objects found in the validation batch; None without validation.
     """
 
     def __init__(self) -> None:
@@ -120,17 +120,17 @@ class RehearsalHook(Hook):
         self.num_predictions: int | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Weights come next: ``init_cfg``, then ``load_from`` or the checkpoint to resume."""
+        """Note that weights come next: ``init_cfg``, then ``load_from`` or the checkpoint."""
         self.stage = 'loading the weights'
 
     def before_train(self, runner: Runner) -> None:
-        """Check the labels, if no hook of the run does, and watch the gradients."""
+        """Check the labels, unless a hook of the run does, and watch the gradients."""
         self.stage = 'reading a training batch'
         if not any(isinstance(hook, CheckDatasetHook) for hook in runner.hooks):
             _check_labels(runner)
         if isinstance(runner.train_loop, IterBasedTrainLoop):
-            runner.train_loop._iter = 0  # a resumed one would read all the batches that it skips
-        # AMP's loss scaler skips infinite gradients by itself.
+            runner.train_loop._iter = 0  # a resumed loop would read all batches that it skips
+        # AMP's loss scaler handles infinite gradients.
         if not isinstance(runner.optim_wrapper, AmpOptimWrapper):
             self._watch_gradients(runner)
 
@@ -151,7 +151,7 @@ class RehearsalHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Check losses and gradients, and leave.
+        """Check losses and gradients, and leave the training loop.
 
         Raises:
             ConfigError: if one is not finite.
@@ -164,21 +164,21 @@ class RehearsalHook(Hook):
             images = [str(sample.metainfo.get('img_path')) for sample in _samples(data_batch)]
             more = f' (and {len(bad) - 3} more)' if len(bad) > 3 else ''
             raise ConfigError(
-                f'in the first training step {"; ".join(bad[:3])}{more}. Its images: '
-                f'{", ".join(images)}; look at their boxes, and at the weights the model starts from'
+                f'in the first training step, {"; ".join(bad[:3])}{more}. Check the boxes of its '
+                f'images ({", ".join(images)}) and the weights that the model starts from'
             )
         raise _IterationDone
 
     def validate(self, runner: Runner) -> None:
-        """Predict one validation batch and hand it to the evaluator.
+        """Predict one validation batch and pass it to the evaluator.
 
         Raises:
-            ConfigError: if there was no training iteration before.
+            ConfigError: if the run had no iteration left.
         """
         if not self.losses:
             raise ConfigError(
-                f'the run has no iteration left after epoch {runner.epoch}, iteration {runner.iter} '
-                'of the checkpoint it resumes; train_cfg says how long it is'
+                f'the checkpoint to resume, at epoch {runner.epoch} and iteration {runner.iter}, is '
+                'at the end of the run; train_cfg sets its length'
             )
         self.stage = 'the validation batch'
         if runner.val_loop is not None:
@@ -196,7 +196,7 @@ class RehearsalHook(Hook):
         self.num_predictions = sum(len(x.get('pred_instances', ())) for x in outputs)
 
     def _watch_gradients(self, runner: Runner) -> None:
-        """Look at the gradients between the backward pass and the optimizer's step."""
+        """Check the gradients between the backward pass and the optimizer's step."""
         backward = runner.optim_wrapper.backward
 
         def watched_backward(loss: Tensor, **kwargs: Any) -> None:
@@ -211,7 +211,7 @@ class RehearsalHook(Hook):
 
 
 def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
-    """Say in a few lines what a rehearsed run is made of and what its first step gave."""
+    """Summarise a rehearsed run and its first step in a few lines."""
     train, val = runner.train_dataloader.dataset, getattr(runner.val_loop, 'dataloader', None)
     classes = train.metainfo.get('classes') or ()
     more = ' …' if len(classes) > SHOWN_CLASSES else ''
@@ -234,7 +234,7 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
 
 
 def _check_labels(runner: Runner) -> None:
-    """Check the labels against the classes of the model, if its heads know them."""
+    """Check the labels against the number of the model's classes, if it is known."""
     model = _bare_model(runner)
     distilled = isinstance(model, Distiller)
     num_classes = model.count_classes() if distilled else count_classes(model)
@@ -244,7 +244,7 @@ def _check_labels(runner: Runner) -> None:
 
 
 def _samples(data_batch: dict) -> SampleList:
-    """List a batch's data samples, of all branches of one that has several."""
+    """List a batch's data samples, those of all branches of a semi-supervised one."""
     samples = data_batch['data_samples']
     branches = samples.values() if isinstance(samples, dict) else [samples]
     return [sample for branch in branches for sample in branch if sample is not None]
@@ -255,7 +255,7 @@ def _bare_model(runner: Runner) -> BaseDetector:
 
 
 def _student(runner: Runner) -> BaseDetector:
-    """Find the detector that is deployed: a distiller's student, or a stock model itself."""
+    """Find the deployed detector: a distiller's student, or a stock model itself."""
     model = _bare_model(runner)
     return model.student if isinstance(model, Distiller) else model
 

@@ -1,4 +1,4 @@
-"""How this package's commands run mmdet's and report what the user has to mend."""
+"""Runs mmdet's tools on checked configs, and reports errors that users can fix."""
 
 import os
 import os.path as osp
@@ -32,21 +32,20 @@ def run_mmdet_tool(
     stages: tuple[str, ...],
     dry_run: bool = False,
 ) -> None:
-    """Run one of mmdet's tools in this process, and check the data before it starts.
+    """Run one of mmdet's tools in this process, after checking config and data.
 
     Args:
         name: ``'train'`` or ``'test'``.
         args: Its arguments, the config first.
         overrides: Changes to the config, ``KEY=VALUE``.
-        stages: Which loaders and evaluators of the config are checked: ``'train'``, ``'val'``,
-            ``'test'``.
-        dry_run: Whether a :class:`~.dry_run.DryRun` stands in for the run.
+        stages: Stages whose loaders and evaluators are checked: ``'train'``, ``'val'``, ``'test'``.
+        dry_run: Whether to do a :class:`~.dry_run.DryRun` instead of the run.
 
     Raises:
-        ConfigError: if something is wrong that can be told before the run.
+        ConfigError: if config or data have an error that shows before the run.
     """
     loading.install()
-    MMLogger.get_current_instance().setLevel('WARNING')  # of reading configs; runs have their own
+    MMLogger.get_current_instance().setLevel('WARNING')  # for this tool; runs set their own
     if overrides:
         check_overrides(Config.fromfile(args[0]), overrides)
         args = [*args, '--cfg-options', *overrides]
@@ -61,7 +60,7 @@ def run_mmdet_tool(
 
 @contextmanager
 def user_errors_last() -> Iterator[None]:
-    """End the process with the message alone if something is wrong that the user has to mend."""
+    """End the process with a one-line message on errors that the user can fix."""
     try:
         yield
     except Exception as error:
@@ -73,30 +72,19 @@ def user_errors_last() -> Iterator[None]:
 
 @contextmanager
 def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
-    """Check each config, as read and overridden by mmdet's tool, before a runner is built from it."""
+    """Prepare each config, as read and overridden by mmdet's tool, before its runner is built."""
     originals = {runner: vars(runner)['from_cfg'] for runner in (Runner, FlexibleRunner)}
 
-    def prepared(
-        from_cfg: Callable[[type, Config], Runner],
-    ) -> Callable[[type, Config], Runner | DryRun]:
+    def prepared(from_cfg: Callable[[type, Config], Runner]) -> classmethod:
         def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
-            check_custom_imports(cfg)
-            amp_where_it_runs(cfg)
-            if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
-                check_annotations(cfg, stages)
-            if cfg.get('resume') and cfg.get('load_from') is None:
-                cfg.load_from_at_start = _given_load_from(cfg)
-            if cfg.get('launcher') == 'pytorch':
-                _check_restarts()
-            if cfg.get('launcher') in ('pytorch', 'slurm') and get_device() == 'cpu':
-                _join_cpu_processes(cfg)
-            build = partial(_without_old_news, partial(from_cfg, cls))
+            _prepare(cfg, stages)
+            build = partial(_build_quietly, partial(from_cfg, cls))
             return DryRun(cfg, build) if dry_run else build(cfg)
 
-        return prepared_from_cfg
+        return classmethod(prepared_from_cfg)
 
     for runner, from_cfg in originals.items():
-        runner.from_cfg = classmethod(prepared(from_cfg.__func__))
+        runner.from_cfg = prepared(from_cfg.__func__)
     try:
         yield
     finally:
@@ -104,17 +92,31 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
             runner.from_cfg = from_cfg
 
 
-def _without_old_news(build: Callable[[Config], Runner], cfg: Config) -> Runner:
-    """Build a runner that does not log what mmengine says of mmengine's own deprecated classes."""
+def _prepare(cfg: Config, stages: tuple[str, ...]) -> None:
+    """Check a config and its data, and adapt it to the processes at hand."""
+    check_custom_imports(cfg)
+    amp_where_it_runs(cfg)
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+        check_annotations(cfg, stages)
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from_at_start = _dropped_load_from(cfg)
+    if cfg.get('launcher') == 'pytorch':
+        _check_restarts()
+    if cfg.get('launcher') in ('pytorch', 'slurm') and get_device() == 'cpu':
+        _join_cpu_processes(cfg)
+
+
+def _build_quietly(build: Callable[[Config], Runner], cfg: Config) -> Runner:
+    """Build a runner whose logger drops mmengine's warnings about its own deprecated classes."""
     runner = build(cfg)
     runner.logger.addFilter(lambda record: 'will be deprecated' not in record.getMessage())
     return runner
 
 
-def _given_load_from(cfg: Config) -> str | None:
-    """Find the weights to start from that mmdet's ``--resume`` has dropped.
+def _dropped_load_from(cfg: Config) -> str | None:
+    """Find the weights to start from, which mmdet's ``--resume`` drops.
 
-    A run without a checkpoint starts from them, so that the same command starts it and goes on.
+    A run without a checkpoint starts from them, so the same command starts and resumes a run.
     """
     for option in sys.argv:
         if option.startswith('load_from='):
@@ -123,12 +125,12 @@ def _given_load_from(cfg: Config) -> str | None:
 
 
 def _check_restarts() -> None:
-    """Refuse restarts by torchrun after which processes look for each other where they were before.
+    """Refuse restarts by torchrun that would give processes outdated addresses of each other.
 
     They would wait for half an hour: https://github.com/pytorch/pytorch/issues/135712.
 
     Raises:
-        ConfigError: if torchrun may restart the run, and would keep the addresses of the first try.
+        ConfigError: if torchrun may restart the run with the addresses of the first try.
     """
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and (
         os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
@@ -141,9 +143,9 @@ def _check_restarts() -> None:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Join the processes of torchrun or srun without a GPU; mmengine would look for one in each."""
+    """Join the processes of torchrun or srun without GPUs; mmengine would require one in each."""
     if cfg.launcher == 'slurm':
-        _speak_as_torchrun()
+        _set_torchrun_variables()
     torch.distributed.init_process_group('gloo')
     cfg.setdefault(
         'model_wrapper_cfg',
@@ -156,8 +158,8 @@ def _join_cpu_processes(cfg: Config) -> None:
     )
 
 
-def _speak_as_torchrun() -> None:
-    """Give a task of Slurm the variables that torchrun would set, as mmengine does it on GPUs."""
+def _set_torchrun_variables() -> None:
+    """Set the variables that torchrun would set for a Slurm task, as mmengine does on GPUs."""
     hosts = subprocess.check_output(
         ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], text=True
     )

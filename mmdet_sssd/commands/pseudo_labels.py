@@ -1,4 +1,4 @@
-"""A trained detector's detections, written as the annotations of images that have none."""
+"""Writes a trained detector's detections as annotations of unlabelled images."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from rich.progress import track
 
 from ..checkpoints import AtomicLocalBackend, loading
 from ..datasets.coco_file import read_coco
-from ..errors import ConfigError
+from ..errors import ConfigError, check
 
 
 def make_pseudo_labels(
@@ -24,33 +24,32 @@ def make_pseudo_labels(
     score_thr: float = 0.4,
     device: str | None = None,
 ) -> tuple[int, int]:
-    """Write a COCO annotation file of what a detector finds.
+    """Write a detector's detections to a COCO annotation file.
 
-    Each image passes the pipeline of the config's ``test_dataloader``. The file has the images of
-    ``ann_file``, also those where nothing is found, the detector's classes as categories 1, 2, … and
-    an annotation with its ``score`` for each box.
+    Each image passes the pipeline of the config's ``test_dataloader``. The file lists all images of
+    ``ann_file``, the detector's classes as categories 1, 2, …, and an annotation with its ``score``
+    for each box.
 
     Args:
-        config: The detector's config, or a distiller's, which stands for its student.
+        config: Config of a detector, or of a distiller, whose student is used.
         checkpoint: Its weights.
-        ann_file: COCO file whose ``images`` are wanted; nothing else in it is read.
+        ann_file: COCO file that lists the images; only ``images`` is read.
         img_dir: Folder of the images.
-        out: File to write; its folder is made if it is not there.
-        score_thr: Least score of a detection that is written, in [0, 1].
-        device: Where to predict, such as ``'cpu'``. Defaults to a GPU if there is one.
+        out: File to write; its folder is created if needed.
+        score_thr: Lowest score to write, in [0, 1].
+        device: Device to predict on, such as ``'cpu'``. Defaults to a GPU if there is one.
 
     Returns:
-        How many images and boxes were written.
+        The numbers of images and boxes.
 
     Raises:
-        ConfigError: if the threshold is no score, ``ann_file`` is no COCO file, an image is missing,
-            or ``out`` is ``ann_file``.
-        FileNotFoundError: if there is no such config or checkpoint.
+        ConfigError: if ``score_thr`` is out of range, ``ann_file`` is not a COCO file, an image is
+            missing, or ``out`` is ``ann_file``.
+        FileNotFoundError: if config or checkpoint do not exist.
     """
-    if not 0 <= score_thr <= 1:
-        raise ConfigError(f'the score threshold is {score_thr}; accepted: 0 to 1')
+    check('--score-thr', score_thr, 0 <= score_thr <= 1, '0 to 1')
     if Path(out).resolve() == Path(ann_file).resolve():
-        raise ConfigError(f'{out} is the file whose images are read; write to another one')
+        raise ConfigError(f'--out {out} is also --ann; write to another file')
     images = _read_images(ann_file, img_dir)
     loading.install()
     inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
@@ -69,26 +68,26 @@ def make_pseudo_labels(
 
 
 def _read_images(ann_file: str | os.PathLike, img_dir: str | os.PathLike) -> list[dict]:
-    """Read the images of a COCO file, and make sure that they are there."""
+    """Read the images of a COCO file, and check that their files exist."""
     images = read_coco(str(ann_file), '--ann', {'images': {'id', 'file_name'}})['images']
     paths = [Path(img_dir, image['file_name']) for image in images]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ConfigError(
-            f'{len(missing)} of the {len(paths)} images of {ann_file} are not in {img_dir}, the first '
-            f'is {missing[0]}; give the folder that file_name is relative to'
+            f'{len(missing)} of the {len(paths)} images of {ann_file} are missing, first '
+            f'{missing[0]}; set --img-dir to the folder that file_name is relative to'
         )
     return images
 
 
-def _annotations(found: InstanceData, score_thr: float) -> Iterator[dict[str, Any]]:
+def _annotations(detections: InstanceData, score_thr: float) -> Iterator[dict[str, Any]]:
     """Turn boxes (x1, y1, x2, y2) in the image's pixels into annotations without ids."""
-    found = found[found.scores >= score_thr].numpy()
+    kept = detections[detections.scores >= score_thr].numpy()
     for (x1, y1, x2, y2), label, score in zip(
-        found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        kept.bboxes.tolist(), kept.labels.tolist(), kept.scores.tolist(), strict=True
     ):
         width, height = x2 - x1, y2 - y1
-        if width >= 1 and height >= 1:  # less is not learnt from
+        if width >= 1 and height >= 1:  # training ignores smaller boxes
             yield dict(
                 category_id=label + 1,
                 bbox=[x1, y1, width, height],

@@ -1,4 +1,4 @@
-"""From nothing to a self-distilled detector in minutes."""
+"""Trains, evaluates and shows a self-distilled detector in minutes."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmengine.config import Config
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError
@@ -21,13 +22,13 @@ POLL = 1.0  # seconds between looks at the run
 
 
 def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
-    """Draw shapes, train on them from scratch, evaluate, draw predictions, and say what came out.
+    """Draw shapes, train on them from scratch, evaluate, draw predictions, and print the APs.
 
     Args:
-        out: Folder for everything; a run that is there is replaced.
-        epochs: How long to train.
-        train: How many training images.
-        val: How many validation images.
+        out: Folder for everything; an earlier run in it is replaced.
+        epochs: Number of epochs.
+        train: Number of training images.
+        val: Number of validation images.
 
     Raises:
         ConfigError: if training or evaluation fails.
@@ -45,34 +46,32 @@ def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
     for folder in (run, test):
         shutil.rmtree(folder, ignore_errors=True)
     _train(run, out / 'train.log', epochs)
-    checkpoint = Path((run / 'last_checkpoint').read_text(encoding='utf-8'))
+    checkpoint = (run / 'last_checkpoint').read_text(encoding='utf-8')
     with Progress(TextColumn('{task.description}')) as bars:
         bars.add_task('evaluating')
         process = _start(['test', CONFIG, checkpoint, '--work-dir', test], out / 'test.log')
         _end(process, out / 'test.log')
     config = run / f'{CONFIG}.py'
-    picture = draw_predictions(config, checkpoint, 9, out=out)
+    picture = draw_predictions(Config.fromfile(config), checkpoint, 9, out)
     _print_metrics(json.loads(next(test.glob('*/*.json')).read_text(encoding='utf-8')))
-    print('Where everything lies:')
     print(
-        f'  data set    {shapes}\n  predictions {picture}  (ground truth left, predictions right)'
+        f'Files:\n  data set     {shapes}\n  predictions  {picture}\n  checkpoint   {checkpoint}\n'
+        f'  config       {config}\nNext: your own COCO-format data, see README.md.'
     )
-    print(f'  checkpoint  {checkpoint}\n  whole config {config}')
-    print('Next: your own COCO-format data, see README.md.')
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
-    """Print the APs; there are none of a detector that finds nothing."""
+    """Print the APs; mmdet computes none for a detector without predictions."""
     if f'coco/{METRICS[0]}' not in metrics:
         print('The detector finds nothing yet; train it longer (--epochs).')
         return
-    print('AP on the validation images, averaged over IoU 0.50 to 0.95 unless said otherwise:')
+    print('AP on the validation images (bbox_mAP averages over IoU 0.50 to 0.95):')
     for name in METRICS:
         print(f'  {name:<12}{metrics[f"coco/{name}"]:.3f}')
 
 
 def _train(run: Path, log: Path, epochs: int) -> None:
-    """Train, and show how far it is."""
+    """Train, and show the progress."""
     columns = (
         TextColumn('training'),
         BarColumn(),
@@ -102,7 +101,7 @@ def _start(args: list, log: Path) -> subprocess.Popen:
 
 
 def _end(process: subprocess.Popen, log: Path) -> None:
-    """Wait for a command.
+    """Wait for a command to end.
 
     Raises:
         ConfigError: if it failed; the message is its last line.
@@ -110,4 +109,4 @@ def _end(process: subprocess.Popen, log: Path) -> None:
     if process.wait():
         lines = log.read_text(encoding='utf-8').strip().splitlines()
         last = lines[-1].removeprefix('error: ') if lines else 'it printed nothing'
-        raise ConfigError(f'{last} (the whole log is {log})')
+        raise ConfigError(f'{last} (full log: {log})')

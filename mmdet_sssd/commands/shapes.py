@@ -12,7 +12,7 @@ from ..errors import check
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
-MIN_VISIBLE = 0.35  # part of a shape that must not be covered by later ones
+MIN_VISIBLE = 0.35  # part of a shape that later ones must leave uncovered
 MIN_AREA = 16  # visible pixels
 HUE_SPREAD = 0.06  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
 MAX_TURN = np.pi / 4
@@ -26,14 +26,14 @@ def draw_data_set(
     """Draw the splits ``train`` and ``val``; the same arguments give the same files.
 
     Args:
-        out: Folder of the data set; made if it is not there.
-        train: How many training images.
-        val: How many validation images.
+        out: Folder of the data set; created if needed.
+        train: Number of training images.
+        val: Number of validation images.
         size: Side of an image in pixels.
-        seed: What the drawings depend on.
+        seed: Random seed.
 
     Raises:
-        ConfigError: if there would be no image, or the images are too small for shapes.
+        ConfigError: if a number of images is 0, or ``size`` is too small for shapes.
     """
     for name, value, least in (('train', train, 1), ('val', val, 1), ('size', size, 32)):
         check(f'--{name}', value, value >= least, f'{least} or more')
@@ -48,8 +48,8 @@ def write_split(
 
     Args:
         out_dir: Folder of the data set.
-        split: Name of the split, of the image folder and the annotation file.
-        num_images: How many images.
+        split: Name of the split, the image folder and the annotation file.
+        num_images: Number of images.
         size: Side of an image in pixels.
         rng: Source of all randomness.
     """
@@ -76,8 +76,8 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list]:
     """Draw one image.
 
     Returns:
-        The image (size, size, 3) in uint8, and (class index, visible mask) for each shape of which
-        enough is visible.
+        The image (size, size, 3) in uint8, and (class index, visible mask) for each shape that is
+        visible enough.
     """
     image = background(size, rng)
     labels, masks = [], []
@@ -100,7 +100,7 @@ def draw_image(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list]:
 
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Paint a shaded ground with clutter: lines and flecks that are no object."""
+    """Paint a shaded background with clutter: lines and flecks, which are not objects."""
     corners = rng.uniform(20, 140, (2, 2, 3)).astype(np.float32)
     image = cv2.resize(corners, (size, size)).astype(np.uint8)
     for _ in range(rng.integers(3, 9)):
@@ -113,7 +113,7 @@ def background(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator) -> Polygon:
-    """Make one shape's outline, turned at random but not so far that shapes look alike."""
+    """Make a shape's outline, rotated at random but not so far that classes look alike."""
     corners, inner = {
         'circle': (40, 1.0),
         'square': (4, 1.0),
@@ -134,7 +134,7 @@ def shape(name: str, centre: np.ndarray, radius: float, rng: np.random.Generator
 
 
 def color(label: int, rng: np.random.Generator) -> list[int]:
-    """Draw a color (blue, green, red) that hints at the class, but is shared with its neighbours."""
+    """Draw a random color (blue, green, red) that hints at the class; neighbours overlap."""
     hue = (label / len(CLASSES) + rng.normal(0, HUE_SPREAD)) % 1
     hsv = np.uint8([[[hue * 180, rng.uniform(120, 256), rng.uniform(90, 256)]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()
@@ -146,7 +146,7 @@ def fill(canvas: np.ndarray, polygon: Polygon, color: int | list[int]) -> None:
 
 
 def annotation(annotation_id: int, image_id: int, label: int, mask: np.ndarray) -> dict:
-    """Describe one visible mask in COCO's format, run-length encoded: it may have holes and parts."""
+    """Describe a visible mask in COCO's format, run-length encoded, as it may have holes and parts."""
     x, y, width, height = cv2.boundingRect(mask)
     segmentation = mask_api.encode(np.asfortranarray(mask))
     segmentation['counts'] = segmentation['counts'].decode()

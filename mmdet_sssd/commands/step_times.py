@@ -1,4 +1,4 @@
-"""Measures how long the training steps of several configs take, side by side in one process.
+"""Times the training steps of several configs in alternation, in one process.
 
 ``python -m mmdet_sssd.commands.step_times OUT.json CONFIG CONFIG …``
 """
@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
-from torch.utils.data import DataLoader
 
 from ..checkpoints import AtomicLocalBackend
 from .dry_run import NEEDS_WORKERS
@@ -27,12 +26,12 @@ STEPS = 15
 
 @dataclass(frozen=True)
 class StepTimes:
-    """How long a config's training steps took: forward, backward and the optimizer's, on one batch.
+    """Times of a config's training steps (forward, backward, optimizer) on one batch.
 
     Attributes:
-        seconds: Of each step, without data loading.
-        epoch_length: How many steps an epoch has.
-        device: Where they ran.
+        seconds: Time of each step, without data loading.
+        epoch_length: Number of steps in an epoch.
+        device: Name of the device.
     """
 
     seconds: list[float]
@@ -48,12 +47,12 @@ class StepTimes:
 def step_times(
     configs: Mapping[str, Config], warm_up: int = WARM_UP, steps: int = STEPS
 ) -> dict[str, StepTimes]:
-    """Measure the training steps of configs in turn, each on the first batch of its data.
+    """Time the training steps of configs in turn, each on the first batch of its data.
 
     Args:
         configs: The configs, by name.
-        warm_up: How many steps of each come first and do not count.
-        steps: How many are measured.
+        warm_up: Steps of each that come first and do not count.
+        steps: Timed steps of each.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     lengths, trainees = {}, {}
@@ -65,35 +64,31 @@ def step_times(
 
 
 def _first_batch(cfg: Config) -> tuple[dict, int]:
-    """Load the first batch of a config's training data, and count those of an epoch."""
+    """Load the first batch of a config's training data, and count the batches of an epoch."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(0)
-    loader = _train_loader(cfg)
+    config = {k: v for k, v in cfg.train_dataloader.items() if k not in NEEDS_WORKERS}
+    config |= dict(
+        num_workers=0, persistent_workers=False
+    )  # workers would run while steps are timed
+    loader = Runner.build_dataloader(config, seed=0)
     return next(iter(loader)), len(loader)
 
 
-def _train_loader(cfg: Config) -> DataLoader:
-    """Build the loader of the training data, without workers, which would run beside the steps."""
-    loader = {k: v for k, v in cfg.train_dataloader.items() if k not in NEEDS_WORKERS}
-    return Runner.build_dataloader(
-        {**loader, 'num_workers': 0, 'persistent_workers': False}, seed=0
-    )
-
-
 def write_step_times(path: Path, times: Mapping[str, StepTimes]) -> None:
-    """Write step times to a JSON file, whole or not at all."""
+    """Write step times to a JSON file, atomically."""
     content = {name: asdict(x) for name, x in times.items()}
     AtomicLocalBackend().put_text(json.dumps(content, indent=1) + '\n', str(path))
 
 
 def read_step_times(path: Path) -> dict[str, StepTimes]:
-    """Read them back."""
+    """Read step times from a JSON file."""
     content = json.loads(path.read_text(encoding='utf-8'))
     return {name: StepTimes(**x) for name, x in content.items()}
 
 
 def main(out: str, *configs: str) -> None:
-    """Measure config files, named by their stems, and write what was found."""
+    """Time the steps of config files and write the times by the files' stems."""
     write_step_times(Path(out), step_times({Path(x).stem: Config.fromfile(x) for x in configs}))
 
 

@@ -1,4 +1,4 @@
-"""Finds out which detectors can be distilled, by training a step of each, stock and distilled."""
+"""Finds out which detectors can be distilled, by a training step of each, stock and distilled."""
 
 import copy
 import gc
@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -32,9 +30,11 @@ from ..models import Distiller, SemiDistiller
 from ..models.blank_pass import BlankPass
 from ..models.detectors.distiller import is_distiller
 from ..models.student import check_scope, count_classes
+from .random_batch import labelled_sample
+from .training_steps import without_weights
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
-IMAGE_SIZES = (128, 320, 512)  # pixels a side; the next one if stock fails, as SSD and CornerNet do
+IMAGE_SIZES = (128, 320, 512)  # pixels a side; SSD and CornerNet, for example, fail on small ones
 SMALL = ('r18', 'r34', '_tiny', '_t_', '-t_', '-t-', '_nano', '-b0', 'r50')
 LARGE = ('r101', 'x101', 'r152', '-l_', '-x_', '_l_', '_x_', 'swin-l', 'swin-b', 'hourglass104')
 BOXES = (  # of the image's side
@@ -47,16 +47,16 @@ BOXES = (  # of the image's side
 
 @dataclass
 class SweepResult:
-    """What became of one config.
+    """The result for one config.
 
     Attributes:
-        config: Its path, of mmdet's below their folder of configs.
+        config: Its path; relative to mmdet's folder of configs if it is in there.
         stock: ``'ok'`` if the stock detector trained a step, or why it did not.
-        distilled: ``'ok'`` if its twin did and all checks passed, or what differed; empty if stock
-            did not train.
-        in_scope: Whether it is a detector that this package means to distill.
+        distilled: ``'ok'`` if the distilled detector did and passed all checks, or what differed;
+            empty if stock did not train.
+        in_scope: Whether this package intends to support the model.
         levels: Channels of the feature levels.
-        image_size: Side of the images, in pixels.
+        image_size: Side of the images in pixels.
     """
 
     config: str
@@ -75,7 +75,7 @@ class SweepResult:
         return ' | '.join(self.cells())
 
     def cells(self) -> tuple[str, ...]:
-        """Give the texts of a row of the table."""
+        """Make the cells of the config's row in the table."""
         levels = ', '.join(map(str, self.levels))
         stock = self.stock if self.in_scope else f'out of scope: {self.stock}'
         return self.config, str(self.image_size or ''), levels, stock, self.distilled
@@ -86,12 +86,12 @@ def sweep(names: Sequence[str], memory: float, seconds: float, out: Path | None 
 
     Args:
         names: What :func:`find_configs` takes.
-        memory: How many GiB the process of a check may address.
-        seconds: How long it may take.
+        memory: Memory limit of a check's process in GiB.
+        seconds: Time limit of a check.
         out: File for the table. None prints it.
 
     Raises:
-        ConfigError: if there is no such file or folder.
+        ConfigError: if a file or folder does not exist.
     """
     results: list[SweepResult] = []
     configs = find_configs(names)
@@ -108,26 +108,24 @@ def sweep(names: Sequence[str], memory: float, seconds: float, out: Path | None 
 
 
 def find_configs(names: Sequence[str]) -> list[list[Path]]:
-    """Find config files by their paths, folders' paths, or the names of mmdet's folders of configs.
+    """Find config files by path, or by the name of one of mmdet's folders of configs.
 
     Args:
-        names: Paths of configs or of folders, or names of mmdet's folders; all of mmdet's if there
-            are none.
+        names: Paths of configs or folders, or names of mmdet's folders. Empty: all of these.
 
     Returns:
-        For each config file, of a folder's path each, and for each of mmdet's folders what to try
-        until the stock detector trains: the file, or the folder's three smallest models, going by
-        the files' names.
+        Lists of configs to try until the stock detector trains: one for each config file, and one
+        for each of mmdet's folders, with its three smallest models, judged by the files' names.
 
     Raises:
-        ConfigError: if there is no such file and no such folder with configs.
+        ConfigError: if a name is neither a file nor a folder with configs.
     """
     folders = sorted(p.name for p in STOCK_CONFIGS.iterdir() if p.name != '_base_')
     found = {name: _find(name) for name in names or folders}
     if names and (missing := [name for name, tries in found.items() if not tries]):
         raise ConfigError(
-            f'there is no file {missing[0]}, no folder with configs there, and none of that name in '
-            "mmdet's"
+            f'{missing[0]} not found; accepted: a config file, a folder with configs, or the name '
+            "of one of mmdet's folders of configs"
         )
     return [configs for tries in found.values() for configs in tries]
 
@@ -138,12 +136,8 @@ def _find(name: str) -> list[list[Path]]:
     in_folder = sorted(Path(name).glob('*.py'))
     if in_folder:
         return [[path] for path in in_folder]
-    smallest = _smallest(name)
+    smallest = sorted((STOCK_CONFIGS / name).glob('*.py'), key=_size_by_name)[:3]
     return [smallest] if smallest else []
-
-
-def _smallest(folder: str) -> list[Path]:
-    return sorted((STOCK_CONFIGS / folder).glob('*.py'), key=_size_by_name)[:3]
 
 
 def _size_by_name(path: Path) -> tuple[bool, bool, int, str]:
@@ -153,15 +147,15 @@ def _size_by_name(path: Path) -> tuple[bool, bool, int, str]:
 
 
 def check_apart(configs: Sequence[Path], memory: float, seconds: float) -> SweepResult:
-    """Run :func:`check_config` in processes of their own, which may crash, until stock trains.
+    """Run :func:`check_config` in separate processes, which may crash, until stock trains.
 
     Args:
-        configs: The config files to try, one or more.
-        memory: How many GiB a process may address.
-        seconds: How long it may take.
+        configs: One or more config files to try.
+        memory: Memory limit of a process in GiB.
+        seconds: Time limit of a process.
 
     Returns:
-        The result of the first config that stock trains, or of the first one.
+        The result of the first config that stock trains; without any, of the first config.
     """
     results = []
     for config in configs:
@@ -174,7 +168,7 @@ def check_apart(configs: Sequence[Path], memory: float, seconds: float) -> Sweep
 
 
 def _check_one_apart(config: Path, memory: float, seconds: float) -> SweepResult:
-    context = multiprocessing.get_context('fork')  # mmdet need not be imported anew
+    context = multiprocessing.get_context('fork')  # mmdet is imported already
     register_all_modules()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sender, config, memory))
@@ -195,17 +189,16 @@ def _check_one_apart(config: Path, memory: float, seconds: float) -> SweepResult
 def _send_result(sender: Connection, config: Path, memory: float) -> None:
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    MMLogger.get_current_instance().setLevel(logging.ERROR)  # not a line for each weight
+    MMLogger.get_current_instance().setLevel(logging.ERROR)  # no line for each weight
     sender.send(check_config(config))
 
 
 def check_config(config: Path) -> SweepResult:
-    """Train a step of a config's detector, stock and distilled, on random weights and small images.
+    """Train a step of a config's detector, stock and distilled, from random weights on small images.
 
     If the config has a distiller, the stock detector is its student. The distilled step is ok if the
-    student's losses equal the stock detector's at the same seed, every parameter that has a gradient
-    in stock has one, every parameter of teacher and adapter has one, the student's buffers equal
-    stock's, and the student predicts.
+    student's losses and buffers equal the stock detector's, all parameters that get a gradient in
+    stock get one, all trained parameters of teacher and adapter get one, and the student predicts.
     """
     result = SweepResult(_name(config))
     try:
@@ -237,28 +230,22 @@ def check_config(config: Path) -> SweepResult:
 
 
 def cpu_distiller(config: Config) -> ConfigDict:
-    """Read a config's distiller, or make one of its detector, to be trained from random weights.
+    """Read a config's distiller, or make one for its detector, to train from random weights.
 
-    Weights are not downloaded, a pretrained teacher's are random too, and SyncBN is BN. BN normalises
-    by the batch: with the statistics of pretrained weights it would not normalise random ones, and
-    deep backbones would overflow.
+    No weights are downloaded, not even a pretrained teacher's, and BN replaces SyncBN. BN uses batch
+    statistics (``norm_eval=False``): with running ones deep random backbones would overflow.
 
     Raises:
         ConfigError: if the config has no model.
     """
     if 'model' not in config:
-        raise ConfigError('it has no model')
+        raise ConfigError('the config has no model')
     model = copy.deepcopy(config.model)
     if not is_distiller(model):
         model = ConfigDict(type='SSSDDistiller', student=model)
     if 'data_preprocessor' in config and 'data_preprocessor' not in model.student:
         model.student.data_preprocessor = copy.deepcopy(config.data_preprocessor)
-    for _, part in nested_configs(model):
-        if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
-            part['init_cfg'] = None
-        for key in ('pretrained', 'teacher_ckpt', 'checkpoint', 'batch_augments'):
-            if key in part and not isinstance(part[key], dict):  # a teacher may have such a name
-                part[key] = None
+    for _, part in nested_configs(without_weights(model)):
         if 'norm_eval' in part:
             part['norm_eval'] = False
         if part.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
@@ -267,19 +254,19 @@ def cpu_distiller(config: Config) -> ConfigDict:
 
 
 class StockStep:
-    """A training step of a stock detector, and what it is compared by.
+    """A training step of a stock detector, to compare a distilled one with.
 
     Args:
-        model: Its config.
+        model: The detector's config.
         size: Side of the two images in pixels.
 
     Attributes:
-        size: As given.
+        size: Side of the two images in pixels.
         weights: State dict before the step.
         losses: The losses, by name.
         with_gradient: Names of the parameters that got a gradient.
         buffers: All buffers after the step, by name.
-        predict_error: Why the stock detector cannot predict, which its twin need not then; or empty.
+        predict_error: Why the stock detector cannot predict; empty if it can.
     """
 
     def __init__(self, model: ConfigDict, size: int) -> None:
@@ -297,7 +284,7 @@ class StockStep:
 
 def train_step(detector: BaseDetector, size: int) -> dict[str, Tensor]:
     """Compute a detector's losses on :func:`small_batch` and their gradients, from a fixed seed."""
-    progress = MessageHub.get_current_instance()  # what a runner notes there
+    progress = MessageHub.get_current_instance()  # heads read a runner's progress there
     progress.update_info('epoch', 0)
     progress.update_info('iter', 0)
     batch = small_batch(detector, size)
@@ -314,44 +301,44 @@ def train_step(detector: BaseDetector, size: int) -> dict[str, Tensor]:
 
 
 def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tuple[int, ...]]:
-    """Train the same step of the twin; returns what differs, or ``'ok'``, and its levels' channels."""
+    """Train the distilled step; returns ``'ok'`` or what differs, and the channels of the levels."""
     try:
-        torch.manual_seed(0)  # some hide a detector with weights of its own, as LAD does
-        twin = MODELS.build(copy.deepcopy(distiller))
-        twin.init_weights()
-        twin.load_state_dict(stock.weights, strict=False)
-        twin.train()
-        losses = train_step(twin, stock.size)
-        levels = BlankPass(twin.student).channels
-        return '; '.join(_differences(twin, losses, stock)) or 'ok', levels
+        torch.manual_seed(0)  # some weights, as of LAD's teacher, are not in the state dict
+        model = MODELS.build(copy.deepcopy(distiller))
+        model.init_weights()
+        model.load_state_dict(stock.weights, strict=False)
+        model.train()
+        losses = train_step(model, stock.size)
+        levels = BlankPass(model.student).channels
+        return '; '.join(_differences(model, losses, stock)) or 'ok', levels
     except Exception as error:
         return _one_line(error), ()
 
 
-def _differences(twin: Distiller, losses: dict[str, Tensor], stock: StockStep) -> Iterator[str]:
-    """Name what is not as it is in stock, or as it should be in teacher and adapter."""
+def _differences(model: Distiller, losses: dict[str, Tensor], stock: StockStep) -> Iterator[str]:
+    """Describe differences from stock, and missing gradients of teacher and adapter."""
     for name, value in stock.losses.items():
         if name not in losses or not torch.equal(losses[name], value):
             yield f'{name} differs'
-    if missing := sorted(stock.with_gradient - _with_gradient(twin.student)):
-        yield f'{len(missing)} parameters of the student lack a gradient, as {missing[0]}'
-    for part, module in twin.named_children():
+    if missing := sorted(stock.with_gradient - _with_gradient(model.student)):
+        yield f'{len(missing)} parameters of the student lack a gradient, such as {missing[0]}'
+    for part, module in model.named_children():
         trained = {name for name, x in module.named_parameters() if x.requires_grad}
         names = trained - _with_gradient(module)
         if part != 'student' and names:
-            yield f'{len(names)} parameters of the {part} lack a gradient, as {min(names)}'
-    for name, value in twin.student.named_buffers():
-        sees_more = isinstance(twin, SemiDistiller)  # images, and its BN statistics show it
-        if not sees_more and not torch.equal(value, stock.buffers[name]):
-            yield f'buffer {name} differs'
+            yield f'{len(names)} parameters of the {part} lack a gradient, such as {min(names)}'
+    if not isinstance(model, SemiDistiller):  # its BN statistics cover unlabelled images too
+        for name, value in model.student.named_buffers():
+            if not torch.equal(value, stock.buffers[name]):
+                yield f'buffer {name} differs'
     if not all(x.isfinite().all() for x in losses.values()):
         yield 'a loss is not finite'
-    if not stock.predict_error and (error := _predict_error(twin, stock.size)):
+    if not stock.predict_error and (error := _predict_error(model, stock.size)):
         yield f'predict fails: {error}'
 
 
 def _predict_error(detector: BaseDetector, size: int) -> str:
-    """Say what goes wrong when a detector predicts, if anything does."""
+    """Describe the error when a detector predicts; empty if it succeeds."""
     detector.eval()
     try:
         with torch.no_grad():
@@ -364,13 +351,12 @@ def _predict_error(detector: BaseDetector, size: int) -> str:
 
 
 def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
-    """Make two labelled images of random pixels, of 4 objects and 2, as a data loader gives them.
+    """Make a batch of two random images with 4 and 2 objects, as a data loader does.
 
-    They have everything that some detector asks for: masks, a semantic map and, without an RPN,
-    proposals.
+    Detectors without an RPN also get proposals.
 
     Args:
-        detector: Whose classes the labels are of.
+        detector: The detector; the objects have its classes.
         size: Side of the images in pixels.
     """
     num_classes = (
@@ -378,41 +364,20 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    samples = [_sample(index, size, count, num_classes) for index, count in enumerate((4, 2))]
+    samples = [
+        labelled_sample(
+            index,
+            (size, size),
+            boxes=torch.tensor(BOXES[:num_objects]) * size,
+            labels=torch.arange(num_objects) % num_classes,
+        )
+        for index, num_objects in enumerate((4, 2))
+    ]
     if not getattr(detector, 'with_rpn', True):
         for sample in samples:
             boxes = sample.gt_instances.bboxes + 2
             sample.proposals = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)))
     return {'inputs': list(images), 'data_samples': samples}
-
-
-def _sample(index: int, size: int, num_objects: int, num_classes: int) -> DetDataSample:
-    boxes = torch.tensor(BOXES[:num_objects]) * size
-    masks = np.zeros((num_objects, size, size), np.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[y1:y2, x1:x2] = 1
-    sample = DetDataSample(
-        metainfo=dict(
-            img_id=index,
-            img_path='',
-            img_shape=(size, size),
-            ori_shape=(size, size),
-            scale_factor=(1.0, 1.0),
-            flip=False,
-            flip_direction=None,
-            border=(0, size, 0, size),  # CenterNet's test pipeline gives it
-        )
-    )
-    sample.gt_instances = InstanceData(
-        bboxes=boxes,
-        labels=torch.arange(num_objects) % num_classes,
-        masks=BitmapMasks(masks, size, size),
-    )
-    sample.ignored_instances = InstanceData(
-        bboxes=boxes.new_zeros(0, 4), labels=torch.zeros(0).long()
-    )
-    sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(masks.max(0)[None]).long())
-    return sample
 
 
 def _with_gradient(module: torch.nn.Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""Training steps of several models, taken in turn in one process and timed."""
+"""Takes training steps of several models in turn, in one process, and times them."""
 
 import copy
 import time
@@ -15,14 +15,16 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
+from ..config_tree import nested_configs
+
 
 class Trainee:
-    """A model in training that stays where it is: its learning rate is 0, its batch always the same.
+    """A model that repeats the same training step: learning rate 0, always the same batch.
 
     Args:
         cfg: Config with ``model`` and ``optim_wrapper``.
-        make_batch: Makes the batch, as a data loader gives it, for the model.
-        device: Where it is trained. None: on the GPU, if there is one.
+        make_batch: Makes a batch for the model, as a data loader does.
+        device: Device to train on. None: the GPU if there is one.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class Trainee:
     ) -> None:
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         torch.backends.cudnn.benchmark = bool((cfg.get('env_cfg') or {}).get('cudnn_benchmark'))
-        progress = MessageHub.get_current_instance()  # what a runner notes there
+        progress = MessageHub.get_current_instance()  # heads read a runner's progress there
         progress.update_info('epoch', 0)
         progress.update_info('iter', 0)
         self.device = torch.device(device or get_device())
@@ -41,11 +43,7 @@ class Trainee:
             group['lr'] = 0.0
 
     def step(self) -> float:
-        """Take a training step: forward, backward and the optimizer's.
-
-        Returns:
-            Its seconds.
-        """
+        """Take a training step (forward, backward, optimizer) and return its time in seconds."""
         batch = copy.deepcopy(self.batch)  # preprocessing may change boxes in place
         started = self._now()
         self.model.train_step(batch, self.optim_wrapper)
@@ -57,13 +55,25 @@ class Trainee:
         return time.perf_counter()
 
 
+def without_weights(model: dict) -> dict:
+    """Drop weights to load, and batch augmentations, which resize, from a model's config in place."""
+    for _, part in nested_configs(model):
+        if isinstance(part.get('init_cfg'), dict) and 'checkpoint' in part['init_cfg']:
+            part['init_cfg'] = None
+        for key in ('pretrained', 'teacher_ckpt', 'checkpoint'):
+            if isinstance(part.get(key), str):
+                part[key] = None
+        part.pop('batch_augments', None)
+    return model
+
+
 def _build_model(cfg: Config) -> BaseModel:
     """Build a config's model as a runner does."""
     set_random_seed(0)
     config = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = revert_sync_batchnorm(MODELS.build(config))  # there is one process
+    model = revert_sync_batchnorm(MODELS.build(config))  # it would need several processes
     model.init_weights()
     return model
 
@@ -74,16 +84,16 @@ def seconds_in_turn(
     steps: int,
     tell: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Take the steps of trainees in turn, so that what else runs slows down all alike.
+    """Take the steps of trainees in turn, so that other load on the machine slows all alike.
 
     Args:
-        trainees: What has a :meth:`Trainee.step`, by name.
-        warm_up: How many steps of each come first and do not count.
-        steps: How many are timed.
-        tell: Is called after each round with the number of rounds.
+        trainees: Objects with a method like :meth:`Trainee.step`, by name.
+        warm_up: Steps of each that come first and do not count.
+        steps: Timed steps of each.
+        tell: Called after each round with the number of rounds.
 
     Returns:
-        The seconds of each one's steps. Steps of one index have the same random seed.
+        The seconds of each trainee's steps. Steps of one index have the same random seed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in trainees}
     for index in range(warm_up + steps):

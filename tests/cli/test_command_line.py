@@ -83,7 +83,7 @@ def test_the_package_is_the_command_line_too_and_as_fast():
         (
             ['train', SHIPPED, 'epoch_1.pth'],
             2,
-            "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth' is",
+            "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth'; accepted: KEY=VALUE",
         ),
         (
             ['compare', SHIPPED, '--seeds', 'three'],

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from mmdet_sssd.commands.mmdet_tools import _speak_as_torchrun, user_errors_last
+from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
 
 from ..command import error_of
 
@@ -78,7 +78,7 @@ def data(tmp_path, monkeypatch):
         ),
         (
             ['max_epochs.end=2'],
-            'max_epochs.end: max_epochs is 24, which has no settings of its own',
+            'max_epochs.end: max_epochs is 24, which has no settings',
         ),
         (
             ['model.student.backbone.type=ResNett'],
@@ -163,6 +163,6 @@ def test_a_task_of_slurm_finds_the_others_as_torchrun_s_processes_do(tmp_path):
     given = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'MASTER_PORT': '23456', **task}
     with patch.dict(os.environ, given):
         os.environ.pop('MASTER_ADDR', None)
-        _speak_as_torchrun()
+        _set_torchrun_variables()
         names = ('MASTER_ADDR', 'MASTER_PORT', 'RANK', 'LOCAL_RANK', 'WORLD_SIZE')
         assert [os.environ[name] for name in names] == ['a1', '23456', '3', '1', '4']

@@ -54,9 +54,9 @@ def toy_config(tmp_path):
     ('broken', 'expected'),
     [
         ('loss', 'loss_cls differs'),
-        ('student', 'parameters of the student lack a gradient, as neck.'),
-        ('teacher', 'parameters of the teachers lack a gradient, as teacher.neck.'),
-        ('adapter', 'parameters of the terms lack a gradient, as distill.adapter.convs.'),
+        ('student', 'parameters of the student lack a gradient, such as neck.'),
+        ('teacher', 'parameters of the teachers lack a gradient, such as teacher.neck.'),
+        ('adapter', 'parameters of the terms lack a gradient, such as distill.adapter.convs.'),
     ],
 )
 def test_what_differs_is_named(toy_config, broken, expected, monkeypatch):
@@ -102,7 +102,7 @@ def test_one_list_of_configs_for_each_folder_of_mmdet_s():
     assert {'retinanet', 'cornernet', 'yolo', 'ssd', 'dino', 'mask2former'} <= set(folders)
     ((first, *_),) = sweep.find_configs(['retinanet'])
     assert first.name == 'retinanet_r18_fpn_1x_coco.py'
-    with pytest.raises(ConfigError, match=r'no file retinet, no folder'):
+    with pytest.raises(ConfigError, match='retinet not found; accepted: a config'):
         sweep.find_configs(['retinet'])
 
 
@@ -166,5 +166,5 @@ def test_models_are_made_fit_for_random_weights_on_a_cpu():
     assert model.backbone == dict(norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None)
     assert model.bbox_head == [dict(init_cfg=dict(type='Normal'))]
     assert model.data_preprocessor == dict(type='P')
-    with pytest.raises(ConfigError, match='it has no model'):
+    with pytest.raises(ConfigError, match='the config has no model'):
         sweep.cpu_distiller(Config(dict()))

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmdet_sssd.commands.benchmark.made_up_batch import made_up_batch
+from mmdet_sssd.commands.random_batch import random_batch
 
 from ..stock_detectors import stock_config
 from .checks import Settings, within
@@ -85,7 +85,7 @@ def distiller(name: str, device: str) -> BaseModel:
 
 def batch_of(model: BaseModel) -> dict:
     """Make a batch for a model as its data preprocessor gives it."""
-    return model.data_preprocessor(copy.deepcopy(made_up_batch(model, (128, 160), 2, 5)), True)
+    return model.data_preprocessor(copy.deepcopy(random_batch(model, (128, 160), 2, 5)), True)
 
 
 def teacher(settings: Settings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mmdet_sssd.checkpoints import load_from_local
 from ..small_runner import draw_shapes, small_runner
 from .checks import Settings, Skipped, Wrong, within
 from .numbers import distiller, relative_error
-from .training import made_up_batch
+from .training import random_batch
 
 SCALE = dict(init_scale=2.0**10, growth_interval=3)  # grows in the first iteration after the resume
 RESUMED = 1e-2  # the weights' relative difference; GPU kernels add up in any order
@@ -46,7 +46,7 @@ def distributed_step() -> None:
         before = [x.detach().clone() for x in model.parameters()]
         for _ in range(2):  # DDP finds parameters without a gradient in the second step
             objects = 3 if rank == 0 else 0
-            model.train_step(made_up_batch(model.module, (64, 96), 2, objects), optim_wrapper)
+            model.train_step(random_batch(model.module, (64, 96), 2, objects), optim_wrapper)
         weights = [x.detach() for x in model.parameters()]
         if any(torch.equal(x, y) for x, y in zip(before, weights, strict=True)):
             raise Wrong('a parameter has not moved')

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 
 from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, arm_configs
-from mmdet_sssd.commands.benchmark.made_up_batch import made_up_batch
+from mmdet_sssd.commands.random_batch import random_batch
 from mmdet_sssd.commands.training_steps import Trainee
 
 from ..stock_detectors import stock_config
@@ -58,7 +58,7 @@ def trainee(
     if precision != FLOAT32 and settings.on_gpu:
         cfg.optim_wrapper.dtype = precision
     make_batch = partial(
-        made_up_batch, shape=options.shape, batch_size=options.batch, num_objects=options.objects
+        random_batch, shape=options.shape, batch_size=options.batch, num_objects=options.objects
     )
     made = Trainee(cfg, make_batch, settings.device)
     for group in made.optim_wrapper.param_groups:

@@ -202,11 +202,11 @@ def test_a_run_that_is_stopped_as_it_writes_leaves_the_old_labels(
 
 def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
     out = tmp_path / 'pseudo.json'
-    with pytest.raises(ConfigError, match=r'threshold is 40; accepted: 0 to 1'):
+    with pytest.raises(ConfigError, match=r'--score-thr is 40; accepted: 0 to 1'):
         pseudo_labels(data, teacher_config, out, score_thr=40)
-    with pytest.raises(ConfigError, match='write to another one'):
+    with pytest.raises(ConfigError, match='write to another file'):
         pseudo_labels(data, teacher_config, data / 'annotations/unlabelled.json')
-    with pytest.raises(ConfigError, match=r'4 of the 4 images of .* the first is'):
+    with pytest.raises(ConfigError, match=r'4 of the 4 images of .* are missing, first'):
         make_pseudo_labels(
             teacher_config, 'x.pth', data / 'annotations/unlabelled.json', tmp_path, out
         )

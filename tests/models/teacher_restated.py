@@ -168,42 +168,22 @@ def teacher_features_of_image(
     mask_descriptors: Tensor | None = None,
 ) -> list[Tensor]:
     """One image: feats are C×h×w, boxes n×4, labels n; masks n×h'×w' with their 49-vectors."""
-    height, width = image
-    objects = [clipped(box, height, width) for box in boxes]
-    described = [
-        descriptor(box, int(label), teacher.num_classes, height, width)
-        for box, label in zip(objects, labels, strict=True)
-    ]
-    if teacher.use_masks:
-        described = [
-            torch.cat([d, 2 * m.double() - 1])
-            for d, m in zip(described, mask_descriptors, strict=True)
-        ]
-    if teacher.add_context_box:
-        context_box = clipped(torch.tensor([0.0, 0.0, width, height]), height, width)
-        context = descriptor(context_box, -1, teacher.num_classes, height, width)
-        if teacher.use_masks:
-            context = torch.cat([context, torch.ones(49, dtype=torch.float64)])
-        described.append(context)
+    objects = [clipped(box, *image) for box in boxes]
+    described = descriptors(teacher, objects, labels, image, mask_descriptors)
     embeddings = label_embeddings(teacher.label_encoder, described) if described else []
-    mapper, out = teacher.knowledge_mapper, []
     finest = tuple(feats[0].shape[1:])
-
-    def by_way_of_the_finest(mask, image, level):
-        return soft_mask_region(soft_mask_region(mask, image, finest), finest, level)
-
+    out = []
     for x in feats:
         level = tuple(x.shape[1:])
-        of_mask = by_way_of_the_finest if teacher.soft_regions else mask_region
-        of_box = soft_box_region if teacher.soft_regions else box_region
         if teacher.use_masks:
-            regions = [of_mask(mask, image, level) for mask in masks]
+            regions = [region_of_mask(teacher, mask, image, level, finest) for mask in masks]
         else:
-            regions = [of_box(box, image, level) for box in objects]
+            region_of_box = soft_box_region if teacher.soft_regions else box_region
+            regions = [region_of_box(box, image, level) for box in objects]
         seen = list(regions)
         if teacher.add_context_box:
             seen.append(
-                of_mask(torch.ones(content), image, level)
+                region_of_mask(teacher, torch.ones(content), image, level, finest)
                 if teacher.use_masks
                 else torch.ones(level, dtype=torch.float64)
             )
@@ -215,15 +195,62 @@ def teacher_features_of_image(
             for region in seen
         ]
         vectors = attend(teacher.relation_adapter.attention, queries, embeddings)
-        painted = torch.zeros_like(x)
-        for vector, region in zip(vectors, regions, strict=False):
-            painted += linear(mapper.object_proj, vector)[:, None, None] * region
-        painted = conv3x3(mapper.object_conv, painted)
-        if teacher.add_context_box:
-            painted = painted + linear(mapper.context_proj, vectors[-1])[:, None, None]
-        painted = painted.clamp(min=0)
-        convs = [m for m in mapper.refine if isinstance(m, nn.Conv2d)]
-        for conv in convs[:-1]:
-            painted = norm_relu(conv3x3(conv, painted))
-        out.append(norm(conv3x3(convs[-1], painted)))
+        out.append(mapped(teacher, vectors, regions, torch.zeros_like(x)))
     return out
+
+
+def descriptors(
+    teacher: nn.Module,
+    boxes: list[Tensor],
+    labels: Tensor,
+    image: tuple[int, int],
+    mask_descriptors: Tensor | None,
+) -> list[Tensor]:
+    """Descriptors of clipped boxes and, if the teacher has one, of the context object."""
+    described = [
+        descriptor(box, int(label), teacher.num_classes, *image)
+        for box, label in zip(boxes, labels, strict=True)
+    ]
+    if teacher.use_masks:
+        described = [
+            torch.cat([d, 2 * m.double() - 1])
+            for d, m in zip(described, mask_descriptors, strict=True)
+        ]
+    if teacher.add_context_box:
+        height, width = image
+        context_box = clipped(torch.tensor([0.0, 0.0, width, height]), height, width)
+        context = descriptor(context_box, -1, teacher.num_classes, height, width)
+        if teacher.use_masks:
+            context = torch.cat([context, torch.ones(49, dtype=torch.float64)])
+        described.append(context)
+    return described
+
+
+def region_of_mask(
+    teacher: nn.Module,
+    mask: Tensor,
+    image: tuple[int, int],
+    level: tuple[int, int],
+    finest: tuple[int, int],
+) -> Tensor:
+    """Region of a mask; a soft one is averaged over the finest level's pixels first."""
+    if teacher.soft_regions:
+        return soft_mask_region(soft_mask_region(mask, image, finest), finest, level)
+    return mask_region(mask, image, level)
+
+
+def mapped(
+    teacher: nn.Module, vectors: list[Tensor], regions: list[Tensor], painted: Tensor
+) -> Tensor:
+    """Paint the objects' vectors onto an empty map, add the context's, and refine the result."""
+    mapper = teacher.knowledge_mapper
+    for vector, region in zip(vectors, regions, strict=False):
+        painted += linear(mapper.object_proj, vector)[:, None, None] * region
+    painted = conv3x3(mapper.object_conv, painted)
+    if teacher.add_context_box:
+        painted = painted + linear(mapper.context_proj, vectors[-1])[:, None, None]
+    painted = painted.clamp(min=0)
+    convs = [m for m in mapper.refine if isinstance(m, nn.Conv2d)]
+    for conv in convs[:-1]:
+        painted = norm_relu(conv3x3(conv, painted))
+    return norm(conv3x3(convs[-1], painted))

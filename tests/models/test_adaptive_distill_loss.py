@@ -246,9 +246,7 @@ def test_nothing_that_counts():
 
 
 def test_logits_of_different_shapes_are_refused():
-    with pytest.raises(
-        ValueError, match=r'same shape; the student has \(2, 3\), the teacher \(2, 1\)'
-    ):
+    with pytest.raises(ValueError, match=r'shapes \(2, 3\) \(student\) and \(2, 1\) \(teacher\)'):
         adaptive_distill_loss(torch.zeros(2, 3), torch.zeros(2, 1))
 
 

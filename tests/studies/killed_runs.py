@@ -1,19 +1,18 @@
-"""Kills training runs for real and looks whether the resumed ones end as if nothing had happened.
+"""Kills training runs and checks whether the resumed runs end like uninterrupted ones.
 
-Run by hand, from the root of the repository (about half an hour on one core); all is kept in the
-folder that is given, and a study that was interrupted goes on when it is started again:
+Run it from the root of the repository (about half an hour on one core). Everything is kept in the given
+folder; repeat the command to continue an interrupted study.
 
-    export SSSD_DATA_ROOT=data/cells SSSD_IMAGE_SCALE=96x72   (the user guide has the other variables)
+    export SSSD_DATA_ROOT=data/cells SSSD_IMAGE_SCALE=96x72   (docs/tutorials/own_data.md has more)
     python -m tests.studies.killed_runs work_dirs/killed_runs
 
 For a small RetinaNet and a small Faster R-CNN on real images:
 
-- *random*: 2000 iterations, killed at three random moments, whatever the run is doing then;
-- *writing*: 240 iterations with a checkpoint after every eighth, killed ten times while a checkpoint
-  is being written.
+- *random*: 2000 iterations, killed at three random moments;
+- *writing*: 240 iterations with a checkpoint after every eighth, killed ten times while writing one.
 
-After each kill the run is resumed. At its end it is compared, to the bit, with one that was left
-alone: weights, optimizer, schedulers, λ, random state, and the training scalars that were logged.
+After each kill the run is resumed. At its end it is compared, to the bit, with an uninterrupted run:
+weights, optimizer, schedulers, λ, random state, and logged training scalars.
 """
 
 import json
@@ -73,7 +72,7 @@ COMPARED = (
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('out', type=Path, help='folder for the runs; made if it is not there')
+    parser.add_argument('out', type=Path, help='folder for the runs; created if needed')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
     parser.add_argument('--detectors', nargs='+', choices=DETECTORS, default=list(DETECTORS))
     args = parser.parse_args()
@@ -83,7 +82,7 @@ def main() -> None:
 
 
 def study(folder: Path, detector: str, part: str) -> None:
-    """Do one run in peace and one that is killed, compare them and print what came out."""
+    """Do an uninterrupted run and one that is killed, compare them, and print the result."""
     iters, interval, num_kills = PARTS[part]
     config = folder / 'config.py'
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ def study(folder: Path, detector: str, part: str) -> None:
     schedule = SCHEDULE.format(iters=iters, interval=interval)
     config.write_text(DETECTORS[detector].format(root=ROOT, **bases) + schedule)
     if not (folder / f'whole/iter_{iters}.pth').exists():
-        shutil.rmtree(folder / 'whole', ignore_errors=True)  # one that did not come to its end
+        shutil.rmtree(folder / 'whole', ignore_errors=True)  # an unfinished one
         run(config, folder / 'whole')
     moments = folder / 'kills.json'
     kills = json.loads(moments.read_text()) if moments.exists() else []
@@ -114,11 +113,11 @@ Moment = Callable[[Path, float], bool]
 
 
 def run(config: Path, work_dir: Path, moment: Moment | None = None) -> dict:
-    """Train until the end, or until a moment has come; resumes what is there.
+    """Train or resume a run until its end, or until a given moment.
 
     Returns:
-        What was found after the kill: the last iteration that was logged, the file that was being
-        written and how much of it there is.
+        The state after the kill: the last logged iteration, the file that was being written, and its
+        size.
     """
     work_dir.mkdir(exist_ok=True)
     started = time.time()
@@ -147,7 +146,7 @@ def run(config: Path, work_dir: Path, moment: Moment | None = None) -> dict:
 
 
 def random_moment(rng: random.Random, number: int) -> Moment:
-    """A moment in the kill's own third of the run, soon after a random iteration was logged."""
+    """A moment in the kill's third of the run, soon after the log of a random iteration."""
     iters, _, num_kills = PARTS['random']
     first = int(rng.uniform(number, number + 1) * iters / num_kills)
     delay = rng.uniform(0, 5)
@@ -163,7 +162,7 @@ def random_moment(rng: random.Random, number: int) -> Moment:
 
 
 def moment_of_writing(rng: random.Random, number: int) -> Moment:
-    """A moment in which a checkpoint's temporary file has a random part of its size."""
+    """A moment when a checkpoint's temporary file has a random fraction of its final size."""
     part = rng.random()
     count = rng.randint(1, 3)  # how many files are begun before and with it
     begun = set()
@@ -186,7 +185,7 @@ def leftovers(work_dir: Path) -> list[Path]:
 
 
 def size_and_time(path: Path) -> tuple[int, float]:
-    """Bytes and time of the last change of a file; zeros if it is gone by now."""
+    """Size in bytes and modification time of a file; zeros if it is gone."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -195,7 +194,7 @@ def size_and_time(path: Path) -> tuple[int, float]:
 
 
 def last_logged(work_dir: Path, started: float) -> int:
-    """The last iteration that the present run has logged, 0 if there is none."""
+    """The last iteration in the current run's log; 0 without any."""
     for file in work_dir.glob('*/vis_data/scalars.json'):
         if file.stat().st_mtime > started:
             return max(map(int, re.findall(r'"step": (\d+)', file.read_text())), default=0)
@@ -209,7 +208,7 @@ def resumed_from(work_dir: Path) -> list[str]:
 
 
 def compare(ours: Path, expected: Path, iters: int) -> str:
-    """Say whether two runs went the same way."""
+    """Say whether two runs are equal."""
     x, y = (
         torch.load(folder / f'iter_{iters}.pth', weights_only=False) for folder in (ours, expected)
     )

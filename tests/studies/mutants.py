@@ -1,14 +1,14 @@
-"""Changes a source file in small ways, one at a time, and tells which changes no test notices.
+"""Mutation test: makes small changes to a source file, one at a time, and lists those no test notices.
 
-Run by hand, from the root of the repository, with the tests that concern the file (a few seconds a
-change). It needs cosmic-ray, whose operators it uses:
+Run it from the root of the repository with the tests of the file (a few seconds per change). It uses
+cosmic-ray's operators:
 
     pip install --target /tmp/cosmic_ray cosmic-ray
     PYTHONPATH=/tmp/cosmic_ray OMP_NUM_THREADS=1 python -m tests.studies.mutants \
         mmdet_sssd/models/terms/logit_term.py tests/models/terms --share 0.2
 
-Each change is tested in a process of its own, which imports the package with the change in it; torch
-and mmdet are imported once for all. Programs that a test starts do not see the change.
+Each change is tested in a separate process, which imports the changed package; torch and mmdet are
+imported only once. Programs that a test starts do not see the change.
 """
 
 import importlib.abc
@@ -35,7 +35,7 @@ UNTOUCHED = ('annassign', 'decorator', 'fstring', 'import_from', 'import_name', 
 
 
 class DropCall(Operator):
-    """Makes ``x`` of ``x.detach()``."""
+    """Turns ``x.detach()`` into ``x``."""
 
     def mutation_positions(self, node):
         return [(node.children[i].start_pos, node.children[i + 1].end_pos) for i in _calls(node)]
@@ -102,7 +102,7 @@ if __name__ == '__main__':
     parser = ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('source', type=Path)
     parser.add_argument('tests', nargs='+', help='files, or other arguments of pytest')
-    parser.add_argument('--share', type=float, default=1, help='part of the places to change')
+    parser.add_argument('--share', type=float, default=1, help='share of the places to change')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--timeout', type=float, default=120, help='seconds for each change')
     args, more = parser.parse_known_args()

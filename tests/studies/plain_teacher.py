@@ -1,11 +1,11 @@
-"""The implicit teacher beside a plain formulation of it: is it faster, and where?
+"""Compares the speed of the implicit teacher with that of a plain formulation.
 
     python -m tests.studies.plain_teacher plain_teacher.json --objects 1 8 30 100 300
 
-Plain is: each region as a full mask, the features under it averaged by an element-wise product, each
-object's vector painted onto its region, and the painted map convolved. Both have the same weights, and
-their outputs have to agree to 1e-4. Forward and backward passes are taken in turn, at 2×800×1344 with
-levels of strides 8 to 128 and 256 channels.
+The plain formulation averages features under full masks by element-wise products, paints each
+object's vector onto its region, and convolves the painted map. Both have the same weights, and their
+outputs must agree to 1e-4. Forward and backward passes are taken in turn, at 2×800×1344 with levels of
+strides 8 to 128 and 256 channels.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmdet_sssd.commands.benchmark.costs import quartiles
-from mmdet_sssd.commands.benchmark.made_up_batch import random_boxes
+from mmdet_sssd.commands.random_batch import random_boxes
 from mmdet_sssd.commands.training_steps import seconds_in_turn
 from mmdet_sssd.models import LabelEncoderTeacher
 from mmdet_sssd.models.layers import AppearanceEncoder, KnowledgeMapper
@@ -50,7 +50,7 @@ class PlainMapper(KnowledgeMapper):
         return F.conv2d(painted, self.object_conv.weight, padding=1) + everywhere[:, :, None, None]
 
 
-def plain_twin(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:
+def plain_copy(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:
     """Make the plain formulation, with the same weights."""
     plain = LabelEncoderTeacher(CHANNELS, teacher.num_classes)
     plain.appearance_encoder = PlainAppearance(CHANNELS)
@@ -109,7 +109,7 @@ def compare(objects: int, shape: tuple[int, int], steps: int, device: str) -> di
     ours = LabelEncoderTeacher(CHANNELS, 80).to(device)
     passes = {
         'ours': Pass(ours, shape, objects),
-        'plain': Pass(plain_twin(ours), shape, objects),
+        'plain': Pass(plain_copy(ours), shape, objects),
     }
     with torch.no_grad():
         pairs = zip(*(x.outputs() for x in passes.values()), strict=True)

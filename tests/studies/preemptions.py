@@ -1,15 +1,15 @@
-"""Sends signals to training runs at random moments and looks whether they end as if nothing happened.
+"""Sends signals to training runs at random moments and checks whether they end like uninterrupted ones.
 
-Run by hand, from the root of the repository (a few minutes on one core):
+Run it from the root of the repository (a few minutes on one core):
 
     python -m tests.studies.preemptions work_dirs/preemptions --processes 1 --preemptions 20
     python -m tests.studies.preemptions work_dirs/preemptions --processes 2 --preemptions 5
 
-The toy detector is trained with random augmentation in worker processes, an average of the weights,
-validation, periodic and best checkpoints, in both loops. A signal is SIGTERM, SIGUSR1 or Ctrl-C, to
-one process or to all and their workers, at any moment after training has begun: in iterations,
-validations and while checkpoints are written. The run is resumed each time. At its end its last
-checkpoint is compared, to the bit, with that of a run that was left alone.
+The toy detector trains with random augmentation in worker processes, averaged weights, validation,
+periodic and best checkpoints, in both loops. A signal is SIGTERM, SIGUSR1 or Ctrl-C, to one process or
+to all and their workers, at any moment of training: during iterations, validations and the writing of
+checkpoints. The run is resumed each time. At the end, its last checkpoint is compared, to the bit, with
+that of an uninterrupted run.
 """
 
 import os
@@ -46,7 +46,7 @@ LOOPS = {
 
 
 class BeginHook(Hook):
-    """Tells the study that signals are listened to."""
+    """Tells the study that the run handles signals."""
 
     priority = 'LOWEST'
 
@@ -61,7 +61,7 @@ class BeginHook(Hook):
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('out', type=Path, help='folder for the runs; what is there is removed')
+    parser.add_argument('out', type=Path, help='folder for the runs; its content is removed')
     parser.add_argument('--processes', type=int, choices=(1, 2), default=1)
     parser.add_argument('--preemptions', type=int, default=20)
     parser.add_argument('--loops', nargs='+', choices=LOOPS, default=list(LOOPS))
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def study(folder: Path, loop: str, processes: int, preemptions: int) -> None:
-    """Do one run in peace and one that gets signals, compare them and print what came out."""
+    """Do an uninterrupted run and one that gets signals, compare them, and print the result."""
     rng = random.Random(f'{loop} {processes}')
     seconds = run(folder / 'whole', loop, processes)[1]
     iterations, kinds = [], Counter()
@@ -112,10 +112,10 @@ def run(
     number: int = signal.SIGTERM,
     target: int | None = None,
 ) -> tuple[list[int], float]:
-    """Train until the end or until a signal ends the run; resumes what is there.
+    """Train or resume a run until its end or a signal.
 
     Returns:
-        The processes' exit codes, and how long training took.
+        The processes' exit codes, and the time of training.
     """
     has_begun = [FORK.Event() for _ in range(processes)]
     resumes = work_dir.exists()
@@ -143,7 +143,7 @@ def run(
 def train(
     work_dir: Path, loop: str, rank: int, processes: int, group: str, resumes: bool, has_begun
 ) -> None:
-    os.setsid()  # its workers are of its group
+    os.setsid()  # its workers join its group
     work_dir.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(work_dir.with_suffix(f'.{rank}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

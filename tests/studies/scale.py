@@ -1,10 +1,10 @@
-"""How the cost of a training step grows: with images, batch, objects, classes and levels.
+"""Measures how the cost of a training step grows with image size, batch, objects, classes and levels.
 
     python -m tests.studies.scale work_dirs/scale [--steps 9] [--only objects classes]
 
-A RetinaNet with ResNet-18, stock and with SSSD, in turn, one size changed at a time. The folder gets
-``scale.json`` and ``scale.png``, and goes on where it was stopped. A machine that does nothing else is
-needed.
+A RetinaNet with ResNet-18, stock and with SSSD, takes steps in turn; one size varies at a time. The
+results are ``scale.json`` and ``scale.png`` in the folder; repeat the command to continue a stopped
+study. Use an idle machine.
 """
 
 import json
@@ -48,12 +48,12 @@ def options_of(base: BenchmarkOptions, axis: str, value: Any) -> BenchmarkOption
 
 
 def amount(axis: str, value: Any) -> float:
-    """Say how much there is of something: images count by megapixels."""
+    """Convert a value to an amount: megapixels for images."""
     return value[0] * value[1] / 1e6 if axis == 'size' else value
 
 
 def measure(folder: Path, base: BenchmarkOptions, axes: list[str]) -> dict[str, list[dict]]:
-    """Measure what is not there yet."""
+    """Measure the missing sizes."""
     file = folder / 'scale.json'
     found = json.loads(file.read_text()) if file.is_file() else {}
     for axis in axes:
@@ -71,7 +71,7 @@ def medians(rows: list[dict], arm: str) -> list[float]:
 
 
 def verdicts(found: dict[str, list[dict]]) -> list[str]:
-    """Say how time and memory grow from the least to the most."""
+    """Describe the growth of time and memory from the smallest to the largest value."""
     lines = []
     for axis, rows in found.items():
         more = rows[-1]['amount'] / rows[0]['amount']
@@ -117,7 +117,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('folder', type=Path)
     parser.add_argument('--only', nargs='+', choices=AXES, default=[*AXES])
-    parser.add_argument('--shape', type=int, nargs=2, default=(384, 640), help='of the others')
+    parser.add_argument('--shape', type=int, nargs=2, default=(384, 640), help='when others vary')
     parser.add_argument('--steps', type=int, default=9)
     parser.add_argument('--device')
     args = parser.parse_args()

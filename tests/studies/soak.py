@@ -1,13 +1,13 @@
-"""Trains for long and looks whether memory and files stay as they are.
+"""Trains for a long time and checks that memory and files do not grow.
 
-Run by hand, from the root of the repository (about half an hour on one core):
+Run it from the root of the repository (about half an hour on one core):
 
     python -m tests.studies.soak work_dirs/soak [--iterations 20000]
 
-A small distilled RetinaNet on drawn shapes, validated, saved and logged as in a long run. The folder
-gets ``memory.csv`` (iteration, resident MiB, bytes of all files but logs) and ``memory.png``. It fails
-if the resident set at the end is more than 2% above what it was after a tenth of the run, or files
-other than logs and the scalars have grown.
+A small distilled RetinaNet trains on drawn shapes, with validation, checkpoints and logs as in a long
+run. The folder gets ``memory.csv`` (iteration, resident MiB, bytes of all files except logs) and
+``memory.png``. The study fails if, from a tenth of the run to its end, the resident set or the files
+except logs and scalars grow by more than 2%.
 """
 
 import csv
@@ -50,7 +50,7 @@ log_processor = dict(by_epoch=False)
 
 @HOOKS.register_module()
 class MemoryHook(Hook):
-    """Writes down the resident set and the size of the run's files."""
+    """Records the resident set and the size of the run's files."""
 
     priority = 'LOWEST'
 
@@ -108,7 +108,7 @@ def main() -> None:
     early, late = rows[len(rows) // 10 - 1], rows[-1]
     growth = late[1] / early[1]
     print(f'resident set: {early[1]} MiB after {early[0]:.0f} iterations, {late[1]} MiB at the end')
-    print(f'files but logs: {early[2]:.0f} bytes, {late[2]:.0f} at the end')
+    print(f'files except logs: {early[2]:.0f} bytes, {late[2]:.0f} at the end')
     sys.exit(growth > MOST_GROWTH or late[2] > 1.02 * early[2])
 
 

@@ -1,9 +1,9 @@
-"""Variants of SSSD that were tried and are not in the package, as arms of ``compare``.
+"""Variants of SSSD that were tried but are not in the package, as arms of ``compare``.
 
     PYTHONPATH=. mmdet-sssd compare CONFIG --arms baseline,sssd,no_adapter,… \
         --arms-file tests/studies/variants_arms.py --seeds 3
 
-from the root of the repository. What came of them stands in docs/benchmarks.md.
+Run it from the root of the repository. docs/benchmarks.md has the results.
 """
 
 import math
@@ -27,7 +27,7 @@ from mmdet_sssd.models.replay import fresh_samples, head_parameters
 
 @MODELS.register_module()
 class NoAdapter(nn.Module):
-    """Compares the student's features themselves."""
+    """Compares the student's features without an adapter."""
 
     def __init__(self, in_channels: int | Sequence[int]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class UnnormedDistiller(SSSDDistiller):
 
 @HOOKS.register_module()
 class FadingCoefHook(AdaptiveDistillCoefHook):
-    """Lets λ fall to zero by half a cosine over the run."""
+    """Lets λ fall to zero over the run, along half a cosine."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(policy='constant', **settings)
@@ -65,11 +65,11 @@ class FadingCoefHook(AdaptiveDistillCoefHook):
 
 @MODELS.register_module()
 class NoisyLabelTeacher(LabelEncoderTeacher):
-    """Is told boxes that are moved at random, and some wrong labels, so that it cannot read the answer.
+    """Sees randomly moved boxes and some wrong labels, so that it cannot read off the answer.
 
     Args:
         shift: Standard deviation of a box's four edges, as a share of its width or height.
-        wrong: Share of the labels that are drawn at random.
+        wrong: Share of labels to replace by random ones.
     """
 
     def __init__(self, *args: Any, shift: float = 0.1, wrong: float = 0.1, **kwargs: Any) -> None:
@@ -95,7 +95,7 @@ class NoisyLabelTeacher(LabelEncoderTeacher):
 
 @MODELS.register_module()
 class OwnClassifierDistiller(SSSDDistiller):
-    """Gives the teacher classification branches of its own, which start as the student's."""
+    """Gives the teacher its own classification branches, which start as the student's."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

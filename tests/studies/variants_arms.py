@@ -1,4 +1,4 @@
-# Arms of compare for what variants.py defines.
+# Arms of compare for the variants in variants.py.
 imports = {'custom_imports.imports': ['mmdet_sssd', 'tests.studies.variants']}
 
 arms = dict(

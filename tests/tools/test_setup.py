@@ -68,19 +68,19 @@ def run(tmp_path):
         (dict(cuda=None), 'there is a GPU, but torch 2.13.0 is built without CUDA; uninstall it'),
         (
             dict(available=False),
-            'its CUDA 13.0 wants a newer driver than 470.42; update the driver',
+            'its CUDA 13.0 needs a newer driver than 470.42; update the driver',
         ),
         (
             dict(caps="'[N/A]'"),
-            "nvidia-smi does not say the GPU's compute capability; set FORCE_CUDA",
+            "nvidia-smi does not show the GPU's compute capability; set FORCE_CUDA",
         ),
         (
             dict(caps='', FORCE_CUDA='1'),
-            'FORCE_CUDA=1, but for which GPU? Set TORCH_CUDA_ARCH_LIST',
+            'FORCE_CUDA=1 needs TORCH_CUDA_ARCH_LIST',
         ),
         (
             dict(cuda='12.8'),
-            'pip has no whole compiler of CUDA 12.8 (it has those of CUDA 13); install that',
+            'pip has no complete compiler of CUDA 12.8 (only of CUDA 13); install that',
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""What training steps cost: a detector and its distilled arms, side by side, on made-up data."""
+"""Benchmarks the training steps of a detector and its distilled arms on random data."""

@@ -1,4 +1,4 @@
-"""Measures what the training steps of a detector and of its distilled arms cost."""
+"""Measures the costs of training steps, of a detector and of its distilled arms."""
 
 import json
 import logging
@@ -19,11 +19,10 @@ from ...errors import ConfigError, check
 from ...models import SemiDistiller
 from ...models.building import is_config_of
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
-from ..training_steps import Trainee, seconds_in_turn
-from ..wrapping.changes import nested_configs
+from ..random_batch import random_batch
+from ..training_steps import Trainee, seconds_in_turn, without_weights
 from .costs import NOISE_BOUND, Costs
 from .flops import PartFlops
-from .made_up_batch import made_up_batch
 from .memory import KINDS, KeptForBackward, peak_memory
 from .parts import Parts
 from .profiling import operators_text, profile_step
@@ -35,20 +34,20 @@ STEPS = 15
 
 @dataclass
 class BenchmarkOptions:
-    """What is measured.
+    """Options of a benchmark.
 
     Attributes:
-        config: Config of a stock detector or of one with a distiller; its data are not looked at.
-        arms: Arms, as ``compare`` has them; the others are compared with the first.
+        config: Config of a stock detector or a distiller; its data sets are ignored.
+        arms: Arms as in ``compare``; the others are compared with the first.
         arms_file: A file with further arms.
-        cfg_options: Changes to the config.
+        cfg_options: Changes to the config, by dotted key.
         shape: Height and width of the images.
-        batch: How many images a step has.
-        objects: How many objects an image has.
-        device: Where it is measured. None: on the GPU, if there is one.
-        amp: Whether under automatic mixed precision.
-        steps: How many steps of each arm are timed.
-        json: Where the results are written to.
+        batch: Images per step.
+        objects: Objects per image.
+        device: Device to train on. None: the GPU if there is one.
+        amp: Whether to use automatic mixed precision.
+        steps: Timed steps per arm.
+        json: File for the results.
         profile: Folder for a trace and the operators of each arm.
     """
 
@@ -68,31 +67,31 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         for name in ('batch', 'steps'):
             check(f'--{name}', getattr(self, name), getattr(self, name) > 0, 'a number above 0')
-        check('--objects', self.objects, self.objects >= 0, 'a number, 0 or more')
+        check('--objects', self.objects, self.objects >= 0, '0 or more')
         check('--shape', self.shape, min(self.shape) >= 32, 'height and width, 32 or more each')
         if repeated := [x for x in self.arms if self.arms.count(x) > 1]:
-            raise ConfigError(f'--arms has {repeated[0]} twice')
+            raise ConfigError(f'--arms lists {repeated[0]} twice')
         self.device = self.device or get_device()
 
 
 def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> dict[str, Any]:
-    """Measure the arms, print what they cost, and write it.
+    """Measure the arms, and print and write their costs.
 
     Args:
-        options: What is measured.
-        console: Where it is printed.
+        options: The options.
+        console: Where to print.
 
     Returns:
-        What JSON has.
+        The results, as written to JSON.
 
     Raises:
         ConfigError: if the config cannot be read or distilled, or an arm is unknown.
     """
     console = console or Console()
-    MMLogger.get_current_instance().setLevel(logging.ERROR)  # not a line for each weight
+    MMLogger.get_current_instance().setLevel(logging.ERROR)  # no line for each weight
     trainees, arms = {}, []
     for name, cfg in arm_configs(options).items():
-        console.print(f'building {name}, counting its operations and its memory', highlight=False)
+        console.print(f'building {name}, measuring operations and memory', highlight=False)
         trainees[name], costs = _build(name, cfg, options)
         arms.append(costs)
     with console.status('') as status:
@@ -104,10 +103,13 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
         )
     for costs in arms:
         costs.seconds = taken[costs.name]
-    _show(console, arms, options)
+    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
+    console.print(flops_table(arms))
+    if note := noise_note(arms):
+        console.print(note, highlight=False)
     if options.profile:
         _profile(console, trainees, options.profile)
-    result = {**_circumstances(options), 'arms': {x.name: x.to_dict(arms[0]) for x in arms}}
+    result = {**_conditions(options), 'arms': {x.name: x.to_dict(arms[0]) for x in arms}}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
@@ -116,7 +118,7 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
 
 
 def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
-    """Make the configs of the arms, for random weights and data that are made up.
+    """Make the configs of the arms, for random weights and random data.
 
     Raises:
         ConfigError: if the config cannot be read or distilled, or an arm is unknown.
@@ -128,8 +130,8 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
     for name, cfg in configs.items():
         if is_config_of(cfg.model, SemiDistiller):
             raise ConfigError(
-                f'arm {name} trains on images without labels too; accepted: arms that take labelled '
-                'images alone'
+                f'arm {name} also trains on unlabelled images; accepted: arms that take labelled '
+                'images only'
             )
         cfg.model = without_weights(cfg.model)
         if options.amp:
@@ -138,20 +140,8 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
     return configs
 
 
-def without_weights(model: dict) -> dict:
-    """Leave out, in place, weights that would be loaded, and batch augmentations, which resize."""
-    for _, part in nested_configs(model, 'model'):
-        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
-            part['init_cfg'] = None
-        for name in ('pretrained', 'checkpoint'):
-            if isinstance(part.get(name), str):
-                part[name] = None
-        part.pop('batch_augments', None)
-    return model
-
-
 def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, Costs]:
-    """Build an arm, and take the steps that are not timed."""
+    """Build an arm, and count its operations and memory in two steps."""
     on_gpu = torch.device(options.device).type == 'cuda'
     held_before = 0
     if on_gpu:
@@ -159,7 +149,7 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
         held_before = torch.cuda.memory_allocated(options.device)
     trainee = Trainee(
         cfg,
-        lambda model: made_up_batch(model, options.shape, options.batch, options.objects),
+        lambda model: random_batch(model, options.shape, options.batch, options.objects),
         options.device,
     )
     with Parts(trainee.model) as parts, PartFlops(parts) as flops:
@@ -173,13 +163,6 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
     return trainee, Costs(name, dict(flops.forward), dict(flops.backward), peak)
 
 
-def _show(console: Console, arms: list[Costs], options: BenchmarkOptions) -> None:
-    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
-    console.print(flops_table(arms))
-    if note := noise_note(arms):
-        console.print(note, highlight=False)
-
-
 def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, trainee in trainees.items():
@@ -189,8 +172,8 @@ def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> No
     console.print(f'traces and operators: {folder}', highlight=False)
 
 
-def _circumstances(options: BenchmarkOptions) -> dict[str, Any]:
-    """Say what was measured, and where."""
+def _conditions(options: BenchmarkOptions) -> dict[str, Any]:
+    """Describe what was measured, and on which machine."""
     device = torch.device(options.device)
     on_gpu = device.type == 'cuda'
     return {

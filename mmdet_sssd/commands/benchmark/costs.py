@@ -1,22 +1,23 @@
-"""What the steps of an arm cost, and how that compares with another's."""
+"""The costs of an arm's training steps, compared with another arm's."""
 
-import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NOISE_BOUND = 0.1  # of the interquartile range of paired time ratios, as a share of their median
+import numpy as np
+
+NOISE_BOUND = 0.1  # largest interquartile range of paired time ratios, relative to their median
 
 
 @dataclass
 class Costs:
-    """What the training steps of an arm cost.
+    """The costs of an arm's training steps.
 
     Attributes:
-        name: The arm's.
-        flops_forward: Floating-point operations of the forward pass by part.
+        name: Name of the arm.
+        flops_forward: Floating-point operations of the forward pass, by part.
         flops_backward: Those of the backward pass.
-        peak_memory: In bytes; :data:`~.memory.KINDS` says of what.
-        seconds: Of each step.
+        peak_memory: Bytes; :data:`~.memory.KINDS` says what they measure.
+        seconds: Time of each step.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Costs:
         return quartiles(self.seconds)
 
     def to_dict(self, stock: 'Costs') -> dict[str, Any]:
-        """Write it for JSON, with the ratios to the costs of the first arm."""
+        """Convert to JSON, with ratios to the costs of the first arm."""
         return {
             **asdict(self),
             'flops': self.flops,
@@ -47,10 +48,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Ratios:
-    """The costs of an arm over those of another whose steps were taken in turn with its own.
+    """The costs of an arm over those of another, measured in alternation.
 
     Attributes:
-        time: Quartiles of the ratios of the steps' times, pair by pair.
+        time: Quartiles of the step times' ratios, pair by pair.
         flops: Ratio of all operations.
         memory: Ratio of the peaks.
     """
@@ -71,17 +72,17 @@ class Ratios:
 
     @property
     def time_over_flops(self) -> float:
-        """How much longer the steps take than their arithmetic says; 1 is ideal, less is better."""
+        """How much longer the steps take than their arithmetic suggests; lower is better."""
         return _ratio(self.time[1], self.flops)
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the times scatter too much to tell."""
+        """Whether the times scatter too much for a conclusion."""
         low, median, high = self.time
         return high - low > NOISE_BOUND * median
 
     def to_dict(self) -> dict[str, Any]:
-        """Write it for JSON."""
+        """Convert to JSON."""
         return {
             'time': self.time[1],
             'time_quartiles': _named(self.time),
@@ -93,15 +94,13 @@ class Ratios:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Give lower quartile, median and upper quartile of one value or more."""
-    if len(values) == 1:
-        return (values[0],) * 3
-    return tuple(statistics.quantiles(values, n=4, method='inclusive'))
+    """Compute lower quartile, median and upper quartile of one or more values."""
+    return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
-def _named(found: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(('lower_quartile', 'median', 'upper_quartile'), found, strict=True))
+def _named(values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(('lower_quartile', 'median', 'upper_quartile'), values, strict=True))
 
 
-def _ratio(own: float, other: float) -> float:
-    return own / other if other else float('nan')
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference else float('nan')

@@ -17,15 +17,15 @@ aten = torch.ops.aten
 class PartFlops(TorchDispatchMode):
     """Counts the multiplications and additions of convolutions and matrix products, as a context.
 
-    That is what :mod:`torch.utils.flop_counter` counts, element-wise operations and RoI and deformable
-    operations of mmcv's not; but each by its part, and convolutions with groups as what they are.
+    Like :mod:`torch.utils.flop_counter`, it ignores element-wise operations and mmcv's RoI and
+    deformable operations; unlike it, it counts by part and handles grouped convolutions.
 
     Args:
-        parts: The parts that run.
+        parts: Tells which part runs.
 
     Attributes:
-        forward: Operations of the forward pass by part.
-        backward: Operations of the backward pass, with what is computed there again.
+        forward: Operations of the forward pass, by part.
+        backward: Operations of the backward pass, recomputation included.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -54,7 +54,7 @@ class PartFlops(TorchDispatchMode):
 def _conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *settings: Any, out_val: Any = None
 ) -> int:
-    """Count the gradients of a convolution: each costs what the convolution does, with groups too."""
+    """Count the gradients of a convolution: each costs as much as the convolution itself."""
     *_, transposed, _, _, needed = settings
     once = conv_flop_count(list(x.shape), list(weight.shape), list(grad.shape), transposed)
     return once * sum(needed[:2])
@@ -67,7 +67,7 @@ def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 def _cpu_attention_backward(
     _grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> int:
-    """Count five products where the forward pass has two, as the registry does on a GPU."""
+    """Count five products for two in the forward pass, as the registry does on a GPU."""
     return sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2
 
 

@@ -1,4 +1,4 @@
-"""The memory that a training step takes at its peak."""
+"""Measures the peak memory of a training step."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,11 +11,11 @@ KINDS = {
     'cuda': 'peak of the memory allocated on the GPU, with weights and optimizer',
     'cpu': 'peak of what is kept for the backward pass, without weights',
 }
-"""What is measured, by type of device."""
+"""What is measured on each type of device."""
 
 
 def peak_memory(step: Callable[[], object], device: torch.device, held_before: int) -> int:
-    """Measure the peak in bytes of a CUDA step, without ``held_before``, bytes that others hold."""
+    """Measure the peak of a step on a GPU in bytes, minus ``held_before``, held by other objects."""
     torch.cuda.reset_peak_memory_stats(device)
     step()
     torch.cuda.synchronize(device)
@@ -23,15 +23,15 @@ def peak_memory(step: Callable[[], object], device: torch.device, held_before: i
 
 
 class KeptForBackward:
-    """Measures what autograd keeps for the backward pass, as a context.
+    """Measures the memory that autograd keeps for the backward pass, as a context.
 
-    Tensors that share memory count once. What is computed again in the backward pass does not count.
+    Tensors that share memory count once; recomputation in the backward pass does not count.
 
     Args:
-        weights: Tensors that do not count.
+        weights: Tensors to leave out.
 
     Attributes:
-        peak: Bytes at the peak.
+        peak: Peak in bytes.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
@@ -48,7 +48,7 @@ class KeptForBackward:
         self.hooks.__exit__(*error)
 
     def count(self, tensor: Tensor, change: int) -> None:
-        """Count one use more (``change`` 1) or less (-1) of a tensor's memory."""
+        """Add (``change`` = 1) or remove (-1) one use of a tensor's memory."""
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
         if key in self.weights:
@@ -60,7 +60,7 @@ class KeptForBackward:
 
 
 class _Kept:
-    """A tensor that autograd keeps; it is counted as long as this lives."""
+    """A tensor that autograd keeps; it counts while this object lives."""
 
     def __init__(self, owner: KeptForBackward, tensor: Tensor) -> None:
         self.owner, self.tensor = owner, tensor

@@ -1,4 +1,4 @@
-"""Tells what part of a model the work of a training step is done for, watching it from outside."""
+"""Attributes the work of a training step to the parts of a model, watching it from outside."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -21,9 +21,9 @@ BACKBONE, NECK, HEAD, TEACHER, ADAPTER, LOSS, SECOND_HEAD, OTHER = PARTS = (
     'second head pass',
     'other',
 )
-"""The parts. ``head`` is the detector's loss without backbone and neck, and so has the assignment of
-labels; ``second head pass`` is the same on teachers' features. ``loss`` is the terms' without their
-adapters. ``other`` is preprocessing and the optimizer, and what a distiller does between its parts."""
+"""The parts. ``head``: the detector's loss without backbone and neck, label assignment included;
+``second head pass``: the same on teachers' features. ``loss``: the terms without their adapters.
+``other``: preprocessing, the optimizer, and what a distiller does between its parts."""
 
 LABEL = 'part: '
 
@@ -31,8 +31,9 @@ LABEL = 'part: '
 class Parts:
     """Follows the parts of a model while it trains, as a context.
 
-    Forward, they are known by hooks. Backward, by the autograd node that is at work: nodes are
-    numbered as they are made, and each part made a range of them. Each part is a label in profiles.
+    Hooks tell the running part in the forward pass. The running autograd node tells it in the
+    backward pass: nodes are numbered as they are made, and each part makes a range of them. Profiles
+    show each part as a label.
 
     Args:
         model: A detector or a distiller.
@@ -52,7 +53,7 @@ class Parts:
         return self.running[-1]
 
     def of_node(self, sequence_number: int) -> str:
-        """Name the part that an autograd node belongs to by its number."""
+        """Look up the part that made an autograd node."""
         return self.parts_of_nodes[bisect_right(self.first_nodes, sequence_number) - 1]
 
     def __enter__(self) -> 'Parts':
@@ -84,17 +85,13 @@ class Parts:
         self.num_passes = 0
 
     def _watch(self, module: nn.Module, part: str) -> None:
-        def enter(*_: Any) -> None:
-            self._enter(part)
-
-        def leave(*_: Any) -> None:
-            self._leave()
-
-        self.handles.append(module.register_forward_pre_hook(enter))
-        self.handles.append(module.register_forward_hook(leave, always_call=True))
+        self.handles += (
+            module.register_forward_pre_hook(lambda *_: self._enter(part)),
+            module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+        )
 
     def _watched_loss(self, loss: Callable) -> Callable:
-        """Watch the detector's loss, whose passes after the first are on teachers' features."""
+        """Watch the detector's loss; its passes after the first are on teachers' features."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._enter(SECOND_HEAD if self.num_passes else HEAD)
@@ -118,6 +115,6 @@ class Parts:
         self._note()
 
     def _note(self) -> None:
-        """Note whose the nodes are that are made from here on."""
+        """Attribute autograd nodes made from here on to the current part."""
         self.first_nodes.append(torch.autograd._get_sequence_nr())
         self.parts_of_nodes.append(self.current)

@@ -1,4 +1,4 @@
-"""A trace of one training step, and its operators by part."""
+"""Traces one training step and lists its operators by part."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..training_steps import Trainee
 from .parts import LABEL, OTHER, PARTS, Parts
 
-TOP = 8  # operators of each part that are listed
+TOP = 8  # operators listed per part
 BACKWARD = 'autograd::engine::evaluate_function'
 
 Operators = dict[str, Counter[str]]
@@ -22,11 +22,11 @@ def profile_step(trainee: Trainee, trace: Path) -> Operators:
     """Take a training step under the profiler.
 
     Args:
-        trainee: What trains; it has taken a step before.
-        trace: Where the trace is written to, for chrome://tracing or Perfetto.
+        trainee: The model in training, after its first step.
+        trace: File for the trace, to open in chrome://tracing or Perfetto.
 
     Returns:
-        The time of each operator by part, without what it calls: on the GPU, if there is one.
+        The time of each operator itself, without what it calls, by part; on the GPU if there is one.
     """
     on_gpu = trainee.device.type == 'cuda'
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -37,7 +37,7 @@ def profile_step(trainee: Trainee, trace: Path) -> Operators:
 
 
 def operators_by_part(events: list[FunctionEvent], parts: Parts, on_gpu: bool) -> Operators:
-    """Sum the time of operators."""
+    """Sum the operators' times."""
     operators: Operators = defaultdict(Counter)
     for event in events:
         if event.device_type == torch.autograd.DeviceType.CPU:
@@ -48,7 +48,7 @@ def operators_by_part(events: list[FunctionEvent], parts: Parts, on_gpu: bool) -
 
 
 def _part_of(event: FunctionEvent, parts: Parts) -> str:
-    """Name the part of an operator: by the label, or the autograd node, that it is inside of."""
+    """Find an operator's part by the label or the autograd node that it runs in."""
     around: Any = event
     while around is not None:
         if around.name.startswith(LABEL):
@@ -60,13 +60,13 @@ def _part_of(event: FunctionEvent, parts: Parts) -> str:
 
 
 def _device_time(event: FunctionEvent) -> float:
-    """Time of the kernels that an operator starts itself; torch renamed it in 2.4."""
+    """Read the time of an operator's own kernels; torch 2.4 renamed it."""
     names = ('self_device_time_total', 'self_cuda_time_total')
     return next(getattr(event, name) for name in names if hasattr(event, name))
 
 
 def operators_text(operators: Operators) -> str:
-    """List the parts with their time, and the operators that take most of it."""
+    """List the parts with their times, each with its slowest operators."""
     total = sum(map(Counter.total, operators.values())) or 1.0
     lines = []
     for part in PARTS:

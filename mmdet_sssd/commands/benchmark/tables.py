@@ -1,4 +1,4 @@
-"""The tables that a benchmark prints."""
+"""The tables of a benchmark."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from .parts import PARTS
 
 
 def cost_table(arms: Sequence[Costs], memory_kind: str) -> Table:
-    """Compare what steps cost; ratios are to the first arm."""
+    """List the costs of steps, with ratios to the first arm."""
     stock = arms[0]
     table = Table(
-        title=f'training steps; × is beside {stock.name}', caption=f'memory: {memory_kind}'
+        title=f'training steps; × is relative to {stock.name}', caption=f'memory: {memory_kind}'
     )
     table.add_column('arm')
     for name in ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'memory', '×'):
@@ -42,18 +42,17 @@ def flops_table(arms: Sequence[Costs]) -> Table:
     for part in PARTS:
         counts = [(x.flops_forward.get(part, 0), x.flops_backward.get(part, 0)) for x in arms]
         if any(map(any, counts)):
-            cells = (f'{there / 1e9:,.2f} + {back / 1e9:,.2f}' for there, back in counts)
+            cells = (f'{forward / 1e9:,.2f} + {back / 1e9:,.2f}' for forward, back in counts)
             table.add_row(part, *cells)
     return table
 
 
 def noise_note(arms: Sequence[Costs]) -> str | None:
-    """Say of which arms the times scatter too much to tell; None if of none."""
+    """Name the arms whose times scatter too much for a conclusion; None without any."""
     noisy = [x.name for x in arms if Ratios.of(x, arms[0]).is_noisy]
     if not noisy:
         return None
     return (
-        f'This machine was too noisy to tell how long {", ".join(noisy)} takes: half of the time '
-        f'ratios of paired steps lie more than {NOISE_BOUND:.0%} of their median apart. Take more '
-        '--steps, or a machine with nothing else to do.'
+        f'Step times of {", ".join(noisy)} are too noisy: the interquartile range of the ratios of '
+        f'paired steps is over {NOISE_BOUND:.0%} of their median. Use more --steps or an idle machine.'
     )

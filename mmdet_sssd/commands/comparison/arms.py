@@ -1,4 +1,4 @@
-"""The arms of a comparison: ways to train one detector, each a config made from the given one."""
+"""The arms of a comparison: ways to train one detector, each a config derived from the user's."""
 
 import copy
 import re
@@ -41,7 +41,7 @@ SHORT_NAMES = {
     'freeze_first': 'default_hooks.freeze_backbone.first',
     'lr': 'optim_wrapper.optimizer.lr',
 }
-"""Config keys that a sweep can name in short."""
+"""Short names of config keys, for changes and sweeps of arms."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Arm:
     """A way to train the detector.
 
     Attributes:
-        name: What it is called, in folders and tables.
-        root: What it starts from: ``'student'`` or ``'distiller'``.
-        changes: What is changed in that, one after the other, by dotted key.
+        name: Name in folders and tables.
+        root: The config it starts from: ``'student'`` or ``'distiller'``.
+        changes: Changes to that config, by dotted key, in order.
         match_time: The arm whose training time its schedule is stretched to, if any.
     """
 
@@ -68,7 +68,7 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
         arms_file: A config file with ``arms = dict(name=dict(base=…, cfg_options={…}))``.
 
     Raises:
-        ConfigError: if the file defines an arm in another form.
+        ConfigError: if the file does not define arms in this form.
     """
     definitions = Config.fromfile(BUILTIN_ARMS).arms.to_dict()
     if arms_file is None:
@@ -87,25 +87,25 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
 
 
 def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
-    """Look an arm up.
+    """Look up an arm.
 
     Args:
-        name: A defined name, or with changes: ``'sssd+distill_coef=3'``, ``'sssd+dim=channel+tau=2'``,
-            by the names of :data:`SHORT_NAMES` or dotted keys.
-        definitions: The arms that are defined.
+        name: A defined name, perhaps with changes: ``'sssd+distill_coef=3'``,
+            ``'sssd+dim=channel+tau=2'``. Their keys are :data:`SHORT_NAMES` or dotted keys.
+        definitions: The defined arms.
 
     Raises:
-        ConfigError: if there is none of that name, an arm is its own base, or a key is unknown.
+        ConfigError: if the name or a key is unknown, or an arm is its own base.
     """
     defined, *settings = name.split('+')
     changes = [_read_setting(setting) for setting in settings]
     match_time, seen = None, []
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
-            where = f', the base of arm {seen[-1]},' if seen else ''
+            place = f', the base of arm {seen[-1]}' if seen else ''
             raise ConfigError(
-                f'there is no arm {defined}{where} to start from; accepted: '
-                f'{", ".join(definitions)}, each also with changes like sssd+distill_coef=3'
+                f'unknown arm {defined}{place}; accepted: {", ".join(definitions)}, each also with '
+                'changes like sssd+distill_coef=3'
             )
         seen.append(defined)
         definition = definitions[defined]
@@ -119,11 +119,11 @@ def sweep_arms(sweep: str, base: str) -> list[str]:
     """Name an arm for each value of a sweep.
 
     Args:
-        sweep: Such as ``'distill_coef=1,3,10'``.
-        base: The arm that is changed.
+        sweep: Key and values, such as ``'distill_coef=1,3,10'``.
+        base: The arm to vary.
 
     Raises:
-        ConfigError: if it has another form.
+        ConfigError: if ``sweep`` has another form.
     """
     key, equals, values = sweep.partition('=')
     names = [f'{base}+{key}={value}' for value in values.split(',') if value]
@@ -136,23 +136,23 @@ def _read_setting(setting: str) -> dict[str, Any]:
     key, equals, text = setting.partition('=')
     if not equals or '/' in setting or not ('.' in key or key in SHORT_NAMES):
         raise ConfigError(
-            f'{setting!r} is no setting of an arm; accepted: KEY=VALUE without a slash, KEY a dotted '
-            f'key of the config or one of {", ".join(SHORT_NAMES)}'
+            f'an arm has the change {setting!r}; accepted: KEY=VALUE without a slash, where KEY is a '
+            f'dotted key of the config or one of {", ".join(SHORT_NAMES)}'
         )
     first, dot, rest = key.partition('.')
     return {SHORT_NAMES.get(first, first) + dot + rest: DictAction._parse_iterable(text)}
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
-    """Read what arms start from: the config of the detector alone, and with a distiller.
+    """Read the configs that arms start from: the detector alone, and with a distiller.
 
     Args:
-        config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or with a
+        config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or a
             distiller.
-        cfg_options: Changes to it.
+        cfg_options: Changes to it, by dotted key.
 
     Returns:
-        The two configs, by the names of :data:`ROOTS`.
+        The two configs, by :data:`ROOTS`.
 
     Raises:
         ConfigError: if the config cannot be read, changed or distilled.
@@ -180,26 +180,26 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
 
     Args:
         arm: The arm.
-        roots: What :func:`read_roots` gives.
-        cfg_options: The keys that were changed in the roots already.
+        roots: The result of :func:`read_roots`.
+        cfg_options: Keys that were changed in the roots already.
 
     Raises:
-        ConfigError: if the arm changes one of these keys, or what it changes is not there.
+        ConfigError: if the arm changes one of these keys too, or a change cannot be applied.
     """
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:
         for key in _leaf_keys(changes):
-            if clash := [given for given in cfg_options if f'{given}.'.startswith(f'{key}.')]:
+            if clash := [option for option in cfg_options if f'{option}.'.startswith(f'{key}.')]:
                 raise ConfigError(
-                    f'--cfg-options {clash[0]} would not reach arm {arm.name}, which sets {key}; '
-                    f'leave one of them out, or compare {arm.name}+{clash[0]}=VALUE'
+                    f'--cfg-options {clash[0]} has no effect on arm {arm.name}, which sets {key}; '
+                    f'drop one of the two, or compare {arm.name}+{clash[0]}=VALUE'
                 )
         _merge(cfg, changes, f'arm {arm.name}')
     return cfg
 
 
 def _leaf_keys(changes: dict[str, Any], start: str = '') -> Iterator[str]:
-    """Name what is really set, below dicts that are merged."""
+    """List the keys that changes set, inside merged dicts too."""
     for key, value in changes.items():
         if isinstance(value, dict) and not value.get('_delete_'):
             yield from _leaf_keys(value, f'{start}{key}.')
@@ -208,7 +208,7 @@ def _leaf_keys(changes: dict[str, Any], start: str = '') -> Iterator[str]:
 
 
 def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:
-    """Merge changes in, as ``--cfg-options`` are; a module of another type replaces what was there."""
+    """Merge changes like ``--cfg-options``; a module of another type replaces the old one."""
     changes = copy.deepcopy(changes)
     for key, value in changes.items():
         if isinstance(value, dict) and value_at(cfg, f'{key}.type') not in (
@@ -221,4 +221,4 @@ def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f'{where}: {", ".join(changes)} cannot be set ({error})') from error
     for _, part in nested_configs(cfg._cfg_dict):
-        part.pop('_delete_', None)  # mmengine leaves it where there was nothing to delete
+        part.pop('_delete_', None)  # mmengine keeps it if there was nothing to delete

@@ -1,9 +1,9 @@
-# The arms that `compare` knows, in the form that --arms-file takes too. An arm has
+# The built-in arms of `compare`, in the form that --arms-file takes too. An arm has
 #   base         another arm; or 'student', the detector of CONFIG alone; or 'distiller', CONFIG with
-#                its distiller, and if it has none with the one that `wrap` puts around it
-#   cfg_options  what changes in the base's config, as in --cfg-options; a dict of another type than
-#                what it is merged into replaces that
-#   match_time   an arm; the schedule is stretched until its steps take as long together as that arm's
+#                its distiller, or with the one that `wrap` adds
+#   cfg_options  changes to the base's config, as in --cfg-options; a dict with another type replaces
+#                the one it would be merged into
+#   match_time   an arm; the schedule is stretched to the training time of that arm
 JS = dict(type='JSDistanceLoss')
 STEP = dict(type='AdaptiveDistillCoefHook', policy='step')
 CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')

@@ -1,4 +1,4 @@
-"""The cells of a comparison, an arm trained with a seed: their configs and folders."""
+"""The cells of a comparison (an arm trained with a seed), with their configs and folders."""
 
 import copy
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from mmengine.config import Config
 from ...checkpoints import AtomicLocalBackend
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
+from ..custom_imports import with_imports
 from .locks import locked
 from .metrics import main_metric
 from .results import CellResult, ResultsFolder, plain_config
@@ -27,13 +28,13 @@ TEST_KEYS = {'test_dataloader', 'test_evaluator', 'test_cfg'}
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm that is trained with a seed.
+    """An arm trained with a seed.
 
     Attributes:
         arm: Name of the arm.
         seed: ``randomness.seed``.
         work_dir: Folder of the comparison, with logs and checkpoints.
-        results: The comparison's results, which are all that a report needs.
+        results: Folder of the comparison's results, all that a report needs.
     """
 
     arm: str
@@ -51,17 +52,17 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        """What the processes of the cell print."""
+        """The output of the cell's processes."""
         return self.folder / 'output.log'
 
     @property
     def result_file(self) -> Path:
-        """What is written when the cell is done."""
+        """The file of the cell's result."""
         return self.results.runs / self.arm / f'seed_{self.seed}.json'
 
     @property
     def result(self) -> CellResult | None:
-        """What came out of it, if it is done."""
+        """The result, if the cell is done."""
         return self.results.cells(self.arm).get(self.seed)
 
     @property
@@ -73,25 +74,25 @@ class Cell:
 
     @property
     def config_file(self) -> Path:
-        """The config that it is trained with; mmengine writes what it makes of it into the folder."""
+        """The config to train with; mmengine writes its resolved copy into the folder."""
         return self.folder.with_suffix('.py')
 
     def claimed(self, wait: float = 2) -> AbstractContextManager[bool]:
-        """Keep others from training it; they may share the work directory or the results.
+        """Lock the cell against others that share the work directory or the results.
 
         Args:
-            wait: For how many seconds to try. Others look whether it is free, which is soon over.
+            wait: Seconds to keep trying, as others briefly lock a cell to see whether it is free.
         """
         files = (self.folder.with_suffix('.lock'), self.result_file.with_suffix('.lock'))
         return locked(*files, wait=wait)
 
     def is_free(self) -> bool:
-        """Tell whether nobody trains it."""
+        """Tell whether nobody trains the cell."""
         with self.claimed(wait=0) as is_free:
             return is_free
 
     def config(self, cfg: Config) -> Config:
-        """Give the arm's config with this cell's seed and folder."""
+        """Make the cell's config from the arm's."""
         cfg = copy.deepcopy(cfg)
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': self.seed}
         cfg.work_dir = str(self.folder.absolute())
@@ -99,20 +100,19 @@ class Cell:
 
 
 def comparable_config(cfg: Config) -> Config:
-    """Give a config what all cells have in common.
+    """Add to a config what all cells share; model and training stay the same.
 
-    They can be preempted and resumed to where they were, keep their last checkpoint alone, log
-    metrics by the unit they are counted in and AP by class, and note time and memory. What the model
-    is and how it is trained stays.
+    Cells can be preempted and resumed exactly, keep only their last checkpoint, log metrics per epoch
+    or iteration, whichever the run counts, evaluate AP by class, and record time and memory.
 
     Raises:
-        ConfigError: if the config has no validation.
+        ConfigError: if the config has no training or no validation.
     """
     cfg = copy.deepcopy(cfg)
     cfg.pop('work_dir', None)
     for key in ('val_dataloader', 'val_evaluator', 'train_dataloader', 'train_cfg'):
         if not cfg.get(key):
-            raise ConfigError(f'{key} of the config is {cfg.get(key)!r}, and compare needs one')
+            raise ConfigError(f'{key} is {cfg.get(key)!r}; compare needs training and validation')
     cfg.default_hooks = _hooks(cfg.get('default_hooks') or {}, length(cfg)[0] == 'epoch')
     for split in ('val', 'test'):
         for _, evaluator in evaluator_configs(cfg, f'{split}_evaluator'):
@@ -124,22 +124,15 @@ def comparable_config(cfg: Config) -> Config:
     backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
     if cfg.get('visualizer') and not any(x['type'] == 'LocalVisBackend' for x in backends):
         cfg.visualizer.vis_backends = [*backends, dict(type='LocalVisBackend')]
-    given = cfg.get('custom_imports') or {}
-    imports = given.get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    cfg.custom_imports = {
-        'allow_failed_imports': False,
-        **given,
-        'imports': list(dict.fromkeys([*imports, *IMPORTS])),
-    }
+    cfg.custom_imports = with_imports(cfg, *IMPORTS)
     return cfg
 
 
-def _hooks(given: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
+def _hooks(configured: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
     hooks = {
         name: dict(hook)
-        for name, hook in given.items()
-        if hook and hook.get('type') != 'ExportStudentHook'  # compare has its own use of them
+        for name, hook in configured.items()
+        if hook and hook.get('type') != 'ExportStudentHook'  # students are not needed here
     }
     hooks.setdefault('logger', {'type': 'LoggerHook'})['log_metric_by_epoch'] = by_epoch
     hooks['timer'] = {'type': 'TrainingCostHook'}
@@ -156,42 +149,42 @@ def _hooks(given: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
 
 
 def keep_arm_config(results: ResultsFolder, arm: str, cfg: Config) -> None:
-    """Write an arm's config down, or make sure that it is the one its results came from.
+    """Write an arm's config, after checking that earlier results came from the same one.
 
     Raises:
-        ConfigError: if an arm that has results was trained with another config.
+        ConfigError: if the arm has results from another config.
     """
     cells = results.cells(arm).values()
     tested = any('test' in cell.metrics for cell in cells)
     if cells and (changed := describe_changes(results.config(arm), cfg, tested)):
         raise ConfigError(
-            f'arm {arm} has results in {results.path} that came from another config: {changed}. Give '
-            f'another --work-dir or --results, or remove {results.runs / arm}, and {arm} from '
-            f'{results.file}, to train the arm anew'
+            f'{results.path} has results of arm {arm} from another config; it differs in {changed}. '
+            f'Use another --work-dir or --results; or remove {results.runs / arm} and {arm} in '
+            f'{results.file} to train the arm again'
         )
     AtomicLocalBackend().put_text(cfg.pretty_text, str(results.config_file(arm)))
 
 
 def check_started(cell: Cell, cfg: Config) -> None:
-    """Make sure that a cell that was begun goes on with the same config.
+    """Check that a cell is resumed with the config it was started with.
 
     Raises:
-        ConfigError: if it was begun with another.
+        ConfigError: if the configs differ.
     """
     if cell.checkpoint and (changed := changes_since(cell.config_file, cell.config(cfg), False)):
         raise ConfigError(
-            f'{cell} was begun with another config: {changed}. Give another --work-dir, or remove '
-            f'{cell.folder} to train it anew'
+            f'{cell} was started with another config; it differs in {changed}. Use another '
+            f'--work-dir, or remove {cell.folder} to train the cell again'
         )
 
 
 def changes_since(path: Path, cfg: Config, tested: bool) -> str:
-    """Say in which keys a config differs from the one written to a file; empty if in none.
+    """List the keys in which a config differs from one in a file; empty if it is the same.
 
     Args:
-        path: The file; if there is none, nothing differs.
+        path: The file; if it does not exist, nothing differs.
         cfg: The config.
-        tested: Whether the data to test on counts too.
+        tested: Whether test data and evaluator count too.
     """
     if not path.is_file() or path.read_text(encoding='utf-8') == cfg.pretty_text:
         return ''
@@ -200,12 +193,12 @@ def changes_since(path: Path, cfg: Config, tested: bool) -> str:
 
 
 def describe_changes(old: dict[str, Any] | None, cfg: Config, tested: bool) -> str:
-    """Name the keys in which a config differs from another.
+    """List the keys in which a config differs from another.
 
     Args:
-        old: The other, as :func:`~.results.plain_config` has it; if None, nothing differs.
+        old: The other, as from :func:`~.results.plain_config`; if None, nothing differs.
         cfg: The config.
-        tested: Whether the data to test on counts too.
+        tested: Whether test data and evaluator count too.
     """
     if old is None:
         return ''
@@ -219,7 +212,7 @@ def describe_changes(old: dict[str, Any] | None, cfg: Config, tested: bool) -> s
 
 
 def _changed_keys(old: Any, new: Any, key: str = '') -> Iterator[str]:
-    """Name the dotted keys in which two configs differ."""
+    """List the dotted keys in which two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             yield from _changed_keys(old.get(name), new.get(name), f'{key}.{name}'.lstrip('.'))
@@ -228,13 +221,13 @@ def _changed_keys(old: Any, new: Any, key: str = '') -> Iterator[str]:
 
 
 def check_metrics(cell: Cell, metrics: dict[str, float]) -> None:
-    """Make sure that there is an AP among a cell's metrics.
+    """Check that a cell's metrics include an AP.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if they do not.
     """
     if main_metric(metrics) is None:
         raise ConfigError(
-            f'{cell}: no AP among the metrics {", ".join(metrics)}; accepted: an evaluator like '
-            'CocoMetric that gives bbox_mAP'
+            f'{cell}: the metrics {", ".join(metrics)} include no AP; accepted: an evaluator like '
+            'CocoMetric, which computes bbox_mAP'
         )

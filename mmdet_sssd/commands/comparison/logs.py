@@ -1,4 +1,4 @@
-"""Reads what mmengine logs of a run: the scalars of its visualizer."""
+"""Reads the scalars that mmengine's visualizer logs for a run."""
 
 import json
 from collections.abc import Iterator
@@ -22,5 +22,5 @@ def _rows(work_dir: Path, latest: bool = False) -> Iterator[dict]:
     paths = sorted(work_dir.glob('*/vis_data/scalars.json'))
     for path in paths[-1:] if latest else paths:
         text = path.read_text(encoding='utf-8')
-        for line in text[: text.rfind('\n') + 1].splitlines():  # without one that was cut off
+        for line in text[: text.rfind('\n') + 1].splitlines():  # skip an incomplete last line
             yield json.loads(line)

@@ -1,20 +1,20 @@
-"""Which of an evaluator's metrics are AP, by IoU, object size and class."""
+"""Finds AP among an evaluator's metrics, by IoU, object size and class."""
 
 import math
 import re
 from collections.abc import Mapping
 
 AP_NAMES = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'APs': '_s', 'APm': '_m', 'APl': '_l'}
-"""What the columns of the boxes' AP are called, and what the metric's name ends with."""
+"""Columns of box AP, with the endings of the metrics' names."""
 
 MASK_AP_NAMES = {'mask AP': '', 'mask AP50': '_50', 'mask AP75': '_75'}
-"""The same for masks."""
+"""Columns of mask AP."""
 
 MAIN = (r'bbox_mAP', r'bbox_AP', r'mAP', r'AP')  # CocoMetric, LVISMetric, VOCMetric …
 
 
 def main_metric(metrics: Mapping[str, float]) -> str | None:
-    """Find the name of the detector's AP, such as ``'coco/bbox_mAP'``; None if there is none."""
+    """Find the name of the detector's AP, such as ``'coco/bbox_mAP'``; None without one."""
     ours = [name for name in metrics if not name.startswith('teacher/')]
     for pattern in MAIN:
         for name in ours:
@@ -24,9 +24,9 @@ def main_metric(metrics: Mapping[str, float]) -> str | None:
 
 
 def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Give the metrics of :data:`AP_NAMES` and :data:`MASK_AP_NAMES` that there are, in percent.
+    """Collect the metrics of :data:`AP_NAMES` and :data:`MASK_AP_NAMES`, in percent.
 
-    Sizes of which there are no objects are left out (COCO's -1).
+    Sizes without objects (-1 in COCO) are left out.
     """
     main = main_metric(metrics)
     if main is None:
@@ -39,9 +39,9 @@ def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def class_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Give the box AP of each class, in percent, where the evaluator was ``classwise``.
+    """Collect the box AP of each class, in percent, if the evaluator was ``classwise``.
 
-    With masks there is none: CocoMetric keeps the masks' under the same names.
+    Empty with masks: CocoMetric stores their AP under the same names.
     """
     if any('segm_' in name for name in metrics):
         return {}

@@ -1,4 +1,4 @@
-"""What others report for a detector on COCO: mmdet's model zoo, and the papers."""
+"""AP reported by others for a detector on COCO: mmdet's model zoo, and the papers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Reported:
 
     Attributes:
         name: Name of the model.
-        metric: What was measured, such as ``'box AP'``.
+        metric: Name of the metric, such as ``'box AP'``.
         value: In percent.
     """
 
@@ -31,10 +31,10 @@ class Reported:
 
 
 def model_zoo_note(config: str) -> str:
-    """List, as Markdown, what model zoo and papers report for a config's detector.
+    """List, as Markdown, the AP that model zoo and papers report for a config's detector.
 
-    Of the model zoo that is the stock config which the config comes from, or if there is none those
-    with its detector and backbone; of the papers the latter.
+    From the model zoo, the stock config that the config inherits; without one, all configs with its
+    detector and backbone. From the papers, those with its detector and backbone.
 
     Args:
         config: A config file or a name like ``'mmdet::fcos/….py'``.
@@ -53,18 +53,18 @@ def model_zoo_note(config: str) -> str:
     ]
     return (
         f'{title}Trained and evaluated on COCO, by others: **not comparable** with the tables above '
-        'unless these are COCO too, with the same schedule. None of it was reproduced here.\n\n'
+        'unless these are COCO too, with the same schedule. Not reproduced here.\n\n'
         '| config | metric | reported | by |\n| --- | --- | --- | --- |\n' + '\n'.join(lines) + '\n'
     )
 
 
 def stock_names(config: str) -> list[str]:
-    """Name the configs that a config inherits, itself first, without this package's prefixes.
+    """List the configs that a config inherits, itself first, without this package's prefixes.
 
-    Those of ``_base_`` folders are parts, of which most is changed as likely as not: they are left out.
+    Files in ``_base_`` folders are left out: they are mere parts.
 
     Raises:
-        ConfigError: if one of them cannot be found.
+        ConfigError: if a config cannot be read.
     """
     paths = [path for path in _with_bases(config, '') if '_base_' not in path.parts]
     return [_without_prefix(path.stem) for path in paths]
@@ -92,7 +92,7 @@ def _is_alike(name: str, stock: list[str]) -> bool:
 
 
 def _reported(folder: Path) -> Iterator[Reported]:
-    """Read the results of all metafiles below a folder."""
+    """Read the results in the metafiles of a folder's subfolders."""
     for path in sorted(folder.glob('*/metafile.yml')):
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
         models = content.get('Models', []) if isinstance(content, dict) else content

@@ -1,4 +1,4 @@
-"""Shows how far a comparison is: a live display in a terminal, lines elsewhere."""
+"""Shows the progress of a comparison: live in a terminal, line by line elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from .cells import Cell
 from .logs import read_progress
 from .runs import Failure
 
-ROW_KEYS = {'epoch': 'epoch', 'iteration': 'step'}  # of mmengine's log; epochs in progress count
+ROW_KEYS = {'epoch': 'epoch', 'iteration': 'step'}  # in mmengine's log; epochs are counted from 1
 
 
 class ProgressDisplay:
     """Follows the cells of a comparison; a context.
 
     Args:
-        num_cells: How many cells there are to run.
-        console: Where to write.
+        num_cells: Number of cells to run.
+        console: Where to print.
 
     Attributes:
-        lengths: Length of each arm's runs: unit (``'epoch'`` or ``'iteration'``) and count; to be set
-            before the arm is run.
+        lengths: Length of each arm's runs, as unit (``'epoch'`` or ``'iteration'``) and count; the
+            caller sets it before the arm runs.
     """
 
     def __init__(self, num_cells: int, console: Console | None = None) -> None:
@@ -53,13 +53,13 @@ class ProgressDisplay:
     def update(
         self, running: Sequence[Cell], finished: Sequence[Cell], failures: Sequence[Failure]
     ) -> None:
-        """Show the present state; cells that were finished or failed once need not be named again."""
+        """Show the current state; cells that are over need to be listed only once."""
         rows = {cell: read_progress(cell.folder) for cell in running}
         fractions = {cell: self._fraction(cell, row) for cell, row in rows.items()}
         for cell in running:
             if cell not in self.done_before:
                 self.done_before[cell] = fractions[cell] if cell.checkpoint else 0.0
-                self._say(f'{cell}: {"goes on" if cell.checkpoint else "starts"}')
+                self._say(f'{cell}: {"resumed" if cell.checkpoint else "started"}')
         over = {**dict.fromkeys(finished, 'done'), **{x.cell: 'failed' for x in failures}}
         news = {cell: outcome for cell, outcome in over.items() if cell not in self.over}
         self.over.update(news)

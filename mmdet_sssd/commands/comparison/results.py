@@ -1,4 +1,4 @@
-"""The results of a comparison: a file for each cell that is trained, and one with all of them."""
+"""The results of a comparison: a file for each finished cell, and one with all of them."""
 
 import json
 from collections import defaultdict
@@ -15,25 +15,25 @@ from ...errors import ConfigError
 from ..step_times import StepTimes, read_step_times
 from .metrics import standard_metrics
 
-DEPTH = 4  # of what has a line of its own in the file: a key of a config, a seed
+DEPTH = 4  # of keys with a line of their own in the file, such as a config's keys and seeds
 
 
 @dataclass
 class CellResult:
-    """What came out of a cell.
+    """The result of a cell.
 
     Attributes:
         arm: Name of the arm.
-        seed: Its seed.
-        unit: What the curve counts in: ``'epoch'`` or ``'iteration'``.
-        iterations: How many training iterations there were.
-        train_seconds: What these took together, data loading included, validation not.
-        peak_memory: In MiB, see :func:`~.training_cost_hook.peak_memory`.
-        device: What it was trained on.
-        versions: Of this package and torch.
-        metrics: By split (``'val'``, ``'test'``), what the evaluators gave for the last checkpoint.
+        seed: The seed.
+        unit: Unit of the curve: ``'epoch'`` or ``'iteration'``.
+        iterations: Number of training iterations.
+        train_seconds: Their total time, with data loading and without validation.
+        peak_memory: MiB, see :func:`~.training_cost_hook.peak_memory`.
+        device: Name of the training device.
+        versions: Versions of this package and torch.
+        metrics: The evaluators' metrics for the last checkpoint, by split (``'val'``, ``'test'``).
         curve: AP at each validation in percent, by epoch or iteration.
-        step_seconds: The median iteration; None in results of version 0.1.
+        step_seconds: Time of the median iteration; None in results of version 0.1.
     """
 
     arm: str
@@ -49,46 +49,46 @@ class CellResult:
     step_seconds: float | None = None
 
     def write(self, path: Path) -> None:
-        """Write it to a file, whole or not at all, a line for each field."""
+        """Write the result to a file, atomically, one line per field."""
         AtomicLocalBackend().put_text(_as_json(asdict(self), 1) + '\n', str(path))
 
     @classmethod
     def read(cls, path: Path) -> 'CellResult':
-        """Read it back.
+        """Read a result from a file.
 
         Raises:
-            ConfigError: if the file is no result.
+            ConfigError: if the file has another content.
         """
         try:
             return cls(**json.loads(path.read_text(encoding='utf-8')))
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f'{path} is no result of compare ({error}); remove it to have the cell trained again'
+                f'{path} is not a result of compare ({error}); remove it to train the cell again'
             ) from error
 
     @property
     def median_seconds(self) -> float | None:
-        """The training time by the median iteration, which pauses hardly change."""
+        """Median iteration times number of iterations: the training time without pauses."""
         return None if self.step_seconds is None else self.step_seconds * self.iterations
 
     def ap(self, split: str) -> dict[str, float]:
-        """Give AP, AP50 … of a split in percent; empty if it was not evaluated."""
+        """Collect AP, AP50 … of a split in percent; empty without an evaluation."""
         return standard_metrics(self.metrics.get(split, {}))
 
 
 Results = Mapping[str, Mapping[int, CellResult]]
-"""Results by arm and seed, the arms in the order in which they are shown."""
+"""Results by arm and seed, the arms in the order of the tables."""
 
 
 @dataclass
 class ArmRecord:
-    """What is kept of an arm.
+    """An arm in the results.
 
     Attributes:
         cells: Results by seed.
-        config: What it was trained with, as JSON has it (lists for tuples); None if that is unknown.
+        config: The arm's config with lists for tuples, as in JSON; None if it is unknown.
         step_times: If its schedule was stretched to another arm's training time, the step times of
-            both, by arm; else None.
+            both, by arm; otherwise None.
     """
 
     cells: dict[int, CellResult] = field(default_factory=dict)
@@ -100,9 +100,9 @@ class ArmRecord:
 class ResultsFolder:
     """The folder with the results of a comparison.
 
-    A cell that is done is written below ``runs/``, beside its arm's config, so that several machines
-    can share the folder. :meth:`pack` gathers all that there is in ``results.json``, the one file to
-    keep. Both are read; what ``runs/`` has of a cell or an arm is what counts.
+    Finished cells are written below ``runs/``, beside their arm's config, so that several machines
+    can share the folder. :meth:`pack` gathers everything in ``results.json``, the one file to keep.
+    Both are read; ``runs/`` takes precedence.
 
     Attributes:
         path: The folder.
@@ -117,27 +117,27 @@ class ResultsFolder:
 
     @property
     def lock(self) -> Path:
-        """What is locked by the one machine that prepares or reports."""
+        """Lock file of the machine that prepares or reports."""
         return self.path / '.lock'
 
     @property
     def runs(self) -> Path:
-        """What is written while cells are trained, a folder for each arm."""
+        """Folder of finished cells, with a subfolder for each arm."""
         return self.path / 'runs'
 
     def config_file(self, arm: str) -> Path:
-        """Give the file that an arm's config is written to."""
+        """Return the file of an arm's config."""
         return self.runs / arm / 'config.py'
 
     def step_times_file(self, arm: str) -> Path:
-        """Give the file of the step times that an arm's schedule was stretched by."""
+        """Return the file of the step times that set the length of an arm's schedule."""
         return self.runs / arm / 'step_times.json'
 
     def read(self, arms: Iterable[str] | None = None) -> dict[str, dict[int, CellResult]]:
-        """Read the results that there are, by arm and seed, the arms in the order given.
+        """Read the results, by arm and seed.
 
         Args:
-            arms: Which arms; all that have results, the baseline first, if None.
+            arms: The arms, in this order; None reads all, the baseline first.
 
         Raises:
             ConfigError: if a file is broken.
@@ -161,23 +161,23 @@ class ResultsFolder:
         return self.read([arm]).get(arm, {})
 
     def config(self, arm: str) -> dict[str, Any] | None:
-        """Read the config of an arm, as JSON has it; None if it is unknown."""
+        """Read the config of an arm, with lists for tuples; None if it is unknown."""
         if self.config_file(arm).is_file():
             cfg = Config.fromfile(self.config_file(arm), import_custom_modules=False)
             return plain_config(cfg)
         return self._read_file()[1][arm].config
 
     def step_times(self, arm: str) -> dict[str, StepTimes] | None:
-        """Read the step times that an arm's schedule was stretched by; None if it was not."""
+        """Read the step times that set the length of an arm's schedule; None without any."""
         if self.step_times_file(arm).is_file():
             return read_step_times(self.step_times_file(arm))
         return self._read_file()[1][arm].step_times
 
     def pack(self, command: str | None = None) -> None:
-        """Gather all results in one file, which is written whole or not at all.
+        """Gather all results in one file, written atomically.
 
         Args:
-            command: What trained, as in a shell; None if nothing was trained.
+            command: The shell command that trained; None if nothing was trained.
 
         Raises:
             ConfigError: if a file is broken.
@@ -199,19 +199,18 @@ class ResultsFolder:
             return list(content['commands']), defaultdict(ArmRecord, _decoded(content['arms']))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f'{self.file} is no file of results ({type(error).__name__}: {error}); accepted: one '
-                'that compare wrote. Restore it, or remove it to go on with what is in '
-                f'{self.runs} alone'
+                f'{self.file} is not a results file of compare ({type(error).__name__}: {error}); '
+                f'restore it, or remove it to use {self.runs} alone'
             ) from error
 
 
 def plain_config(cfg: Config) -> dict[str, Any]:
-    """Turn a config into what JSON has: lists for tuples."""
+    """Convert a config to JSON's types, with lists for tuples."""
     return json.loads(json.dumps(cfg.to_dict(), default=str))
 
 
 def _encoded(arms: Mapping[str, ArmRecord]) -> dict[str, dict]:
-    """Turn arms into what is written."""
+    """Convert arms to JSON."""
     written, configs = {}, {}
     for name, arm in arms.items():
         entry = {}
@@ -229,14 +228,14 @@ def _encoded(arms: Mapping[str, ArmRecord]) -> dict[str, dict]:
 
 
 def _config_entry(config: dict[str, Any], others: Mapping[str, dict]) -> dict[str, Any]:
-    """Give a config whole, or what it changes in another arm's, whichever is shorter."""
+    """Encode a config whole, or as changes to another arm's, whichever is shorter."""
     entries = [{'config': config}]
     entries += [{'base': name, 'overrides': overrides(x, config)} for name, x in others.items()]
     return min(entries, key=lambda x: len(json.dumps(x)))
 
 
 def _decoded(written: Mapping[str, dict]) -> dict[str, ArmRecord]:
-    """Turn what :func:`_encoded` made back into arms."""
+    """Convert JSON from :func:`_encoded` back to arms."""
     arms: dict[str, ArmRecord] = {}
     for name, entry in written.items():
         config = entry.get('config')
@@ -249,7 +248,7 @@ def _decoded(written: Mapping[str, dict]) -> dict[str, ArmRecord]:
 
 
 def _as_json(content: Any, depth: int, indent: str = '') -> str:
-    """Write JSON with a line for each key down to a depth, and what is below on that line."""
+    """Format JSON with a line for each key down to a depth, and deeper content on that line."""
     if depth == 0 or not content or not isinstance(content, dict):
         return json.dumps(content)
     inner = indent + ' '

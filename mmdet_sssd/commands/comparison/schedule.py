@@ -1,4 +1,4 @@
-"""How long a config trains, and the same schedule in slow motion."""
+"""Reads the length of a config's schedule, and stretches it."""
 
 import copy
 import math
@@ -24,26 +24,26 @@ KINDS = (
     'ReduceOnPlateau',
     'Step',
 )
-"""The schedulers of mmengine and mmdet; each is there for ``LR``, ``Momentum`` or any parameter."""
+"""The schedulers of mmengine and mmdet, without ``LR``, ``Momentum`` or ``ParamScheduler``."""
 
 
 def length(cfg: Config) -> tuple[str, int]:
-    """Give the unit that a run is counted in, ``'epoch'`` or ``'iteration'``, and how many it has."""
+    """Read a run's length: its unit, ``'epoch'`` or ``'iteration'``, and their number."""
     if 'max_iters' in cfg.train_cfg:
         return 'iteration', cfg.train_cfg.max_iters
     return 'epoch', cfg.train_cfg.max_epochs
 
 
 def stretched(cfg: Config, factor: float) -> Config:
-    """Make a config train longer, with learning rates that change at the same fractions of the run.
+    """Make a config train longer; learning rates change at the same fractions of the run.
 
     Args:
-        cfg: The config; it is left as it is.
-        factor: How many times as long, > 0; the run has a whole number of epochs or iterations, one
-            or more, and its schedule is stretched as much as that.
+        cfg: The config; not changed.
+        factor: Factor > 0 of the length. The length is rounded to whole epochs or iterations, at
+            least one, and the schedule is stretched by the resulting ratio.
 
     Raises:
-        ConfigError: if a parameter scheduler is unknown, or its length is.
+        ConfigError: if a parameter scheduler is unknown, or has no known end but needs one.
     """
     cfg = copy.deepcopy(cfg)
     unit, count = length(cfg)
@@ -63,15 +63,15 @@ def stretched(cfg: Config, factor: float) -> Config:
 
 
 def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
-    """Stretch a scheduler in place; ``run`` is the run's length in what it counts, if that is known."""
+    """Stretch a scheduler in place; ``run`` is the run's length in its unit, infinite if unknown."""
     name = str(scheduler.get('type')).rpartition('.')[2]
     kind = re.sub(r'(LR|Momentum|ParamScheduler)$', '', name)
-    accepted = f'where a schedule is stretched (match_time), those named {", ".join(KINDS)}'
+    accepted = f'to stretch a schedule (match_time), schedulers named {", ".join(KINDS)}'
     check('param_scheduler.type', scheduler.get('type'), kind in KINDS and kind != name, accepted)
     begin = scheduler.get('begin', 0)
 
     def moved(offset: float) -> float:
-        """Move a point that is counted from ``begin``."""
+        """Stretch an offset from ``begin``."""
         return _scaled(begin + offset, ratio) - _scaled(begin, ratio)
 
     if kind == 'Step' and (scheduler['step_size'] * ratio).denominator > 1:
@@ -80,7 +80,7 @@ def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
         scheduler['step_size'] = int(scheduler['step_size'] * ratio)
     elif kind == 'Exponential':
         scheduler['gamma'] **= float(1 / ratio)
-    elif kind == 'ReduceOnPlateau':  # counts validations, of which there are more
+    elif kind == 'ReduceOnPlateau':  # counts validations, whose number grows
         scheduler['patience'] = round((scheduler.get('patience', 10) + 1) * ratio) - 1
         scheduler['cooldown'] = round(scheduler.get('cooldown', 0) * ratio)
     elif kind == 'CosineRestart':
@@ -97,7 +97,7 @@ def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
 
 
 def _name_steps(scheduler: dict[str, Any], name: str, run: float) -> None:
-    """Turn even steps, which would drift if each was rounded, into a list of milestones."""
+    """Turn even steps into milestones, as rounding each step would make them drift."""
     end = min(scheduler.get('end', math.inf), run)
     if math.isinf(end):
         raise ConfigError(f'of {name} is None; accepted: a number', 'param_scheduler.end')
@@ -107,7 +107,7 @@ def _name_steps(scheduler: dict[str, Any], name: str, run: float) -> None:
 
 
 def _scaled(value: float, factor: float) -> float:
-    """Scale a number of epochs or iterations; a whole number stays whole, and above 0."""
+    """Scale a number of epochs or iterations; whole numbers stay whole, and positive if they were."""
     if value % 1:
         return float(value * factor)
     return max(1, round(value * factor)) if value else 0

@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: means, intervals, paired differences."""
+"""Statistics over a handful of seeds: means, intervals, paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Estimate:
     """A mean over seeds and the t-interval around it.
 
     Attributes:
-        mean: The mean; NaN of no values.
+        mean: The mean; NaN without values.
         count: Number of seeds.
         low: Lower end of the 95% interval; None with one seed, or if all values are the same, which
-            says more about their rounding than about their spread.
+            tells more about their rounding than about their spread.
         high: Upper end.
     """
 
@@ -28,7 +28,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Half the length of the interval, if there is one."""
+        """Half the length of the interval; None without one."""
         return None if self.low is None else (self.high - self.low) / 2
 
 
@@ -46,19 +46,19 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Estimate the difference of two arms over the seeds that both have."""
+    """Estimate the difference of two arms over their common seeds."""
     seeds = sorted(values.keys() & baseline.keys())
     return estimate([values[seed] - baseline[seed] for seed in seeds])
 
 
 def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Estimate the ratio of two arms over the seeds that both have."""
+    """Estimate the ratio of two arms over their common seeds."""
     seeds = sorted(values.keys() & baseline.keys())
     return estimate([values[seed] / baseline[seed] for seed in seeds])
 
 
 def verdict(difference: Estimate, reference: str) -> str:
-    """Say in words what a difference to a reference is worth."""
+    """Interpret a difference to a reference in words."""
     if difference.count == 0:
         return f'no seed in common with {reference}'
     if difference.count == 1:

@@ -1,4 +1,4 @@
-"""Gives an arm as much training time as another: measures the steps of both."""
+"""Matches an arm's training time to another's, by the step times of both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +18,13 @@ def matched_step_times(
     folder: Path,
     results: ResultsFolder,
 ) -> dict[str, StepTimes]:
-    """Measure the steps of an arm and of the arm it is matched to, or read what was measured before.
+    """Measure the step times of an arm and of the arm it is matched to, or read earlier ones.
 
     Args:
-        measure: Measures config files into a file, with a log.
-        configs: The configs of the two arms, by name, the one that is matched first.
-        folder: Where they are written to.
-        results: What keeps the times; they are taken anew if a config is another than the one in
-            ``folder``.
+        measure: Measures config files and writes step times and a log to the two files.
+        configs: The configs of the two arms, by name; the matched arm first.
+        folder: Folder for these configs.
+        results: Folder of the step times; they are measured again if a config in ``folder`` differs.
     """
     files = {name: folder / f'{name}.py' for name in configs}
     arm = next(iter(configs))
@@ -39,7 +38,7 @@ def matched_step_times(
 
 
 def time_ratio(configs: Mapping[str, Config], times: Mapping[str, StepTimes]) -> float:
-    """Say how many times as long the second config trains as the first: median step × iterations."""
+    """Compute how much longer the second config trains than the first: median step × iterations."""
     seconds = []
     for name, cfg in configs.items():
         unit, count = length(cfg)
@@ -49,14 +48,14 @@ def time_ratio(configs: Mapping[str, Config], times: Mapping[str, StepTimes]) ->
 
 
 def match_note(times: Mapping[str, StepTimes]) -> str:
-    """Say how an arm's training time was matched.
+    """Describe how an arm's training time was matched.
 
     Args:
-        times: What was measured, of the arm and of the one that it is matched to.
+        times: Step times of the matched arm and of its reference.
     """
-    (arm, own), (rival, theirs) = times.items()
+    (arm, own), (reference, theirs) = times.items()
     return (
-        f'{arm} was given the training time of {rival}, whose steps take '
+        f'{arm} was given the training time of {reference}, whose steps take '
         f'×{theirs.median / own.median:.2f} as long: {theirs.median:.3g} s beside {own.median:.3g} s, '
         f'medians of {len(own.seconds)} steps of each, taken in turn in one process on one batch, '
         f'after {WARM_UP} to warm up, without data loading ({own.device}).'

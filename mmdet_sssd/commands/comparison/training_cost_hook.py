@@ -1,4 +1,4 @@
-"""What training costs in time and memory, kept in the checkpoints."""
+"""Records the time and memory of training in the checkpoints."""
 
 import re
 import resource
@@ -18,14 +18,14 @@ from mmengine.runner import Runner
 class TrainingCostHook(IterTimerHook):
     """Times iterations as mmengine does, without validation, and logs the peak memory.
 
-    mmengine counts the evaluation after validation as part of the next iteration of an iteration
-    loop. ``peak_memory`` is logged in MiB, see :func:`peak_memory`. Both are in each checkpoint's
-    message hub, for every iteration of the run, as ``train/time`` and ``train/peak_memory``; so is
-    the name of the ``device``.
+    In an iteration loop, mmengine's own hook counts the evaluation as part of the next iteration.
+    ``peak_memory`` is logged in MiB, see :func:`peak_memory`. The message hub, and so each
+    checkpoint, holds both for every iteration, as ``train/time`` and ``train/peak_memory``, and the
+    name of the ``device``.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Note what is trained on."""
+        """Record the device."""
         super().before_train(runner)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
         runner.message_hub.update_info('device', device)
@@ -41,20 +41,19 @@ class TrainingCostHook(IterTimerHook):
         data_batch: DATA_BATCH = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Note time and memory."""
+        """Record time and memory."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         runner.message_hub.update_scalar('train/peak_memory', peak_memory())
 
 
 def peak_memory() -> float:
-    """Measure in MiB: on a GPU what torch has allocated at most, else the process's largest size.
+    """Measure the peak in MiB: torch's allocated memory on a GPU, otherwise the resident set.
 
-    The latter is the resident set of the whole process, Python and validation included, without
-    worker processes.
+    The resident set is the whole process's, Python and validation included, without worker processes.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    try:  # the kernel's other counter starts with the size of the parent process
+    try:  # ru_maxrss starts with the size of the parent process
         status = Path('/proc/self/status').read_text(encoding='utf-8')
         return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**10
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Shows, level by level, what student and teacher make of an image and its labels."""
+"""Draws features and predictions of student and teacher for an image, level by level."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ from ...models.replay import fresh_samples
 
 CELL_WIDTH = 3.2  # inches
 DPI = 150
-IMAGE_WIDTH = round(CELL_WIDTH * DPI)  # pixels, so that text is drawn as large as it is shown
+IMAGE_WIDTH = round(CELL_WIDTH * DPI)  # pixels; the figure then shows text at its drawn size
 BACKGROUND = 0.4  # grey value between outlines and class colours
 
 
 @dataclass
 class ImageFeatures:
-    """What a distiller makes of one image, on the CPU. Boxes are in input pixels.
+    """Features and predictions of a distiller for one image, on the CPU. Boxes are in input pixels.
 
     Attributes:
         sample: The image's data sample, with its labels in ``gt_instances``.
         input_size: Height and width of the input, padding included.
         maps: By name, one map of shape (h_p, w_p) per level: the root mean square over channels of
-            the instance-normalised features, 1 on average. ``'student'`` are the neck's features;
-            ``'adapted student'`` and ``'teacher'`` are what the distillation loss compares;
-            ``'adapted student − teacher'`` is their difference.
+            the instance-normalised features, 1 on average. ``'student'``: the neck's features;
+            ``'adapted student'`` and ``'teacher'``: what the distillation loss compares;
+            ``'adapted student − teacher'``: their difference.
         regions: Per level, the objects' regions, in [0, 1], of shape (n, h_p, w_p).
-        soft_regions: Whether these have the share of each pixel that an object covers.
-        student_predictions: What the student predicts.
-        teacher_predictions: What the student's head predicts on the teacher's features.
+        soft_regions: Whether regions hold the share of each pixel that an object covers.
+        student_predictions: The student's predictions.
+        teacher_predictions: Predictions of the student's head on the teacher's features.
     """
 
     sample: DetDataSample
@@ -97,15 +97,15 @@ def look_at_features(
 def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float = 0.3) -> Figure:
     """Draw a grid with one row per feature level.
 
-    The first column has the image with its labels, with the student's predictions and with the
-    teacher's; then come the four maps, on one colour scale per row, with the labelled boxes, and the
-    regions onto which the teacher paints the objects. (mmengine's ``draw_featmap`` stretches each map
-    to its own range, so that two of them cannot be compared.)
+    The first column shows the image with its labels, the student's predictions and the teacher's;
+    the next ones the four maps with the labelled boxes, on one colour scale per row; the last one
+    the regions onto which the teacher paints the objects. (mmengine's ``draw_featmap`` stretches each
+    map to its own range, so maps could not be compared.)
 
     Args:
-        features: What :func:`look_at_features` found.
+        features: The result of :func:`look_at_features`.
         dataset_meta: Class names and palette of the data set.
-        score_thr: Least score of a prediction that is drawn, in [0, 1].
+        score_thr: Lowest score to draw, in [0, 1].
     """
     width, height = _content_size(features.sample)
     rows, columns = max(len(features.regions), 3), 2 + len(features.maps)
@@ -135,13 +135,13 @@ def _activity(feats: Tensor) -> Tensor:
 
 
 def _content_size(sample: DetDataSample) -> tuple[int, int]:
-    """Width and height of the image within the input."""
+    """Compute the image's width and height within the input."""
     (height, width), scale = sample.ori_shape, sample.get('scale_factor', (1, 1))
     return round(width * scale[0]), round(height * scale[1])
 
 
 def _class_colors(instances: InstanceData, dataset_meta: dict) -> list[tuple[float, ...]]:
-    """Give each object its class's colour, as the visualizer does."""
+    """Look up the colour of each object's class, as the visualizer does."""
     labels = instances.labels.tolist()
     palette = get_palette(dataset_meta.get('palette'), max(labels, default=0) + 1)
     return [tuple(channel / 255 for channel in palette[label]) for label in labels]
@@ -184,7 +184,7 @@ def _image_with(
 
 
 def _draw_maps(row: Sequence[Axes], maps: list[Tensor], features: ImageFeatures) -> AxesImage:
-    """Draw one level's maps on one scale; give one of them for the colour bar."""
+    """Draw one level's maps on one scale; returns one of them for the colour bar."""
     high = max(x.max().item() for x in maps) or 1  # a level of one pixel is normalised to 0
     for axes, values in zip(row, maps, strict=True):
         drawn = _draw_level(axes, values.numpy(), features, vmin=0, vmax=high)
@@ -194,7 +194,7 @@ def _draw_maps(row: Sequence[Axes], maps: list[Tensor], features: ImageFeatures)
 def _paint(regions: Tensor, colors: list[tuple[float, ...]]) -> np.ndarray:
     """Paint regions of shape (n, h, w) in their objects' colours, the smallest on top.
 
-    A pixel takes on as much of the colour as the object covers of it.
+    An object's colour is as opaque in a pixel as the share that the object covers.
     """
     picture = np.full((*regions.shape[1:], 3), BACKGROUND)
     sizes = regions.sum((1, 2))
@@ -211,11 +211,11 @@ def _draw_level(
     centred: bool = True,
     **kwargs: float,
 ) -> AxesImage:
-    """Draw a level of shape (h, w) or (h, w, 3) over the image without its padding, and the boxes.
+    """Draw a level of shape (h, w) or (h, w, 3) and the boxes, without the image's padding.
 
-    Pixel j is drawn around j · stride, as convolutions, anchors and binary regions have it, and the
-    last one is repeated up to the border; or unless ``centred`` from j · stride to (j + 1) · stride,
-    as soft regions have it.
+    If ``centred``, pixel j is drawn around j · stride, where convolutions, anchors and binary regions
+    place it, and the last one is repeated up to the border. Otherwise it is drawn from j · stride to
+    (j + 1) · stride, as soft regions place it.
     """
     height, width = features.input_size
     extent = (0, width, height, 0)

@@ -1,8 +1,7 @@
-"""Student and teacher features of labelled images, level by level, one picture per image."""
+"""Draws student and teacher features of labelled images, one picture per image."""
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from mmdet.registry import MODELS
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
@@ -20,33 +19,29 @@ from .labelled_images import find_labelled_images
 
 
 def draw_images(
-    config: str,
+    cfg: Config,
     checkpoint: str,
     images: list[str],
-    overrides: dict[str, Any] | None = None,
     out: Path = Path('visualized'),
     score_thr: float = 0.3,
     device: str = 'cpu',
 ) -> None:
-    """Draw what student and teacher make of images.
+    """Draw the features of student and teacher, a row per level.
 
     Args:
-        config: Config with an ``SSSDDistiller``.
+        cfg: The whole config, with an ``SSSDDistiller``.
         checkpoint: Checkpoint of its training, with the teacher.
         images: Images of the config's data sets: paths, or file names.
-        overrides: Changes to the config, by dotted key.
         out: Folder to write to.
-        score_thr: Least score that is drawn.
+        score_thr: Lowest score to draw.
         device: Device to run on.
 
     Raises:
-        ConfigError: if the model is no ``SSSDDistiller``, the checkpoint another's, or an image in
-            none of the data sets.
+        ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
+            model, or no data set lists an image.
     """
     loading.install()
     register_all_modules()
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(overrides or {})
     distiller = load_distiller(cfg, checkpoint).to(device).eval()
     use_masks = distiller.teachers['teacher'].use_masks
     infos = find_labelled_images(cfg, images)
@@ -63,19 +58,20 @@ def draw_images(
         features = look_at_features(distiller, data['inputs'], sample)
         path = out / f'{Path(sample.img_path).stem}.png'
         draw_features(features, distiller.dataset_meta, score_thr).savefig(path)
-        print(f'{sample.img_path} is drawn in {path}')
+        print(f'{path} shows {sample.img_path}')
 
 
 def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
-    """Build a config's distiller, with the weights of a checkpoint and its ``dataset_meta``.
+    """Build a config's distiller, with the weights and the ``dataset_meta`` of a checkpoint.
 
     Raises:
-        ConfigError: if the model is something else, or weights are missing or of another shape.
+        ConfigError: if the model is not an ``SSSDDistiller``, or a weight is missing or has another
+            shape.
     """
     if cfg.model.type not in ('SSSDDistiller', SSSDDistiller):
         raise ConfigError(
-            f'{cfg.filename} has model.type={cfg.model.type}; accepted: the config of an '
-            'SSSDDistiller, which has a teacher to look at'
+            f'{cfg.filename} has model.type={cfg.model.type}; accepted: SSSDDistiller, whose teacher '
+            'can be drawn. Without IMAGE, predictions of any detector are drawn'
         )
     distiller = MODELS.build(cfg.model)
     loaded = load_checkpoint(distiller, checkpoint, map_location='cpu')
@@ -85,8 +81,8 @@ def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
             found = tuple(weights[name].shape) if name in weights else 'none'
             raise ConfigError(
                 f'{checkpoint} does not belong to {cfg.filename}: the model needs {name} of shape '
-                f'{tuple(value.shape)}, found {found}; accepted: a checkpoint that training with this '
-                "config wrote (a stock detector's, or an exported student, has no teacher)"
+                f'{tuple(value.shape)}, found {found}; accepted: a checkpoint from training with '
+                'this config (stock checkpoints and exported students have no teacher)'
             )
     distiller.dataset_meta = loaded['meta']['dataset_meta']
     return distiller

@@ -8,7 +8,7 @@ from mmengine.dataset import BaseDataset
 from ...datasets.leaf_datasets import leaf_datasets
 from ...errors import ConfigError
 
-STAGES = ('val', 'test', 'train')  # the largest last: it is read only if it has to be
+STAGES = ('val', 'test', 'train')  # the largest last, to be read only if needed
 
 
 def find_labelled_images(cfg: Config, images: list[str]) -> list[dict]:
@@ -19,10 +19,10 @@ def find_labelled_images(cfg: Config, images: list[str]) -> list[dict]:
         images: Paths of images, or the last parts of their paths.
 
     Returns:
-        What the data sets know of each image, labels included, before any pipeline.
+        The data sets' information on each image, labels included, before any pipeline.
 
     Raises:
-        ConfigError: if an image is in none of the data sets.
+        ConfigError: if no data set lists an image.
     """
     found: dict[str, dict] = {}
     searched = []
@@ -34,15 +34,15 @@ def find_labelled_images(cfg: Config, images: list[str]) -> list[dict]:
     for image in images:
         if image not in found:
             raise ConfigError(
-                f'{image} is in none of the data sets of {cfg.filename}, which have the labels that '
-                f"the teacher's features are made from; looked at {', '.join(searched) or 'none'}; "
-                'accepted: the path, or the file name, of an image that one of them lists'
+                f'{image} is not in the data sets of {cfg.filename}, where the teacher finds labels '
+                f'(searched: {", ".join(searched) or "none"}); accepted: path or file name of an '
+                'image that one of them lists'
             )
     return [found[image] for image in images]
 
 
 def _datasets(cfg: Config) -> Iterator[BaseDataset]:
-    """Build the data sets of a config one after the other, each once."""
+    """Build a config's data sets one by one, each once."""
     seen: list[dict] = []
     for stage in STAGES:
         dataset = (cfg.get(f'{stage}_dataloader') or {}).get('dataset')

@@ -1,8 +1,6 @@
-"""Ground truth and predictions, side by side on some validation images."""
+"""Draws ground truth and predictions of validation images side by side."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,43 +17,41 @@ from ...checkpoints import loading
 from ...errors import ConfigError
 
 COLUMNS = 3
-CELL_HEIGHT = 240  # pixels; small images are drawn enlarged, so that the labels can be read
+CELL_HEIGHT = 240  # pixels; small images are enlarged, so that their labels are legible
 GAP = 6
 
 
 def draw_predictions(
-    config: str | os.PathLike,
-    checkpoint: str | os.PathLike,
+    cfg: Config,
+    checkpoint: str,
     num_images: int,
-    overrides: dict[str, Any] | None = None,
     out: Path = Path('visualized'),
     score_thr: float = 0.3,
     device: str = 'cpu',
 ) -> Path:
-    """Draw some validation images with their ground truth and what is predicted, into one picture.
+    """Draw ground truth and predictions of some validation images into one picture.
 
     Args:
-        config: Config with a ``val_dataloader``.
-        checkpoint: Checkpoint of the config, of training or not.
-        num_images: How many images.
-        overrides: Changes to the config, by dotted key.
+        cfg: The whole config of any detector, with a ``val_dataloader``.
+        checkpoint: A checkpoint of it.
+        num_images: Number of images.
         out: Folder to write to.
-        score_thr: Least score that is drawn.
+        score_thr: Lowest score to draw.
         device: Device to predict on.
 
     Returns:
-        The picture.
+        The picture's file.
 
     Raises:
         ConfigError: if the config has no validation data.
     """
     loading.install()
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(overrides or {})
     if not cfg.get('val_dataloader'):
-        raise ConfigError(f'{config} has no val_dataloader, whose images are drawn; name an IMAGE')
-    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer wants one
-    inferencer = DetInferencer(cfg, str(checkpoint), device=device, show_progress=False)
+        raise ConfigError(
+            f'{cfg.filename} has no val_dataloader to take images from; name an IMAGE'
+        )
+    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer needs one
+    inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
     visualizer.dataset_meta = dataset.metainfo
@@ -67,14 +63,16 @@ def draw_predictions(
     out.mkdir(parents=True, exist_ok=True)
     path = out / 'predictions.png'
     cv2.imwrite(str(path), grid(pictures))
-    print(f'{len(pictures)} images, ground truth left and predictions right, lie in {path}')
+    print(
+        f'{path} shows {len(pictures)} images, ground truth on the left, predictions on the right'
+    )
     return path
 
 
 def draw(
     inferencer: DetInferencer, visualizer: DetLocalVisualizer, info: dict, score_thr: float
 ) -> np.ndarray:
-    """Draw one image twice, with its ground truth and with what is predicted (BGR, uint8)."""
+    """Draw one image twice, with ground truth and with predictions (BGR, uint8)."""
     image = cv2.imread(info['img_path'])
     factor = CELL_HEIGHT / image.shape[0]
     (sample,) = inferencer(image, return_datasamples=True)['predictions']

@@ -1,7 +1,7 @@
-"""What has to change in a stock config for a data set of one's own or for masks, place by place.
+"""Lists what to change in a stock config for another data set or for masks, key by key.
 
-mmengine resolves values when it reads a config, so that one new ``data_root`` or ``num_classes`` at
-the top would not arrive where the old one was used.
+mmengine resolves values when it reads a config, so a new ``data_root`` or ``num_classes`` at its top
+would not reach the places that used the old one.
 """
 
 import os.path as osp
@@ -21,15 +21,15 @@ OTHER_CLASSES = ('rpn_head', 'semantic_head')  # their num_classes are not the o
 
 
 def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:
-    """List what the options change in the stock config, leaving out what is so already.
+    """List the options' changes to the stock config, without those that change nothing.
 
     Args:
         stock: The whole stock config.
         options: The options.
 
     Raises:
-        ConfigError: if the stock config's data set or heads cannot be changed like that, or the
-            annotation file that the classes are read from is none. The message names the key.
+        ConfigError: if the options do not apply to the stock config's data sets or heads, or the
+            classes cannot be read from the annotation file. The message names the key.
     """
     changes: Changes = {}
     for stage in ('train', 'val', 'test'):
@@ -53,7 +53,7 @@ def _datasets(stock: ConfigDict, stage: str) -> list[tuple[str, ConfigDict]]:
 
 
 def _data_changes(stock: ConfigDict, stage: str, options: WrappingOptions) -> Changes:
-    """List where a stage's data sets and evaluators find their files."""
+    """List the new paths of a stage's data sets and evaluators."""
     ann_file = options.train_ann if stage == 'train' else options.val_ann
     images = options.train_img if stage == 'train' else options.val_img
     datasets = _datasets(stock, stage)
@@ -63,7 +63,7 @@ def _data_changes(stock: ConfigDict, stage: str, options: WrappingOptions) -> Ch
         raise ConfigError(
             f'{stage}_dataloader has {len(datasets)} data sets '
             f'({", ".join(str(x.get("ann_file")) for _, x in datasets)}), so one annotation file or '
-            'image folder is ambiguous; start from a config with one'
+            'image folder is ambiguous; start from a config with one data set'
         )
     changes: Changes = {}
     for key, dataset in datasets:
@@ -91,7 +91,7 @@ def _annotation_path(key: str, dataset: ConfigDict, changes: Changes) -> str:
 def _classes(
     stock: ConfigDict, changes: Changes, options: WrappingOptions
 ) -> tuple[str, ...] | None:
-    """Take the class names from the options or the annotation file to train on."""
+    """Take the class names from the options or the training annotations."""
     if options.classes is not None:
         return tuple(options.classes)
     datasets = _datasets(stock, 'train')
@@ -123,9 +123,9 @@ def _class_count_keys(model: ConfigDict) -> list[str]:
         if 'num_things_classes' in part or 'language_model' in part:
             found = 'num_things_classes' if 'num_things_classes' in part else 'language_model'
             raise ConfigError(
-                f'{key}.{found}: the classes of a {model.type} are more than a number, so neither '
-                '--classes nor those of another data set can be put in; set them in a stock config '
-                'of your own and take that'
+                f'{key}.{found}: a {model.type} needs more than a number of classes, so neither '
+                '--classes nor another data set can set them; set them in a stock config of your '
+                'own and wrap that'
             )
     keys = [
         f'{key}.num_classes'
@@ -136,14 +136,14 @@ def _class_count_keys(model: ConfigDict) -> list[str]:
     ]
     if not keys:
         raise ConfigError(
-            f'model ({model.type}) has no num_classes in any of its heads, so classes cannot be put '
-            'in; set them in a stock config of your own and take that'
+            f'model ({model.type}) has no num_classes in any of its heads, so its classes cannot be '
+            'set; set them in a stock config of your own and wrap that'
         )
     return keys
 
 
 def _mask_changes(stock: ConfigDict) -> Changes:
-    """List the steps of the training pipelines that have to load masks."""
+    """Make the steps of the training pipelines that load annotations load masks."""
     changes = {
         f'{key}.with_mask': True
         for top in ('train_dataloader', 'custom_hooks')  # hooks can switch pipelines
@@ -152,7 +152,8 @@ def _mask_changes(stock: ConfigDict) -> Changes:
     }
     if not changes:
         raise ConfigError(
-            'train_dataloader has no LoadAnnotations step that could load masks, as --masks needs'
+            'train_dataloader has no LoadAnnotations step to load the masks for --masks; add one to '
+            'the pipeline'
         )
     return changes
 
@@ -160,6 +161,6 @@ def _mask_changes(stock: ConfigDict) -> Changes:
 def _check_is_coco(key: str, dataset: ConfigDict) -> None:
     if dataset.get('type') not in ('CocoDataset', CocoDataset):
         raise ConfigError(
-            f"{key}.type is {dataset.get('type')!r}; the options for one's own data and classes "
-            'accept: CocoDataset. Start from a COCO config'
+            f'{key}.type is {dataset.get("type")!r}; the options for data and classes accept: '
+            'CocoDataset. Start from a COCO config'
         )

@@ -1,4 +1,4 @@
-"""What a wrapped config can be given beside its stock config."""
+"""The settings of a wrapped config beside its stock config."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from ...errors import ConfigError
 
 SHARED_HOOKS = {
     'distill_coef': ('AdaptiveDistillCoefHook', 'λ follows the learning rate'),
-    'detach_student': ('DetachStudentHook', 'first 1/6: only the adapter learns from it'),
-    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: a pretrained backbone keeps still'),
+    'detach_student': ('DetachStudentHook', 'first 1/6: distilling trains only the adapter'),
+    'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: freezes a pretrained backbone'),
     'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
-    'check_dataset': ('CheckDatasetHook', 'wrong labels are found before training'),
+    'check_dataset': ('CheckDatasetHook', 'finds wrong labels before training'),
     'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
-    'preemption': ('PreemptionHook', 'a run that gets a signal saves and ends'),
+    'preemption': ('PreemptionHook', 'at a signal, a run saves and ends'),
     'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
 }
 """Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
@@ -25,7 +25,7 @@ SHARED_HOOKS = {
 
 @dataclass(frozen=True)
 class WrappingOptions:
-    """Settings of a wrapped config; None leaves each where it is in the stock config or our defaults.
+    """Settings of a wrapped config; None keeps the stock config's value or the default.
 
     Args:
         loss: ``distill_loss.type``.
@@ -37,16 +37,16 @@ class WrappingOptions:
         max_decays: ``max_decays`` of the λ hook; -1 for no limit.
         context_box: ``teacher.add_context_box``.
         detach_appearance: ``teacher.detach_appearance``.
-        masks: ``teacher.use_masks``; the training pipelines are made to load masks.
-        economy: Whether the model has ``economy=True``, the cheapest settings.
-        from_scratch: Whether to leave out the hook that keeps the backbone still at first.
+        masks: ``teacher.use_masks``; True also makes the training pipelines load masks.
+        economy: Whether to set ``economy=True``, the cheapest settings.
+        from_scratch: Whether to leave out the hook that freezes the backbone at first.
         data_root: Folder of a COCO-format data set.
-        train_ann: Annotation file to train on, in it.
-        val_ann: Annotation file to validate and test on, in it.
-        train_img: Image folder to train on, in it.
-        val_img: Image folder to validate and test on, in it.
-        classes: Class names; None reads them from the annotation file to train on if ``data_root``
-            or ``train_ann`` is given, and otherwise leaves the stock config's.
+        train_ann: Training annotation file in ``data_root``.
+        val_ann: Annotation file in ``data_root`` for validation and test.
+        train_img: Training image folder in ``data_root``.
+        val_img: Image folder in ``data_root`` for validation and test.
+        classes: Class names; None reads them from the training annotations if ``data_root`` or
+            ``train_ann`` is given, and keeps the stock config's otherwise.
     """
 
     loss: str | None = None
@@ -69,17 +69,17 @@ class WrappingOptions:
     classes: Sequence[str] | None = None
 
     def distiller(self) -> dict[str, Any]:
-        """Give the keys of ``model`` beside ``type`` and ``student`` that differ from the defaults.
+        """Make the keys of ``model`` that differ from the defaults, without type and student.
 
         Raises:
             ConfigError: if the loss has no such setting.
         """
-        loss = {'type': self.loss or 'JSDistanceLoss', **_given(dim=self.dim, tau=self.tau)}
+        loss = {'type': self.loss or 'JSDistanceLoss', **_without_none(dim=self.dim, tau=self.tau)}
         accepted = inspect.signature(MODELS.get(loss['type'])).parameters
         unknown = [f'--{key}' for key in loss if key != 'type' and key not in accepted]
         if unknown:
             raise ConfigError(f'{loss["type"]} has no {" and no ".join(unknown)}; leave it out')
-        teacher = _given(
+        teacher = _without_none(
             type='LabelEncoderTeacher',
             add_context_box=self.context_box,
             detach_appearance=self.detach_appearance,
@@ -87,7 +87,7 @@ class WrappingOptions:
         )
         teacher, loss = (without_defaults(x, MODELS) for x in (teacher, loss))
         del teacher['type']
-        return _given(
+        return _without_none(
             teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
@@ -95,18 +95,18 @@ class WrappingOptions:
         )
 
     def hooks(self) -> dict[str, dict]:
-        """Give the hooks, without arguments that are their classes' defaults."""
+        """Make the hooks, without arguments that equal the defaults."""
         hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
         limit = 1 if self.max_decays is None else self.max_decays
-        hooks['distill_coef'] |= _given(policy=self.policy, factor=self.factor)
+        hooks['distill_coef'] |= _without_none(policy=self.policy, factor=self.factor)
         hooks['distill_coef']['max_decays'] = None if limit == -1 else limit
         return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
 
 
 def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:
-    """Drop the arguments of a module's config that its class has as defaults."""
+    """Drop the arguments of a module's config that equal its class's defaults."""
     parameters = inspect.signature(registry.get(config['type'])).parameters
     return {
         key: value
@@ -115,5 +115,5 @@ def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, An
     }
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def _without_none(**settings: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Writes config values as Python source, laid out as ``ruff format`` would leave it."""
+"""Writes config values as Python source, in the style of ``ruff format``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ LINE_LENGTH = 100
 
 
 class Expression(str):
-    """Source text that is to be written as it is, not as a string."""
+    """Source text, to be written without quotes."""
 
 
 def source(value: Any) -> str:
@@ -24,7 +24,7 @@ def source(value: Any) -> str:
 
 
 def assignment(name: str, value: Any) -> str:
-    """Write ``name = value`` on one line, or with a line for each part of the value if too long."""
+    """Write ``name = value`` on one line or, if it is too long, each part of the value on its own."""
     line = f'{name} = {source(value)}'
     if len(line) <= LINE_LENGTH or not isinstance(value, (Mapping, list, tuple)):
         return line

@@ -1,11 +1,10 @@
-"""Writes the config that distills a stock config's detector."""
+"""Writes a config that distills a stock config's detector."""
 
 import copy
 import os.path as osp
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.config import Config, ConfigDict
@@ -17,6 +16,7 @@ from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, within
 from ...models.detectors.distiller import is_distiller
 from ...optimizers import StudentNames
+from ..custom_imports import PACKAGE, with_imports
 from .changes import Changes, stock_changes
 from .options import SHARED_HOOKS, WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source
@@ -27,29 +27,29 @@ def write_wrapped_config(
 ) -> list[str]:
     """Write a config that inherits a stock config and distills its model.
 
-    Nothing is left at ``out`` that has not been read back, compared with the stock config and, with
+    Before it is moved to ``out``, the config is read back, compared with the stock config and, with
     ``build``, built.
 
     Args:
         stock: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
-        out: The file to write; what is there is replaced.
-        options: What it is given beside the stock config. Defaults to nothing.
+        out: The file to write; an existing file is replaced.
+        options: Settings of the wrapped config. Defaults to none.
         build: Whether to build the distiller (without loading weights). Defaults to True.
 
     Returns:
-        What the user should know about it, one sentence each.
+        Notes for the user, one sentence each.
 
     Raises:
-        ConfigError: if the stock config cannot be read, is no detector's or one that is distilled
-            already, an option cannot be applied to it, or the distiller cannot be built.
+        ConfigError: if the stock config cannot be read, has no detector, or has a distiller already;
+            if an option cannot be applied; or if the distiller cannot be built.
     """
     options = options or WrappingOptions()
     if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
-        raise ConfigError(f'--out is {out}; accepted: another .py file than the stock config')
+        raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     stock_config = _read_stock(stock)
     changes = stock_changes(stock_config, options)
     settings = {
-        'custom_imports': _custom_imports(stock_config),
+        'custom_imports': with_imports(stock_config, PACKAGE),
         'model': {'type': 'SSSDDistiller', **options.distiller()},
         'default_hooks': options.hooks(),
     }
@@ -66,7 +66,7 @@ def write_wrapped_config(
 
 
 def read_config(name: str) -> Config:
-    """Read a whole config as one that inherits it does.
+    """Read a whole config the way a config that inherits it would.
 
     Args:
         name: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
@@ -85,9 +85,9 @@ def read_config(name: str) -> Config:
         except Exception as error:  # a config is a program
             if 'read_base' in str(error):
                 raise ConfigError(
-                    f'{name} is a new-style config (`with read_base()`), which mmengine lets no '
-                    'other style inherit; take the config of that name from mmdet:: or write its '
-                    'cfg.dump() to a file and take that'
+                    f'{name} is a new-style config (`with read_base()`), which mmengine does not let '
+                    'classic configs inherit; use the config of that name from mmdet::, or write its '
+                    'cfg.dump() to a file and use that'
                 ) from error
             raise ConfigError(
                 f'{name} cannot be read as a config ({type(error).__name__}: {error}); accepted: a '
@@ -103,18 +103,10 @@ def _read_stock(stock: str) -> ConfigDict:
         raise ConfigError(f'{stock} has no model.type; accepted: the whole config of a detector')
     if is_distiller(model):
         raise ConfigError(
-            f'{stock} is distilled already (model.type is {model["type"]}); inherit it, and override '
-            'model.student and the hooks there'
+            f'{stock} has a distiller already (model.type is {model["type"]}); inherit it, and '
+            'override model.student and the hooks there'
         )
     return config._cfg_dict
-
-
-def _custom_imports(stock: ConfigDict) -> dict[str, Any]:
-    """Add this package to what the stock config imports."""
-    imports = (stock.get('custom_imports') or {}).get('imports') or []
-    allow_failed = (stock.get('custom_imports') or {}).get('allow_failed_imports', False)
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    return {'imports': [*imports, 'mmdet_sssd'], 'allow_failed_imports': allow_failed}
 
 
 def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
@@ -132,7 +124,7 @@ def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
 
 
 def _changes_lines(changes: Changes) -> list[str]:
-    """Write what changes in the stock config, the class names once."""
+    """Write the changes to the stock config, the class names once."""
     if not changes:
         return []
     lines = []
@@ -145,7 +137,7 @@ def _changes_lines(changes: Changes) -> list[str]:
         elif classes is not None and key.endswith('.num_classes'):
             value = Expression('len(classes)')
         lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
-    comment = '# Changed wherever the stock config uses it: values are resolved as it is read.'
+    comment = '# Changed in every place: mmengine resolves values when it reads the stock config.'
     return [comment, *lines, '']
 
 
@@ -154,7 +146,7 @@ def _named_classes(changes: Changes) -> tuple[str, ...] | None:
 
 
 def _hook_lines(hooks: dict[str, dict]) -> list[str]:
-    """Write the hooks, each with what it is for: beside it, or above it if the line is too long."""
+    """Write the hooks, each with its comment: beside it, or above if the line is too long."""
     lines = []
     for name, hook in hooks.items():
         line, comment = f'    {name}={source(hook)},', f'# {SHARED_HOOKS[name][1]}'
@@ -164,7 +156,7 @@ def _hook_lines(hooks: dict[str, dict]) -> list[str]:
 
 
 def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
-    """Work out the whole wrapped config from the stock config."""
+    """Derive the whole wrapped config from the stock config."""
     expected = copy.deepcopy(stock)
     for key, value in changes.items():
         place, _, name = key.rpartition('.')
@@ -180,13 +172,12 @@ def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) ->
 
 
 def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
-    """Read the draft, compare it with what is meant, and build what was put around the student."""
+    """Read the draft, compare it with the expected config, and build hooks, loss and distiller."""
     config = Config.fromfile(path, import_custom_modules=False)
     other = [x for x in sorted({*config, *expected}) if config.get(x) != expected.get(x)]
     if other:
         raise ConfigError(
-            f'what wraps {stock} would differ from it in {", ".join(other)}, which was not asked for; '
-            'nothing was written'
+            f'{stock} cannot be wrapped: {", ".join(other)} would change too; nothing was written'
         )
     init_default_scope(config.get('default_scope', 'mmdet'))
     for hook in config.default_hooks.values():
@@ -211,12 +202,12 @@ def _check_builds(config: Config, stock: str) -> None:
     except Exception as error:
         raise ConfigError(
             f'the distiller of {stock} cannot be built ({type(error).__name__}: {error}); --no-build '
-            'writes it all the same'
+            'writes the config anyway'
         ) from error
 
 
 def starts_pretrained(stock: Config | ConfigDict) -> bool:
-    """Tell whether a config's detector starts from trained weights, all of it or a part."""
+    """Tell whether a config's detector, or a part of it, starts from trained weights."""
     return bool(stock.get('load_from')) or any(
         part.get('type') == 'Pretrained' or part.get('pretrained')
         for _, part in nested_configs(stock.model)
@@ -224,19 +215,19 @@ def starts_pretrained(stock: Config | ConfigDict) -> bool:
 
 
 def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
-    """Say what the user should know about a wrapped config."""
+    """Collect notes for the user of a wrapped config."""
     notes = []
     pretrained = starts_pretrained(stock)
     if not pretrained and not options.from_scratch:
         notes.append(
-            'the backbone starts from random weights here, so the hook freeze_backbone only costs '
-            'time; --from-scratch leaves it out'
+            'the backbone has no init_cfg with weights: if it starts from random ones, the hook '
+            'freeze_backbone only costs time; --from-scratch leaves it out'
         )
     if pretrained and options.from_scratch:
         notes.append(
-            'the stock config loads pretrained weights, and --from-scratch leaves only the hook '
-            'freeze_backbone out; to start from random weights set '
-            'model.student.backbone.init_cfg=None, and frozen_stages=-1 and norm_eval=False where the '
+            'the stock config loads pretrained weights; --from-scratch only leaves out the hook '
+            'freeze_backbone. To start from random weights, set '
+            'model.student.backbone.init_cfg=None, and frozen_stages=-1 and norm_eval=False if the '
             'backbone has them'
         )
     name = (stock.get('optim_wrapper') or {}).get('constructor')
@@ -245,7 +236,7 @@ def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
     if by_layer and not issubclass(constructor, StudentNames):
         notes.append(
             f'optim_wrapper.constructor is {name}, which finds layers by names that start with '
-            'backbone.; under model.student it may give every layer the same rate: see '
+            'backbone.; under model.student it may give every layer the same rate. See '
             'mmdet_sssd.optimizers.StudentNames'
         )
     return notes

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import check
 
-CHUNK = 2**22  # elements per step; the size of the temporaries
+CHUNK = 2**22  # elements processed at a time; the size of the temporaries
 CPU_CHUNK = 2**17  # the temporaries fit a CPU's cache
 
 
@@ -18,8 +18,7 @@ class _AdaptiveDistillSum(torch.autograd.Function):
     """Sum of the elements' losses, with its gradient.
 
     Automatic differentiation would keep ten maps of the logits' size or, with activation
-    checkpointing, take twice the time. Here the forward pass computes the gradient and keeps this one
-    map.
+    checkpointing, take twice the time. Here the forward pass computes the gradient and keeps only it.
     """
 
     @staticmethod
@@ -54,7 +53,7 @@ class _AdaptiveDistillSum(torch.autograd.Function):
 def _elements(
     z: Tensor, t: Tensor, alpha: float, beta: float, gamma: float, grad: Tensor
 ) -> Tensor:
-    """Compute each element's loss, and write its derivative by ``z`` to ``grad``."""
+    """Compute each element's loss, and write its derivative with respect to ``z`` to ``grad``."""
     log_p, log_not_p = F.logsigmoid(z), F.logsigmoid(-z)
     q, not_q = t.sigmoid(), t.neg().sigmoid_()
     positive, negative = log_p * -q, log_not_p * -not_q  # both parts of the cross-entropy
@@ -85,7 +84,7 @@ def soft_positive_count(teacher: Tensor, mask: Tensor | None = None, theta: floa
     Args:
         teacher: The teacher's logits, of any shape; q is their sigmoid.
         mask: Boolean tensor that broadcasts to that shape, true for counted elements. None: all.
-        theta: Exponent θ, > 0; the larger, the less uncertain elements count.
+        theta: Exponent θ, > 0; the larger it is, the less uncertain elements count.
 
     Returns:
         A scalar in float32 or wider, without gradient.
@@ -108,35 +107,26 @@ def adaptive_distill_loss(
     r"""Adaptive distillation loss between the logits of independent sigmoids.
 
     .. math:: \frac{1}{\max(1, \sum q^\theta)} \sum \left(1 - e^{-DL}\right)^\gamma
-        \left[-\alpha q \log p - (1 - \alpha)(1 - q) \log(1 - p)\right]
+        \left[-\alpha q \log p - (1 - \alpha)(1 - q) \log(1 - p)\right],
+        \quad DL = KL(q \| p) + \beta T(q)
 
-    with the student's probability p, the teacher's q, one pair per element (anchor × class), and
-
-    .. math:: DL = KL(q \| p) + \beta T(q) \ge 0, \quad T(q) = -q \log q - (1 - q) \log(1 - q)
-
-    (SAD, https://arxiv.org/abs/1901.00366). The weight is large for elements that are hard to learn
-    (the teacher is uncertain, T is large) and hard to mimic (KL is large), and nearly 0 for easy
-    background. The student's gradient also flows through the weight; with α = ½ it is 0 where p = q.
-    Teacher and normaliser get no gradient. Logarithms are natural, and 0 · log 0 = 0.
+    over elements with the student's probability p, the teacher's q and its entropy T(q) (SAD,
+    https://arxiv.org/abs/1901.00366). The weight is large where the teacher is uncertain or far from
+    the student, and gradients flow through it. Teacher and normaliser get none.
 
     Args:
         student: The student's logits, of any shape.
         teacher: The teacher's logits, of the same shape.
-        mask: Boolean tensor that broadcasts to that shape, true for counted elements, e.g. (B, N, 1)
-            for logits of N anchors × K classes (B, N, K). None: all. Other elements may have any
-            value.
-        alpha: Weight α of the positives' part, in [0, 1]; the negatives' is 1 - α.
-        beta: Weight β of the teacher's uncertainty, >= 0. With 1, DL is the cross-entropy; the paper's
-            code calls 1 - β LOSS_BETA.
-        gamma: Exponent γ, 0 or >= 1. With 0 the loss is the weighted cross-entropy; between 0 and 1
-            the gradient would be unbounded where p = q.
+        mask: Boolean tensor that broadcasts to that shape, true for counted elements. None: all.
+        alpha: Weight α of the positives' part, in [0, 1].
+        beta: Weight β of the teacher's uncertainty, >= 0. With 1, DL is the cross-entropy.
+        gamma: Exponent γ, 0 or >= 1; in between, the gradient would be unbounded where p = q.
         theta: Exponent θ of the normaliser, > 0.
         avg_factor: Replaces Σ q^θ in the normaliser max(1, ·), for callers that sum over levels or
-            average over ranks; see :func:`soft_positive_count`.
+            average over processes; see :func:`soft_positive_count`.
 
     Returns:
-        A scalar >= 0 in float32 or wider. Its gradient is finite for any finite logits; the loss is
-        finite unless the sum overflows.
+        A scalar >= 0 in float32 or wider, with a finite gradient for finite logits.
 
     Raises:
         ValueError: if the shapes of student and teacher differ.
@@ -146,10 +136,8 @@ def adaptive_distill_loss(
         tensor(0.0866)
     """
     if student.shape != teacher.shape:
-        raise ValueError(
-            'the adaptive distillation loss needs logits of the same shape; the student has '
-            f'{tuple(student.shape)}, the teacher {tuple(teacher.shape)}'
-        )
+        shapes = f'{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)'
+        raise ValueError(f'the logits have shapes {shapes}; accepted: equal shapes')
     if avg_factor is None:
         avg_factor = soft_positive_count(teacher, mask, theta)
     counts = student.new_ones((), dtype=torch.bool) if mask is None else mask
@@ -178,7 +166,7 @@ class AdaptiveDistillLoss(nn.Module):
         >>> loss = AdaptiveDistillLoss()
         >>> student, teacher = torch.randn(2, 100, 80), torch.randn(2, 100, 80)
         >>> valid = torch.ones(2, 100, 1, dtype=torch.bool)
-        >>> positives = soft_positive_count(teacher, valid, loss.theta)  # to be averaged over ranks
+        >>> positives = soft_positive_count(teacher, valid, loss.theta)  # average it over processes
         >>> loss(student, teacher, valid, avg_factor=positives).shape
         torch.Size([])
     """

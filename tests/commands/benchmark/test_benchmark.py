@@ -12,10 +12,10 @@ from mmdet_sssd.commands.benchmark.benchmark import (
     BenchmarkOptions,
     arm_configs,
     run_benchmark,
-    without_weights,
 )
 from mmdet_sssd.commands.benchmark.costs import Costs, Ratios, quartiles
 from mmdet_sssd.commands.benchmark.tables import noise_note
+from mmdet_sssd.commands.training_steps import without_weights
 
 from ...command import error_of
 from ...stock_detectors import stock_config
@@ -49,7 +49,7 @@ def test_a_noisy_machine_is_reported():
     stock = costs('baseline', [1.0, 1.0, 1.0], 10)
     calm, noisy = costs('calm', [2.0, 2.1, 2.0], 10), costs('wild', [2.0, 2.6, 3.0], 10)
     assert noise_note([stock, calm]) is None
-    assert 'too noisy to tell how long wild takes' in noise_note([stock, calm, noisy])
+    assert 'Step times of wild are too noisy' in noise_note([stock, calm, noisy])
     assert noisy.to_dict(stock)['ratios']['too_noisy'] is True
 
 
@@ -112,8 +112,8 @@ def test_mixed_precision_of_the_device(stock, device, wrapper):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(arms=['baseline', 'ssd']), 'there is no arm ssd'),
-        (dict(arms=['sssd', 'sssd']), '--arms has sssd twice'),
+        (dict(arms=['baseline', 'ssd']), 'unknown arm ssd'),
+        (dict(arms=['sssd', 'sssd']), '--arms lists sssd twice'),
         (dict(steps=0), '--steps is 0'),
         (dict(objects=-1), '--objects is -1'),
         (dict(shape=(10, 800)), '--shape is'),

@@ -6,10 +6,10 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdet_sssd.commands.benchmark.flops import PartFlops
-from mmdet_sssd.commands.benchmark.made_up_batch import SMALLEST, made_up_batch, random_boxes
 from mmdet_sssd.commands.benchmark.memory import KeptForBackward
 from mmdet_sssd.commands.benchmark.parts import PARTS, Parts
 from mmdet_sssd.commands.benchmark.profiling import TOP, operators_text, profile_step
+from mmdet_sssd.commands.random_batch import SMALLEST, random_batch, random_boxes
 from mmdet_sssd.commands.training_steps import Trainee
 
 from ...toy_detector import TOY_MODEL
@@ -21,7 +21,7 @@ ADAPTER = 3 * 2 * PIXELS * 8 * 8 * 9
 
 def toy_trainee(model) -> Trainee:
     cfg = Config(dict(model=model, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))))
-    return Trainee(cfg, lambda built: made_up_batch(built, (64, 64), 2, 3), 'cpu')
+    return Trainee(cfg, lambda built: random_batch(built, (64, 64), 2, 3), 'cpu')
 
 
 def flops_of(model) -> PartFlops:
@@ -103,7 +103,7 @@ def test_boxes_lie_in_the_image_and_are_of_all_sizes():
 @pytest.mark.parametrize('num_objects', [0, 5])
 def test_the_batch_is_the_same_for_stock_and_distilled(num_objects):
     one, other = (
-        made_up_batch(toy_trainee(model).model, (64, 96), 2, num_objects)
+        random_batch(toy_trainee(model).model, (64, 96), 2, num_objects)
         for model in (TOY_MODEL, TOY_MODEL['student'])
     )
     for x, y in zip(one['inputs'], other['inputs'], strict=True):

@@ -115,7 +115,7 @@ def test_options_reach_all_arms(configs):
 def test_an_option_that_an_arm_would_override_is_refused(configs):
     options = {'default_hooks.distill_coef.policy': 'step'}
     with pytest.raises(
-        ConfigError, match=r'policy would not reach arm lgd, which sets default_hooks'
+        ConfigError, match=r'policy has no effect on arm lgd, which sets default_hooks'
     ):
         configs_of(configs / 'distilled.py', 'lgd', options=options)
     options = {'default_hooks.distill_coef.factor': 3.0}  # beside what the arm sets
@@ -152,12 +152,12 @@ def test_arms_of_a_file(configs):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('ssd', r'there is no arm ssd to start from; accepted: baseline, config, sssd'),
-        ('sssd+coef=3', r"'coef=3' is no setting of an arm; accepted: .*distill_coef, loss, dim"),
-        ('sssd+tau', r"'tau' is no setting of an arm; accepted: KEY=VALUE"),
+        ('ssd', r'unknown arm ssd; accepted: baseline, config, sssd'),
+        ('sssd+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, loss, dim"),
+        ('sssd+tau', r"an arm has the change 'tau'; accepted: KEY=VALUE"),
         ('sssd+load_from.x=a/b', r'without a slash'),
-        ('orphan', r'there is no arm nobody, the base of arm orphan, to start from'),
-        ('loop', r'there is no arm loop, the base of arm loop, to start from'),
+        ('orphan', r'unknown arm nobody, the base of arm orphan; accepted'),
+        ('loop', r'unknown arm loop, the base of arm loop; accepted'),
     ],
 )
 def test_unknown_arms(name, message):

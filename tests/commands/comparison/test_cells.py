@@ -80,7 +80,7 @@ def test_model_data_and_schedule_stay_and_so_does_the_given_config():
 
 @pytest.mark.parametrize('key', ['val_dataloader', 'val_evaluator', 'train_cfg'])
 def test_a_config_without_validation_cannot_be_compared(key):
-    with pytest.raises(ConfigError, match=f'^{key} of the config is None, and compare needs one'):
+    with pytest.raises(ConfigError, match=f'^{key} is None; compare needs training'):
         comparable_config(Config({**GIVEN, key: None}))
 
 

@@ -43,8 +43,8 @@ def shown(cells, monkeypatch, **console):
 def test_lines_without_a_terminal(cells, monkeypatch):
     lines = [line.split(' ', 1)[1] for line in shown(cells, monkeypatch).splitlines()]
     assert lines == [
-        'sssd seed 0: starts',
-        'sssd seed 1: starts',
+        'sssd seed 0: started',
+        'sssd seed 1: started',
         'sssd seed 0: done; 1/3, about 0:00:40 left',
         'sssd seed 1: failed; 2/3, about 0:00:10 left',
     ]
@@ -54,4 +54,4 @@ def test_a_terminal_shows_cells_and_their_epochs(cells, monkeypatch):
     text = shown(cells, monkeypatch, force_terminal=True)
     assert 'all cells' in text
     assert '2/3, about 0:00:10 left' in text
-    assert 'starts' not in text
+    assert 'started' not in text

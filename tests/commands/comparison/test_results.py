@@ -138,9 +138,7 @@ def test_step_times_are_kept_with_their_arm(folder):
 def test_a_broken_file_is_named(folder, damage, found):
     folder.pack()
     folder.file.write_text(damage(folder.file.read_text()))
-    message = (
-        rf'results\.json is no file of results \({found}.*\); accepted: one that compare wrote'
-    )
+    message = rf'results\.json is not a results file of compare \({found}.*\); restore it'
     for use in (folder.read, folder.pack, lambda: folder.config('lgd')):
         with pytest.raises(ConfigError, match=message):
             use()

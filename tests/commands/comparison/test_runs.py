@@ -244,14 +244,14 @@ def test_results_of_another_config_are_not_mixed_in(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'arm arm has results in .* from another config: train_cfg\.max_epochs\.'
+        ConfigError, match=r'results of arm arm from another config; it differs in train_cfg\.max_'
     ):
         keep_arm_config(results, 'arm', other)
     tested = comparison.config
     tested.test_evaluator.ap = 0.5
     keep_arm_config(results, 'arm', tested)  # nothing was tested so far
     comparison.run(0, test=True)
-    with pytest.raises(ConfigError, match=r': test_evaluator\.ap\. Give another'):
+    with pytest.raises(ConfigError, match=r' test_evaluator\.ap\. Use another'):
         keep_arm_config(results, 'arm', cfg)
 
 
@@ -265,7 +265,8 @@ def test_what_was_packed_is_gone_on_with(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'from another config: train_cfg\.max_epochs\..*results\.json'
+        ConfigError,
+        match=r'from another config; it differs in train_cfg\.max_epochs\..*results\.json',
     ):
         keep_arm_config(results, 'arm', other)
     keep_arm_config(results, 'arm', cfg)
@@ -288,7 +289,8 @@ def test_a_run_does_not_go_on_with_another_config(comparison):
     other = comparison.config
     other.train_cfg.max_epochs = 3
     with pytest.raises(
-        ConfigError, match=r'arm seed 0 was begun with another config: train_cfg\.max'
+        ConfigError,
+        match=r'arm seed 0 was started with another config; it differs in train_cfg\.max',
     ):
         check_started(comparison.cell(0), other)
 
@@ -296,7 +298,7 @@ def test_a_run_does_not_go_on_with_another_config(comparison):
 def test_a_broken_result_is_named(comparison):
     comparison.run(0)
     comparison.cell(0).result_file.write_text('{"arm": 1')
-    with pytest.raises(ConfigError, match=r'seed_0\.json is no result of compare .* remove it'):
+    with pytest.raises(ConfigError, match=r'seed_0\.json is not a result of compare .* remove it'):
         comparison.result(0)
 
 

@@ -223,7 +223,7 @@ def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
             dict(config='x.py', against=['lgd']),
             r'--against: lgd is not among the arms; accepted: baseline, sssd$',
         ),
-        (dict(config='x.py', arms=['ssd']), r'there is no arm ssd to start from; accepted'),
+        (dict(config='x.py', arms=['ssd']), r'unknown arm ssd; accepted'),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
@@ -243,10 +243,10 @@ def test_options_that_do_not_go_together(options, message):
                 arms=['baseline', 'sssd', 'baseline_longer'],
                 cfg_options={'param_scheduler': [dict(type='WarmupHoldLR')]},
             ),
-            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: where a schedule is stretched",
+            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: to stretch a schedule",
         ),
         (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
-        (dict(cfg_options={'val_evaluator': None}), r'val_evaluator of the config is None'),
+        (dict(cfg_options={'val_evaluator': None}), r'val_evaluator is None'),
     ],
 )
 def test_configs_that_cannot_be_compared(config, tmp_path, options, message):

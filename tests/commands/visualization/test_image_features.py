@@ -63,7 +63,7 @@ def test_an_image_is_drawn_with_its_labels_in_input_pixels(monkeypatch, trained,
 def test_an_image_without_labels_is_named_with_what_was_searched(trained):
     config = changed_config(trained)
     message = error_of('visualize', config, trained / 'trained.pth', '000001.png', 'other.png')
-    assert message.startswith('other.png is in none of the data sets of')
+    assert message.startswith('other.png is not in the data sets of')
     assert 'val.json (4 images)' in message
     assert 'train.json (8 images)' in message
 
@@ -74,12 +74,12 @@ def test_an_image_without_labels_is_named_with_what_was_searched(trained):
         (
             dict(checkpoint='student.pth'),
             r'.*student\.pth does not belong to .*changed\.py: the model needs .* found none; '
-            'accepted: a checkpoint that training with this config wrote',
+            'accepted: a checkpoint from training with this config',
         ),
         (dict(checkpoint='none.pth'), r'checkpoint .*none\.pth cannot be found'),
         (
             dict(options={'model.type': 'RetinaNet'}),
-            r'.*changed\.py has model\.type=RetinaNet; accepted: the config of an SSSDDistiller',
+            r'.*changed\.py has model\.type=RetinaNet; accepted: SSSDDistiller',
         ),
         (
             dict(pipeline=[LOAD_IMAGE, PACK]),
@@ -88,7 +88,7 @@ def test_an_image_without_labels_is_named_with_what_was_searched(trained):
     ],
     ids=['exported student', 'no checkpoint', 'stock config', 'no labels'],
 )
-def test_what_is_no_distiller_s_is_refused(trained, changes, message):
+def test_anything_but_a_distiller_and_its_checkpoint_is_refused(trained, changes, message):
     checkpoint = trained / changes.pop('checkpoint', 'trained.pth')
     found = error_of('visualize', changed_config(trained, **changes), checkpoint, '000001.png')
     assert re.match(message, found)
@@ -98,5 +98,5 @@ def test_without_images_predictions_are_drawn_of_any_detector(trained, capsys):
     out = trained / 'predicted'
     command = ('visualize', changed_config(trained), trained / 'trained.pth', '--num-images', 2)
     assert run_command(*command, '--out', out, 'val_dataloader.dataset.indices=3')[0] == 0
-    assert '2 images, ground truth left' in capsys.readouterr().out
+    assert '2 images, ground truth on the left' in capsys.readouterr().out
     assert cv2.imread(str(out / 'predictions.png')).shape == (246, 2 * (480 + 6), 3)

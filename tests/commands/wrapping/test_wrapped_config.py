@@ -303,7 +303,11 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
         (RETINANET, dict(tau=-1.0), r'distill_loss\.tau is -1\.0; accepted: a number > 0'),
         (RETINANET, dict(factor=0.0), r'AdaptiveDistillCoefHook\.factor is 0\.0; accepted'),
         (RETINANET, dict(data_root='/nowhere'), r'/nowhere/annotations/instances_train2017\.json'),
-        (STOCK[1], dict(classes=('a',)), r'model\.panoptic_head\.num_things_classes: the classes'),
+        (
+            STOCK[1],
+            dict(classes=('a',)),
+            r'model\.panoptic_head\.num_things_classes: a Mask2Former',
+        ),
         (
             'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
             dict(train_ann='train.json'),
@@ -318,7 +322,7 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
         (
             'mmdet::mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py',
             dict(classes=('a',)),
-            r'model\.language_model: the classes of a GroundingDINO are more than a number',
+            r'model\.language_model: a GroundingDINO needs more than a number of classes',
         ),
     ],
 )
@@ -340,13 +344,13 @@ def test_a_model_that_cannot_be_distilled_is_refused_unless_it_is_not_built(tmp_
 def test_every_distiller_is_refused(tmp_path, kind):
     config = tmp_path / 'a.py'
     config.write_text(f"model = dict(type='{kind}', student=dict(type='RetinaNet'))")
-    with pytest.raises(ConfigError, match=rf'is distilled already \(model.type is {kind}\)'):
+    with pytest.raises(ConfigError, match=rf'has a distiller already \(model.type is {kind}\)'):
         write_wrapped_config(str(config), tmp_path / 'b.py')
 
 
 def test_distilled_and_new_style_configs_are_refused(tmp_path):
     wrapped_by(tmp_path)
-    with pytest.raises(ConfigError, match=r'wrapped\.py is distilled already .* inherit it'):
+    with pytest.raises(ConfigError, match=r'wrapped\.py has a distiller already .* inherit it'):
         write_wrapped_config(str(tmp_path / 'out/wrapped.py'), tmp_path / 'again.py')
     lazy = tmp_path / 'lazy.py'
     lazy.write_text(
@@ -365,12 +369,12 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     assert f'mmdet-sssd dry-run {out}' in capsys.readouterr().out
     written = out.read_text()
     assert "distill_coef=dict(type='AdaptiveDistillCoefHook', max_decays=2)" in written
-    assert error_of(*command) == f'--out {out} is there already; --force replaces it'
+    assert error_of(*command) == f'--out {out} exists already; --force replaces it'
     assert out.read_text() == written
     assert run_command(*command, '--force')[0] == 0
     assert out.read_text() != written
     stock = stock_file(tmp_path, '')
-    assert 'accepted: another .py file' in error_of('wrap', stock, '--out', stock, '--force')
+    assert 'accepted: a .py file other than' in error_of('wrap', stock, '--out', stock, '--force')
     assert os.path.getsize(stock) > 0
 
 
