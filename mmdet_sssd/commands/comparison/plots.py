@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from .arms import BASELINE
 from .metrics import AP_NAMES, MASK_AP_NAMES
-from .report import SPLITS, ArmSummary, has_differences, summarize
 from .results import CellResult, Results
 from .statistics import Estimate, estimate
+from .summary import SPLITS, ArmSummary, has_differences, summarize
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
 MARKERS = 'sD^vP*X<>'

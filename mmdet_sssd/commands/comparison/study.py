@@ -12,13 +12,15 @@ from ...errors import ConfigError
 from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
 from .cells import Cell, check_started, comparable_config, keep_arm_config
 from .locks import locked
-from .model_zoo import model_zoo_note
+from .model_zoo import model_zoo_section
+from .page import write_page
 from .plots import draw_plots
 from .progress import ProgressDisplay
-from .report import write_report
+from .report import comparison_report, write_numbers
 from .results import Results, ResultsFolder
 from .runs import CellRunner, Failure
 from .schedule import length, stretched
+from .summary import summarize_all
 from .time_match import match_note, matched_step_times, time_ratio
 from .training import VERSIONS, Training
 
@@ -44,6 +46,7 @@ class StudyOptions:
     split: str = 'val'
     report_only: bool = False
     model_zoo: bool = False
+    examples: int = 4
     against: list[str] = field(default_factory=list)
     command: str | None = None
 
@@ -211,13 +214,21 @@ class Study:
 
     def _report(self, results: Results) -> None:
         self.results.pack(None if self.options.report_only else self.options.command)
+        summaries = summarize_all(results, self.options.against)
+        write_numbers(self.results.path, results, summaries)
+        report = comparison_report(results, summaries)
         times = [self.results.step_times(arm) for arm in results]
-        notes = [match_note(x) for x in times if x]
+        report.remarks = [match_note(x) for x in times if x]
         if self.options.model_zoo:
-            notes.append(model_zoo_note(self.options.config))
-        print(write_report(self.results.path, results, notes, self.options.against))
-        for path in draw_plots(self.results.path, results):
+            report.sections.append(model_zoo_section(self.options.config))
+        print(report.write(self.results.path / 'report.md'))
+        plots = draw_plots(self.results.path, results)
+        for path in plots:
             print(f'drawn: {path}')
+        page = write_page(
+            report, self.results, results, plots, self.work_dir, self.options.examples
+        )
+        print(f'page: {page}')
 
 
 def _name_versions(versions: dict[str, str]) -> str:
