@@ -110,10 +110,11 @@ def _add_examples(report: Report, cells: Sequence[Cell], count: int) -> None:
     except Exception as error:  # whatever is wrong with data or weights, the report comes out
         report.examples_note = f'No example pictures: {type(error).__name__}: {error}'
         return
-    others = ', '.join(cell.arm for cell in chosen[1:])
+    first, *others = (cell.arm for cell in chosen)
+    lead = f'{", ".join(others)} lead{"s" if len(others) == 1 else " on average"}'
     report.examples_note = (
-        f'Images of the {SPLITS[split].partition(",")[0]} on which seed {seeds[0][0]} of {others} and '
-        f'of {chosen[0].arm} differ most in AP, in turn for the one and for the other. They were '
-        'picked for that, so they say nothing of the average. Drawn are boxes with a score of '
-        f'{LEAST_SCORE} or more; AP counts all boxes.'
+        f'{SPLITS[split].partition(",")[0].capitalize()}, seed {seeds[0][0]}: in turn an image where '
+        f'{lead} {first} most in AP, and one where {first} leads most. They were picked for that, so '
+        f'they say nothing about the average. Boxes with a score of {LEAST_SCORE} or more are drawn; '
+        'AP counts all.'
     )

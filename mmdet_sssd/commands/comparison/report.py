@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
 from ...checkpoints import AtomicLocalBackend
 from ...config_tree import rewritten
@@ -21,6 +22,9 @@ from .statistics import Estimate
 from .summary import SPLITS, ArmSummary, Summaries, has_differences, name_of, rivals
 
 MEDIAN_TIME = 'median step × iterations'
+PIXEL_RATIO = (
+    1.8  # of the plots on the page, so that they are sharp, and their text as large as its
+)
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,15 @@ class Report:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        environment.filters['data_uri'] = _data_uri
+        environment.filters |= {'data_uri': _data_uri, 'css_width': _css_width}
         text = environment.get_template(f'report{path.suffix}').render(vars(self))
         AtomicLocalBackend().put_text(text, str(path))
         return text
+
+
+def _css_width(plot: Path) -> int:
+    with Image.open(plot) as image:
+        return round(image.width / PIXEL_RATIO)
 
 
 def _data_uri(image: bytes | Path) -> str:

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from mmdet_sssd.commands.comparison.metrics import class_metrics, main_metric, standard_metrics
-from mmdet_sssd.commands.comparison.report import summarize, write_report
+from mmdet_sssd.commands.comparison.summary import summarize
 
-from .synthetic import result, results
+from .synthetic import result, results, write_report
 
 
 def row(text, arm):
