@@ -67,13 +67,17 @@ def _ends(order: np.ndarray, count: int) -> list[int]:
 
 
 def _predict(cell: Cell, cfg: Config, split: str, infos: Sequence[dict]) -> list[InstanceData]:
-    """Predict boxes on images, with the last checkpoint of a cell; they are in image pixels."""
+    """Predict boxes on images, in their pixels, with the last checkpoint of a cell."""
     cfg.test_dataloader = cfg[f'{split}_dataloader']
     cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer wants one
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     infer = DetInferencer(cfg, str(cell.checkpoint), device=device, show_progress=False)
-    samples = infer([info['img_path'] for info in infos], return_datasamples=True)['predictions']
-    return [sample.pred_instances.cpu() for sample in samples]
+    predictions = []
+    for info in infos:  # one by one: masks of many images would fill the memory
+        (sample,) = infer(info['img_path'], return_datasamples=True)['predictions']
+        x = sample.pred_instances.cpu()
+        predictions.append(InstanceData(bboxes=x.bboxes, labels=x.labels, scores=x.scores))
+    return predictions
 
 
 def image_aps(infos: Sequence[Mapping[str, Any]], found: Sequence[InstanceData]) -> list[float]:

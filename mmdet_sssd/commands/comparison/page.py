@@ -109,6 +109,7 @@ def _add_examples(report: Report, cells: Sequence[Cell], count: int) -> None:
         report.examples = find_examples(chosen, split, count)
     except Exception as error:  # whatever is wrong with data or weights, the report comes out
         report.examples_note = f'No example pictures: {type(error).__name__}: {error}'
+        print(report.examples_note)
         return
     first, *others = (cell.arm for cell in chosen)
     lead = f'{", ".join(others)} lead{"s" if len(others) == 1 else " on average"}'

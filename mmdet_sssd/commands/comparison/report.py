@@ -22,9 +22,7 @@ from .statistics import Estimate
 from .summary import SPLITS, ArmSummary, Summaries, has_differences, name_of, rivals
 
 MEDIAN_TIME = 'median step × iterations'
-PIXEL_RATIO = (
-    1.8  # of the plots on the page, so that they are sharp, and their text as large as its
-)
+PIXEL_RATIO = 1.9  # of plots on the page: their text is about as large as the page's
 
 
 @dataclass(frozen=True)
