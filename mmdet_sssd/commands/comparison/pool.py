@@ -1,4 +1,4 @@
-"""Pools comparisons: what to expect of an arm on a pair of detector and data set of one's own."""
+"""Pools comparisons: what to expect of an arm on your own pair of detector and data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class PooledArm:
     def difference(self, name: str) -> Estimate:
         """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
 
-        Each pair counts alike, however many seeds it has; the interval is Student's over the pairs'
-        means, so it has in it what varies from pair to pair.
+        Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
+        means, so it covers what varies from pair to pair.
         """
         return estimate([x.differences[name].mean for x in self._with(name)])
 
@@ -165,7 +165,7 @@ def draw_pool(pooled: Mapping[str, PooledArm], title: str, reference: str) -> Fi
             }
             for arm, x in pooled.items()
         },
-        [*studies, 'over pairs'],
+        (studies, ['over pairs']),
         f'difference of AP to {reference}',
-        title,
+        f'{title.capitalize()}\nmean, 95% t-interval',
     )

@@ -165,7 +165,7 @@ class Study:
         return [Cell(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
 
     def _check(self, configs: dict[str, Config]) -> None:
-        """Find out before anything is trained what could not be."""
+        """Refuse, before anything is trained, what could not be."""
         for name, cfg in configs.items():
             self._keep(name, cfg)
         if not self.options.dry_run:
@@ -178,7 +178,7 @@ class Study:
                     self.runner.dry_run(cells[0], cfg)
 
     def _keep(self, arm: str, cfg: Config) -> None:
-        """Write an arm's config down, or make sure that it is the one that was begun with."""
+        """Keep an arm's config, or make sure that its cells were begun with this one."""
         keep_arm_config(self.results, arm, cfg)
         for cell in self._cells(arm):
             check_started(cell, cfg)
@@ -205,7 +205,7 @@ class Study:
         return sum(not self.runner.training.is_done(cell) for cell in cells)
 
     def _note_versions(self) -> None:
-        """Say which results, next to new ones, are of other versions."""
+        """Say which results came from other versions than the new ones will."""
         arms = self.results.read(arm.name for arm in self.arms).values()
         found = {_name_versions(cell.versions) for cells in arms for cell in cells.values()}
         present = _name_versions(VERSIONS)
@@ -237,7 +237,7 @@ def _name_versions(versions: dict[str, str]) -> str:
 
 @contextmanager
 def _naming(arm: str, log: Path) -> Iterator[None]:
-    """Say in errors which arm they are about, and where more of them is."""
+    """Name the arm and its log in errors."""
     try:
         yield
     except ConfigError as error:
@@ -245,7 +245,7 @@ def _naming(arm: str, log: Path) -> Iterator[None]:
 
 
 def _check_test_data(cfg: Config) -> None:
-    """Make sure that there is something to test on that is not the validation data."""
+    """Make sure that there are test data, and other than the validation data."""
     for part in ('dataloader', 'evaluator', 'cfg'):
         if f'test_{part}' not in cfg:
             raise ConfigError(f'--split test needs test_{part} in the config; there is none')
