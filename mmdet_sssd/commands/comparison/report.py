@@ -223,28 +223,28 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
     intervals = sum(x.low is not None for x in differences)
     devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
     notes = [
-        'AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
-        'the number of seeds that both arms have. An interval that contains 0 is no evidence of a '
-        'difference, nor of there being none.',
-        'Of the last checkpoint, not the best: to choose on the data that one reports flatters.',
-        'Training time is the sum over iterations, without validation; other work on the machine '
-        f'adds to it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak, '
-        f'{_memory_kind(devices)}. All relative to the baseline with the same seed '
+        'AP in percent: the mean ± half the 95% t-interval over seeds. Δ: the mean difference with its '
+        '95% t-interval; n counts the seeds that both arms have. Where an interval contains 0, the '
+        'seeds neither show a difference nor rule one out.',
+        'All numbers are of the last checkpoint: the best one, chosen on the data that is reported, '
+        'would flatter each arm.',
+        'Training time sums up the iterations, without validation. Other work on the machine adds to '
+        f'it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak '
+        f'{_memory_kind(devices)}. Both are relative to the baseline with the same seed '
         f'({", ".join(devices)}).',
     ]
     if intervals > 1:
         notes.append(
-            f'{intervals} differences of AP have an interval, and each stands for itself: without '
-            f'any effect, about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
+            f'{intervals} differences of AP have an interval, each by itself: without any effect, '
+            f'about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
         )
     if BASELINE not in results:
-        notes.append('There is no result of the baseline yet, so there are no differences.')
+        notes.append('The baseline has no result yet, so there are no differences.')
     return notes
 
 
 def _memory_kind(devices: Sequence[str]) -> str:
-    on_cpu = "of the whole process in memory (Python's own included)"
-    on_gpu = 'of what torch allocated on the GPU'
+    on_cpu, on_gpu = 'of the whole process, Python included', 'that torch allocated on the GPU'
     return on_cpu if devices == ['CPU'] else on_gpu
 
 
