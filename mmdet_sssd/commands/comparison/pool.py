@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ...errors import ConfigError
 from .arms import BASELINE
-from .plots import draw_rows
+from .plots import DPI, draw_rows
 from .report import Report, Section, Table, difference_text, times_text
 from .results import ResultsFolder
 from .statistics import Estimate, estimate
@@ -109,7 +109,7 @@ def write_pool(
         for reference in references:
             if pooled := pool(folders, split, arms, reference):
                 plot = out / f'pool_{split}_{reference}.png'
-                draw_pool(pooled, title, reference).savefig(plot)
+                draw_pool(pooled, title, reference).savefig(plot, dpi=DPI)
                 heading = f'{title.capitalize()}: difference to {reference}'
                 sections.append(Section(heading, [_table(pooled)], plots=[plot]))
     if not sections:
