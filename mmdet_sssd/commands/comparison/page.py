@@ -13,6 +13,7 @@ from ...config_tree import value_at
 from ...datasets import leaf_configs
 from .arms import BASELINE
 from .cells import Cell
+from .examples import LEAST_SCORE, find_examples
 from .report import Report
 from .results import CellResult, Results, ResultsFolder
 from .summary import SPLITS
@@ -103,8 +104,6 @@ def _add_examples(report: Report, cells: Sequence[Cell], count: int) -> None:
     chosen = [cell for cell in kept if cell.seed == seeds[0][0]]
     chosen.sort(key=lambda cell: cell.arm != BASELINE)
     split = 'test' if all('test' in cell.result.metrics for cell in chosen) else 'val'
-    from .examples import LEAST_SCORE, find_examples  # slow to import, and not always needed
-
     try:
         report.examples = find_examples(chosen, split, count)
     except Exception as error:  # whatever is wrong with data or weights, the report comes out
