@@ -128,6 +128,13 @@ WHAT_IS_REPORTED = (
         is_flag=True,
         help="List beside it the AP of mmdet's model zoo and of the papers (COCO).",
     ),
+    click.option(
+        '--examples',
+        type=click.IntRange(min=0),
+        default=4,
+        show_default=True,
+        help='Images to draw for the page, with the predictions of each arm; 0: none.',
+    ),
 )
 
 
@@ -146,9 +153,9 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     """Train a detector in several ways with several seeds, and compare: does it help on my data?
 
     Every arm is trained with every seed on the same data and schedule, each run in a process of its
-    own. At the end: tables with intervals (Markdown, CSV, JSON) and plots. The same command again
-    goes on where it was stopped. CONFIG has a stock detector or a distiller; --report-only needs
-    none.
+    own. At the end: tables with intervals (Markdown, CSV, JSON), plots, and a page with all of it. The
+    same command again goes on where it was stopped. CONFIG has a stock detector or a distiller;
+    --report-only needs none.
 
     \b
     Examples:

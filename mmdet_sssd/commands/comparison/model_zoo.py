@@ -9,6 +9,7 @@ import yaml
 from mmengine.config import Config
 
 from ...errors import ConfigError
+from .report import Section, Table
 
 ZOO = Path(mmdet.__file__).parent / '.mim/configs'
 OURS = Path(__file__).parents[2] / '.mim/configs'
@@ -30,8 +31,8 @@ class Reported:
     value: float
 
 
-def model_zoo_note(config: str) -> str:
-    """List, as Markdown, the AP that model zoo and papers report for a config's detector.
+def model_zoo_section(config: str) -> Section:
+    """List what model zoo and papers report for a config's detector.
 
     From the model zoo, the stock config that the config inherits; without one, all configs with its
     detector and backbone. From the papers, those with its detector and backbone.
@@ -45,17 +46,16 @@ def model_zoo_note(config: str) -> str:
         *((x, "mmdet's model zoo") for x in [x for x in alike if x.name in stock] or alike),
         *((x, "the paper's authors") for x in _reported(OURS) if _is_alike(x.name, stock)),
     ]
-    title = '## What others report for this detector on COCO\n\n'
+    title = 'What others report for this detector on COCO'
     if not rows:
-        return f"{title}Neither mmdet's model zoo nor the papers list a {Path(config).stem}.\n"
-    lines = [
-        f'| {x.name} | {x.metric.partition(" (")[0]} | {x.value:.1f} | {who} |' for x, who in rows
-    ]
-    return (
-        f'{title}Trained and evaluated on COCO, by others: **not comparable** with the tables above '
-        'unless these are COCO too, with the same schedule. Not reproduced here.\n\n'
-        '| config | metric | reported | by |\n| --- | --- | --- | --- |\n' + '\n'.join(lines) + '\n'
+        text = f"Neither mmdet's model zoo nor the papers list a {Path(config).stem}."
+        return Section(title, text=text)
+    text = (
+        'Trained and evaluated on COCO, by others: not comparable with the tables above unless these '
+        'are COCO too, with the same schedule. None of it was reproduced here.'
     )
+    lines = [[x.name, x.metric.partition(' (')[0], f'{x.value:.1f}', who] for x, who in rows]
+    return Section(title, [Table(['config', 'metric', 'reported', 'by'], lines)], text)
 
 
 def stock_names(config: str) -> list[str]:

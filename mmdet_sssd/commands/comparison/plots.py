@@ -1,8 +1,8 @@
-"""Draws what came out of a comparison."""
+"""Plots of a comparison."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from .arms import BASELINE
 from .metrics import AP_NAMES, MASK_AP_NAMES
-from .report import SPLITS, ArmSummary, has_differences, summarize
 from .results import CellResult, Results
 from .statistics import Estimate, estimate
+from .summary import SPLITS, ArmSummary, has_differences, summarize
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
 MARKERS = 'sD^vP*X<>'
@@ -25,7 +25,7 @@ DPI = 150
 
 
 def draw_plots(folder: Path, results: Results) -> list[Path]:
-    """Draw all plots that the results have something for.
+    """Draw every plot that the results can fill.
 
     Args:
         folder: Where to write the PNG files.
@@ -96,51 +96,51 @@ def _draw_curve(
 def draw_differences(summaries: Mapping[str, ArmSummary], split: str) -> Figure:
     """Draw the differences to the baseline, overall, by object size and class; a panel for each arm."""
     rivals = {arm: x for arm, x in summaries.items() if arm != BASELINE and x.differences}
-    classes = _shown_classes(rivals.values())
     known = [*AP_NAMES, *MASK_AP_NAMES]
-    rows = [name for name in known if any(name in x.differences for x in rivals.values())]
-    names = [*rows, *classes]
-    height = 1.3 + 0.28 * len(names)
-    figure, panels = _panels(len(rivals), width=3.6, height=height, sharex=True, sharey=True)
-    styles = _styles(summaries)
-    for (arm, summary), axes in zip(rivals.items(), panels, strict=True):
-        values = [summary.differences.get(x) for x in rows]
-        values += [summary.class_differences.get(x) for x in classes]
-        _draw_estimates(axes, values, styles[arm][0])
-        axes.axvline(0, color=GREY, linewidth=1)
-        if classes:
-            axes.axhline(len(rows) - 0.5, color=GREY, linewidth=0.5)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(axis='x', alpha=0.3)
-        _head_panel(axes, f'{arm} (n={summary.differences["AP"].count})')
-    figure.supxlabel('difference of AP to the baseline', fontsize='medium')
-    intervals = 'mean of the paired differences, 95% t-interval'
-    figure.suptitle(f'{SPLITS[split].capitalize()}\n{intervals}', fontsize='medium')
-    return figure
+    names = [name for name in known if any(name in x.differences for x in rivals.values())]
+    arms = {
+        f'{arm} (n={x.differences["AP"].count})': {**x.class_differences, **x.differences}
+        for arm, x in rivals.items()
+    }
+    title = f'{SPLITS[split].capitalize()}\nmean of the paired differences, 95% t-interval'
+    label = 'difference of AP to the baseline'
+    return draw_rows(arms, (names, _shown_classes(rivals.values())), label, title)
 
 
 def draw_rows(
-    arms: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], label: str, title: str
+    arms: Mapping[str, Mapping[str, Estimate]],
+    groups: tuple[Sequence[str], Sequence[str]],
+    label: str,
+    title: str,
 ) -> Figure:
-    """Draw estimates by name from top to bottom, the last one set apart; a panel for each arm."""
+    """Draw estimates by name from top to bottom, a panel for each arm.
+
+    Args:
+        arms: Estimates by the panel's title and by name.
+        groups: The names, in two groups with a line between them.
+        label: What the estimates are.
+        title: The figure's title.
+    """
+    upper, lower = groups
+    names = [*upper, *lower]
     height = 1.3 + 0.28 * len(names)
     figure, panels = _panels(len(arms), width=3.6, height=height, sharex=True, sharey=True)
     styles = _styles(arms)
     for (arm, values), axes in zip(arms.items(), panels, strict=True):
         _draw_estimates(axes, [values.get(name) for name in names], styles[arm][0])
         axes.axvline(0, color=GREY, linewidth=1)
-        axes.axhline(len(names) - 1.5, color=GREY, linewidth=0.5)
+        if lower:
+            axes.axhline(len(upper) - 0.5, color=GREY, linewidth=0.5)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis='x', alpha=0.3)
         _head_panel(axes, arm)
     figure.supxlabel(label, fontsize='medium')
-    figure.suptitle(f'{title.capitalize()}\nmean, 95% t-interval', fontsize='medium')
+    figure.suptitle(title, fontsize='medium')
     return figure
 
 
-def _shown_classes(arms: Sequence[ArmSummary]) -> list[str]:
+def _shown_classes(arms: Collection[ArmSummary]) -> list[str]:
     """Choose the classes to draw: all, or those whose AP differs most."""
     largest: dict[str, float] = {}
     for arm in arms:
@@ -282,7 +282,7 @@ def _panels(count: int, width: float, height: float, **shared: bool) -> tuple[Fi
 
 
 def _head_panel(axes: Axes, title: str) -> None:
-    """Set a panel's title, of an arm's changes each on a line if it would run into the next panel's."""
+    """Set a panel's title; a long one gets a line for each change of the arm."""
     if len(title) > LONGEST_TITLE:
         title = title.replace('+', '\n+')
     axes.set_title(title, fontsize='large' if len(title) <= LONGEST_TITLE else 'medium')

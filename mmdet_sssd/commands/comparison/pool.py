@@ -1,4 +1,4 @@
-"""Pools comparisons: what to expect of an arm on a pair of detector and data set of one's own."""
+"""Pools comparisons: what to expect of an arm on your own pair of detector and data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError
 from .arms import BASELINE
-from .plots import draw_rows
-from .report import SPLITS, ArmSummary, difference_text, summarize, table, times_text
+from .plots import DPI, draw_rows
+from .report import Report, Section, Table, difference_text, times_text
 from .results import ResultsFolder
 from .statistics import Estimate, estimate
+from .summary import SPLITS, ArmSummary, summarize
 
 AP_NAMES = ('AP', 'AP50', 'AP75')
 
@@ -30,8 +30,8 @@ class PooledArm:
     def difference(self, name: str) -> Estimate:
         """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
 
-        Each pair counts alike, however many seeds it has; the interval is Student's over the pairs'
-        means, so it has in it what varies from pair to pair.
+        Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
+        means, so it covers what varies from pair to pair.
         """
         return estimate([x.differences[name].mean for x in self._with(name)])
 
@@ -89,7 +89,7 @@ def write_pool(
     arms: Iterable[str] | None = None,
     references: Sequence[str] = (BASELINE,),
 ) -> str:
-    """Write ``pool.md`` and a plot for each split and reference into a folder.
+    """Write ``pool.md``, the same as a page, and a plot for each split and reference into a folder.
 
     Args:
         out: The folder.
@@ -104,42 +104,48 @@ def write_pool(
         ConfigError: if there is nothing to pool.
     """
     out.mkdir(parents=True, exist_ok=True)
-    parts = []
+    sections = []
     for split, title in SPLITS.items():
         for reference in references:
-            pooled = pool(folders, split, arms, reference)
-            if pooled:
-                parts += [f'## {title.capitalize()}: difference to {reference}\n', _tables(pooled)]
-                draw_pool(pooled, title, reference).savefig(out / f'pool_{split}_{reference}.png')
-    if not parts:
+            if pooled := pool(folders, split, arms, reference):
+                plot = out / f'pool_{split}_{reference}.png'
+                draw_pool(pooled, title, reference).savefig(plot, dpi=DPI)
+                heading = f'{title.capitalize()}: difference to {reference}'
+                sections.append(Section(heading, [_table(pooled)], plots=[plot]))
+    if not sections:
         raise ConfigError(
             f'no arm shares a seed with {" or ".join(references)} in two of '
             f'{", ".join(map(str, folders))}'
         )
-    text = '\n'.join(['# Pooled comparisons\n', *parts, NOTES])
-    AtomicLocalBackend().put_text(text, str(out / 'pool.md'))
-    return text
+    report = Report('Pooled comparisons', sections, NOTES)
+    report.write(out / 'pool.html')
+    return report.write(out / 'pool.md')
 
 
-NOTES = """\
-- Of each pair of detector and data set: the mean of the differences paired by seed, with its 95%
-  t-interval and the number of seeds.
-- Over pairs: the mean of the pairs' means, each counted alike, with its 95% t-interval over pairs and
-  their number. It says what to expect of a pair of one's own, if these were drawn from the same lot.
-"""
+NOTES = [
+    'For each pair of detector and data set: the mean of the differences paired by seed, with its 95% '
+    't-interval and the number of seeds.',
+    "Over pairs: the mean of the pairs' means, each counted alike, with its 95% t-interval over pairs "
+    'and their number. It says what to expect of a pair of your own, if these were drawn from the '
+    'same lot.',
+]
 
 
-def _tables(pooled: Mapping[str, PooledArm]) -> str:
-    studies = list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
+def _table(pooled: Mapping[str, PooledArm]) -> Table:
     rows = [
-        [study, *(_cell(arm.studies.get(study)) for arm in pooled.values())] for study in studies
+        [study, *(_cell(arm.studies.get(study)) for arm in pooled.values())]
+        for study in _studies(pooled)
     ]
     rows += [
-        [f'**{name} over pairs**', *(difference_text(x.difference(name)) for x in pooled.values())]
+        [f'{name} over pairs', *(difference_text(x.difference(name)) for x in pooled.values())]
         for name in AP_NAMES
     ]
     rows.append(['pairs below 0', *(str(arm.below('AP')) for arm in pooled.values())])
-    return table(['Δ AP', *pooled], rows) + '\n'
+    return Table(['Δ AP', *pooled], rows)
+
+
+def _studies(pooled: Mapping[str, PooledArm]) -> list[str]:
+    return list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
 
 
 def _cell(summary: ArmSummary | None) -> str:
@@ -150,7 +156,7 @@ def _cell(summary: ArmSummary | None) -> str:
 
 def draw_pool(pooled: Mapping[str, PooledArm], title: str, reference: str) -> Figure:
     """Draw each arm's differences of AP, a row for each pair and one for the mean over pairs."""
-    studies = list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
+    studies = _studies(pooled)
     return draw_rows(
         {
             arm: {
@@ -159,7 +165,7 @@ def draw_pool(pooled: Mapping[str, PooledArm], title: str, reference: str) -> Fi
             }
             for arm, x in pooled.items()
         },
-        [*studies, 'over pairs'],
+        (studies, ['over pairs']),
         f'difference of AP to {reference}',
-        title,
+        f'{title.capitalize()}\nmean, 95% t-interval',
     )

@@ -1,178 +1,163 @@
-"""Writes what came out of a comparison: tables as Markdown, CSV and JSON."""
+"""Reports of comparisons: one structure, rendered as Markdown and as a page; and the bare numbers."""
 
+import base64
 import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
 from ...checkpoints import AtomicLocalBackend
 from ...config_tree import rewritten
 from .arms import BASELINE
-from .metrics import AP_NAMES, MASK_AP_NAMES, class_metrics
-from .results import CellResult, Results
-from .statistics import Estimate, estimate, paired_difference, paired_ratio, verdict
-
-SPLITS = {
-    'val': 'validation data, last checkpoint',
-    'test': 'test data, last checkpoint',
-}
+from .metrics import AP_NAMES, MASK_AP_NAMES
+from .results import Results
+from .statistics import Estimate
+from .summary import SPLITS, ArmSummary, Summaries, has_differences, name_of, rivals
 
 MEDIAN_TIME = 'median step × iterations'
+PIXEL_RATIO = 1.9  # of plots on the page: their text is about as large as the page's
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, with a line above it that may be empty."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ''
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of an arm, in a sentence.
+
+    Attributes:
+        kind: ``'better'`` or ``'worse'`` than the baseline, or ``'unclear'``.
+        claim: That in words.
+        evidence: The numbers behind it, and the costs.
+    """
+
+    kind: str
+    claim: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: Its heading.
+        tables: Its tables.
+        text: A paragraph above them; may be empty.
+        split: What its results are of, ``'val'`` or ``'test'``; empty if of neither.
+        findings: What the tables say, for the head of the page.
+        plots: PNG files, for the page.
+    """
+
+    title: str
+    tables: Sequence[Table] = ()
+    text: str = ''
+    split: str = ''
+    findings: Sequence[Finding] = ()
+    plots: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image as each arm sees it.
+
+    Attributes:
+        name: The image's file name.
+        panels: JPEG by caption.
+    """
+
+    name: str
+    panels: Mapping[str, bytes]
 
 
 @dataclass
-class ArmSummary:
-    """What the seeds of an arm say together, on one split, next to a reference arm.
+class Report:
+    """What a report says: the page all of it, the Markdown title, sections, notes and remarks.
 
     Attributes:
-        seeds: The seeds.
-        ap: AP, AP50 … in percent.
-        differences: The same minus the reference's, paired by seed.
-        class_differences: The AP of each class minus the reference's, paired by seed.
-        verdict: What the difference of AP is worth, in words; empty for the reference itself.
-        time_ratio: Training time relative to the reference's.
-        median_time_ratio: The same by the median iteration of each.
-        memory_ratio: Peak memory relative to the reference's.
+        title: The heading.
+        sections: The parts.
+        notes: What helps to read it, a sentence or two each.
+        remarks: Paragraphs at the end.
+        curves: A PNG file with the learning curves.
+        facts: What was compared, by name.
+        commands: What trained, as in a shell.
+        configs: Listings of the arms' configs, by title.
+        examples: Pictures.
+        examples_note: How the pictures were chosen, or why there are none.
     """
 
-    seeds: list[int]
-    ap: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    class_differences: dict[str, Estimate]
-    verdict: str
-    time_ratio: Estimate
-    median_time_ratio: Estimate
-    memory_ratio: Estimate
+    title: str
+    sections: list[Section]
+    notes: list[str]
+    remarks: list[str] = field(default_factory=list)
+    curves: Path | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    configs: dict[str, str] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+    examples_note: str = ''
+
+    def write(self, path: Path) -> str:
+        """Write the report, as Markdown or as a page, by the suffix ``.md`` or ``.html``.
+
+        Returns:
+            What was written.
+        """
+        environment = Environment(
+            loader=PackageLoader(__package__),
+            autoescape=select_autoescape(['html']),
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        environment.filters |= {'data_uri': _data_uri, 'css_width': _css_width}
+        text = environment.get_template(f'report{path.suffix}').render(vars(self))
+        AtomicLocalBackend().put_text(text, str(path))
+        return text
 
 
-Summaries = Mapping[str, ArmSummary]
-"""Summaries by arm, relative to one of them."""
+def _css_width(plot: Path) -> int:
+    with Image.open(plot) as image:
+        return round(image.width / PIXEL_RATIO)
 
 
-def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[str, ArmSummary]:
-    """Summarise each arm that has results of a split, next to a reference arm."""
-    have = {
-        arm: {seed: cell for seed, cell in cells.items() if cell.ap(split)}
-        for arm, cells in results.items()
-    }
-    return {arm: _summary(have, arm, reference, split) for arm, cells in have.items() if cells}
+def _data_uri(image: bytes | Path) -> str:
+    content = image.read_bytes() if isinstance(image, Path) else image
+    kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def _summary(have: Results, arm: str, reference: str, split: str) -> ArmSummary:
-    def by_class(cell: CellResult) -> dict[str, float]:
-        return class_metrics(cell.metrics[split])
-
-    cells, rivals = have[arm], have.get(reference, {})
-    columns = _columns(cells, lambda cell: cell.ap(split))
-    differences = _differences(cells, rivals, lambda cell: cell.ap(split))
-    worth = verdict(differences.get('AP', estimate([])), _name(reference))
-    return ArmSummary(
-        seeds=list(cells),
-        ap={name: estimate(list(values.values())) for name, values in columns.items()},
-        differences=differences,
-        class_differences=_differences(cells, rivals, by_class),
-        verdict='' if arm == reference else worth,
-        time_ratio=_ratio(cells, rivals, 'train_seconds'),
-        median_time_ratio=_ratio(cells, rivals, 'median_seconds'),
-        memory_ratio=_ratio(cells, rivals, 'peak_memory'),
-    )
-
-
-def _columns(
-    cells: Mapping[int, CellResult], read: Callable[[CellResult], dict[str, float]]
-) -> dict[str, dict[int, float]]:
-    """Turn what is read off each cell into values by seed for each name."""
-    rows = {seed: read(cell) for seed, cell in cells.items()}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return {name: {s: row[name] for s, row in rows.items() if name in row} for name in names}
-
-
-def _differences(
-    cells: Mapping[int, CellResult],
-    reference: Mapping[int, CellResult],
-    read: Callable[[CellResult], dict[str, float]],
-) -> dict[str, Estimate]:
-    ours, theirs = _columns(cells, read), _columns(reference, read)
-    return {name: paired_difference(ours[name], theirs[name]) for name in ours if name in theirs}
-
-
-def _ratio(
-    cells: Mapping[int, CellResult], reference: Mapping[int, CellResult], name: str
-) -> Estimate:
-    ours, theirs = (
-        {seed: value for seed, cell in x.items() if (value := getattr(cell, name)) is not None}
-        for x in (cells, reference)
-    )
-    return paired_ratio(ours, theirs)
-
-
-def write_report(
-    folder: Path, results: Results, notes: Sequence[str] = (), against: Sequence[str] = ()
-) -> str:
-    """Write ``report.md``, ``report.csv`` (a row per cell) and ``report.json`` into a folder.
-
-    Args:
-        folder: The folder.
-        results: What came out.
-        notes: Paragraphs of Markdown to put at the end.
-        against: Arms to list the differences to, after those to the baseline.
-
-    Returns:
-        The Markdown.
-    """
-    summaries = {
-        split: {name: summarize(results, split, name) for name in (BASELINE, *against)}
-        for split in SPLITS
-        if any(cell.ap(split) for cells in results.values() for cell in cells.values())
-    }
-    text = '\n'.join([markdown(results, summaries), *(f'{note}\n' for note in notes)])
-    put = AtomicLocalBackend().put_text
-    put(text, str(folder / 'report.md'))
-    put(as_csv(results), str(folder / 'report.csv'))
-    content = {
-        split: {
-            f'relative to {reference}': {arm: asdict(x) for arm, x in arms.items()}
-            for reference, arms in by_reference.items()
-        }
-        for split, by_reference in summaries.items()
-    }
-    put(json.dumps(rewritten(content, _null_for_nan), indent=1) + '\n', str(folder / 'report.json'))
-    return text
-
-
-def markdown(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> str:
-    """Write the tables and what has to be known to read them.
+def comparison_report(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> Report:
+    """Report on a comparison.
 
     Args:
         results: What came out.
-        summaries: By split and the arm that they are relative to, the baseline first.
+        summaries: The same in short, see :func:`~.summary.summarize_all`.
     """
-    parts = ['# Comparison\n']
+    sections = []
     for split, by_reference in summaries.items():
-        parts += [f'## {SPLITS[split].capitalize()}\n', _ap_table(by_reference[BASELINE]), '']
+        tables = [_ap_table(by_reference[BASELINE])]
         for reference, arms in by_reference.items():
             if has_differences(arms, reference):
-                heading = f'Difference to {_name(reference)}, paired by seed:\n'
-                parts += [heading, _difference_table(arms, reference), '']
-    parts += [*_reading_notes(results, summaries), '']
-    return '\n'.join(parts)
-
-
-def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
-    """Tell whether an arm other than the baseline shares a seed with the reference."""
-    return any(x.differences for x in _rivals(arms, reference).values())
-
-
-def _rivals(arms: Summaries, reference: str) -> Summaries:
-    return {arm: x for arm, x in arms.items() if arm not in (BASELINE, reference)}
-
-
-def _name(arm: str) -> str:
-    return 'the baseline' if arm == BASELINE else arm
+                tables.append(_difference_table(arms, reference))
+        findings = [_finding(arm, x) for arm, x in rivals(by_reference[BASELINE], BASELINE).items()]
+        title = SPLITS[split].capitalize()
+        sections.append(Section(title, tables, split=split, findings=findings))
+    return Report('Comparison', sections, _reading_notes(results, summaries))
 
 
 def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -181,7 +166,7 @@ def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
     return [*AP_NAMES, *(name for name in MASK_AP_NAMES if name in found)]
 
 
-def _ap_table(arms: Summaries) -> str:
+def _ap_table(arms: Summaries) -> Table:
     names = _ap_names(x.ap for x in arms.values())
     costs = {'training time': 'time_ratio', MEDIAN_TIME: 'median_time_ratio'}
     if not any(x.median_time_ratio.count for x in arms.values()):
@@ -196,16 +181,35 @@ def _ap_table(arms: Summaries) -> str:
         ]
         for arm, x in arms.items()
     ]
-    return table(['arm', 'seeds', *names, *costs], rows)
+    return Table(['arm', 'seeds', *names, *costs], rows)
 
 
-def _difference_table(arms: Summaries, reference: str) -> str:
+def _difference_table(arms: Summaries, reference: str) -> Table:
     names = _ap_names(x.differences for x in arms.values())
     rows = [
         [arm, x.verdict, *(difference_text(x.differences.get(name)) for name in names)]
-        for arm, x in _rivals(arms, reference).items()
+        for arm, x in rivals(arms, reference).items()
     ]
-    return table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows)
+    title = f'Difference to {name_of(reference)}, paired by seed:'
+    return Table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows, title)
+
+
+def _finding(arm: str, x: ArmSummary) -> Finding:
+    """Say in words how an arm compares with the baseline."""
+    gain = x.differences.get('AP')
+    if gain is None or not gain.count:
+        return Finding('unclear', f'{arm} shares no seed with the baseline', '')
+    kind, claim = 'unclear', f'No evidence that {arm} differs from the baseline'
+    if gain.low is not None and (gain.low > 0 or gain.high < 0):
+        kind = 'better' if gain.low > 0 else 'worse'
+        claim = f'{arm} is {kind} than the baseline'
+    seeds = 'one seed' if gain.count == 1 else f'{gain.count} seeds'
+    interval = 'no interval'
+    if gain.low is not None:
+        interval = f'95% interval {gain.low:+.1f} to {gain.high:+.1f}'
+    time, memory = x.time_ratio.mean, x.memory_ratio.mean
+    cost = f'Training took {time:.2f} times as long, with {memory:.2f} times the memory.'
+    return Finding(kind, claim, f'{gain.mean:+.1f} AP over {seeds}, {interval}. {cost}')
 
 
 def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
@@ -213,34 +217,34 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         x.differences['AP']
         for by_reference in summaries.values()
         for reference, arms in by_reference.items()
-        for x in _rivals(arms, reference).values()
+        for x in rivals(arms, reference).values()
         if x.differences
     ]
     intervals = sum(x.low is not None for x in differences)
     devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
     notes = [
-        '- AP in percent, mean ± half the 95% t-interval over seeds; Δ with its 95% t-interval and '
-        'the number of seeds that both arms have. An interval that contains 0 is no evidence of a '
-        'difference, nor of there being none.',
-        '- Of the last checkpoint, not the best: to choose on the data that one reports flatters.',
-        '- Training time is the sum over iterations, without validation; other work on the machine '
-        f'adds to it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak, '
-        f'{_memory_kind(devices)}. All relative to the baseline with the same seed '
+        'AP in percent: the mean ± half the 95% t-interval over seeds. Δ: the mean difference with its '
+        '95% t-interval; n counts the seeds that both arms have. Where an interval contains 0, the '
+        'seeds neither show a difference nor rule one out.',
+        'All numbers are of the last checkpoint: the best one, chosen on the data that is reported, '
+        'would flatter each arm.',
+        'Training time sums up the iterations, without validation. Other work on the machine adds to '
+        f'it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak '
+        f'{_memory_kind(devices)}. Both are relative to the baseline with the same seed '
         f'({", ".join(devices)}).',
     ]
     if intervals > 1:
         notes.append(
-            f'- {intervals} differences of AP have an interval, and each stands for itself: without '
-            f'any effect, about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
+            f'{intervals} differences of AP have an interval, each by itself: without any effect, '
+            f'about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
         )
     if BASELINE not in results:
-        notes.append('- There is no result of the baseline yet, so there are no differences.')
+        notes.append('The baseline has no result yet, so there are no differences.')
     return notes
 
 
 def _memory_kind(devices: Sequence[str]) -> str:
-    on_cpu = "of the whole process in memory (Python's own included)"
-    on_gpu = 'of what torch allocated on the GPU'
+    on_cpu, on_gpu = 'of the whole process, Python included', 'that torch allocated on the GPU'
     return on_cpu if devices == ['CPU'] else on_gpu
 
 
@@ -263,14 +267,23 @@ def times_text(x: Estimate) -> str:
     return f'×{x.mean:.2f}' if x.count else '–'
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def write_numbers(
+    folder: Path, results: Results, summaries: Mapping[str, Mapping[str, Summaries]]
+) -> None:
+    """Write ``report.csv``, a row for each cell and split, and the summaries as ``report.json``."""
+    content = {
+        split: {
+            f'relative to {reference}': {arm: asdict(x) for arm, x in arms.items()}
+            for reference, arms in by_reference.items()
+        }
+        for split, by_reference in summaries.items()
+    }
+    text = json.dumps(rewritten(content, _null_for_nan), indent=1) + '\n'
+    AtomicLocalBackend().put_text(text, str(folder / 'report.json'))
+    AtomicLocalBackend().put_text(_csv(results), str(folder / 'report.csv'))
 
 
-def as_csv(results: Results) -> str:
-    """Write a row for each cell and split."""
+def _csv(results: Results) -> str:
     text = io.StringIO()
     all_cells = [cell for cells in results.values() for cell in cells.values()]
     aps = _ap_names(cell.ap(split) for cell in all_cells for split in cell.metrics)
@@ -278,13 +291,12 @@ def as_csv(results: Results) -> str:
     names = ['arm', 'seed', 'split', *aps, *cost_names, 'device']
     writer = csv.DictWriter(text, names, lineterminator='\n')
     writer.writeheader()
-    for arm, cells in results.items():
-        for seed, cell in cells.items():
-            for split in cell.metrics:
-                row = {'arm': arm, 'seed': seed, 'split': split, 'device': cell.device}
-                row.update({k: round(v, 3) for k, v in cell.ap(split).items()})
-                row.update({x: getattr(cell, x.removesuffix('_mib')) for x in cost_names})
-                writer.writerow(row)
+    for cell in all_cells:
+        for split in cell.metrics:
+            row = {x: getattr(cell, x.removesuffix('_mib')) for x in cost_names}
+            row |= {k: round(v, 3) for k, v in cell.ap(split).items()}
+            row |= {'arm': cell.arm, 'seed': cell.seed, 'split': split, 'device': cell.device}
+            writer.writerow(row)
     return text.getvalue()
 
 

@@ -12,13 +12,15 @@ from ...errors import ConfigError
 from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
 from .cells import Cell, check_started, comparable_config, keep_arm_config
 from .locks import locked
-from .model_zoo import model_zoo_note
+from .model_zoo import model_zoo_section
+from .page import write_page
 from .plots import draw_plots
 from .progress import ProgressDisplay
-from .report import write_report
+from .report import comparison_report, write_numbers
 from .results import Results, ResultsFolder
 from .runs import CellRunner, Failure
 from .schedule import length, stretched
+from .summary import summarize_all
 from .time_match import match_note, matched_step_times, time_ratio
 from .training import VERSIONS, Training
 
@@ -44,6 +46,7 @@ class StudyOptions:
     split: str = 'val'
     report_only: bool = False
     model_zoo: bool = False
+    examples: int = 4
     against: list[str] = field(default_factory=list)
     command: str | None = None
 
@@ -162,7 +165,7 @@ class Study:
         return [Cell(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
 
     def _check(self, configs: dict[str, Config]) -> None:
-        """Find out before anything is trained what could not be."""
+        """Refuse, before anything is trained, what could not be."""
         for name, cfg in configs.items():
             self._keep(name, cfg)
         if not self.options.dry_run:
@@ -175,7 +178,7 @@ class Study:
                     self.runner.dry_run(cells[0], cfg)
 
     def _keep(self, arm: str, cfg: Config) -> None:
-        """Write an arm's config down, or make sure that it is the one that was begun with."""
+        """Keep an arm's config, or make sure that its cells were begun with this one."""
         keep_arm_config(self.results, arm, cfg)
         for cell in self._cells(arm):
             check_started(cell, cfg)
@@ -202,7 +205,7 @@ class Study:
         return sum(not self.runner.training.is_done(cell) for cell in cells)
 
     def _note_versions(self) -> None:
-        """Say which results, next to new ones, are of other versions."""
+        """Say which results came from other versions than the new ones will."""
         arms = self.results.read(arm.name for arm in self.arms).values()
         found = {_name_versions(cell.versions) for cells in arms for cell in cells.values()}
         present = _name_versions(VERSIONS)
@@ -211,13 +214,21 @@ class Study:
 
     def _report(self, results: Results) -> None:
         self.results.pack(None if self.options.report_only else self.options.command)
+        summaries = summarize_all(results, self.options.against)
+        write_numbers(self.results.path, results, summaries)
+        report = comparison_report(results, summaries)
         times = [self.results.step_times(arm) for arm in results]
-        notes = [match_note(x) for x in times if x]
+        report.remarks = [match_note(x) for x in times if x]
         if self.options.model_zoo:
-            notes.append(model_zoo_note(self.options.config))
-        print(write_report(self.results.path, results, notes, self.options.against))
-        for path in draw_plots(self.results.path, results):
+            report.sections.append(model_zoo_section(self.options.config))
+        print(report.write(self.results.path / 'report.md'))
+        plots = draw_plots(self.results.path, results)
+        for path in plots:
             print(f'drawn: {path}')
+        page = write_page(
+            report, self.results, results, plots, self.work_dir, self.options.examples
+        )
+        print(f'page: {page}')
 
 
 def _name_versions(versions: dict[str, str]) -> str:
@@ -226,7 +237,7 @@ def _name_versions(versions: dict[str, str]) -> str:
 
 @contextmanager
 def _naming(arm: str, log: Path) -> Iterator[None]:
-    """Say in errors which arm they are about, and where more of them is."""
+    """Name the arm and its log in errors."""
     try:
         yield
     except ConfigError as error:
@@ -234,7 +245,7 @@ def _naming(arm: str, log: Path) -> Iterator[None]:
 
 
 def _check_test_data(cfg: Config) -> None:
-    """Make sure that there is something to test on that is not the validation data."""
+    """Make sure that there are test data, and other than the validation data."""
     for part in ('dataloader', 'evaluator', 'cfg'):
         if f'test_{part}' not in cfg:
             raise ConfigError(f'--split test needs test_{part} in the config; there is none')

@@ -164,14 +164,20 @@ def _draw_images(
     ):
         if 'scores' in instances:
             instances = instances[instances.scores >= score_thr]
-        axes.imshow(_image_with(visualizer, features.sample, instances))
+        axes.imshow(draw_instances(visualizer, features.sample, instances))
         axes.set_title(title, fontsize=10)
 
 
-def _image_with(
+def draw_instances(
     visualizer: DetLocalVisualizer, sample: DetDataSample, instances: InstanceData
 ) -> np.ndarray:
-    """Draw objects on an image (RGB, uint8)."""
+    """Draw objects on an image (RGB, uint8), whose width becomes :data:`IMAGE_WIDTH`.
+
+    Args:
+        visualizer: Draws.
+        sample: Names the image, with its ``ori_shape`` and, unless that is 1, its ``scale_factor``.
+        instances: Labels, boxes in pixels of the scaled image, and perhaps scores.
+    """
     width, height = _content_size(sample)
     factor = IMAGE_WIDTH / width
     image = mmcv.imread(sample.img_path, channel_order='rgb')

@@ -1,6 +1,8 @@
 """Results without a training run."""
 
+from mmdet_sssd.commands.comparison.report import comparison_report, write_numbers
 from mmdet_sssd.commands.comparison.results import CellResult
+from mmdet_sssd.commands.comparison.summary import summarize_all
 
 
 def result(
@@ -34,3 +36,10 @@ def results(**aps):
         arm: {seed: result(arm, seed, ap) for seed, ap in enumerate(values)}
         for arm, values in aps.items()
     }
+
+
+def write_report(folder, cells, against=()):
+    """Write the tables of results, and give the Markdown."""
+    summaries = summarize_all(cells, against)
+    write_numbers(folder, cells, summaries)
+    return comparison_report(cells, summaries).write(folder / 'report.md')

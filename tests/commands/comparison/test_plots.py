@@ -11,7 +11,7 @@ from mmdet_sssd.commands.comparison.plots import (
     draw_time,
     find_sweeps,
 )
-from mmdet_sssd.commands.comparison.report import summarize
+from mmdet_sssd.commands.comparison.summary import summarize
 
 from .synthetic import result, results
 

@@ -49,6 +49,8 @@ def test_report_and_plot(studies, tmp_path):
     assert 'difference to lgd' in text
     assert (tmp_path / 'out/pool.md').read_text() == text
     assert (tmp_path / 'out/pool_val_baseline.png').stat().st_size > 1000
+    page = (tmp_path / 'out/pool.html').read_text()
+    assert page.count('<img src="data:image/png;base64,') == page.count('<table>') == 2
 
 
 def test_what_cannot_be_pooled(studies, tmp_path):

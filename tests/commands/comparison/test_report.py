@@ -6,9 +6,9 @@ import json
 import pytest
 
 from mmdet_sssd.commands.comparison.metrics import class_metrics, main_metric, standard_metrics
-from mmdet_sssd.commands.comparison.report import summarize, write_report
+from mmdet_sssd.commands.comparison.summary import summarize
 
-from .synthetic import result, results
+from .synthetic import result, results, write_report
 
 
 def row(text, arm):
@@ -55,7 +55,7 @@ def test_missing_cells_leave_the_pairs_that_there_are(tmp_path):
 
 def test_without_a_baseline_there_are_levels_alone(tmp_path):
     text = write_report(tmp_path, results(sssd=[40.0, 42.0]))
-    assert 'There is no result of the baseline yet' in text
+    assert 'The baseline has no result yet' in text
     assert 'Δ AP' not in text
     assert row(text, 'sssd')[1] == '41.0 ± 12.7'
 

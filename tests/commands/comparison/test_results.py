@@ -9,11 +9,10 @@ from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison.cells import describe_changes, keep_arm_config
-from mmdet_sssd.commands.comparison.report import write_report
 from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.step_times import StepTimes, write_step_times
 
-from .synthetic import result
+from .synthetic import result, write_report
 
 BENCHMARKS = Path(__file__).parents[3] / 'docs/benchmarks'
 STUDENT = dict(type='RetinaNet', backbone=dict(depth=18, out_indices=(0, 1)), neck=dict(type='FPN'))

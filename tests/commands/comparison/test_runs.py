@@ -27,10 +27,11 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.cells import Cell, check_started, keep_arm_config
 from mmdet_sssd.commands.comparison.locks import locked
-from mmdet_sssd.commands.comparison.report import write_report
 from mmdet_sssd.commands.comparison.results import CellResult, ResultsFolder
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
 from mmdet_sssd.commands.comparison.training import Job, Preempted, Training, run_program
+
+from .synthetic import write_report
 
 FAKE_TOOLS = Path(__file__).with_name('fake_tools')
 ROOT = Path(__file__).parents[3]

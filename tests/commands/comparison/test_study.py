@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -105,13 +106,18 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
         assert 'coco/circle_precision' in cell.metrics['val']
 
     assert {path.stem for path in folder.path.glob('*.png')} == PICTURES
+    captions = re.findall(
+        '<figcaption>(.*?)</figcaption>', (folder.path / 'report.html').read_text()
+    )
+    assert [x.partition(':')[0] for x in captions] == ['labels', 'baseline', 'sssd'] * 4
     files = sorted(path for path in folder.path.iterdir() if path.is_file())
     written = {path: path.read_bytes() for path in files}
     shutil.rmtree(folder.runs)
     for path in files:
         if path != folder.file:
             path.unlink()
-    Study(StudyOptions(report_only=True, results=folder.path)).run()
+    again = dict(work_dir=tmp_path / 'work', results=folder.path)
+    Study(StudyOptions(report_only=True, **again)).run()
     assert {path: path.read_bytes() for path in sorted(folder.path.iterdir())} == written
 
 
