@@ -10,9 +10,9 @@ import torch
 from mmdet.models.losses import KnowledgeDistillationKLDivLoss
 from mmdet.registry import MODELS
 
-from .stock_detectors import CONFIGS, demo_batch, stock_config
+from ..stock_detectors import CONFIGS, demo_batch, stock_config
 
-PAGE = Path(__file__).parents[1] / 'docs/extending.md'
+PAGE = Path(__file__).parents[2] / 'docs/extending.md'
 BLOCKS = re.findall(r'```python\n# (\w+\.py)\n(.*?)```', PAGE.read_text(encoding='utf-8'), re.S)
 MOST_LINES = 40
 
