@@ -50,7 +50,9 @@ class EfficientNetLite0(BaseModule):
 
     def train(self, mode: bool = True) -> 'EfficientNetLite0':
         super().train(mode)
-        kept = self if self.norm_eval else nn.ModuleList([self.stem, *self.blocks[: self.starts[1]]])
+        kept = (
+            self if self.norm_eval else nn.ModuleList([self.stem, *self.blocks[: self.starts[1]]])
+        )
         for module in kept.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
