@@ -114,7 +114,9 @@ def _custom_imports(stock: ConfigDict) -> dict[str, Any]:
     imports = (stock.get('custom_imports') or {}).get('imports') or []
     allow_failed = (stock.get('custom_imports') or {}).get('allow_failed_imports', False)
     imports = [imports] if isinstance(imports, str) else list(imports)
-    return {'imports': [*imports, 'mmdet_sssd'], 'allow_failed_imports': allow_failed}
+    if 'mmdet_sssd' not in imports:
+        imports.append('mmdet_sssd')
+    return {'imports': imports, 'allow_failed_imports': allow_failed}
 
 
 def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
@@ -229,8 +231,8 @@ def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
     pretrained = starts_pretrained(stock)
     if not pretrained and not options.from_scratch:
         notes.append(
-            'the backbone starts from random weights here, so the hook freeze_backbone only costs '
-            'time; --from-scratch leaves it out'
+            'the backbone has no init_cfg with weights: if it starts from random ones, the hook '
+            'freeze_backbone only costs time; --from-scratch leaves it out'
         )
     if pretrained and options.from_scratch:
         notes.append(
