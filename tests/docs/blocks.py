@@ -1,5 +1,6 @@
 """The blocks of code on the documentation's pages, and the commands that their shell blocks run."""
 
+import json
 import re
 import subprocess
 import textwrap
@@ -9,10 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'))
+    str(path.relative_to(ROOT))
+    for pattern in ('*.md', 'docs/**/*.md', 'docs/**/*.ipynb')
+    for path in ROOT.glob(pattern)
+    if 'work_dirs' not in path.parts
 )
 FENCED = re.compile(r'^( *)(```+|:::+)(.*)\n((?:.*\n)*?)\1\2 *$', re.M)
 SPAN = re.compile(r'`([^`]+)`')
+OUTPUT = re.compile(r' >\S+( 2>&1)?')  # where a command writes to
 STUB = r"""#!/bin/bash
 for name in ${!SSSD_@}; do printf '%s\x1f' "$name=${!name}"; done >>"$RECORD"
 printf '%s\x1f' "@$AT" "${0##*/}" "$@" >>"$RECORD"
@@ -47,9 +52,26 @@ class Call:
 
 
 @cache
+def text_of(page: str) -> str:
+    """Read a page; a notebook's cells become text and blocks."""
+    text = (ROOT / page).read_text(encoding='utf-8')
+    if not page.endswith('.ipynb'):
+        return text
+    cells = []
+    for cell in json.loads(text)['cells']:
+        source = ''.join(cell['source'])
+        magic = re.match(r'(?:%%?(\w+).*\n+)?', source)
+        if cell['cell_type'] == 'code':
+            language = 'bash' if magic[1] == 'bash' else 'python'
+            source = f'```{language}\n{source[magic.end() :]}\n```'
+        cells.append(source)
+    return '\n\n'.join(cells)
+
+
+@cache
 def blocks_of(page: str) -> list[Block]:
     """List a page's blocks."""
-    text = (ROOT / page).read_text(encoding='utf-8')
+    text = text_of(page)
     return [
         Block(page, text[: x.start()].count('\n') + 1, x[3].strip(), textwrap.dedent(x[4]))
         for x in FENCED.finditer(text)
@@ -58,8 +80,7 @@ def blocks_of(page: str) -> list[Block]:
 
 def prose_of(page: str) -> str:
     """Give a page's text without its blocks, on the same lines."""
-    text = (ROOT / page).read_text(encoding='utf-8')
-    return FENCED.sub(lambda x: '\n' * x[0].count('\n'), text)
+    return FENCED.sub(lambda x: '\n' * x[0].count('\n'), text_of(page))
 
 
 def calls_of(page: str, folder: Path, programs: list[str]) -> list[Call]:
@@ -78,7 +99,7 @@ def calls_of(page: str, folder: Path, programs: list[str]) -> list[Call]:
         (folder / program).write_text(STUB)
         (folder / program).chmod(0o755)
     script = [
-        f"export AT='{block}'\n{block.text}"
+        f"export AT='{block}'\n{OUTPUT.sub('', block.text)}"
         for block in blocks_of(page)
         if block.language == 'bash'
     ]

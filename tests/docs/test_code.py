@@ -38,6 +38,8 @@ README = next(x for x in blocks_of('README.md') if x.language == 'python')
 
 def kind_of(block: Block) -> str:
     """Tell what a block of Python is, by what it begins with."""
+    if block.page.endswith('.ipynb'):
+        return 'cell'  # see test_notebook.py
     first = next(line for line in block.text.splitlines() if line)
     if first.startswith('# ') and first.endswith('.py'):
         return 'extension'  # see test_extending.py
