@@ -29,6 +29,8 @@ from .blocks import PAGES, ROOT, Call, blocks_of, calls_of, prose_of
 STOCK_TOOLS = Path(mmdet.__file__).parent / '.mim/tools'
 OWN_CONFIGS = ('my_config.py', 'teacher.py', 'CONFIG')  # that pages take for granted
 UNCHECKED = {
+    'docker': 'it would need its daemon',
+    'git': 'it would need a network',
     'pip': 'it would change the environment',
     'scontrol': 'it would need a cluster, as the options of srun would',
 }
@@ -162,7 +164,7 @@ CHECKS = {
 def workplace(tmp_path_factory) -> Path:
     """A folder as a user has it: the checkout's files, configs of one's own, and data."""
     folder = tmp_path_factory.mktemp('workplace')
-    for name in ('configs', 'docs', 'tests', 'tools'):
+    for name in ('configs', 'docker', 'docs', 'tests', 'tools'):
         (folder / name).symlink_to(ROOT / name)
     readme = next(x.text for x in blocks_of('README.md') if x.language == 'python')
     for name in OWN_CONFIGS:
@@ -179,7 +181,7 @@ def workplace(tmp_path_factory) -> Path:
 def problems(call: Call) -> Iterator[str]:
     """Say what is wrong with a command."""
     for word in call.args:
-        if re.match(r'(configs|docs|tests|tools)/', word) and not Path(word).exists():
+        if re.match(r'(configs|docker|docs|tests|tools)/', word) and not Path(word).exists():
             yield f'{word} is not there'
     try:
         CHECKS.get(call.program, lambda _: None)(call)
