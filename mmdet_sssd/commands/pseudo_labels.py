@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmdet.apis import DetInferencer
+from mmdet.apis import inference_detector, init_detector
+from mmengine.device import get_device
 from mmengine.structures import InstanceData
 from rich.progress import track
 
@@ -52,15 +53,17 @@ def make_pseudo_labels(
         raise ConfigError(f'--out {out} is also --ann; write to another file')
     images = _read_images(ann_file, img_dir)
     loading.install()
-    inferencer = DetInferencer(str(config), str(checkpoint), device=device, show_progress=False)
+    detector = init_detector(
+        str(config), str(checkpoint), device=device or get_device(), cfg_options={}
+    )
     annotations: list[dict[str, Any]] = []
     for image in track(images, 'predicting'):
         path = os.path.join(img_dir, image['file_name'])
-        (sample,) = inferencer(path, return_datasamples=True)['predictions']
-        for annotation in _annotations(sample.pred_instances, score_thr):
+        found = inference_detector(detector, path).pred_instances.cpu()
+        for annotation in _annotations(found, score_thr):
             ids = dict(id=len(annotations) + 1, image_id=image['id'])
             annotations.append({**ids, **annotation})
-    names = inferencer.model.dataset_meta['classes']
+    names = detector.dataset_meta['classes']
     categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
     content = dict(images=images, annotations=annotations, categories=categories)
     AtomicLocalBackend().put_text(json.dumps(content), out)

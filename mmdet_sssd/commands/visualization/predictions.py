@@ -5,7 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmdet.apis import DetInferencer
+from mmdet.apis import inference_detector, init_detector
+from mmdet.models import BaseDetector
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -50,14 +51,14 @@ def draw_predictions(
         raise ConfigError(
             f'{cfg.filename} has no val_dataloader to take images from; name an IMAGE'
         )
-    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer needs one
-    inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+    # not mmdet's DetInferencer, which warns of a registry that mmdet lacks
+    detector = init_detector(cfg, str(checkpoint), device=device, cfg_options={})
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
     visualizer.dataset_meta = dataset.metainfo
     indices = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).astype(int)
     pictures = [
-        draw(inferencer, visualizer, dataset.get_data_info(int(i)), score_thr)
+        draw(detector, visualizer, dataset.get_data_info(int(i)), score_thr)
         for i in track(indices, 'drawing')
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -70,13 +71,12 @@ def draw_predictions(
 
 
 def draw(
-    inferencer: DetInferencer, visualizer: DetLocalVisualizer, info: dict, score_thr: float
+    detector: BaseDetector, visualizer: DetLocalVisualizer, info: dict, score_thr: float
 ) -> np.ndarray:
     """Draw one image twice, with ground truth and with predictions (BGR, uint8)."""
     image = cv2.imread(info['img_path'])
     factor = CELL_HEIGHT / image.shape[0]
-    (sample,) = inferencer(image, return_datasamples=True)['predictions']
-    predictions = sample.pred_instances
+    predictions = inference_detector(detector, image).pred_instances.cpu()
     truth = InstanceData(
         bboxes=torch.tensor([x['bbox'] for x in info['instances']]).view(-1, 4) * factor,
         labels=torch.tensor([x['bbox_label'] for x in info['instances']], dtype=torch.long),

@@ -270,6 +270,12 @@ def test_a_wrapped_config_is_inherited_and_overridden_like_any_config(tmp_path):
     assert model.terms['distill'].distill_coef == 2
 
 
+def test_a_package_that_is_imported_already_is_not_imported_twice(tmp_path):
+    imports = "custom_imports = dict(imports=['mmdet_sssd', 'json'], allow_failed_imports=False)\n"
+    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, imports))
+    assert wrapped['custom_imports']['imports'] == ['mmdet_sssd', 'json']
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
     pass
@@ -277,6 +283,10 @@ class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
     (note,) = write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', build=False)
+    # A class may load its weights itself.
+    assert note.startswith(
+        'the backbone has no init_cfg with weights: if it starts from random ones,'
+    )
     assert '--from-scratch leaves it out' in note
     scratch = WrappingOptions(from_scratch=True)
     assert write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', scratch, build=False) == []

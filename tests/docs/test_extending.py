@@ -1,31 +1,19 @@
 """The extensions in docs/extending.md, taken from the page as a user would take them."""
 
 import copy
-import importlib
-import re
-from pathlib import Path
 
 import pytest
 import torch
 from mmdet.models.losses import KnowledgeDistillationKLDivLoss
 from mmdet.registry import MODELS
 
-from .stock_detectors import CONFIGS, demo_batch, stock_config
+from ..stock_detectors import CONFIGS, demo_batch, stock_config
+from .conftest import EXTENSIONS
 
-PAGE = Path(__file__).parents[1] / 'docs/extending.md'
-BLOCKS = re.findall(r'```python\n# (\w+\.py)\n(.*?)```', PAGE.read_text(encoding='utf-8'), re.S)
 MOST_LINES = 40
 
 
-@pytest.fixture(scope='module', autouse=True)
-def extensions(tmp_path_factory):
-    """Import each file of the page as a config's ``custom_imports`` does."""
-    folder = tmp_path_factory.mktemp('extensions')
-    for name, text in BLOCKS:
-        (folder / name).write_text(text, encoding='utf-8')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield {Path(name).stem: importlib.import_module(Path(name).stem) for name, _ in BLOCKS}
+pytestmark = pytest.mark.usefixtures('extensions')
 
 
 def build(name, teacher, **terms):
@@ -63,8 +51,8 @@ def train(model, data, steps=8):
 
 
 def test_the_page_has_three_extensions_of_under_40_lines():
-    assert [name for name, _ in BLOCKS] == ['cwd.py', 'ld.py', 'mean_teacher.py']
-    assert max(len(text.splitlines()) for _, text in BLOCKS) < MOST_LINES
+    assert list(EXTENSIONS) == ['cwd', 'ld', 'mean_teacher']
+    assert max(len(text.splitlines()) for text in EXTENSIONS.values()) <= MOST_LINES
 
 
 def test_channel_wise_distillation_is_the_paper_s():

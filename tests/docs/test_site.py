@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import yaml
+
+import mmdet_sssd
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_site_builds_without_a_warning(tmp_path):
@@ -16,3 +20,9 @@ def test_site_builds_without_a_warning(tmp_path):
     reference = (tmp_path / 'reference/models.html').read_text(encoding='utf-8')
     assert 'mmdet_sssd.models.SSSDDistiller' in reference
     assert (tmp_path / 'index.html').is_file()
+
+
+def test_citation_and_changelog_are_of_this_version():
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert cited['version'] == mmdet_sssd.__version__
+    assert f'## {mmdet_sssd.__version__}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
