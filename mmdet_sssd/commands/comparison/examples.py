@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmdet.apis import DetInferencer
+from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
@@ -69,13 +69,11 @@ def _ends(order: np.ndarray, count: int) -> list[int]:
 def _predict(cell: Cell, cfg: Config, split: str, infos: Sequence[dict]) -> list[InstanceData]:
     """Predict boxes on images, in their pixels, with the last checkpoint of a cell."""
     cfg.test_dataloader = cfg[f'{split}_dataloader']
-    cfg.setdefault('visualizer', dict(type='DetLocalVisualizer'))  # DetInferencer wants one
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    infer = DetInferencer(cfg, str(cell.checkpoint), device=device, show_progress=False)
+    detector = init_detector(cfg, str(cell.checkpoint), device=device, cfg_options={})
     predictions = []
     for info in infos:  # one by one: masks of many images would fill the memory
-        (sample,) = infer(info['img_path'], return_datasamples=True)['predictions']
-        x = sample.pred_instances.cpu()
+        x = inference_detector(detector, info['img_path']).pred_instances.cpu()
         predictions.append(InstanceData(bboxes=x.bboxes, labels=x.labels, scores=x.scores))
     return predictions
 
