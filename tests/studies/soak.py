@@ -6,9 +6,9 @@ Run it from the root of the repository (about half an hour on one core):
 
 A small distilled RetinaNet trains on drawn shapes, with validation, checkpoints and logs as in a long
 run. The folder gets ``memory.csv`` (iteration, resident MiB, bytes and number of all files except logs)
-and ``memory.png``. The study fails if, from a tenth of the run to its end, the resident set grows by more
-than 2%, or the files get more. Checkpoints do grow, by 16 bytes for each logged scalar and iteration:
-mmengine keeps their history in its message hub.
+and ``memory.png``. The study fails if, from a tenth of the run to its end, the resident set grows by
+more than 2%, or there are more files. Checkpoints do grow, by 16 bytes for each logged scalar and
+iteration: mmengine keeps their history in its message hub.
 """
 
 import csv
@@ -109,9 +109,8 @@ def main() -> None:
     early, late = rows[len(rows) // 10 - 1], rows[-1]
     growth = late[1] / early[1]
     print(f'resident set: {early[1]} MiB after {early[0]:.0f} iterations, {late[1]} MiB at the end')
-    print(
-        f'{early[3]:.0f} files except logs, {early[2]:.0f} bytes; at the end {late[3]:.0f}, {late[2]:.0f}'
-    )
+    for when, row in (('early', early), ('at the end', late)):
+        print(f'{when}: {row[3]:.0f} files except logs, {row[2]:.0f} bytes')
     sys.exit(growth > MOST_GROWTH or late[3] > early[3])
 
 
