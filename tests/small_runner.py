@@ -25,6 +25,21 @@ def draw_shapes(out: Path) -> Path:
     return out
 
 
+def shapes_environment(shapes: Path, epochs: int) -> dict[str, str]:
+    """Let configs of one's own data find :func:`draw_shapes`'s, and processes this checkout."""
+    return dict(
+        SSSD_DATA_ROOT=str(shapes),
+        SSSD_TRAIN_IMG='train',
+        SSSD_VAL_IMG='val',
+        SSSD_IMAGE_SCALE='64x64',
+        SSSD_BATCH_SIZE='4',
+        SSSD_MAX_EPOCHS=str(epochs),
+        PYTHONPATH=str(Path(__file__).parents[1]),
+        PYTHONWARNINGS='ignore',
+        OMP_NUM_THREADS='1',
+    )
+
+
 def shapes_dataset(root: Path, split: str, pipeline: list[dict]) -> dict:
     return dict(
         type='CocoDataset',

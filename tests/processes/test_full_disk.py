@@ -10,7 +10,7 @@ import pytest
 from mmdet_sssd.checkpoints import load_from_local
 
 from ..commands.comparison.test_study import CONFIG, ROOT
-from ..small_runner import draw_shapes
+from ..small_runner import draw_shapes, shapes_environment
 from ..tools.run_comparison import assert_equal_states
 
 NAMESPACE = ['unshare', '--user', '--map-root-user', '--mount']
@@ -36,17 +36,7 @@ def has_namespaces() -> bool:
 def test_a_run_goes_on_when_there_is_room_again(tmp_path):
     (tmp_path / 'killed').touch()  # none is
     (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT, folder=tmp_path))
-    environment = dict(
-        os.environ,
-        SSSD_DATA_ROOT=str(draw_shapes(tmp_path / 'shapes')),
-        SSSD_TRAIN_IMG='train',
-        SSSD_VAL_IMG='val',
-        SSSD_IMAGE_SCALE='64x64',
-        SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='2',
-        PYTHONPATH=str(ROOT),
-        OMP_NUM_THREADS='1',
-    )
+    environment = os.environ | shapes_environment(draw_shapes(tmp_path / 'shapes'), epochs=2)
 
     def run(*command):
         return subprocess.run(

@@ -17,7 +17,7 @@ import pytest
 from mmdet_sssd.checkpoints import load_from_local
 
 from ..commands.comparison.test_study import CONFIG
-from ..small_runner import draw_shapes
+from ..small_runner import draw_shapes, shapes_environment
 from ..tools.run_comparison import assert_equal_states
 
 ROOT = Path(__file__).parents[2]
@@ -46,18 +46,8 @@ def folder(tmp_path, monkeypatch):
     """A small detector on drawn shapes, 12 epochs of 2 iterations."""
     (tmp_path / 'killed').touch()  # none is
     (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT, folder=tmp_path))
-    environment = dict(
-        SSSD_DATA_ROOT=str(draw_shapes(tmp_path / 'shapes')),
-        SSSD_TRAIN_IMG='train',
-        SSSD_VAL_IMG='val',
-        SSSD_IMAGE_SCALE='64x64',
-        SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='12',
-        PYTHONPATH=str(ROOT),
-        PYTHONWARNINGS='ignore',
-        OMP_NUM_THREADS='1',
-        PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-    )
+    environment = shapes_environment(draw_shapes(tmp_path / 'shapes'), epochs=12)
+    environment['PATH'] = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

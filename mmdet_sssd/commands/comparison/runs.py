@@ -17,7 +17,7 @@ from submitit.core.utils import FailedJobError
 
 from ...errors import ConfigError
 from .cells import Cell
-from .slurm import SlurmExecutor
+from .slurm import SlurmExecutor, check_slurm
 from .training import Job, Training
 
 POLL = 1.0  # seconds between looks at the running cells
@@ -61,7 +61,8 @@ class CellRunner:
         self.folder = folder
         self.training = training
         self.slurm = slurm
-        self._executor()  # which fails before any work is done
+        if slurm is not None:
+            check_slurm()
         self.slots = slot_environments(jobs or 1) if slurm is None else [{}] * (jobs or MANY)
 
     def run(

@@ -13,6 +13,19 @@ from ...errors import ConfigError
 MANY = 1000  # times that a job may run out of time
 
 
+def check_slurm() -> None:
+    """Check that this machine can submit jobs.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if not shutil.which('sbatch'):
+        raise ConfigError(
+            '--executor slurm: found no sbatch on this machine; run it on a machine that submits '
+            'jobs, or with --executor local'
+        )
+
+
 class QueueWatcher(SlurmInfoWatcher):
     """Asks Slurm's queue which jobs have ended.
 
@@ -40,17 +53,9 @@ class SlurmExecutor(submitit.SlurmExecutor):
     Args:
         folder: Where submitit keeps its jobs.
         options: Options of ``sbatch``, in submitit's words where it has some.
-
-    Raises:
-        ConfigError: if this machine cannot submit jobs.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        if not shutil.which('sbatch'):
-            raise ConfigError(
-                '--executor slurm: found no sbatch on this machine; run it on a machine that submits '
-                'jobs, or with --executor local'
-            )
         super().__init__(folder, max_num_timeout=MANY)
         known = self._valid_parameters()
         self.update_parameters(

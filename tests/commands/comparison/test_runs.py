@@ -29,6 +29,7 @@ from mmdet_sssd.commands.comparison.cells import Cell, check_started, keep_arm_c
 from mmdet_sssd.commands.comparison.locks import locked
 from mmdet_sssd.commands.comparison.results import CellResult, ResultsFolder
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
+from mmdet_sssd.commands.comparison.slurm import QueueWatcher
 from mmdet_sssd.commands.comparison.training import Job, Preempted, Training, run_program
 
 from .synthetic import write_report
@@ -461,3 +462,14 @@ def test_options_of_sbatch_are_handed_on(tmp_path, monkeypatch):
     lines = set((tmp_path / 'job.sh').read_text().splitlines())
     assert {f'#SBATCH --{x}' for x in ('partition=gpu', 'time=240', 'reservation=mine')} <= lines
     assert '#SBATCH --gpus-per-node=1' in lines
+
+
+def test_jobs_that_left_the_queue_have_ended(tmp_path, monkeypatch):
+    """By Slurm's queue alone, as on a cluster without accounting."""
+    (tmp_path / 'squeue').write_text('#!/bin/sh\nprintf "7_1\\n8\\n"')
+    (tmp_path / 'squeue').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    watcher = QueueWatcher()
+    for job in ('7_0', '7_1', '8', '9'):
+        watcher.register_job(job)
+    assert [watcher.is_done(job) for job in ('7_0', '7_1', '8', '9')] == [True, False, False, True]

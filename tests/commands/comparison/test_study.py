@@ -17,7 +17,7 @@ from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
 from mmdet_sssd.commands.step_times import read_step_times
 
-from ...small_runner import draw_shapes
+from ...small_runner import draw_shapes, shapes_environment
 from ...tools.run_comparison import assert_equal_states
 from .synthetic import result
 
@@ -44,17 +44,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp('study')
     shapes = draw_shapes(folder / 'shapes')
     (folder / 'config.py').write_text(CONFIG.format(root=ROOT, folder=folder))
-    environment = dict(
-        SSSD_DATA_ROOT=str(shapes),
-        SSSD_TRAIN_IMG='train',
-        SSSD_VAL_IMG='val',
-        SSSD_IMAGE_SCALE='64x64',
-        SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='2',
-        PYTHONPATH=str(ROOT),
-        PYTHONWARNINGS='ignore',
-        OMP_NUM_THREADS='1',
-    )
+    environment = shapes_environment(shapes, epochs=2)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
