@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import mmdet
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
@@ -58,6 +60,25 @@ def run_mmdet_tool(
         sys.argv = before
 
 
+class FittingWeightsHook(Hook):
+    """Refuses to test a checkpoint with none of the detector's weights; mmengine tests random ones.
+
+    Raises:
+        ConfigError: once the checkpoint is loaded.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare the names of weights; stock's fit the student of a distiller, too."""
+        loaded = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
+        own = {key.removeprefix('module.') for key in runner.model.state_dict()}
+        if loaded.isdisjoint(own | {key.removeprefix('student.') for key in own}):
+            raise ConfigError(
+                f'{runner._load_from} has none of the weights of the {runner.cfg.model.type} that the '
+                f'config makes; it has {min(loaded, default="none")}, … Give the config that it was '
+                'trained with, or for a distilled student the files in the export folder of its run'
+            )
+
+
 @contextmanager
 def user_errors_last() -> Iterator[None]:
     """End the process with a one-line message on errors that the user can fix."""
@@ -79,7 +100,12 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
         def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
             _prepare(cfg, stages)
             build = partial(_build_quietly, partial(from_cfg, cls))
-            return DryRun(cfg, build) if dry_run else build(cfg)
+            if dry_run:
+                return DryRun(cfg, build)
+            runner = build(cfg)
+            if stages == ('test',):
+                runner.register_hook(FittingWeightsHook())
+            return runner
 
         return classmethod(prepared_from_cfg)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
 
@@ -15,6 +16,7 @@ from ..command import error_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/demo/sssd_retinanet_r18-small_own-data.py'
+STOCK = ROOT / 'configs/demo/retinanet_r18-small_own-data.py'
 
 
 @pytest.fixture
@@ -121,6 +123,13 @@ def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
 def test_a_missing_checkpoint_is_named(data):
     found = error_of('test', CONFIG, data / 'none.pth', '--work-dir', data)
     assert found == f'checkpoint {data}/none.pth cannot be found'
+
+
+def test_a_checkpoint_of_another_detector_is_refused(data):
+    torch.save({'state_dict': {'student.neck.weight': torch.zeros(1)}}, data / 'other.pth')
+    found = error_of('test', STOCK, data / 'other.pth', '--work-dir', data)
+    assert found.startswith(f'{data}/other.pth has none of the weights of the RetinaNet')
+    assert 'it has student.neck.weight, …' in found
 
 
 def test_broken_checkpoints_are_named_when_a_run_is_resumed(data):
