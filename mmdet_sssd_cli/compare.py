@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .group import DEBUG, USER_ERROR, Command
-from .parameters import ListType, config_argument, overrides_argument, parsed
+from .parameters import ListType, add_options, config_argument, overrides_argument, parsed
 
 STOPPED = 75  # as a preempted run: the same command goes on
 
@@ -138,17 +138,10 @@ WHAT_IS_REPORTED = (
 )
 
 
-def compare_options(function: Any) -> Any:
-    """Add the options."""
-    for option in reversed((*WHAT_IS_COMPARED, *HOW_IT_IS_RUN, *WHAT_IS_REPORTED)):
-        function = option(function)
-    return function
-
-
 @click.command(cls=Command)
 @config_argument(required=False, keep_scope=True)
 @overrides_argument
-@compare_options
+@add_options(*WHAT_IS_COMPARED, *HOW_IT_IS_RUN, *WHAT_IS_REPORTED)
 def compare(overrides: tuple[str, ...], **options: Any) -> int:
     """Train a detector in several ways with several seeds, and compare: does it help on my data?
 

@@ -58,7 +58,7 @@ def find_config(name: str) -> str:
             return str(folder / path)
     elif (shipped := shipped_configs().get(name.removesuffix('.py'))) and os.sep not in name:
         return str(shipped)
-    raise click.ClickException(f'there is no config {name}; {_suggestion(name)}')
+    raise click.ClickException(f'found no config {name}; {_suggestion(name)}')
 
 
 @cache

@@ -7,56 +7,49 @@ import click
 
 from .config_names import ConfigType
 from .group import Command
-from .parameters import ListType, config_argument
+from .parameters import ListType, add_options, config_argument
 
 LOSSES = ('JSDistanceLoss', 'NormedMSELoss', 'SSIMLoss')
 DIMS = ('spatial', 'channel', 'all')
 POLICIES = ('step', 'inverse_lr', 'constant')
 
 
-def _distillation_options(function: Any) -> Any:
-    """Add the options for ``model`` and the hooks."""
-    options = [
-        click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
-        click.option('--dim', type=click.Choice(DIMS), help="Axis of the loss's distributions."),
-        click.option('--tau', type=float, help="The loss's temperature.  [default: 1]"),
-        click.option(
-            '--distill-coef', type=float, help="λ.  [default: the loss's; JSDistanceLoss: 10]"
-        ),
-        click.option(
-            '--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'
-        ),
-        click.option('--factor', type=float, help='Factor of λ per step.  [default: 2]'),
-        click.option('--max-decays', type=int, help='Number of steps; -1: no limit.  [default: 1]'),
-        click.option(
-            '--context-box/--no-context-box',
-            default=None,
-            help='Add an object to each image that covers it.  [default: on]',
-        ),
-        click.option(
-            '--detach-appearance/--no-detach-appearance',
-            default=None,
-            help="Stop the teacher's gradients before neck and backbone.  [default: off]",
-        ),
-        click.option(
-            '--masks',
-            is_flag=True,
-            help='Use instance masks as regions; the pipelines then load them.',
-        ),
-        click.option(
-            '--economy',
-            is_flag=True,
-            help='Cheapest settings: a step takes about 1.2 times as long as in stock, not 2 times.',
-        ),
-        click.option(
-            '--from-scratch',
-            is_flag=True,
-            help='Train the backbone from the first iteration, for random initial weights.',
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+_DISTILLATION = (  # for `model` and the hooks
+    click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
+    click.option('--dim', type=click.Choice(DIMS), help="Axis of the loss's distributions."),
+    click.option('--tau', type=float, help="The loss's temperature.  [default: 1]"),
+    click.option(
+        '--distill-coef', type=float, help="λ.  [default: the loss's; JSDistanceLoss: 10]"
+    ),
+    click.option('--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'),
+    click.option('--factor', type=float, help='Factor of λ per step.  [default: 2]'),
+    click.option('--max-decays', type=int, help='Number of steps; -1: no limit.  [default: 1]'),
+    click.option(
+        '--context-box/--no-context-box',
+        default=None,
+        help='Add an object to each image that covers it.  [default: on]',
+    ),
+    click.option(
+        '--detach-appearance/--no-detach-appearance',
+        default=None,
+        help="Stop the teacher's gradients before neck and backbone.  [default: off]",
+    ),
+    click.option(
+        '--masks',
+        is_flag=True,
+        help='Use instance masks as regions; the pipelines then load them.',
+    ),
+    click.option(
+        '--economy',
+        is_flag=True,
+        help='Cheapest settings: a step takes about 1.2 times as long as in stock, not 2 times.',
+    ),
+    click.option(
+        '--from-scratch',
+        is_flag=True,
+        help='Train the backbone from the first iteration, for random initial weights.',
+    ),
+)
 
 
 @click.command(cls=Command)
@@ -64,7 +57,7 @@ def _distillation_options(function: Any) -> Any:
 @click.option('--out', type=Path, required=True, help='Config file to write.')
 @click.option('--force', is_flag=True, help='Replace an existing --out.')
 @click.option('--no-build', is_flag=True, help='Write the config without building the model.')
-@_distillation_options
+@add_options(*_DISTILLATION)
 @click.option('--data-root', help='Folder of your own data set, in COCO format.')
 @click.option('--train-ann', help='Training annotation file in --data-root.')
 @click.option('--val-ann', help='Annotation file in --data-root for validation and test.')

@@ -20,7 +20,7 @@ def unreadable_images_named() -> Iterator[None]:
         try:
             return load(self, results)
         except (AssertionError, OSError, cv2.error) as error:
-            reason = 'no such file' if isinstance(error, FileNotFoundError) else 'not a whole image'
+            reason = getattr(error, 'strerror', None) or 'not a whole image'
             raise ConfigError(
                 f'{results["img_path"]} cannot be read ({reason}); replace the file, or take it out '
                 'of the annotations'

@@ -93,19 +93,19 @@ def test_the_package_is_the_command_line_too_and_as_fast():
         (
             ['train', 'sssd_retinanet_r50_fpn_2xcoco'],
             1,
-            f'there is no config sssd_retinanet_r50_fpn_2xcoco; did you mean {SHIPPED} or ',
+            f'found no config sssd_retinanet_r50_fpn_2xcoco; did you mean {SHIPPED} or ',
         ),
         (
             ['wrap', 'mmdet::retinanet/retinanet_r18_fpn_1xcoco.py', '--out', 'a.py'],
             1,
-            'there is no config mmdet::retinanet/retinanet_r18_fpn_1xcoco.py; did you mean '
+            'found no config mmdet::retinanet/retinanet_r18_fpn_1xcoco.py; did you mean '
             'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py or ',
         ),
-        (['train', 'faster-rcnn_r50_fpn_1x_coco'], 1, 'there is no config faster-rcnn_r50_fpn_1x_'),
+        (['train', 'faster-rcnn_r50_fpn_1x_coco'], 1, 'found no config faster-rcnn_r50_fpn_1x_'),
         (
             ['dry-run', 'configs/nothing.py'],
             1,
-            'there is no config configs/nothing.py; accepted: a',
+            'found no config configs/nothing.py; accepted: a',
         ),
     ],
 )

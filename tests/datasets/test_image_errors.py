@@ -38,7 +38,7 @@ def read(path, num_workers):
         (b'', NOT_WHOLE),
         (b'<html>', NOT_WHOLE),
         (WHOLE[:30], NOT_WHOLE),
-        (None, 'cannot be read (no such file); replace the file'),
+        (None, 'cannot be read (No such file or directory); replace the file'),
     ],
 )
 def test_the_file_is_named(tmp_path, content, message, num_workers):

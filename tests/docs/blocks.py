@@ -86,9 +86,8 @@ def prose_of(page: str) -> str:
 def calls_of(page: str, folder: Path, programs: list[str]) -> list[Call]:
     """Run a page's shell blocks, one after the other, with stand-ins for all programs.
 
-    So it is bash that resolves variables, comments and continued lines, and refuses variables that are
-    not set, programs that are not listed, and what is no shell. Commands in the text, in backticks, are
-    taken too.
+    Bash itself resolves variables, comments and continued lines. It refuses unset variables, programs
+    that are not listed, and wrong syntax. Commands in backticks in the text run too.
 
     Args:
         page: The page.

@@ -141,7 +141,7 @@ def results_of(group: str, out: Path, problem: str) -> tuple[dict, list[Result]]
     path = lines_of(group, out)
     lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
     if len(lines) < 2:
-        return {}, [Result(group, outcome, reason=problem or 'there are no results')]
+        return {}, [Result(group, outcome, reason=problem or 'no results')]
     where, names, *made = map(json.loads, lines)
     results = [Result(**x) for x in made]
     for index, name in enumerate(names[len(made) :]):

@@ -14,6 +14,7 @@ from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.shapes import draw_data_set
 
 from ..command import run_command
+from ..small_runner import shapes_environment
 from .run_comparison import assert_equal_states, scalars
 
 ROOT = Path(__file__).parents[2]
@@ -65,15 +66,7 @@ def shapes(tmp_path_factory):
     """A drawn data set of 16 + 8 images, and the environment that points configs to it."""
     out = tmp_path_factory.mktemp('shapes')
     draw_data_set(out, train=16, val=8, size=64)
-    return dict(
-        SSSD_DATA_ROOT=str(out),
-        SSSD_TRAIN_IMG='train',
-        SSSD_VAL_IMG='val',
-        SSSD_IMAGE_SCALE='64x64',
-        SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='3',
-        OMP_NUM_THREADS='1',  # as in this process
-    )
+    return shapes_environment(out, epochs=3)
 
 
 def run(command, env=None, code=0, cwd=ROOT) -> str:
