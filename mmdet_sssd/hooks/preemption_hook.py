@@ -100,6 +100,7 @@ class PreemptionHook(Hook):
             loader = loop.dataloader
             if isinstance(loader, DataLoader):
                 loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
+                loader._get_iterator = partial(_start_without_signals, loader._get_iterator)
         self._listen(runner)
         self.has_saved = True  # perhaps in an earlier run
         self._remove_outdated(runner)
@@ -326,6 +327,17 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
         f"PreemptionHook needs the hook {kind.__name__}; add dict(type='{kind.__name__}') to "
         'default_hooks (as checkpoint or random_state), or remove PreemptionHook'
     )
+
+
+def _start_without_signals(get_iterator: Callable[[], Any]) -> Any:
+    """Start a loader's workers with signals blocked, so that none ends one before it ignores them."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        return get_iterator()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return get_iterator()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _init_worker_without_signals(init_fn: Callable[[int], None] | None, worker: int) -> None:

@@ -107,7 +107,11 @@ def calls_of(page: str, folder: Path, programs: list[str]) -> list[Call]:
     record.touch()
     env = dict(PATH=str(folder), RECORD=str(record), SLURM_JOB_ID='1')
     ended = subprocess.run(
-        ['/bin/bash', '-eu', '-c', '\n'.join(script)], env=env, capture_output=True, text=True
+        ['/bin/bash', '-eu', '-c', '\n'.join(script)],
+        cwd=folder,  # without this checkout's .venv
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert (ended.returncode, ended.stderr) == (0, ''), ended.stderr
     return [_call(row.split('\x1f')[:-1]) for row in record.read_text().split('\x1e')[:-1]]

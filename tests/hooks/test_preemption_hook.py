@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
+from torch.utils.data._utils import signal_handling
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
@@ -210,6 +211,23 @@ def test_worker_processes_draw_the_same_numbers(tmp_path, whole, loop, new_worke
         assert saved['random_state']['workers'].keys() <= {0, 1}
     train(tmp_path, resume=True, **settings)
     assert_equal_runs(tmp_path, whole(**settings))
+
+
+@pytest.mark.parametrize('new_workers', [False, True], ids=['kept', 'new'])
+def test_a_signal_that_comes_while_workers_start_does_not_end_them(
+    tmp_path, monkeypatch, new_workers
+):
+    """Schedulers send it to all processes; here a worker gets it before it runs any code of ours."""
+    handle = signal_handling._set_worker_signal_handlers
+
+    def handle_and_get_signals():
+        handle()
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(signal_handling, '_set_worker_signal_handlers', handle_and_get_signals)
+    train(tmp_path, workers=2, new_workers=new_workers)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 @pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])

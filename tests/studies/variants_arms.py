@@ -15,6 +15,10 @@ arms = dict(
         base='sssd',
         cfg_options={'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=0.5)},
     ),
+    bf16=dict(  # mixed precision, on a CPU too
+        base='sssd',
+        cfg_options={'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
+    ),
     noisy_labels=dict(
         base='sssd', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
