@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..checkpoints import find_checkpoint_to_resume
 from ..errors import ConfigError, user_error
 from ..hooks import PreemptionHook
-from ..hooks.check_dataset_hook import CheckDatasetHook, check_labels
+from ..hooks.check_dataset_hook import CheckDatasetHook, check_evaluated_classes, check_labels
+from ..hooks.model_parts import find_detector
 from ..models import Distiller
 from ..models.student import count_classes
 
@@ -217,7 +218,7 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
     more = ' …' if len(classes) > SHOWN_CLASSES else ''
     rows = {
         'model': ' around '.join(
-            dict.fromkeys((_name(_bare_model(runner)), _name(_student(runner))))
+            dict.fromkeys((_name(_bare_model(runner)), _name(find_detector(runner))))
         ),
         'parameters': _parameters(_bare_model(runner)),
         'classes': f'{len(classes)}: {", ".join(classes[:SHOWN_CLASSES])}{more}',
@@ -240,7 +241,8 @@ def _check_labels(runner: Runner) -> None:
     num_classes = model.count_classes() if distilled else count_classes(model)
     if num_classes is None:
         return
-    check_labels(runner.train_dataloader.dataset, _student(runner), num_classes)
+    check_labels(runner.train_dataloader.dataset, find_detector(runner), num_classes)
+    check_evaluated_classes(runner.val_loop, find_detector(runner), num_classes)
 
 
 def _samples(data_batch: dict) -> SampleList:
@@ -252,12 +254,6 @@ def _samples(data_batch: dict) -> SampleList:
 
 def _bare_model(runner: Runner) -> BaseDetector:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _student(runner: Runner) -> BaseDetector:
-    """Find the deployed detector: a distiller's student, or a stock model itself."""
-    model = _bare_model(runner)
-    return model.student if isinstance(model, Distiller) else model
 
 
 def _name(model: nn.Module) -> str:

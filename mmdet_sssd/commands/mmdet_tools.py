@@ -21,6 +21,9 @@ from mmengine.runner import FlexibleRunner, Runner
 from ..checkpoints import loading
 from ..datasets import check_annotations, unreadable_images_named
 from ..errors import ConfigError, user_error
+from ..hooks.check_dataset_hook import check_evaluated_classes
+from ..hooks.model_parts import find_detector
+from ..models.student import count_classes
 from ..optimizers import amp_where_it_runs
 from .custom_imports import check_custom_imports
 from .dry_run import DryRun
@@ -60,11 +63,12 @@ def run_mmdet_tool(
         sys.argv = before
 
 
-class FittingWeightsHook(Hook):
-    """Refuses to test a checkpoint with none of the detector's weights; mmengine tests random ones.
+class CheckTestHook(Hook):
+    """Refuses to test what does not fit the detector: its checkpoint, or the data's classes.
 
     Raises:
-        ConfigError: once the checkpoint is loaded.
+        ConfigError: if the checkpoint has none of the detector's weights (mmengine would test random
+            ones), or the test data name fewer classes than the detector predicts.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -77,6 +81,11 @@ class FittingWeightsHook(Hook):
                 f'config makes; it has {min(loaded, default="none")}, … Give the config that it was '
                 'trained with, or for a distilled student the files in the export folder of its run'
             )
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the numbers of classes."""
+        detector = find_detector(runner)
+        check_evaluated_classes(runner.test_loop, detector, count_classes(detector))
 
 
 @contextmanager
@@ -104,7 +113,7 @@ def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
                 return DryRun(cfg, build)
             runner = build(cfg)
             if stages == ('test',):
-                runner.register_hook(FittingWeightsHook())
+                runner.register_hook(CheckTestHook())
             return runner
 
         return classmethod(prepared_from_cfg)

@@ -1,12 +1,13 @@
 import logging
 import math
 
+from mmdet.evaluation import CocoMetric
 from mmdet.models import RPN, BaseDetector
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import Runner, TestLoop, ValLoop
 
 from ..datasets import leaf_datasets
 from ..errors import ConfigError
@@ -18,11 +19,11 @@ class CheckDatasetHook(Hook):
     """Checks the labels of the training data against the student's classes before training.
 
     Otherwise a label outside the classes gives wrong results or, on a GPU, a device assertion during
-    the first epoch.
+    the first epoch, and a prediction that the validation data have no class for ends the run after it.
 
     Raises:
-        ConfigError: before the first iteration, if a label is outside the student's classes or no
-            image has an object.
+        ConfigError: before the first iteration, if a label is outside the student's classes, no image
+            has an object, or the validation data name fewer classes than the student predicts.
     """
 
     priority = 'VERY_HIGH'
@@ -30,11 +31,9 @@ class CheckDatasetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the labels of all training images (on the CPU, from annotations already loaded)."""
         self.distiller = find_distiller(runner, self)
-        check_labels(
-            runner.train_dataloader.dataset,
-            self.distiller.student,
-            self.distiller.count_classes(),
-        )
+        student, num_classes = self.distiller.student, self.distiller.count_classes()
+        check_labels(runner.train_dataloader.dataset, student, num_classes)
+        check_evaluated_classes(runner.val_loop, student, num_classes)
 
     def after_train(self, runner: Runner) -> None:
         """Report the number of boxes too small to train on."""
@@ -73,6 +72,34 @@ def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> N
             f'{sum(map(len, datasets))} images ({_names(datasets)}); check ann_file, '
             'metainfo.classes and filter_cfg'
         )
+
+
+def check_evaluated_classes(
+    loop: ValLoop | TestLoop | None, detector: BaseDetector, num_classes: int | None
+) -> None:
+    """Check that COCO's metrics have a category for each class that a detector predicts.
+
+    Args:
+        loop: What evaluates; None if nothing does.
+        detector: The detector.
+        num_classes: Its number of classes, if known.
+
+    Raises:
+        ConfigError: if the data set names fewer classes.
+    """
+    if loop is None or not num_classes or hasattr(detector, 'language_model'):  # counts words
+        return
+    if not any(isinstance(metric, CocoMetric) for metric in loop.evaluator.metrics):
+        return
+    for dataset in leaf_datasets(loop.dataloader.dataset):
+        names = dataset.metainfo.get('classes') or ()
+        if 0 < len(names) < num_classes:
+            part = 'val' if isinstance(loop, ValLoop) else 'test'
+            raise ConfigError(
+                f'the detector predicts {num_classes} classes, but {_names([dataset])} is evaluated '
+                f"with {len(names)}: {', '.join(names)}. Make the num_classes of the detector's heads "
+                f'and {part}_dataloader.dataset.metainfo.classes agree'
+            )
 
 
 def _count_objects(dataset: BaseDataset, num_classes: float) -> int:

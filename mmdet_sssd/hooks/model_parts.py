@@ -1,3 +1,4 @@
+from mmdet.models import BaseDetector
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -26,6 +27,12 @@ def find_distiller(runner: Runner, hook: Hook) -> Distiller:
             "model = dict(_delete_=True, type='SSSDDistiller', student=_base_.model)"
         )
     return model
+
+
+def find_detector(runner: Runner) -> BaseDetector:
+    """Find the detector that a runner trains or tests: a distiller's student, or the model itself."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.student if isinstance(model, Distiller) else model
 
 
 def find_term(runner: Runner, hook: Hook) -> DistillTerm:

@@ -132,6 +132,19 @@ def test_a_checkpoint_of_another_detector_is_refused(data):
     assert 'it has student.neck.weight, …' in found
 
 
+def test_more_classes_than_the_data_are_evaluated_with_are_refused(data):
+    """COCO's metric would end with an IndexError at the first prediction of another class."""
+    message = (
+        f'the detector predicts 7 classes, but {data}/annotations/val.json is evaluated with 1: '
+    )
+    overrides = ['model.student.bbox_head.num_classes=7', '--work-dir', data]
+    assert error_of('train', CONFIG, *overrides).startswith(message + 'cat. Make the num_classes')
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}}, data / 'a.pth')
+    found = error_of('test', STOCK, data / 'a.pth', 'model.bbox_head.num_classes=7', *overrides[1:])
+    assert found.startswith(message)
+    assert found.endswith('and test_dataloader.dataset.metainfo.classes agree')
+
+
 def test_broken_checkpoints_are_named_when_a_run_is_resumed(data):
     (data / 'work').mkdir()
     (data / 'work/epoch_1.pth').write_bytes(b'PK')

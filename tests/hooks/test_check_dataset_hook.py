@@ -75,7 +75,8 @@ def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
         )
     )
     dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1, 2], ('a', 'b', 'c')))
-    runner = SimpleNamespace(model=distiller, train_dataloader=SimpleNamespace(dataset=dataset))
+    loader = SimpleNamespace(dataset=dataset)
+    runner = SimpleNamespace(model=distiller, train_dataloader=loader, val_loop=None)
     with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
         check_dataset_hook.CheckDatasetHook().before_train(runner)
 
