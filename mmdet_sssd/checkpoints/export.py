@@ -75,7 +75,7 @@ def export_student(
         ) from error
     which = 'averaged (EMA)' if 'ema_state_dict' in checkpoint else 'trained'
     print_log(
-        f"The student's {which} weights lie in {paths[0]}, its config in {paths[1]}.", 'current'
+        f"Saved the student's {which} weights to {paths[0]}, its config to {paths[1]}.", 'current'
     )
     return paths
 

@@ -92,7 +92,7 @@ def convert_lgd(
         raise ConfigError(f'{out_file} cannot be written ({error}); give another file') from error
     num_classes = weights[DESCRIPTOR_WEIGHT].shape[1] - 4
     print_log(
-        f'{len(converted)} weights of teacher and adapter lie in {out_file}, for a distiller with '
+        f'Saved {len(converted)} weights of teacher and adapter to {out_file}, for a distiller with '
         f'model.teacher.add_context_box={add_context_box}, soft_regions=False and {num_classes} '
         f'classes ({MASK_SIZE**2} fewer if model.teacher.use_masks=True).',
         logger='current',

@@ -117,7 +117,7 @@ def test_averaged_weights_are_exported_if_there_are_any(tmp_path, loop, capsys):
     assert_close(last, weights.average)
     with pytest.raises(AssertionError, match='not close'):
         assert_close(last, weights.trained)
-    assert "The student's averaged (EMA) weights lie in" in capsys.readouterr().out
+    assert "Saved the student's averaged (EMA) weights to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('loop', LOOPS)
