@@ -79,8 +79,8 @@ PY
 }
 
 install_torch() {
-    if python -c 'import torch' 2>/dev/null; then
-        say "keeping torch $(python -c 'import torch; print(torch.__version__)')"
+    if python -W ignore -c 'import torch' 2>/dev/null; then
+        say "keeping torch $(python -W ignore -c 'import torch; print(torch.__version__)')"
     else
         say "installing $(pinned torch) (large)"
         pip install -q "$(pinned torch)"
@@ -89,14 +89,14 @@ install_torch() {
 
 check_torch_sees_gpu() {
     local torch
-    torch="$(python -c 'import torch; print(torch.__version__)')"
-    python -c 'import sys, torch; sys.exit(not torch.version.cuda)' ||
+    torch="$(python -W ignore -c 'import torch; print(torch.__version__)')"
+    python -W ignore -c 'import sys, torch; sys.exit(not torch.version.cuda)' ||
         fail "there is a GPU, but torch $torch is built without CUDA; uninstall it and run setup.sh again, install the build for your driver from pytorch.org, or use --cpu"
     [ "${FORCE_CUDA:-0}" = 1 ] || python -W ignore -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
         fail "torch $torch cannot use the GPU: its CUDA $(torch_cuda) needs a newer driver than $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1); update the driver, install a torch for an older CUDA (pytorch.org), or use --cpu"
 }
 
-torch_cuda() { python -c 'import torch; print(torch.version.cuda)'; }
+torch_cuda() { python -W ignore -c 'import torch; print(torch.version.cuda)'; }
 
 install_cuda_compiler() {  # nvcc for torch's CUDA, from pip, beside the headers and libraries of torch
     [ -z "${CUDA_HOME:-}" ] || return 0
