@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..checkpoints import find_checkpoint_to_resume
 from ..errors import ConfigError, user_error
 from ..hooks import PreemptionHook
-from ..hooks.check_dataset_hook import CheckDatasetHook, check_evaluated_classes, check_labels
+from ..hooks.check_dataset_hook import CheckDatasetHook, check_data_sets
 from ..hooks.model_parts import find_detector
 from ..models import Distiller
 from ..models.student import count_classes
@@ -241,8 +241,7 @@ def _check_labels(runner: Runner) -> None:
     num_classes = model.count_classes() if distilled else count_classes(model)
     if num_classes is None:
         return
-    check_labels(runner.train_dataloader.dataset, find_detector(runner), num_classes)
-    check_evaluated_classes(runner.val_loop, find_detector(runner), num_classes)
+    check_data_sets(runner, find_detector(runner), num_classes)
 
 
 def _samples(data_batch: dict) -> SampleList:

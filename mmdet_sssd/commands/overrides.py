@@ -26,7 +26,7 @@ def check_overrides(cfg: Config, overrides: Sequence[str]) -> None:
 
     Raises:
         ConfigError: if neither the config nor mmengine has the first key, or if an inner key is new,
-            resembles an existing one, and gets no ``type``.
+            gets no ``type``, and is a hook or resembles an existing key.
     """
     keys = [text.partition('=')[0] for text in overrides]
     for key in keys:
@@ -41,5 +41,9 @@ def check_overrides(cfg: Config, overrides: Sequence[str]) -> None:
                 raise ConfigError(f'{key}: {place} is {found!r}, which has no settings')
             place = f'{place}.{name}'
             is_new = isinstance(found, dict) and name not in found and place != key
-            if is_new and f'{place}.type' not in keys and (hint := did_you_mean(name, found)):
-                raise ConfigError(f'the config has no {place}{hint} (a new one needs {place}.type)')
+            if is_new and f'{place}.type' not in keys:
+                hint = did_you_mean(name, found)
+                if hint or first == 'default_hooks':
+                    raise ConfigError(
+                        f'the config has no {place}{hint} (a new one needs {place}.type)'
+                    )

@@ -1,5 +1,6 @@
 import logging
 import math
+from itertools import product
 
 from mmdet.evaluation import CocoMetric
 from mmdet.models import RPN, BaseDetector
@@ -22,8 +23,7 @@ class CheckDatasetHook(Hook):
     the first epoch, and a prediction that the validation data have no class for ends the run after it.
 
     Raises:
-        ConfigError: before the first iteration, if a label is outside the student's classes, no image
-            has an object, or the validation data name fewer classes than the student predicts.
+        ConfigError: before the first iteration, see :func:`check_data_sets`.
     """
 
     priority = 'VERY_HIGH'
@@ -31,9 +31,7 @@ class CheckDatasetHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the labels of all training images (on the CPU, from annotations already loaded)."""
         self.distiller = find_distiller(runner, self)
-        student, num_classes = self.distiller.student, self.distiller.count_classes()
-        check_labels(runner.train_dataloader.dataset, student, num_classes)
-        check_evaluated_classes(runner.val_loop, student, num_classes)
+        check_data_sets(runner, self.distiller.student, self.distiller.count_classes())
 
     def after_train(self, runner: Runner) -> None:
         """Report the number of boxes too small to train on."""
@@ -42,6 +40,21 @@ class CheckDatasetHook(Hook):
                 f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time this process '
                 'loaded one) covered less than a pixel of their image and were left out.'
             )
+
+
+def check_data_sets(runner: Runner, detector: BaseDetector, num_classes: int) -> None:
+    """Check the data sets of a run against each other and the detector.
+
+    Raises:
+        ConfigError: if a label of the training data is outside the detector's classes, no training
+            image has an object, the validation data name fewer classes than the detector predicts, or
+            a label stands for another class there.
+    """
+    training = runner.train_dataloader.dataset
+    check_labels(training, detector, num_classes)
+    if runner.val_loop is not None:
+        check_evaluated_classes(runner.val_loop, detector, num_classes)
+        _check_names(training, runner.val_loop.dataloader.dataset)
 
 
 def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> None:
@@ -75,19 +88,19 @@ def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> N
 
 
 def check_evaluated_classes(
-    loop: ValLoop | TestLoop | None, detector: BaseDetector, num_classes: int | None
+    loop: ValLoop | TestLoop, detector: BaseDetector, num_classes: int | None
 ) -> None:
     """Check that COCO's metrics have a category for each class that a detector predicts.
 
     Args:
-        loop: What evaluates; None if nothing does.
+        loop: What evaluates.
         detector: The detector.
         num_classes: Its number of classes, if known.
 
     Raises:
         ConfigError: if the data set names fewer classes.
     """
-    if loop is None or not num_classes or hasattr(detector, 'language_model'):  # counts words
+    if not num_classes or hasattr(detector, 'language_model'):  # counts words
         return
     if not any(isinstance(metric, CocoMetric) for metric in loop.evaluator.metrics):
         return
@@ -100,6 +113,19 @@ def check_evaluated_classes(
                 f"with {len(names)}: {', '.join(names)}. Make the num_classes of the detector's heads "
                 f'and {part}_dataloader.dataset.metainfo.classes agree'
             )
+
+
+def _check_names(training: object, evaluation: object) -> None:
+    """Check that a label stands for the same class in training and evaluation."""
+    for ours, theirs in product(leaf_datasets(training), leaf_datasets(evaluation)):
+        names = (x.metainfo.get('classes') or () for x in (ours, theirs))
+        for label, (name, other) in enumerate(zip(*names, strict=False)):
+            if name != other:
+                raise ConfigError(
+                    f'label {label} is {name} in {_names([ours])}, but {other} in {_names([theirs])}; '
+                    'make train_dataloader.dataset.metainfo.classes and '
+                    'val_dataloader.dataset.metainfo.classes agree, in the same order'
+                )
 
 
 def _count_objects(dataset: BaseDataset, num_classes: float) -> int:

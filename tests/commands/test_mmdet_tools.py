@@ -79,6 +79,11 @@ def data(tmp_path, monkeypatch):
             'the config has no train_dataloader.datset; did you mean dataset? (a new one needs ',
         ),
         (
+            ['default_hooks.teacher_schedule.until=0.5'],
+            'the config has no default_hooks.teacher_schedule (a new one needs '
+            'default_hooks.teacher_schedule.type)',
+        ),
+        (
             ['max_epochs.end=2'],
             'max_epochs.end: max_epochs is 24, which has no settings',
         ),

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, MODELS
 
 from mmdet_sssd import ConfigError
@@ -51,6 +52,35 @@ def test_more_classes_than_the_data_set_names_are_pointed_out(tmp_path, monkeypa
     check_dataset_hook.check_labels(dataset, detector, 3)
     (message,) = logged
     assert message.startswith('The data set names 2 classes, the detector has 3: check num_classes')
+
+
+def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
+    """A subset of the classes is accepted; another order would give wrong metrics without a word."""
+    folders = [tmp_path / name for name in ('train', 'same', 'swapped')]
+    classes = [('a', 'b', 'c'), ('a', 'b'), ('b', 'a', 'c')]
+    for folder in folders:
+        folder.mkdir()
+    training, same, swapped = (
+        DATASETS.build(coco_dataset(folder, [0, 1], names))
+        for folder, names in zip(folders, classes, strict=True)
+    )
+
+    def check_against(validation):
+        metric = CocoMetric(ann_file=None, metric='bbox')
+        runner = SimpleNamespace(
+            train_dataloader=SimpleNamespace(dataset=training),
+            val_loop=SimpleNamespace(
+                dataloader=SimpleNamespace(dataset=validation),
+                evaluator=SimpleNamespace(metrics=[metric]),
+            ),
+        )
+        check_dataset_hook.check_data_sets(runner, DATASETS, 2)
+
+    check_against(same)
+    with pytest.raises(
+        ConfigError, match=r'label 0 is a in .*train.train\.json, but b in .*swapped'
+    ):
+        check_against(swapped)
 
 
 def run_with(tmp_path, dataset):
