@@ -239,7 +239,7 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
             f'about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
         )
     if BASELINE not in results:
-        notes.append('The baseline has no result yet, so there are no differences.')
+        notes.append('The baseline has no result yet, so there are no differences to it.')
     return notes
 
 
