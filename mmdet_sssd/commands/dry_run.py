@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from ..checkpoints import find_checkpoint_to_resume
 from ..errors import ConfigError, user_error
 from ..hooks import PreemptionHook
 from ..hooks.check_dataset_hook import CheckDatasetHook, check_data_sets
-from ..hooks.model_parts import find_detector
+from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
 from ..models.student import count_classes
 
@@ -218,9 +217,9 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
     more = ' …' if len(classes) > SHOWN_CLASSES else ''
     rows = {
         'model': ' around '.join(
-            dict.fromkeys((_name(_bare_model(runner)), _name(find_detector(runner))))
+            dict.fromkeys((_name(bare_model(runner)), _name(find_detector(runner))))
         ),
-        'parameters': _parameters(_bare_model(runner)),
+        'parameters': _parameters(bare_model(runner)),
         'classes': f'{len(classes)}: {", ".join(classes[:SHOWN_CLASSES])}{more}',
         'images': f'{len(train)} to train on'
         + (f', {len(val.dataset)} to validate on' if val else ''),
@@ -236,7 +235,7 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
 
 def _check_labels(runner: Runner) -> None:
     """Check the labels against the number of the model's classes, if it is known."""
-    model = _bare_model(runner)
+    model = bare_model(runner)
     distilled = isinstance(model, Distiller)
     num_classes = model.count_classes() if distilled else count_classes(model)
     if num_classes is None:
@@ -249,10 +248,6 @@ def _samples(data_batch: dict) -> SampleList:
     samples = data_batch['data_samples']
     branches = samples.values() if isinstance(samples, dict) else [samples]
     return [sample for branch in branches for sample in branch if sample is not None]
-
-
-def _bare_model(runner: Runner) -> BaseDetector:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _name(model: nn.Module) -> str:

@@ -9,6 +9,11 @@ from ..models.teachers import Teacher
 from ..models.terms import DistillTerm
 
 
+def bare_model(runner: Runner) -> BaseDetector:
+    """Unwrap the model of a runner."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 def find_distiller(runner: Runner, hook: Hook) -> Distiller:
     """Find the distiller that a runner trains.
 
@@ -19,7 +24,7 @@ def find_distiller(runner: Runner, hook: Hook) -> Distiller:
     Raises:
         ConfigError: if the runner's model is not a distiller.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner)
     if not isinstance(model, Distiller):
         raise ConfigError(
             f'{type(hook).__name__} needs model.type=SSSDDistiller or Distiller, found '
@@ -31,7 +36,7 @@ def find_distiller(runner: Runner, hook: Hook) -> Distiller:
 
 def find_detector(runner: Runner) -> BaseDetector:
     """Find the detector that a runner trains or tests: a distiller's student, or the model itself."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner)
     return model.student if isinstance(model, Distiller) else model
 
 
