@@ -22,7 +22,8 @@ from ..checkpoints import loading
 from ..datasets import check_annotations, unreadable_images_named
 from ..errors import ConfigError, user_error
 from ..hooks.check_dataset_hook import check_evaluated_classes
-from ..hooks.model_parts import find_detector
+from ..hooks.model_parts import bare_model, find_detector
+from ..models import Distiller
 from ..models.student import count_classes
 from ..optimizers import amp_where_it_runs
 from .custom_imports import check_custom_imports
@@ -66,21 +67,33 @@ def run_mmdet_tool(
 class CheckTestHook(Hook):
     """Refuses to test what does not fit the detector: its checkpoint, or the data's classes.
 
+    mmengine would test with random weights in place of those that do not fit.
+
     Raises:
-        ConfigError: if the checkpoint has none of the detector's weights (mmengine would test random
-            ones), or the test data name fewer classes than the detector predicts.
+        ConfigError: if a weight of the detector is missing from the checkpoint or has another shape
+            there, or the test data name fewer classes than the detector predicts.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare the names of weights; stock's fit the student of a distiller, too."""
-        loaded = {key.removeprefix('module.') for key in checkpoint.get('state_dict', checkpoint)}
-        own = {key.removeprefix('module.') for key in runner.model.state_dict()}
-        if loaded.isdisjoint(own | {key.removeprefix('student.') for key in own}):
-            raise ConfigError(
-                f'{runner._load_from} has none of the weights of the {runner.cfg.model.type} that the '
-                f'config makes; it has {min(loaded, default="none")}, … Give the config that it was '
-                'trained with, or for a distilled student the files in the export folder of its run'
-            )
+        """Compare names and shapes of weights; a stock checkpoint fits a distiller's student, too."""
+        prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
+        loaded = {
+            key.removeprefix('module.').removeprefix(prefix): value
+            for key, value in checkpoint.get('state_dict', checkpoint).items()
+        }
+        for key, weight in find_detector(runner).state_dict().items():
+            key = key.removeprefix('module.')
+            if key.endswith('num_batches_tracked'):  # old checkpoints have none
+                continue
+            found = loaded.get(key)
+            if found is None or found.shape != weight.shape:
+                there = f'of shape {tuple(found.shape)}' if found is not None else 'missing'
+                raise ConfigError(
+                    f'{runner._load_from} does not fit the {runner.cfg.model.type} that the config '
+                    f'makes: {key}, of shape {tuple(weight.shape)}, is {there} in it. Give the config '
+                    'that it was trained with, or for a distilled student the files in the export '
+                    'folder of its run'
+                )
 
     def before_test(self, runner: Runner) -> None:
         """Compare the numbers of classes."""

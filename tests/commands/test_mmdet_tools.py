@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
 
 from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
 
@@ -130,11 +132,28 @@ def test_a_missing_checkpoint_is_named(data):
     assert found == f'checkpoint {data}/none.pth cannot be found'
 
 
+def stock_weights(num_classes):
+    model = Config.fromfile(STOCK).model
+    model.bbox_head.num_classes = num_classes
+    return MODELS.build(model).state_dict()
+
+
 def test_a_checkpoint_of_another_detector_is_refused(data):
-    torch.save({'state_dict': {'student.neck.weight': torch.zeros(1)}}, data / 'other.pth')
-    found = error_of('test', STOCK, data / 'other.pth', '--work-dir', data)
-    assert found.startswith(f'{data}/other.pth has none of the weights of the RetinaNet')
-    assert 'it has student.neck.weight, …' in found
+    """Whatever does not fit would be tested with random weights."""
+    weights = stock_weights(1)
+    others = {f'student.{key}': value for key, value in weights.items()}
+    fewer = {key: value for key, value in weights.items() if not key.startswith('backbone.layer4')}
+    for content, message in (
+        (others, 'is missing in it'),
+        (fewer, 'backbone.layer4.0.conv1.weight, of shape (256, 128, 3, 3), is missing'),
+        (stock_weights(6), 'of shape (9, 64, 3, 3), is of shape (54, 64, 3, 3) in it'),
+    ):
+        torch.save({'state_dict': content}, data / 'other.pth')
+        found = error_of('test', STOCK, data / 'other.pth', '--work-dir', data)
+        assert found.startswith(
+            f'{data}/other.pth does not fit the RetinaNet that the config makes'
+        )
+        assert message in found
 
 
 def test_more_classes_than_the_data_are_evaluated_with_are_refused(data):
@@ -144,7 +163,7 @@ def test_more_classes_than_the_data_are_evaluated_with_are_refused(data):
     )
     overrides = ['model.student.bbox_head.num_classes=7', '--work-dir', data]
     assert error_of('train', CONFIG, *overrides).startswith(message + 'cat. Make the num_classes')
-    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}}, data / 'a.pth')
+    torch.save({'state_dict': stock_weights(7)}, data / 'a.pth')
     found = error_of('test', STOCK, data / 'a.pth', 'model.bbox_head.num_classes=7', *overrides[1:])
     assert found.startswith(message)
     assert found.endswith('and test_dataloader.dataset.metainfo.classes agree')
