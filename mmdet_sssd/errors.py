@@ -15,8 +15,13 @@ from mmengine.registry import Registry
 
 GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by a config
 
-OTHERS_USER_ERRORS = ('Torch not compiled with CUDA', 'Can not find "auto_scale_lr"')
-"""What torch and mmdet say, with errors of no particular class, of what the user has to mend."""
+OTHERS_USER_ERRORS = (
+    'Torch not compiled with CUDA',
+    'Can not find "auto_scale_lr"',
+    'metric should be one of',
+    'must contain the key "type"',
+)
+"""What torch, mmengine and mmdet say of settings, with errors of no particular class."""
 
 
 class ConfigError(ValueError):
@@ -85,9 +90,9 @@ def user_error(error: BaseException) -> str | None:
     if known := unknown_setting(error) or _unregistered(error):
         return str(known)
     if isinstance(error, (ConfigError, FileNotFoundError)):
-        # without what mmengine's registries and the workers of data loaders put before it
+        # without what the workers of data loaders put before it
         message = str(error).rpartition(f'{ConfigError.__module__}.{ConfigError.__name__}: ')[2]
-        return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', message)
+        return _without_place(message)
     if isinstance(error, SyntaxError):
         return f'{error.filename}, line {error.lineno}: {error.msg}'
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -101,8 +106,13 @@ def user_error(error: BaseException) -> str | None:
             'model.economy=True'
         )
     if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
-        return str(error)
+        return ' '.join(_without_place(str(error.args[0])).split())
     return None
+
+
+def _without_place(message: str) -> str:
+    """Drop what mmengine's registries put before a message."""
+    return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', message)
 
 
 def unknown_setting(error: BaseException) -> ConfigError | None:
@@ -123,11 +133,13 @@ def unknown_setting(error: BaseException) -> ConfigError | None:
     if cls is None:
         return None
     accepted = [x for x in inspect.signature(cls).parameters if x not in GIVEN_BY_OTHERS]
-    hint = did_you_mean(unknown, accepted)
-    if 'student' in accepted and not hint:
-        hint = f'; a setting of the detector is written model.student.{unknown}.'
+    if 'student' in accepted:
+        other = f'; a setting of the detector is written model.student.{unknown}.'
+    else:
+        other = '; if the config inherits it, replace the inherited dict with _delete_=True.'
+    hint = did_you_mean(unknown, accepted) or other
     return ConfigError(
-        f'{unknown} is not a setting of {name}{hint or "."} Accepted: {", ".join(accepted) or "none"}'
+        f'{unknown} is not a setting of {name}{hint} Accepted: {", ".join(accepted) or "none"}'
     )
 
 

@@ -1,20 +1,25 @@
 """Rehearses a training run up to and including its first iteration."""
 
 import copy
+import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from logging import LogRecord
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from mmdet.evaluation import CocoMetric
 from mmdet.models import BaseDetector
 from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
+from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -41,11 +46,15 @@ class DryRun:
     Args:
         cfg: The whole config.
         build: Builds a runner from a config.
+        warnings: Grows with each warning, see :func:`warnings_listed`.
     """
 
-    def __init__(self, cfg: Config, build: Callable[[Config], Runner]) -> None:
+    def __init__(
+        self, cfg: Config, build: Callable[[Config], Runner], warnings: Sequence[str] = ()
+    ) -> None:
         self.cfg = cfg
         self.build = build
+        self.warnings = warnings
 
     def train(self) -> None:
         """Rehearse and print a summary.
@@ -71,7 +80,7 @@ class DryRun:
                 f'{rehearsal.stage} failed ({type(error).__name__}: {first_line}); --debug shows where'
             ) from error
         if is_main_process():
-            print(summary(runner, rehearsal))
+            print(summary(runner, rehearsal, self.warnings))
 
 
 def rehearsed_config(cfg: Config, work_dir: str) -> Config:
@@ -192,8 +201,20 @@ class RehearsalHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: Sequence | None = None,
     ) -> None:
-        """Count the predictions."""
-        self.num_predictions = sum(len(x.get('pred_instances', ())) for x in outputs)
+        """Count the predictions.
+
+        Raises:
+            ConfigError: if masks are evaluated, but not predicted.
+        """
+        predictions = [x.get('pred_instances', ()) for x in outputs]
+        self.num_predictions = sum(map(len, predictions))
+        for metric in runner.val_loop.evaluator.metrics:
+            wants_masks = isinstance(metric, CocoMetric) and 'segm' in metric.metrics
+            if wants_masks and not all('masks' in x for x in predictions):
+                raise ConfigError(
+                    "val_evaluator.metric has 'segm', but the detector predicts no masks; accepted: "
+                    'bbox'
+                )
 
     def _watch_gradients(self, runner: Runner) -> None:
         """Check the gradients between the backward pass and the optimizer's step."""
@@ -210,7 +231,22 @@ class RehearsalHook(Hook):
         runner.optim_wrapper.backward = watched_backward
 
 
-def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
+@contextmanager
+def warnings_listed() -> Iterator[list[str]]:
+    """List what is logged as a warning or an error meanwhile, by any of mmengine's loggers."""
+    listed: list[str] = []
+    log = MMLogger.callHandlers
+
+    def log_and_list(self: MMLogger, record: LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            listed.append(record.getMessage())
+        log(self, record)
+
+    with patch.object(MMLogger, 'callHandlers', log_and_list):
+        yield listed
+
+
+def summary(runner: Runner, rehearsal: RehearsalHook, warnings: Sequence[str]) -> str:
     """Summarise a rehearsed run and its first step in a few lines."""
     train, val = runner.train_dataloader.dataset, getattr(runner.val_loop, 'dataloader', None)
     classes = train.metainfo.get('classes') or ()
@@ -230,7 +266,10 @@ def summary(runner: Runner, rehearsal: RehearsalHook) -> str:
     if rehearsal.num_predictions is not None:
         rows['validation'] = f'{rehearsal.num_predictions} predictions in a batch'
     lines = [f'  {name:<12}{row}' for name, row in rows.items()]
-    return '\n'.join(['dry run: this config trains', *lines])
+    noted = {0: '', 1: ', with a warning (above)'}.get(
+        len(warnings), f', with {len(warnings)} warnings (above)'
+    )
+    return '\n'.join([f'dry run: this config trains{noted}', *lines])
 
 
 def _check_labels(runner: Runner) -> None:
@@ -257,7 +296,10 @@ def _name(model: nn.Module) -> str:
 def _parameters(model: BaseDetector) -> str:
     parts = {'': model}
     if isinstance(model, Distiller):
-        teachers = {f'teacher {name}': x for name, x in model.teachers.items()}
+        teachers = {
+            'teacher' if name == 'teacher' else f'teacher {name}': x
+            for name, x in model.teachers.items()
+        }
         terms = {f'term {name}': x for name, x in model.terms.items()}
         parts = {'student': model.student, **teachers, **terms}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

@@ -1,34 +1,36 @@
 """Runs mmdet's tools on checked configs, and reports errors that users can fix."""
 
+import errno
 import os
 import os.path as osp
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import mmdet
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoints import loading
 from ..datasets import check_annotations, unreadable_images_named
 from ..errors import ConfigError, user_error
-from ..hooks.check_dataset_hook import check_evaluated_classes
-from ..hooks.model_parts import bare_model, find_detector
-from ..models import Distiller
-from ..models.student import count_classes
 from ..optimizers import amp_where_it_runs
+from .checkpoint_checks import CheckResumeHook, CheckTestHook
 from .custom_imports import check_custom_imports
-from .dry_run import DryRun
+from .dry_run import DryRun, warnings_listed
+from .locks import locked
 from .overrides import check_overrides
+from .settings_check import check_settings
+
+LOCK = '.lock'  # of a run, in its work directory
+SECONDS_TO_END = 10  # that the processes of a killed run may take
 
 
 def run_mmdet_tool(
@@ -64,43 +66,6 @@ def run_mmdet_tool(
         sys.argv = before
 
 
-class CheckTestHook(Hook):
-    """Refuses to test what does not fit the detector: its checkpoint, or the data's classes.
-
-    mmengine would test with random weights in place of those that do not fit.
-
-    Raises:
-        ConfigError: if a weight of the detector is missing from the checkpoint or has another shape
-            there, or the test data name fewer classes than the detector predicts.
-    """
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare names and shapes of weights; a stock checkpoint fits a distiller's student, too."""
-        prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
-        loaded = {
-            key.removeprefix('module.').removeprefix(prefix): value
-            for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        for key, weight in find_detector(runner).state_dict().items():
-            key = key.removeprefix('module.')
-            if key.endswith('num_batches_tracked'):  # old checkpoints have none
-                continue
-            found = loaded.get(key)
-            if found is None or found.shape != weight.shape:
-                there = f'of shape {tuple(found.shape)}' if found is not None else 'missing'
-                raise ConfigError(
-                    f'{runner._load_from} does not fit the {runner.cfg.model.type} that the config '
-                    f'makes: {key}, of shape {tuple(weight.shape)}, is {there} in it. Give the config '
-                    'that it was trained with, or for a distilled student the files in the export '
-                    'folder of its run'
-                )
-
-    def before_test(self, runner: Runner) -> None:
-        """Compare the numbers of classes."""
-        detector = find_detector(runner)
-        check_evaluated_classes(runner.test_loop, detector, count_classes(detector))
-
-
 @contextmanager
 def user_errors_last() -> Iterator[None]:
     """End the process with a one-line message on errors that the user can fix."""
@@ -117,34 +82,59 @@ def user_errors_last() -> Iterator[None]:
 def _configs_prepared(stages: tuple[str, ...], dry_run: bool) -> Iterator[None]:
     """Prepare each config, as read and overridden by mmdet's tool, before its runner is built."""
     originals = {runner: vars(runner)['from_cfg'] for runner in (Runner, FlexibleRunner)}
+    with ExitStack() as until_end:
+        warnings = until_end.enter_context(warnings_listed())
 
-    def prepared(from_cfg: Callable[[type, Config], Runner]) -> classmethod:
-        def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
-            _prepare(cfg, stages)
-            build = partial(_build_quietly, partial(from_cfg, cls))
-            if dry_run:
-                return DryRun(cfg, build)
-            runner = build(cfg)
-            if stages == ('test',):
-                runner.register_hook(CheckTestHook())
-            return runner
+        def prepared(from_cfg: Callable[[type, Config], Runner]) -> classmethod:
+            def prepared_from_cfg(cls: type, cfg: Config) -> Runner | DryRun:
+                _prepare(cfg, stages)
+                build = partial(_build_runner, partial(from_cfg, cls), stages)
+                if dry_run:
+                    return DryRun(cfg, build, warnings)
+                if 'train' in stages and _is_first_process():
+                    until_end.enter_context(_reserved(cfg.work_dir))
+                return build(cfg)
 
-        return classmethod(prepared_from_cfg)
+            return classmethod(prepared_from_cfg)
 
-    for runner, from_cfg in originals.items():
-        runner.from_cfg = prepared(from_cfg.__func__)
-    try:
-        yield
-    finally:
         for runner, from_cfg in originals.items():
-            runner.from_cfg = from_cfg
+            runner.from_cfg = prepared(from_cfg.__func__)
+            until_end.callback(setattr, runner, 'from_cfg', from_cfg)
+        yield
+
+
+@contextmanager
+def _reserved(work_dir: str) -> Iterator[None]:
+    """Keep other runs out of a work directory, whose files they would overwrite.
+
+    Raises:
+        ConfigError: if another run is there.
+    """
+    with ExitStack() as until_end:
+        try:
+            is_free = until_end.enter_context(locked(Path(work_dir, LOCK), wait=SECONDS_TO_END))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            is_free = True  # a file system without locks
+        if not is_free:
+            raise ConfigError(
+                f'another run is training in {work_dir}, and both would write the same files; give '
+                'another --work-dir, or wait for its end'
+            )
+        yield
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
 
 
 def _prepare(cfg: Config, stages: tuple[str, ...]) -> None:
     """Check a config and its data, and adapt it to the processes at hand."""
     check_custom_imports(cfg)
+    check_settings(cfg, stages)
     amp_where_it_runs(cfg)
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+    if _is_first_process():
         check_annotations(cfg, stages)
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from_at_start = _dropped_load_from(cfg)
@@ -154,10 +144,14 @@ def _prepare(cfg: Config, stages: tuple[str, ...]) -> None:
         _join_cpu_processes(cfg)
 
 
-def _build_quietly(build: Callable[[Config], Runner], cfg: Config) -> Runner:
-    """Build a runner whose logger drops mmengine's warnings about its own deprecated classes."""
-    runner = build(cfg)
+def _build_runner(
+    from_cfg: Callable[[Config], Runner], stages: tuple[str, ...], cfg: Config
+) -> Runner:
+    """Build a runner that checks checkpoints, without mmengine's warnings about its own classes."""
+    runner = from_cfg(cfg)
     runner.logger.addFilter(lambda record: 'will be deprecated' not in record.getMessage())
+    if isinstance(runner, Runner):
+        runner.register_hook(CheckResumeHook() if 'train' in stages else CheckTestHook())
     return runner
 
 

@@ -1,6 +1,7 @@
 """Checks the files that a config names, before training."""
 
 import logging
+import math
 import os.path as osp
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ from ..errors import ConfigError
 from .coco_file import read_coco
 from .leaf_datasets import leaf_configs
 
+READ = {'id', 'image_id', 'category_id', 'bbox', 'area'}  # of an annotation, by CocoDataset
+TOLERANCE = 2  # pixels that a box may leave its image by
+MANY = 0.01  # share of such boxes that is reported
+
 
 def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
     """Check the data sets and evaluators of a config.
@@ -27,15 +32,26 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
     Raises:
         ConfigError: if a file or folder is missing, an annotation file is not a COCO file, none of the
-            class names is one of its categories, class names and labels disagree, an image has no
-            size, or an annotation's category is undefined. The message names the config key.
+            class names is one of its categories, class names and labels disagree, there are no images
+            or, to train on, no annotations, an image has no size, an annotation lacks what mmdet reads
+            or its category is undefined, or predictions would be compared with labels of other images.
+            The message names the config key.
     """
+    files: dict[str, list[str]] = {}  # annotation files by stage
     for stage in stages:
+        files[stage] = []
         for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
             _check_dataset(dataset, key)
+            if dataset.get('ann_file') and not dataset.get('backend_args'):
+                files[stage].append(osp.join(dataset.get('data_root') or '', dataset['ann_file']))
         for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
+                _check_evaluated_images(evaluator, files[stage], key)
+    for path in set(files.get('train', ())) & set(files.get('val', ())):
+        _warn(
+            f'{path} is both trained on and validated on, so that AP says nothing of other images.'
+        )
 
 
 def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
@@ -61,10 +77,13 @@ def _check_dataset(dataset: ConfigDict, key: str) -> None:
         if isinstance(classes, str):  # a file, as in mmengine
             classes = list_from_file(classes)
         classes = list(classes or dataset_class.METAINFO.get('classes') or ())
-        found = _read_categories(path, key)
+        content = read_coco(path, f'{key}.ann_file')
+        found = _read_categories(content, path, key)
         _check_classes(classes, found, path, key)
-        if dataset_class is CocoDataset:  # subclasses have their own order
+        if dataset_class is CocoDataset:  # subclasses have their own order and annotations
             _check_order(classes, found, path, key)
+            is_filtered = (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
+            _check_entries(content, path, key, needs_labels=bool(is_filtered))
 
 
 def _check_exists(key: str, path: str | None) -> None:
@@ -75,9 +94,51 @@ def _check_exists(key: str, path: str | None) -> None:
         )
 
 
-def _read_categories(path: str, key: str) -> list[str]:
+def _check_evaluated_images(evaluator: ConfigDict, files: list[str], key: str) -> None:
+    """Refuse a file of COCO's metrics that has other images than the one file of the data set."""
+    path = evaluator.get('ann_file')
+    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric') or len(files) != 1:
+        return
+    if not path or not all(map(osp.isfile, (path, *files))) or osp.samefile(path, files[0]):
+        return
+    images, others = (
+        {x['id']: x.get('file_name') for x in read_coco(file, f'{key}.ann_file')['images']}
+        for file in (files[0], path)
+    )
+    if not images.items() <= others.items():
+        raise ConfigError(
+            f'{key}.ann_file: {path} has other images than {files[0]}, which the detector predicts, so '
+            'that predictions would be compared with labels of other images; give both the same file'
+        )
+
+
+def _check_entries(content: dict[str, list[dict]], path: str, key: str, needs_labels: bool) -> None:
+    """Check what CocoDataset reads of images and annotations."""
+    for part, is_needed in (('images', True), ('annotations', needs_labels)):
+        if is_needed and not content[part]:
+            raise ConfigError(f'{key}.ann_file: {path} has no {part}')
+    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    outside = []
+    for annotation in content['annotations']:
+        if missing := sorted(READ - annotation.keys()):
+            raise ConfigError(
+                f'{key}.ann_file: an annotation in {path} has no {" and no ".join(missing)}: '
+                f'{annotation}; mmdet reads {", ".join(sorted(READ))}'
+            )
+        x, y, width, height = annotation['bbox']
+        most = sizes.get(annotation['image_id'], (math.inf, math.inf))
+        if x + width > most[0] + TOLERANCE or y + height > most[1] + TOLERANCE:
+            outside.append(annotation)
+    if len(outside) > MANY * len(content['annotations']):
+        _warn(
+            f'{len(outside)} of {len(content["annotations"])} boxes in {path} leave their image, the '
+            f"first is {outside[0]['bbox']} of annotation {outside[0]['id']}. COCO's boxes are "
+            '[x, y, width, height]; if these are [x1, y1, x2, y2], convert them.'
+        )
+
+
+def _read_categories(content: dict[str, list[dict]], path: str, key: str) -> list[str]:
     """Read a COCO file's categories, and check its images' sizes and its annotations' categories."""
-    content = read_coco(path, f'{key}.ann_file')
     names = {category['id']: category['name'] for category in content['categories']}
     used = {x['category_id']: x for x in content['annotations'] if 'category_id' in x}
     sizeless = [x for x in content['images'] if not {'height', 'width'} <= x.keys()]
@@ -104,11 +165,9 @@ def _check_classes(classes: list[str], found: list[str], path: str, key: str) ->
             f'has: {_shortened(found)}'
         )
     if missing:
-        print_log(
+        _warn(
             f'{key}.metainfo.classes: {_shortened(missing)} not among the categories of {path} '
-            f'({_shortened(found)}); they cannot be learnt or evaluated',
-            logger='current',
-            level=logging.WARNING,
+            f'({_shortened(found)}); they cannot be learnt or evaluated'
         )
 
 
@@ -131,3 +190,7 @@ def _check_order(classes: list[str], found: list[str], path: str, key: str) -> N
 def _shortened(names: list[str]) -> str:
     shown = ', '.join(names[:10])
     return f'{shown} … ({len(names)} names)' if len(names) > 10 else shown
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)

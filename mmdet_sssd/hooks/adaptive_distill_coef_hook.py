@@ -4,6 +4,7 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.optim import OptimWrapperDict
+from mmengine.optim.scheduler import ConstantParamScheduler, LinearParamScheduler
 from mmengine.runner import Runner
 
 from ..errors import ConfigError, check, is_number, within
@@ -132,6 +133,11 @@ class AdaptiveDistillCoefHook(Hook):
             for group in runner.optim_wrapper.param_groups
             if any(id(p) in student for p in group['params'])
         ]
+        if self.policy == 'step' and not _may_decay(runner):
+            runner.logger.warning(
+                f'Term {self.term}: λ will not rise, because no param_scheduler lowers the learning '
+                "rate within the run. policy='constant' of its hook keeps λ by intention."
+            )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -235,3 +241,19 @@ class AdaptiveDistillCoefHook(Hook):
 
     def _is_decay(self, lr: float, reference: float) -> bool:
         return lr < reference and lr <= self.decay_ratio * reference * (1 + 1e-6)
+
+
+def _may_decay(runner: Runner) -> bool:
+    """Tell whether a scheduler may lower the learning rate before the run ends."""
+    loop = runner.train_loop
+    for scheduler in runner.param_schedulers or ():
+        if scheduler.param_name != 'lr' or isinstance(
+            scheduler, (LinearParamScheduler, ConstantParamScheduler)
+        ):  # warm up
+            continue
+        steps = getattr(scheduler, 'milestones', None)
+        if steps is None or min(steps, default=math.inf) < (
+            loop.max_epochs if scheduler.by_epoch else loop.max_iters
+        ):
+            return True
+    return False

@@ -71,7 +71,7 @@ def rehearse(config, folder, capsys, **options) -> dict[str, str]:
 def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
     rows = rehearse(DISTILLED, shapes, capsys)
     assert rows['model'] == 'SSSDDistiller around RetinaNet'
-    parts = r'student 3\.\d M, teacher teacher \d\.\d M, term distill 0\.1 M'
+    parts = r'student 3\.\d M, teacher \d\.\d M, term distill 0\.1 M'
     assert re.fullmatch(parts, rows['parameters'])
     assert rows['classes'] == '1: square'
     assert rows['images'] == f'{NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
@@ -182,6 +182,11 @@ def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys)
     assert set((shapes / 'work').rglob('*')) == files
 
 
+def test_masks_that_nothing_predicts_are_not_evaluated(shapes, capsys):
+    with pytest.raises(ConfigError, match=r"^val_evaluator\.metric has 'segm', but the detector"):
+        rehearse(STOCK, shapes, capsys, **{'val_evaluator.metric': ['bbox', 'segm']})
+
+
 def test_an_error_of_others_names_the_stage(shapes, capsys, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError('out of memory\nsecond line')
@@ -201,3 +206,11 @@ def test_the_command_ends_well_or_with_the_error(shapes, monkeypatch, capsys, co
     (shapes / 'images/0.png').unlink()
     found = error_of(*command, DISTILLED, 'train_dataloader.batch_size=4')
     assert re.match(r'.*0\.png', found)
+
+
+def test_warnings_are_counted_in_the_summary(shapes, monkeypatch, capsys):
+    monkeypatch.chdir(shapes)
+    both = [f'{x}_dataloader.dataset.ann_file=annotations/train.json' for x in ('train', 'val')]
+    evaluator = f'val_evaluator.ann_file={shapes}/annotations/train.json'
+    assert run_command('dry-run', STOCK, *both, evaluator)[0] == 0
+    assert 'dry run: this config trains, with a warning (above)\n' in capsys.readouterr().out

@@ -12,6 +12,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from mmdet_sssd.commands.locks import locked
 from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
 
 from ..command import error_of
@@ -175,6 +176,13 @@ def test_broken_checkpoints_are_named_when_a_run_is_resumed(data):
     found = error_of('train', CONFIG, '--resume', '--work-dir', data / 'work')
     assert found.startswith(f'--resume: there is no {data}/work/last_checkpoint, and there is')
     assert f'not whole: {data}/work/epoch_1.pth' in found
+
+
+def test_a_second_run_in_a_folder_is_refused(data, monkeypatch):
+    monkeypatch.setattr('mmdet_sssd.commands.mmdet_tools.SECONDS_TO_END', 0.1)
+    with locked(data / 'work/.lock'):
+        found = error_of('train', CONFIG, '--work-dir', data / 'work')
+    assert found.startswith(f'another run is training in {data}/work, and both would write')
 
 
 def test_the_message_is_all_that_is_said(data, monkeypatch):

@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.dry_run import warnings_listed
 from mmdet_sssd.datasets import check_annotations
 
 
@@ -123,6 +125,68 @@ def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
     (tmp_path / 'train.json').write_text(json.dumps(content))
     with pytest.raises(
         ConfigError, match=r'annotation 5 .* has category_id 7; its categories are \[1, 2\]'
+    ):
+        check_annotations(config)
+
+
+def annotation(**changes) -> dict:
+    return {**coco()['annotations'][0], **changes}
+
+
+def without_area() -> dict:
+    return {key: value for key, value in annotation().items() if key != 'area'}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(images=[], annotations=[]), r'train\.json has no images$'),
+        (dict(annotations=[]), r'train\.json has no annotations$'),
+        (
+            dict(annotations=[without_area()]),
+            r"has no area: \{'id': 5, .*\}; mmdet reads area, bbox, ",
+        ),
+    ],
+)
+def test_entries_that_mmdet_would_stumble_over_are_named(config, tmp_path, changes, message):
+    config.train_dataloader.dataset.dataset.filter_cfg = dict(filter_empty_gt=True)
+    (tmp_path / 'train.json').write_text(json.dumps(coco(**changes)))
+    with pytest.raises(ConfigError, match=message):
+        check_annotations(config)
+
+
+def warnings_of(config) -> str:
+    with warnings_listed() as warnings:
+        check_annotations(config)
+    return '\n'.join(warnings)
+
+
+def test_boxes_of_another_format_are_reported(config, tmp_path):
+    config.val_dataloader.dataset.ann_file = 'val.json'
+    config.val_evaluator.ann_file = str(tmp_path / 'val.json')
+    (tmp_path / 'val.json').write_text(json.dumps(coco(annotations=[])))
+    assert warnings_of(config) == ''
+    (tmp_path / 'train.json').write_text(
+        json.dumps(coco(annotations=[annotation(bbox=[4, 4, 7, 8])]))
+    )
+    assert re.search(
+        r'^1 of 1 boxes in .*train\.json leave.*\[4, 4, 7, 8\] .* 5\. ', warnings_of(config)
+    )
+
+
+def test_training_images_as_validation_images_are_reported(config):
+    assert re.search(r'train\.json is both trained on and validated on', warnings_of(config))
+
+
+def test_an_evaluator_with_other_images_is_refused(config, tmp_path):
+    more = [*coco()['images'], {'id': 2, 'file_name': 'b.jpg', 'height': 8, 'width': 8}]
+    (tmp_path / 'val.json').write_text(json.dumps(coco(images=more)))
+    config.val_evaluator.ann_file = str(tmp_path / 'val.json')
+    check_annotations(config)  # images that are not predicted do no harm
+    (tmp_path / 'val.json').write_text(json.dumps(coco(images=more[1:], annotations=[])))
+    with pytest.raises(
+        ConfigError,
+        match=r'^val_evaluator\.ann_file: .*val\.json has other images than .*train\.json',
     ):
         check_annotations(config)
 

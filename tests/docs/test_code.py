@@ -67,6 +67,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     content = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'cell'}]}
     (tmp_path / 'train.json').write_text(json.dumps(content))
     (tmp_path / 'large.py').write_text(TEACHER)
+    (tmp_path / 'my_config.py').write_text(README.text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

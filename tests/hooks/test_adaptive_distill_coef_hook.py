@@ -6,6 +6,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch.optim import SGD
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.dry_run import warnings_listed
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 
 from ..toy_detector import toy_runner
@@ -97,6 +98,21 @@ def test_inverse_lr_policy_follows_any_schedule(tmp_path, schedule):
     for coef, lr in zip(coefs[start:], lrs[start:], strict=True):
         assert coef == pytest.approx(BASE * min(math.sqrt(peak / lr), 4.0))
     assert coefs[-1] > 2 * BASE
+
+
+@pytest.mark.parametrize(
+    ('policy', 'schedulers', 'is_told'),
+    [
+        ('step', [WARM_UP, multi_step(ITERS + 10)], True),
+        ('step', [WARM_UP, multi_step(ITERS - 1)], False),
+        ('step', [dict(type='CosineAnnealingLR', by_epoch=False, T_max=ITERS)], False),
+        ('constant', [WARM_UP], False),
+    ],
+)
+def test_a_run_in_which_the_coefficient_cannot_rise_says_so(tmp_path, policy, schedulers, is_told):
+    with warnings_listed() as warnings:
+        run(tmp_path, dict(policy=policy), schedulers)
+    assert any('λ will not rise' in x for x in warnings) == is_told
 
 
 def test_constant_policy(tmp_path):

@@ -15,7 +15,7 @@ from ...checkpoints import AtomicLocalBackend
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
 from ..custom_imports import with_imports
-from .locks import locked
+from ..locks import locked
 from .metrics import main_metric
 from .results import CellResult, ResultsFolder, plain_config
 from .schedule import length

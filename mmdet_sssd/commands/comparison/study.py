@@ -9,9 +9,9 @@ from typing import Any
 from mmengine.config import Config
 
 from ...errors import ConfigError
+from ..locks import locked
 from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
 from .cells import Cell, check_started, comparable_config, keep_arm_config
-from .locks import locked
 from .model_zoo import model_zoo_section
 from .page import write_page
 from .plots import draw_plots

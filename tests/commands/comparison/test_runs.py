@@ -26,11 +26,11 @@ from submitit.core.utils import FailedJobError, JobPaths
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.cells import Cell, check_started, keep_arm_config
-from mmdet_sssd.commands.comparison.locks import locked
 from mmdet_sssd.commands.comparison.results import CellResult, ResultsFolder
 from mmdet_sssd.commands.comparison.runs import CellRunner, slot_environments
 from mmdet_sssd.commands.comparison.slurm import QueueWatcher
 from mmdet_sssd.commands.comparison.training import Job, Preempted, Training, run_program
+from mmdet_sssd.commands.locks import locked
 
 from .synthetic import write_report
 

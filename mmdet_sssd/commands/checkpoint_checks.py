@@ -1,0 +1,145 @@
+"""Checks of the checkpoints that runs are resumed from or tested with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from ..config_tree import nested_configs, value_at
+from ..errors import ConfigError
+from ..hooks.check_dataset_hook import check_evaluated_classes
+from ..hooks.model_parts import bare_model, find_detector
+from ..models import Distiller
+from ..models.student import count_classes
+
+STATE = ('meta', 'message_hub', 'optimizer')
+"""What a checkpoint to resume from has beside weights."""
+
+RESTORED = ('optim_wrapper.optimizer', 'param_scheduler')
+"""Settings whose values a resumed run takes from its checkpoint."""
+
+
+class CheckTestHook(Hook):
+    """Refuses to test what does not fit the detector: its checkpoint, or the data's classes.
+
+    mmengine would test with random weights in place of those that do not fit.
+
+    Raises:
+        ConfigError: if a weight of the detector is missing from the checkpoint or has another shape
+            there, or the test data name fewer classes than the detector predicts.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare names and shapes of weights; a stock checkpoint fits a distiller's student, too."""
+        prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
+        loaded = {key.removeprefix(prefix): x for key, x in _weights(checkpoint).items()}
+        if problem := _misfit(find_detector(runner).state_dict(), loaded):
+            raise ConfigError(
+                f'{runner._load_from} does not fit the {_name(runner)} that the config makes: '
+                f'{problem}. Give the config that it was trained with, or for a distilled student the '
+                'files in the export folder of its run'
+            )
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the numbers of classes."""
+        detector = find_detector(runner)
+        check_evaluated_classes(runner.test_loop, detector, count_classes(detector))
+
+
+class CheckResumeHook(Hook):
+    """Refuses to resume a run from a checkpoint of another model, or one that is no run's.
+
+    It also warns of settings that the checkpoint replaces, and if nothing is left to train.
+
+    Raises:
+        ConfigError: if the checkpoint has only weights, or they do not fit the model.
+    """
+
+    priority = 'HIGHEST'  # before hooks that read a resumed state
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Look at the parts of the checkpoint, the shapes of weights, and the settings."""
+        if not runner._resume:
+            return
+        path = runner._load_from
+        if missing := [part for part in STATE if part not in checkpoint]:
+            raise ConfigError(
+                f'--resume: {path} has no {" and no ".join(missing)}, so it is not the checkpoint of a '
+                f'run to go on with; to start a new run from its weights, set load_from={path}'
+            )
+        if problem := _misfit(bare_model(runner).state_dict(), _weights(checkpoint)):
+            raise ConfigError(
+                f'--resume: {path} does not fit the {_name(runner)} that the config makes: '
+                f'{problem}. Resume with the config that it was trained with, or set load_from={path} '
+                'to start a new run, in another work_dir, from the weights that fit'
+            )
+        for key, now, then in _replaced_settings(runner.cfg, checkpoint['meta'].get('cfg', '')):
+            runner.logger.warning(
+                f'{key} is {now}, but a resumed run goes on with that of its checkpoint, {then}. For '
+                f'another one start a new run with load_from={path}.'
+            )
+
+    def before_train(self, runner: Runner) -> None:
+        """Say if a resumed run is complete."""
+        loop, is_by_epoch = runner.train_loop, isinstance(runner.train_loop, EpochBasedTrainLoop)
+        done, length = (loop.epoch, loop.max_epochs) if is_by_epoch else (loop.iter, loop.max_iters)
+        if done >= length:
+            unit = 'epochs' if is_by_epoch else 'iters'
+            runner.logger.warning(
+                f'The checkpoint is at the end of the run, {done} of {length} {unit}: nothing is left '
+                f'to train. To train longer, raise train_cfg.max_{unit}.'
+            )
+
+
+def _name(runner: Runner) -> str:
+    return type(bare_model(runner)).__name__
+
+
+def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    weights = checkpoint.get('state_dict', checkpoint)
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
+    """Describe the first weight of a model that a checkpoint lacks, or has in another shape."""
+    for key, weight in own.items():
+        key = key.removeprefix('module.')
+        if key.endswith('num_batches_tracked'):  # old checkpoints have none
+            continue
+        found = loaded.get(key)
+        if found is None:
+            return f'{key}, of shape {tuple(weight.shape)}, is missing in it'
+        if found.shape != weight.shape:
+            return f'{key}, of shape {tuple(weight.shape)}, is of shape {tuple(found.shape)} in it'
+    return ''
+
+
+def _replaced_settings(cfg: Config, text: str) -> list[tuple[str, Any, Any]]:
+    """List settings that have no effect because the checkpoint's differ.
+
+    Args:
+        cfg: The config.
+        text: The config in the checkpoint.
+
+    Returns:
+        Key, value, and value in the checkpoint, of each.
+    """
+    try:
+        before = _restored_settings(Config.fromstring(text, '.py'))
+    except Exception:  # it may import modules that are no longer there
+        return []
+    now = _restored_settings(cfg)
+    return [(key, now[key], before[key]) for key in now if now[key] != before.get(key, now[key])]
+
+
+def _restored_settings(cfg: Config) -> dict[str, Any]:
+    return {
+        f'{key}.{name}': value
+        for part in RESTORED
+        for key, config in nested_configs(value_at(cfg, part), part)
+        for name, value in config.items()
+        if not isinstance(value, dict)
+    }

@@ -1,0 +1,80 @@
+"""Runs resumed from checkpoints of others; for tests see test_mmdet_tools.py."""
+
+from itertools import count
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.commands.checkpoint_checks import CheckResumeHook
+from mmdet_sssd.commands.dry_run import warnings_listed
+
+from ..toy_detector import TOY_MODEL, toy_runner
+
+RUNS = count()
+
+
+def resume(tmp_path, path=None, lr=0.1, epochs=1, **kwargs) -> list[str]:
+    """Train, from a checkpoint if one is given, and list the warnings."""
+    settings = dict(
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr), clip_grad=dict(max_norm=0.1)),
+        schedulers=[dict(type='MultiStepLR', milestones=[3 * epochs])],
+    )
+    runner = toy_runner(
+        tmp_path / f'run {next(RUNS)}',
+        hooks=[CheckResumeHook()],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        load_from=path and str(path),
+        resume=path is not None,
+        **settings,
+        **kwargs,
+    )
+    runner.cfg = Config({**settings, 'param_scheduler': settings['schedulers']})
+    with warnings_listed() as warnings:
+        runner.train()
+    return [x for x in warnings if 'resumed run' in x or 'nothing is left' in x]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """The checkpoint of a run of one epoch."""
+    assert resume(tmp_path) == []
+    (path,) = tmp_path.glob('run */epoch_1.pth')
+    return path
+
+
+def test_settings_that_a_resumed_run_takes_from_its_checkpoint_are_named(tmp_path, checkpoint):
+    lr, milestones = resume(tmp_path, checkpoint, lr=0.2, epochs=2)
+    assert lr.startswith(
+        'optim_wrapper.optimizer.lr is 0.2, but a resumed run goes on with that of'
+    )
+    assert (
+        f'its checkpoint, 0.1. For another one start a new run with load_from={checkpoint}.' in lr
+    )
+    assert milestones.startswith('param_scheduler.0.milestones is [6], but')
+
+
+def test_a_complete_run_says_so(tmp_path, checkpoint):
+    (message,) = resume(tmp_path, checkpoint)
+    assert 'the end of the run, 1 of 1 epochs: nothing is left to train. ' in message
+    assert message.endswith('raise train_cfg.max_epochs.')
+
+
+def test_weights_alone_are_refused(tmp_path, checkpoint):
+    weights = load_from_local(str(checkpoint))['state_dict']
+    torch.save({'state_dict': weights, 'meta': {}}, tmp_path / 'weights.pth')
+    with pytest.raises(
+        ConfigError,
+        match=r'^--resume: .*weights\.pth has no message_hub and no optimizer, so it is not',
+    ):
+        resume(tmp_path, tmp_path / 'weights.pth')
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
+    other = dict(TOY_MODEL, teacher=dict(refine_convs=4))
+    with pytest.raises(
+        ConfigError, match=r'^--resume: .*epoch_1\.pth does not fit the .* is missing'
+    ):
+        resume(tmp_path, checkpoint, model=other)

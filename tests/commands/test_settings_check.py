@@ -1,0 +1,70 @@
+from glob import glob
+from pathlib import Path
+
+import mmdet
+import pytest
+from mmengine.config import Config
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.settings_check import check_settings
+
+ROOT = Path(__file__).parents[2]
+TRAINING = ('train', 'val')
+
+
+def config(**changes) -> Config:
+    cfg = Config(
+        dict(
+            train_cfg=dict(max_epochs=2, val_interval=1),
+            train_dataloader=dict(batch_size=2),
+            val_dataloader=dict(batch_size=1),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='auto')),
+            val_evaluator=dict(type='CocoMetric', metric=['bbox', 'segm']),
+        )
+    )
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
+        {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'teacher/coco/bbox_mAP']},
+        {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
+        {'iter_param_scheduler': [], 'conv_cfg': None, 'val_evaluator_2': None, 'lr': 1},
+    ],
+)
+def test_good_settings_pass(changes):
+    check_settings(config(**changes), TRAINING)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train_cfg.max_epochs': 0}, r'^train_cfg.max_epochs is 0; accepted: a whole number >= 1'),
+        ({'train_cfg.max_epochs': -1}, r'^train_cfg.max_epochs is -1; '),
+        ({'train_cfg.val_interval': 0}, r'^train_cfg.val_interval is 0; '),
+        ({'val_dataloader.batch_size': 0}, r'^val_dataloader.batch_size is 0; '),
+        ({'optim_wraper': {}}, r'the config has optim_wraper, .* if it is optim_wrapper, write so'),
+        ({'train_dataloaders': {}}, r'has train_dataloaders, .* if it is train_dataloader, '),
+        (
+            {'default_hooks.checkpoint.save_best': 'mAP'},
+            r"default_hooks.checkpoint is 'mAP'; accepted: auto, coco/bbox_mAP, .*, coco/segm_mAP_l$",
+        ),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_settings(config(**changes), TRAINING)
+
+
+def test_keys_of_mmdet_s_own_configs_are_not_taken_for_misspelt_ones():
+    folder = Path(mmdet.__file__).parent / '.mim/configs'
+    names = set()
+    for path in glob(f'{folder}/**/*.py', recursive=True):
+        lines = Path(path).read_text().splitlines()
+        names |= {x.partition(' =')[0] for x in lines if x.partition(' =')[0].isidentifier()}
+    assert len(names) > 200
+    check_settings(Config(dict.fromkeys(names)), ('train',))
