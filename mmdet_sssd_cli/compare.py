@@ -40,10 +40,10 @@ WHAT_IS_COMPARED = (
     click.option(
         '--arms',
         type=ListType(),
-        help='Built in: baseline, sssd, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
-        'baseline_longer (as much training time as sssd), config (the distiller as CONFIG has it); '
-        'any with changes, as in sssd+distill_coef=3.  [default: baseline,sssd; with --sweep '
-        'baseline; with --report-only all that have results]',
+        help='Built in: baseline, sssd, gentle, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, '
+        'sssd_no_phases, baseline_longer (as much training time as sssd), config (the distiller as '
+        'CONFIG has it); any with changes, as in sssd+distill_coef=3.  [default: baseline,sssd; with '
+        '--sweep baseline; with --report-only all that have results]',
     ),
     click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
     click.option(

@@ -11,15 +11,28 @@ from .parameters import ListType, add_options, config_argument
 
 LOSSES = ('JSDistanceLoss', 'NormedMSELoss', 'SSIMLoss')
 DIMS = ('spatial', 'channel', 'all')
+RECIPES = ('gentle', 'paper')
 POLICIES = ('step', 'inverse_lr', 'constant')
 
 
 _DISTILLATION = (  # for `model` and the hooks
+    click.option(
+        '--recipe',
+        type=click.Choice(RECIPES),
+        default='gentle',
+        show_default=True,
+        help="gentle: distilling pulls 1/4 as hard as the detection loss, leaves the head's "
+        'classification branches alone, takes the cheapest settings, and ends after half of the run; '
+        "paper: SSSD's.",
+    ),
     click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
     click.option('--dim', type=click.Choice(DIMS), help="Axis of the loss's distributions."),
     click.option('--tau', type=float, help="The loss's temperature.  [default: 1]"),
     click.option(
-        '--distill-coef', type=float, help="λ.  [default: the loss's; JSDistanceLoss: 10]"
+        '--distill-coef',
+        type=float,
+        help="λ, fixed but for --policy.  [default: balanced; in the paper's recipe the loss's, "
+        'JSDistanceLoss: 10]',
     ),
     click.option('--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'),
     click.option('--factor', type=float, help='Factor of λ per step.  [default: 2]'),
@@ -42,7 +55,8 @@ _DISTILLATION = (  # for `model` and the hooks
     click.option(
         '--economy',
         is_flag=True,
-        help='Cheapest settings: a step takes about 1.2 times as long as in stock, not 2 times.',
+        help='Cheapest settings, as in the gentle recipe: a step takes about 1.2 times as long as in '
+        'stock, not 2 times.',
     ),
     click.option(
         '--from-scratch',

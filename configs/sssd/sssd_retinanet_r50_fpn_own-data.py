@@ -1,4 +1,5 @@
-# RetinaNet R-50 on a data set of the user's own; see _base_/own_data.py for what to set.
+# RetinaNet R-50 on a data set of the user's own; see _base_/own_data.py for what to set. The recipe is
+# the gentle one of `mmdet-sssd wrap`.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
@@ -7,7 +8,15 @@ _base_ = [
 ]
 
 _base_.model.bbox_head.num_classes = _base_.num_classes
-model = dict(_delete_=True, type='SSSDDistiller', student=_base_.model)
+model = dict(
+    _delete_=True,
+    type='SSSDDistiller',
+    student=_base_.model,
+    teacher_head_grad=dict(cls=0),
+    economy=True,
+)
+_base_.sssd_hooks.distill_coef.update(ratio=0.25)  # pulls 1/4 as hard as the detection loss
+_base_.sssd_hooks.teacher_schedule = dict(type='TeacherScheduleHook', until=0.5)
 _base_.sssd_hooks.checkpoint.update(max_keep_ckpts=2, save_best='coco/bbox_mAP')
 default_hooks = _base_.sssd_hooks
 

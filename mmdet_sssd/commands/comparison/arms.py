@@ -169,7 +169,7 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
         write_wrapped_config(
             str(stock),
             wrapped,
-            WrappingOptions(from_scratch=not starts_pretrained(cfg)),
+            WrappingOptions(recipe='paper', from_scratch=not starts_pretrained(cfg)),
             build=False,
         )
         return {'student': cfg, 'distiller': Config.fromfile(wrapped, import_custom_modules=False)}

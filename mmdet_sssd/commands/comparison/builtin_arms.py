@@ -1,6 +1,6 @@
 # The built-in arms of `compare`, in the form that --arms-file takes too. An arm has
 #   base         another arm; or 'student', the detector of CONFIG alone; or 'distiller', CONFIG with
-#                its distiller, or with the one that `wrap` adds
+#                its distiller, or with the one that `wrap --recipe paper` adds
 #   cfg_options  changes to the base's config, as in --cfg-options; a dict with another type replaces
 #                the one it would be merged into
 #   match_time   an arm; the schedule is stretched to the training time of that arm
@@ -11,8 +11,34 @@ CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')
 arms = dict(
     baseline=dict(base='student'),
     config=dict(base='distiller'),
+    gentle=dict(  # the gentle recipe of `wrap`
+        base='distiller',
+        cfg_options={
+            'model.economy': True,
+            'model.teacher_head_grad': dict(cls=0),
+            'default_hooks.distill_coef.ratio': 0.25,
+            'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=0.5),
+        },
+    ),
+    papers=dict(  # without what the gentle recipe sets
+        base='distiller',
+        cfg_options={
+            'model.economy': False,
+            'model.teacher_head_grad': 1.0,
+            'default_hooks.distill_coef.ratio': None,
+            'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=1.0),
+        },
+    ),
     sssd=dict(
         base='distiller',
+        cfg_options={
+            'model.teacher.soft_regions': True,
+            'model.distill_loss': JS,
+            'default_hooks.distill_coef': STEP,
+        },
+    ),
+    sssd_paper=dict(
+        base='papers',
         cfg_options={
             'model.teacher.soft_regions': True,
             'model.distill_loss': JS,
@@ -31,7 +57,7 @@ arms = dict(
         },
     ),
     lgd=dict(
-        base='distiller',
+        base='papers',
         cfg_options={
             'model.teacher.soft_regions': False,
             'model.distill_loss': dict(_delete_=True, type='NormedMSELoss'),

@@ -10,17 +10,21 @@ from mmengine.registry import Registry
 
 from ...errors import ConfigError
 
+RECIPES = ('gentle', 'paper')
 SHARED_HOOKS = {
     'distill_coef': ('AdaptiveDistillCoefHook', 'λ follows the learning rate'),
     'detach_student': ('DetachStudentHook', 'first 1/6: distilling trains only the adapter'),
     'freeze_backbone': ('FreezeBackboneHook', 'first 1/9: freezes a pretrained backbone'),
+    'teacher_schedule': ('TeacherScheduleHook', 'second half: stock training'),
     'random_state': ('RandomStateHook', 'a resumed run draws the same numbers'),
     'check_dataset': ('CheckDatasetHook', 'finds wrong labels before training'),
     'checkpoint': ('SafeCheckpointHook', 'a run killed at any moment can be resumed'),
     'preemption': ('PreemptionHook', 'at a signal, a run saves and ends'),
     'export_student': ('ExportStudentHook', 'the last (and best) student, for stock mmdet'),
 }
-"""Types and comments of the hooks of ``configs/_base_/sssd.py``, by name."""
+"""Types and comments of the hooks, by name; ``configs/_base_/sssd.py`` has the paper's."""
+
+RATIO, RATIO_COMMENT = 0.25, 'distilling pulls 1/4 as hard as the detection loss'
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,13 @@ class WrappingOptions:
     """Settings of a wrapped config; None keeps the stock config's value or the default.
 
     Args:
+        recipe: ``'gentle'`` or ``'paper'``. The gentle one, which rests on docs/benchmarks.md, keeps
+            λ's pull at a quarter of the detection loss's, leaves classification branches to the
+            student's own loss, has the cheapest settings, and ends distilling after half of the run.
         loss: ``distill_loss.type``.
         dim: ``distill_loss.dim``.
         tau: ``distill_loss.tau``.
-        distill_coef: λ.
+        distill_coef: λ, which the gentle recipe then does not balance either.
         policy: ``policy`` of the λ hook.
         factor: ``factor`` of the λ hook.
         max_decays: ``max_decays`` of the λ hook; -1 for no limit.
@@ -49,6 +56,7 @@ class WrappingOptions:
             ``train_ann`` is given, and keeps the stock config's otherwise.
     """
 
+    recipe: str = 'gentle'
     loss: str | None = None
     dim: str | None = None
     tau: float | None = None
@@ -67,6 +75,16 @@ class WrappingOptions:
     train_img: str | None = None
     val_img: str | None = None
     classes: Sequence[str] | None = None
+
+    @property
+    def is_gentle(self) -> bool:
+        """Whether the recipe is the gentle one."""
+        return self.recipe == 'gentle'
+
+    @property
+    def ratio(self) -> float | None:
+        """``ratio`` of the λ hook."""
+        return RATIO if self.is_gentle and self.distill_coef is None else None
 
     def distiller(self) -> dict[str, Any]:
         """Make the keys of ``model`` that differ from the defaults, without type and student.
@@ -91,7 +109,8 @@ class WrappingOptions:
             teacher=teacher or None,
             distill_loss=None if loss == {'type': 'JSDistanceLoss'} else loss,
             distill_coef=self.distill_coef,
-            economy=self.economy or None,
+            teacher_head_grad={'cls': 0} if self.is_gentle else None,
+            economy=self.economy or self.is_gentle or None,
         )
 
     def hooks(self) -> dict[str, dict]:
@@ -99,10 +118,21 @@ class WrappingOptions:
         hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
         if self.from_scratch:
             del hooks['freeze_backbone']
+        if self.is_gentle:
+            hooks['teacher_schedule']['until'] = 0.5
+        else:
+            del hooks['teacher_schedule']
         limit = 1 if self.max_decays is None else self.max_decays
-        hooks['distill_coef'] |= _without_none(policy=self.policy, factor=self.factor)
+        hooks['distill_coef'] |= _without_none(
+            ratio=self.ratio, policy=self.policy, factor=self.factor
+        )
         hooks['distill_coef']['max_decays'] = None if limit == -1 else limit
         return {name: without_defaults(hook, HOOKS) for name, hook in hooks.items()}
+
+    def comments(self) -> dict[str, str]:
+        """Make the hooks' comments."""
+        comments = {name: comment for name, (_, comment) in SHARED_HOOKS.items()}
+        return comments | ({'distill_coef': RATIO_COMMENT} if self.ratio else {})
 
 
 def without_defaults(config: dict[str, Any], registry: Registry) -> dict[str, Any]:

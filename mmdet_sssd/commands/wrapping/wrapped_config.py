@@ -5,6 +5,7 @@ import os.path as osp
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.config import Config, ConfigDict
@@ -14,11 +15,13 @@ from mmengine.utils import import_modules_from_strings
 from ... import hooks
 from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, within
+from ...models.blank_pass import BlankPass
 from ...models.detectors.distiller import is_distiller
+from ...models.replay.heads import head_parameters
 from ...optimizers import StudentNames
 from ..custom_imports import PACKAGE, with_imports
 from .changes import Changes, stock_changes
-from .options import SHARED_HOOKS, WrappingOptions
+from .options import WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
 
@@ -48,15 +51,17 @@ def write_wrapped_config(
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     stock_config = _read_stock(stock)
     changes = stock_changes(stock_config, options)
+    distiller = options.distiller()
     settings = {
         'custom_imports': with_imports(stock_config, PACKAGE),
-        'model': {'type': 'SSSDDistiller', **options.distiller()},
+        'model': {'type': 'SSSDDistiller', **distiller, **_exceptions(stock_config, distiller)},
         'default_hooks': options.hooks(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
     draft = out.with_name(f'.{out.stem}.draft.py')
-    draft.write_text(_text(base, settings, changes), encoding='utf-8')
+    text = _text(base, settings, changes, options.comments())
+    draft.write_text(text, encoding='utf-8')
     try:
         _check_draft(draft, _expected(stock_config, settings, changes), stock, build)
         draft.replace(out)
@@ -109,7 +114,25 @@ def _read_stock(stock: str) -> ConfigDict:
     return config._cfg_dict
 
 
-def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
+def _exceptions(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
+    """Make the settings that replace those for which a detector has not the parts."""
+    if not distiller.keys() & {'economy', 'teacher_head_grad'}:
+        return {}
+    init_default_scope(stock.get('default_scope', 'mmdet'))
+    try:
+        import_modules_from_strings(**(stock.get('custom_imports') or {'imports': []}))
+        detector = MODELS.build(copy.deepcopy(stock.model))
+        sizes = {x.shape[-2:] for x in BlankPass(detector).student.feats}
+    except Exception:  # reported when the distiller is built
+        return {}
+    has_branch = any('cls' in name for name, *_ in head_parameters(detector))
+    return {
+        **({} if has_branch else {'teacher_head_grad': 1.0}),
+        **({} if len(sizes) > 1 else {'start_level': 0}),  # no finest level to skip
+    }
+
+
+def _text(base: str, settings: dict[str, dict], changes: Changes, comments: dict[str, str]) -> str:
     start = {'_delete_': True, 'type': None, 'student': Expression('_base_.model')}
     parts = [
         f'_base_ = {base!r}\n',
@@ -117,7 +140,7 @@ def _text(base: str, settings: dict[str, dict], changes: Changes) -> str:
         assignment('custom_imports', settings['custom_imports']),
         assignment('model', start | settings['model']),
         'default_hooks = dict(',
-        *_hook_lines(settings['default_hooks']),
+        *_hook_lines(settings['default_hooks'], comments),
         ')',
     ]
     return '\n'.join(parts) + '\n'
@@ -145,11 +168,11 @@ def _named_classes(changes: Changes) -> tuple[str, ...] | None:
     return next((v['classes'] for k, v in changes.items() if k.endswith('.metainfo')), None)
 
 
-def _hook_lines(hooks: dict[str, dict]) -> list[str]:
+def _hook_lines(hooks: dict[str, dict], comments: dict[str, str]) -> list[str]:
     """Write the hooks, each with its comment: beside it, or above if the line is too long."""
     lines = []
     for name, hook in hooks.items():
-        line, comment = f'    {name}={source(hook)},', f'# {SHARED_HOOKS[name][1]}'
+        line, comment = f'    {name}={source(hook)},', f'# {comments[name]}'
         fits = len(f'{line}  {comment}') <= LINE_LENGTH
         lines.append(f'{line}  {comment}' if fits else f'    {comment}\n{line}')
     return lines

@@ -7,7 +7,7 @@ from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, OptConfigType
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, check
 from ..blank_pass import BlankPass
 from ..building import build_part, completed, is_config_of
 from ..layers import ChannelAdapter, as_levels, instance_norm
@@ -61,6 +61,12 @@ class FeatureTerm(DistillTerm):
         if is_config_of(adapter, ChannelAdapter) or 'in_channels' not in adapter:
             matched = match_levels(blank.student.feats, blank.teacher.feats)
             self.pairs = [(p, q) for p, q in enumerate(matched) if q >= blank.teacher.start_level]
+            check(
+                'start_level',
+                blank.teacher.start_level,
+                bool(self.pairs),
+                'one that leaves a feature level to distill (levels of equal size count as one)',
+            )
             adapter = self._with_channels(adapter, blank)
         elif blank.is_made:
             _check_channels(as_levels(adapter['in_channels']), blank.channels)

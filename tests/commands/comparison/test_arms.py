@@ -90,6 +90,21 @@ def test_arms_of_a_config_with_a_distiller(configs):
     )
 
 
+def test_the_papers_arms_undo_the_gentle_recipe(configs):
+    (gentle,) = configs_of(configs / 'stock.py', 'gentle')
+    gentle.dump(configs / 'gentle.py')
+    sssd, paper, lgd = configs_of(configs / 'gentle.py', 'sssd', 'sssd_paper', 'lgd')
+    (of_stock,) = configs_of(configs / 'stock.py', 'sssd')
+    assert (sssd.model.economy, sssd.default_hooks.teacher_schedule.until) == (True, 0.5)
+    assert sssd.default_hooks.distill_coef.ratio == 0.25
+    for cfg in (paper, lgd):
+        assert (cfg.model.economy, cfg.model.teacher_head_grad) == (False, 1)
+        assert cfg.default_hooks.distill_coef.pop('ratio') is None
+        assert cfg.default_hooks.pop('teacher_schedule').until == 1
+    assert paper.default_hooks == of_stock.default_hooks
+    assert {**of_stock.model, 'economy': False, 'teacher_head_grad': 1} == paper.model
+
+
 def test_variants_differ_in_what_their_names_say(configs):
     names = ('sssd', 'sssd_channel', 'sssd_all', 'sssd_fixed', 'sssd_no_phases')
     sssd, channel, everything, fixed, no_phases = configs_of(configs / 'stock.py', *names)
@@ -152,7 +167,7 @@ def test_arms_of_a_file(configs):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('ssd', r'unknown arm ssd; accepted: baseline, config, sssd'),
+        ('ssd', r'unknown arm ssd; accepted: baseline, config, gentle, papers, sssd'),
         ('sssd+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, loss, dim"),
         ('sssd+tau', r"an arm has the change 'tau'; accepted: KEY=VALUE"),
         ('sssd+load_from.x=a/b', r'without a slash'),

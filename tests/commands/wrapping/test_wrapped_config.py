@@ -13,8 +13,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
-from mmdet_sssd.commands.wrapping.options import SHARED_HOOKS, without_defaults
+from mmdet_sssd.commands.wrapping.options import without_defaults
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models import losses
 from mmdet_sssd_cli import making
@@ -70,7 +71,7 @@ def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
 
 @pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[0][7:])
 def test_a_wrapped_config_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
-    stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name)
+    stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name, recipe='paper')
     assert wrapped.pop('model') == dict(type='SSSDDistiller', student=stock.pop('model'))
     imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
     imports['imports'].append('mmdet_sssd')
@@ -88,8 +89,10 @@ def test_its_hooks_are_those_of_the_shared_configs():
     shared = Config.fromfile(folder / 'sssd.py').sssd_hooks
     text = ''.join((folder / name).read_text() for name in ('sssd.py', 'distiller.py'))
     expected = {name: without_defaults(hook, HOOKS) for name, hook in shared.items()}
-    assert list(WrappingOptions().hooks().items()) == list(expected.items())
-    for name, (_, comment) in SHARED_HOOKS.items():
+    paper = WrappingOptions(recipe='paper')
+    assert list(paper.hooks().items()) == list(expected.items())
+    for name in expected:
+        comment = paper.comments()[name]
         assert f'    # {comment}\n    {name}=dict(' in text
 
 
@@ -130,10 +133,31 @@ def test_hooks_and_settings_follow_the_options(tmp_path):
         teacher=dict(add_context_box=False, detach_appearance=True),
         distill_loss=dict(type='JSDistanceLoss', dim='channel', tau=2.0),
         distill_coef=3.0,
+        teacher_head_grad=dict(cls=0),
+        economy=True,
     )
     hook = wrapped['default_hooks']['distill_coef']
     assert hook == dict(type='AdaptiveDistillCoefHook', policy='inverse_lr', factor=3.0)
     assert 'freeze_backbone' not in wrapped['default_hooks']
+
+
+def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
+    roots = {'distiller': Config(wrapped_by(tmp_path, recipe='paper'))}
+    assert (
+        wrapped_by(tmp_path) == arm_config(find_arm('gentle', read_definitions()), roots).to_dict()
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', dict(start_level=0)),
+        ('cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py', dict(teacher_head_grad=1.0)),
+    ],
+)
+def test_detectors_without_what_the_recipe_needs_are_wrapped_without_it(tmp_path, name, settings):
+    model = wrapped_by(tmp_path, f'mmdet::{name}', build=True)['model']
+    assert model.items() >= settings.items()
 
 
 def test_what_is_the_default_already_is_not_written(tmp_path):
@@ -378,7 +402,7 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     assert run_command(*command, '--max-decays', 2)[0] == 0
     assert f'mmdet-sssd dry-run {out}' in capsys.readouterr().out
     written = out.read_text()
-    assert "distill_coef=dict(type='AdaptiveDistillCoefHook', max_decays=2)" in written
+    assert "distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.25, max_decays=2)" in written
     assert error_of(*command) == f'--out {out} exists already; --force replaces it'
     assert out.read_text() == written
     assert run_command(*command, '--force')[0] == 0
