@@ -21,6 +21,7 @@ from .results import Results
 from .statistics import Estimate
 from .summary import SPLITS, ArmSummary, Summaries, has_differences, name_of, rivals
 
+LITTLE = 5  # AP, in percent, of a baseline that has hardly begun to learn
 MEDIAN_TIME = 'median step × iterations'
 PIXEL_RATIO = 1.9  # of plots on the page: their text is about as large as the page's
 
@@ -240,6 +241,15 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         )
     if BASELINE not in results:
         notes.append('The baseline has no result yet, so there are no differences to it.')
+    levels = [
+        x[BASELINE][BASELINE].ap['AP'].mean for x in summaries.values() if BASELINE in x[BASELINE]
+    ]
+    if levels and min(levels) < LITTLE:
+        notes.insert(
+            0,
+            f'The baseline reaches an AP of {min(levels):.1f}: it has hardly begun to learn, so the '
+            'differences tell nothing of a trained detector. Train longer.',
+        )
     return notes
 
 

@@ -44,6 +44,12 @@ def test_one_seed_is_said_to_have_no_interval(tmp_path):
     assert '+2.0 (n=1)' in row(text, 'sssd')
 
 
+def test_a_baseline_that_has_learnt_next_to_nothing_is_pointed_out(tmp_path):
+    told = 'The baseline reaches an AP of 0.3: it has hardly begun to learn'
+    assert told in write_report(tmp_path, results(baseline=[0.2, 0.4], sssd=[1.2, 1.4]))
+    assert 'hardly begun' not in write_report(tmp_path, results(baseline=[40.0], sssd=[0.1]))
+
+
 def test_missing_cells_leave_the_pairs_that_there_are(tmp_path):
     cells = results(baseline=[40.0, 41.0, 42.0], sssd=[41.0, 43.0, 43.0])
     del cells['sssd'][0]
