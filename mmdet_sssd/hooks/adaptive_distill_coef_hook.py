@@ -133,7 +133,7 @@ class AdaptiveDistillCoefHook(Hook):
             for group in runner.optim_wrapper.param_groups
             if any(id(p) in student for p in group['params'])
         ]
-        if self.policy == 'step' and not _may_decay(runner):
+        if self.policy == 'step' and self.ratio is None and not _may_decay(runner):
             runner.logger.warning(
                 f'Term {self.term}: λ will not rise, because no param_scheduler lowers the learning '
                 "rate within the run. policy='constant' of its hook keeps λ by intention."
