@@ -61,7 +61,7 @@ _DISTILLATION = (  # for `model` and the hooks
     click.option(
         '--from-scratch',
         is_flag=True,
-        help='Train the backbone from the first iteration, for random initial weights.',
+        help="For random initial weights: the paper's recipe then never freezes the backbone.",
     ),
 )
 

@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands import sweep
+from mmdet_sssd.commands.wrapping import write_wrapped_config
 from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
 
@@ -64,7 +65,6 @@ BACKBONES = {  # of which stock config each student has its backbone and data pr
     'faster-rcnn_r101': 'faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py',
     'x101': 'faster_rcnn/faster-rcnn_x101-32x8d_fpn_ms-3x_coco.py',
 }
-PHASES = ['distill_coef', 'detach_student', 'freeze_backbone']
 
 
 def longest_match(table, stem):
@@ -355,10 +355,16 @@ def test_the_config_of_the_readme_builds(tmp_path):
     path.write_text(text)
     cfg = Config.fromfile(path)
     assert build(cfg).teachers['teacher'].neck.num_classes == 80
-    shipped = Config.fromfile(COCO[0]).default_hooks
-    assert [cfg.default_hooks[name].type for name in PHASES] == [
-        shipped[name].type for name in PHASES
-    ]
+    stock = re.search(r"_base_ = '(.*?)'", text)[1]
+    write_wrapped_config(stock, tmp_path / 'wrapped.py', build=False)
+    wrapped = Config.fromfile(tmp_path / 'wrapped.py')
+    assert cfg.model == wrapped.model
+    distilling = wrapped.default_hooks.keys() & cfg.default_hooks.keys()
+    assert {'distill_coef', 'detach_student', 'teacher_schedule'} <= distilling
+    wrapped.default_hooks.distill_coef.pop('max_decays')
+    assert all(
+        cfg.default_hooks[x] == wrapped.default_hooks[x] for x in distilling - {'checkpoint'}
+    )
 
 
 def test_the_pretrained_teacher_of_the_tutorial_builds(tmp_path):

@@ -15,6 +15,7 @@ model = dict(
     teacher_head_grad=dict(cls=0),
     economy=True,
 )
+_base_.sssd_hooks.pop('freeze_backbone')
 _base_.sssd_hooks.distill_coef.update(ratio=0.25)  # pulls 1/4 as hard as the detection loss
 _base_.sssd_hooks.teacher_schedule = dict(type='TeacherScheduleHook', until=0.5)
 _base_.sssd_hooks.checkpoint.update(max_keep_ckpts=2, save_best='coco/bbox_mAP')

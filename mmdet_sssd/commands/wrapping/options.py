@@ -46,7 +46,7 @@ class WrappingOptions:
         detach_appearance: ``teacher.detach_appearance``.
         masks: ``teacher.use_masks``; True also makes the training pipelines load masks.
         economy: Whether to set ``economy=True``, the cheapest settings.
-        from_scratch: Whether to leave out the hook that freezes the backbone at first.
+        from_scratch: Whether to leave out the paper's hook that freezes the backbone at first.
         data_root: Folder of a COCO-format data set.
         train_ann: Training annotation file in ``data_root``.
         val_ann: Annotation file in ``data_root`` for validation and test.
@@ -116,7 +116,7 @@ class WrappingOptions:
     def hooks(self) -> dict[str, dict]:
         """Make the hooks, without arguments that equal the defaults."""
         hooks = {name: dict(type=kind) for name, (kind, _) in SHARED_HOOKS.items()}
-        if self.from_scratch:
+        if self.from_scratch or self.is_gentle:
             del hooks['freeze_backbone']
         if self.is_gentle:
             hooks['teacher_schedule']['until'] = 0.5

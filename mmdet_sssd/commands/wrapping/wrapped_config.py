@@ -241,7 +241,7 @@ def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
     """Collect notes for the user of a wrapped config."""
     notes = []
     pretrained = starts_pretrained(stock)
-    if not pretrained and not options.from_scratch:
+    if not pretrained and 'freeze_backbone' in options.hooks():
         notes.append(
             'the backbone has no init_cfg with weights: if it starts from random ones, the hook '
             'freeze_backbone only costs time; --from-scratch leaves it out'

@@ -143,9 +143,9 @@ def test_hooks_and_settings_follow_the_options(tmp_path):
 
 def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
     roots = {'distiller': Config(wrapped_by(tmp_path, recipe='paper'))}
-    assert (
-        wrapped_by(tmp_path) == arm_config(find_arm('gentle', read_definitions()), roots).to_dict()
-    )
+    arm = arm_config(find_arm('gentle', read_definitions()), roots).to_dict()
+    assert arm['default_hooks'].pop('freeze_backbone')['first'] == 0
+    assert wrapped_by(tmp_path) == arm
 
 
 @pytest.mark.parametrize(
@@ -306,13 +306,15 @@ class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
 
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
-    (note,) = write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', build=False)
+    out, paper = tmp_path / 'wrapped.py', WrappingOptions(recipe='paper')
+    assert write_wrapped_config(STOCK[3], out, build=False) == []  # the gentle one freezes nothing
+    (note,) = write_wrapped_config(STOCK[3], out, paper, build=False)
     # A class may load its weights itself.
     assert note.startswith(
         'the backbone has no init_cfg with weights: if it starts from random ones,'
     )
     assert '--from-scratch leaves it out' in note
-    scratch = WrappingOptions(from_scratch=True)
+    scratch = WrappingOptions(recipe='paper', from_scratch=True)
     assert write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', scratch, build=False) == []
     (note,) = write_wrapped_config(RETINANET, tmp_path / 'wrapped.py', scratch, build=False)
     assert 'model.student.backbone.init_cfg=None' in note
