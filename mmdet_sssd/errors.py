@@ -19,7 +19,6 @@ OTHERS_USER_ERRORS = (
     'Torch not compiled with CUDA',
     'Can not find "auto_scale_lr"',
     'metric should be one of',
-    'must contain the key "type"',
 )
 """What torch, mmengine and mmdet say of settings, with errors of no particular class."""
 

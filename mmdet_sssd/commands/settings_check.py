@@ -16,17 +16,23 @@ BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
-    """Check the names of a config's keys, the run's length, batch sizes, and the best metric.
+    """Check the names of a config's keys, hooks, the run's length, batch sizes, and the best metric.
 
     Args:
         cfg: The whole config.
         stages: What will be run: ``'train'``, ``'val'``, ``'test'``.
 
     Raises:
-        ConfigError: if a key is a misspelt one of mmengine's, a length or batch size is not a whole
+        ConfigError: if a key is a misspelt one of mmengine's, a hook has no type, a length or batch size is not a whole
             number of 1 or more, or ``save_best`` names a metric that no evaluator has.
     """
     _check_names(cfg)
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, dict) and 'type' not in hook:
+            raise ConfigError(
+                f'default_hooks.{name} has no type; found {dict(hook)}. The config inherits no hook of '
+                'that name, so give its type, or the name of the hook to change'
+            )
     for stage in stages:
         loader = cfg.get(f'{stage}_dataloader') or {}
         lengths = {f'{stage}_dataloader.batch_size': loader.get('batch_size', 1)}

@@ -47,6 +47,10 @@ def test_good_settings_pass(changes):
         ({'train_cfg.max_epochs': -1}, r'^train_cfg.max_epochs is -1; '),
         ({'train_cfg.val_interval': 0}, r'^train_cfg.val_interval is 0; '),
         ({'val_dataloader.batch_size': 0}, r'^val_dataloader.batch_size is 0; '),
+        (
+            {'default_hooks.mine.interval': 1},
+            r"^default_hooks.mine has no type; found {'interval': 1}",
+        ),
         ({'optim_wraper': {}}, r'the config has optim_wraper, .* if it is optim_wrapper, write so'),
         ({'train_dataloaders': {}}, r'has train_dataloaders, .* if it is train_dataloader, '),
         (
