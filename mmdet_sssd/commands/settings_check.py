@@ -24,7 +24,8 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
 
     Raises:
         ConfigError: if a key is a misspelt one of mmengine's, a hook has no type, a length or batch
-            size is not a whole number of 1 or more, or ``save_best`` names a metric that no evaluator has.
+            size is not a whole number of 1 or more, or ``save_best`` names a metric that no evaluator
+            has.
     """
     _check_names(cfg)
     for name, hook in (cfg.get('default_hooks') or {}).items():
