@@ -1,4 +1,4 @@
-# A small Faster R-CNN on a backbone that has seen ImageNet; see configs/_base_/own_data.py for the data.
+# A small Faster R-CNN on a backbone that has seen ImageNet; configs/_base_/own_data.py has the data.
 _base_ = '../../../configs/demo/faster-rcnn_r18-small_own-data.py'
 
 custom_imports = dict(imports=['mmdet_sssd', 'tests.studies.efficientnet_lite'])
