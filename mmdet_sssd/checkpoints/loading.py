@@ -2,11 +2,14 @@
 
 Since 2.6 ``torch.load`` refuses files that hold more than tensors and plain Python values, such as
 mmengine 0.10's training checkpoints (with the message hub's history buffers). After :func:`install`,
-local files that the restricted load refuses are loaded in full; downloads never are.
+these load too, still restricted. Local files that hold yet other objects are loaded in full, with a
+warning; downloads never are.
 """
 
 import logging
 import os.path as osp
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pickle import UnpicklingError
 from typing import Any
@@ -14,10 +17,12 @@ from urllib.error import URLError
 
 import mmengine
 import mmengine.runner.checkpoint
+import numpy as np
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_http
+from mmengine.utils import digit_version
 
 from ..errors import ConfigError
 
@@ -65,15 +70,45 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
 def _load_restricted_or_in_full(filename: str, map_location: Any) -> dict:
     try:
-        return torch.load(filename, map_location=map_location, weights_only=True)
+        with _history_buffers_allowed():
+            return torch.load(filename, map_location=map_location, weights_only=True)
     except UnpicklingError:
         print_log(
-            f'{filename} holds Python objects besides weights (as training checkpoints do); '
+            f'{filename} holds Python objects besides weights and training history; '
             'loading them can run code: open only checkpoints that you trust.',
             logger='current',
             level=logging.WARNING,
         )
         return torch.load(filename, map_location=map_location, weights_only=False)
+
+
+def _history_buffers_allowed() -> AbstractContextManager:
+    """Let the restricted load make history buffers, which hold NumPy numbers and their statistics."""
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return nullcontext()
+    scalar, (rebuild, *_) = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()
+    functions = [(scalar, 'multiarray.scalar'), (rebuild, 'multiarray._reconstruct')]
+    return torch.serialization.safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            *{
+                type(np.dtype(code))
+                for code in '?' + np.typecodes['AllInteger'] + np.typecodes['Float']
+            },
+            # NumPy 1 and 2 name their functions' packages differently
+            *((f, f'numpy.{core}.{name}') for core in ('core', '_core') for f, name in functions),
+            (_statistic, 'builtins.getattr'),
+        ]
+    )
+
+
+def _statistic(owner: type, name: str) -> Callable:
+    """Stand in for the ``getattr`` of history buffers' statistics, since it could reach any object."""
+    if owner is not HistoryBuffer or name not in HistoryBuffer()._statistics_methods:
+        raise UnpicklingError(f'{name} of {owner} is no statistic of a history buffer')
+    return getattr(owner, name)
 
 
 _load_url = mmengine.runner.checkpoint.load_url

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mmengine.runner.checkpoint
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
@@ -25,6 +26,16 @@ class Marker:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+class Reaching:
+    """Unpickling it gets an attribute of a class that the restricted load knows."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, self.name)
 
 
 LOADERS = """
@@ -74,14 +85,33 @@ def test_plain_checkpoints_load_restricted(tmp_path, warnings):
     assert warnings == []
 
 
-def test_training_checkpoints_load_in_full_with_a_warning_that_names_the_file(tmp_path, warnings):
+def test_training_checkpoints_load_restricted(tmp_path, warnings):
     path = tmp_path / 'training.pth'
-    torch.save({'state_dict': WEIGHTS, 'message_hub': {'loss': HistoryBuffer([1.5], [1])}}, path)
-    loaded = CheckpointLoader.load_checkpoint(str(path), 'cpu')
-    assert loaded['message_hub']['loss'].current() == 1.5
+    hub = {'loss': HistoryBuffer([1.5, 2.5], [1, 3]), 'iter': np.int64(4), 'ap': np.float32(0.5)}
+    hub['random_state'] = np.random.RandomState(0).get_state()
+    torch.save({'state_dict': WEIGHTS, 'message_hub': hub}, path)
+    loaded = CheckpointLoader.load_checkpoint(str(path), 'cpu')['message_hub']
+    assert loaded['loss'].statistics('mean', 2) == (1.5 + 2.5) / (1 + 3)
+    assert loaded['loss'].data[0].tolist() == [1.5, 2.5]
+    assert (loaded['iter'], loaded['ap']) == (4, 0.5)
+    assert warnings == []
+
+
+def test_other_objects_are_loaded_with_a_warning_that_names_the_file(tmp_path, warnings):
+    path = tmp_path / 'marked.pth'
+    torch.save({'state_dict': WEIGHTS, 'extra': Marker(tmp_path / 'unpickled')}, path)
+    CheckpointLoader.load_checkpoint(str(path), 'cpu')
     (message,) = warnings
     assert str(path) in message
     assert 'open only checkpoints that you trust' in message
+
+
+@pytest.mark.parametrize('name', ['update', '__init__', '__class__', '__dict__'])
+def test_a_restricted_load_reaches_nothing_but_statistics(tmp_path, warnings, name):
+    path = tmp_path / 'reaching.pth'
+    torch.save({'state_dict': WEIGHTS, 'extra': Reaching(name)}, path)
+    CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    assert len(warnings) == 1
 
 
 def test_a_missing_file_is_named(tmp_path):
