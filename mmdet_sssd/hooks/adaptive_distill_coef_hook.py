@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ..errors import ConfigError, check, is_number, within
 from .model_parts import find_distiller, find_term
 
-MEASURED = ('mean_log', 'num_measured', 'wait')
+MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')
 
 
 @HOOKS.register_module()
@@ -113,6 +113,7 @@ class AdaptiveDistillCoefHook(Hook):
         self.mean_log = 0.0  # mean log of the λ with which both gradients have equal norms
         self.num_measured = 0
         self.wait = 0  # iterations before the next measurement
+        self.last_used: float | None = None  # λ of the last iteration with the term's loss
 
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
@@ -142,9 +143,8 @@ class AdaptiveDistillCoefHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
-        """Set λ for this iteration, log it, and ask for a measurement if one is due."""
+        """Set λ for this iteration, and ask for a measurement if one is due."""
         self.owner.distill_coef = self._bounded() * self._scale()
-        runner.message_hub.update_scalar(f'train/{self.term}_coef', self.owner.distill_coef)
         self.owner.is_measured = self.ratio is not None and self.wait == 0
         self.shares.clear()
 
@@ -155,7 +155,10 @@ class AdaptiveDistillCoefHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: dict | None = None,
     ) -> None:
-        """Update λ₀ from this step's measurement."""
+        """Log λ, if the term was at work, and update λ₀ from this step's measurement."""
+        if f'loss_{self.term}' in outputs:
+            self.last_used = self.owner.distill_coef
+            runner.message_hub.update_scalar(f'train/{self.term}_coef', self.last_used)
         if self.owner.is_measured:
             self._update_mean(self.shares.norms(f'terms.{self.term}', 'student'))
         self.owner.is_measured = False
@@ -163,10 +166,10 @@ class AdaptiveDistillCoefHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Log the final λ."""
-        if self.ratio is not None:
+        if self.ratio is not None and self.last_used is not None:
             is_limited = self._bounded() != self._balanced()
             runner.logger.info(
-                f'Term {self.term}: λ ended at {self.owner.distill_coef:.4g} '
+                f'Term {self.term}: λ ended at {self.last_used:.4g} '
                 f'(ratio {self.ratio:g}, {self.num_measured} measurements'
                 f'{", limited by max_change" if is_limited else ""}).'
             )

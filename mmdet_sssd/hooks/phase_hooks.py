@@ -1,5 +1,6 @@
 """Phases of training: parts of the run in which some parameters do not train."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,8 +153,9 @@ class TeacherScheduleHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the parameters of teacher and terms, and freeze them while the teacher is idle."""
         self.owner = find_teacher(runner, self)
-        terms = find_distiller(runner, self).terms.values()
-        parts = [self.owner, *(x for x in terms if x.teacher == self.teacher)]
+        terms = find_distiller(runner, self).terms
+        self.terms = [name for name, term in terms.items() if term.teacher == self.teacher]
+        parts = [self.owner, *(terms[name] for name in self.terms)]
         self.parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
         self.is_done = False
         _without_gradients(runner, self.parameters, lambda: not self.owner.active)
@@ -166,6 +168,7 @@ class TeacherScheduleHook(Hook):
         if is_done and not self.is_done:
             runner.logger.info(f'Teacher {self.teacher}: done, the student trains on without it.')
             self._freeze(runner)
+            self._clear_log(runner)
         self.is_done = is_done
         self.owner.active = not is_done and runner.iter % self.every == 0
 
@@ -181,6 +184,13 @@ class TeacherScheduleHook(Hook):
         if is_model_wrapper(runner.model):
             model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+    def _clear_log(self, runner: Runner) -> None:
+        """Drop the teacher's and terms' values, whose last mean would be logged until the end."""
+        names = '|'.join(map(re.escape, [self.teacher, *self.terms]))
+        for key in list(runner.message_hub.log_scalars):
+            if re.match(rf'train/(loss_)?({names})([._]|$)', key):
+                del runner.message_hub.log_scalars[key]
 
 
 def _without_gradients(

@@ -66,6 +66,30 @@ def test_the_teacher_is_at_work_when_the_schedule_says(tmp_path, schedule, expec
     assert 'step' not in vars(runner.optim_wrapper)
 
 
+def test_after_its_end_the_log_says_nothing_of_it(tmp_path):
+    class Scalars(Hook):
+        priority = 'LOWEST'
+        logged = []
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            hub = runner.message_hub.log_scalars
+            self.logged.append({k for k in hub if 'teacher' in k or 'distill' in k})
+
+    hooks = [
+        dict(type='TeacherScheduleHook', until=0.5),
+        dict(type='AdaptiveDistillCoefHook', policy='constant', ratio=0.5),
+        Scalars(),
+    ]
+    train_cfg = dict(type='IterBasedTrainLoop', max_iters=ITERS)
+    runner = toy_runner(tmp_path, hooks=hooks, train_cfg=train_cfg)
+    runner.train()
+    during, after = Scalars.logged[: ITERS // 2], Scalars.logged[ITERS // 2 :]
+    expected = {'train/teacher.loss_cls', 'train/loss_distill', 'train/distill_coef'}
+    assert all(expected <= keys for keys in during)
+    assert after == [set()] * (ITERS // 2)
+    assert runner.message_hub.get_scalar('train/loss_cls').data[0].size == ITERS
+
+
 def test_after_its_end_the_student_trains_as_stock(tmp_path):
     """From the same weights and optimizer state, with the same images."""
     watch, _ = run(tmp_path / 'distilled', schedule=dict(until=0.5))

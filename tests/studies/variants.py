@@ -8,6 +8,7 @@ Run it from the root of the repository. docs/benchmarks.md has the results.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.hooks.phase_hooks import run_progress
 from mmdet_sssd.models import LabelEncoderTeacher, SSSDDistiller
 from mmdet_sssd.models.replay import fresh_samples, head_parameters
+
+with suppress(ImportError):  # its packages are needed by some studies alone
+    from . import efficientnet_lite  # noqa: F401
 
 
 @MODELS.register_module()

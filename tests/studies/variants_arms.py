@@ -4,11 +4,12 @@ imports = {'custom_imports.imports': ['mmdet_sssd', 'tests.studies.variants']}
 arms = dict(
     no_adapter=dict(base='sssd', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}),
     no_norm=dict(base='sssd', cfg_options={**imports, 'model.type': 'UnnormedDistiller'}),
-    fading=dict(
-        base='sssd',
+    fading=dict(  # to zero at the end of the run, instead of stopping after its first half
+        base='gentle',
         cfg_options={
             **imports,
-            'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook'),
+            'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook', ratio=0.25),
+            'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=1.0),
         },
     ),
     half=dict(  # stock's step in the second half of the run
@@ -19,14 +20,22 @@ arms = dict(
         base='sssd',
         cfg_options={'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
     ),
+    no_gentle_adapter=dict(
+        base='gentle', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}
+    ),
     noisy_labels=dict(
-        base='sssd', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
+        base='gentle', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
     own_classifier=dict(
-        base='sssd', cfg_options={**imports, 'model.type': 'OwnClassifierDistiller'}
+        base='gentle',
+        cfg_options={
+            **imports,
+            'model.type': 'OwnClassifierDistiller',
+            'model.teacher_head_grad': 1.0,
+        },
     ),
     head_outputs=dict(
-        base='sssd',
+        base='gentle',
         cfg_options={'model.terms': dict(logits=dict(type='LogitTerm', teacher='teacher'))},
     ),
 )
