@@ -24,6 +24,10 @@ SHARED_HOOKS = {
 }
 """Types and comments of the hooks, by name; ``configs/_base_/sssd.py`` has the paper's."""
 
+RANKING_BRANCHES = ('cls', 'centerness', 'iou', 'obj')
+"""In names of heads' parameters: branches that rank boxes, which the gentle recipe's teacher does not
+train, since it sees the labels."""
+
 RATIO, RATIO_COMMENT = 0.25, 'distilling pulls 1/4 as hard as the detection loss'
 
 

@@ -21,7 +21,7 @@ from ...models.replay.heads import head_parameters
 from ...optimizers import StudentNames
 from ..custom_imports import PACKAGE, with_imports
 from .changes import Changes, stock_changes
-from .options import WrappingOptions
+from .options import RANKING_BRANCHES, WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source
 
 
@@ -54,7 +54,7 @@ def write_wrapped_config(
     distiller = options.distiller()
     settings = {
         'custom_imports': with_imports(stock_config, PACKAGE),
-        'model': {'type': 'SSSDDistiller', **distiller, **_exceptions(stock_config, distiller)},
+        'model': {'type': 'SSSDDistiller', **distiller, **_fitted(stock_config, distiller)},
         'default_hooks': options.hooks(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ def _read_stock(stock: str) -> ConfigDict:
     return config._cfg_dict
 
 
-def _exceptions(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
-    """Make the settings that replace those for which a detector has not the parts."""
+def _fitted(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
+    """Make those of the distiller's settings that depend on the detector's parts."""
     if not distiller.keys() & {'economy', 'teacher_head_grad'}:
         return {}
     init_default_scope(stock.get('default_scope', 'mmdet'))
@@ -125,11 +125,12 @@ def _exceptions(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
         sizes = {x.shape[-2:] for x in BlankPass(detector).student.feats}
     except Exception:  # reported when the distiller is built
         return {}
-    has_branch = any('cls' in name for name, *_ in head_parameters(detector))
-    return {
-        **({} if has_branch else {'teacher_head_grad': 1.0}),
-        **({} if len(sizes) > 1 else {'start_level': 0}),  # no finest level to skip
-    }
+    fitted = {} if len(sizes) > 1 else {'start_level': 0}  # no finest level to skip
+    if 'teacher_head_grad' in distiller:
+        names = [name for name, *_ in head_parameters(detector)]
+        ranking = [x for x in RANKING_BRANCHES if any(x in name for name in names)]
+        fitted['teacher_head_grad'] = dict.fromkeys(ranking, 0) or 1.0
+    return fitted
 
 
 def _text(base: str, settings: dict[str, dict], changes: Changes, comments: dict[str, str]) -> str:

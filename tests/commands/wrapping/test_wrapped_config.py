@@ -15,7 +15,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
-from mmdet_sssd.commands.wrapping.options import without_defaults
+from mmdet_sssd.commands.wrapping.options import RANKING_BRANCHES, without_defaults
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models import losses
 from mmdet_sssd_cli import making
@@ -145,7 +145,10 @@ def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
     roots = {'distiller': Config(wrapped_by(tmp_path, recipe='paper'))}
     arm = arm_config(find_arm('gentle', read_definitions()), roots).to_dict()
     assert arm['default_hooks'].pop('freeze_backbone')['first'] == 0
-    assert wrapped_by(tmp_path) == arm
+    wrapped = wrapped_by(tmp_path)
+    assert wrapped['model'].pop('teacher_head_grad') == dict(cls=0)
+    assert arm['model'].pop('teacher_head_grad') == {'|'.join(RANKING_BRANCHES): 0}
+    assert wrapped == arm
 
 
 @pytest.mark.parametrize(
@@ -153,9 +156,14 @@ def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
     [
         ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', dict(start_level=0)),
         ('cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py', dict(teacher_head_grad=1.0)),
+        (
+            'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+            dict(teacher_head_grad=dict(cls=0, centerness=0)),
+        ),
+        ('yolox/yolox_tiny_8xb8-300e_coco.py', dict(teacher_head_grad=dict(cls=0, obj=0))),
     ],
 )
-def test_detectors_without_what_the_recipe_needs_are_wrapped_without_it(tmp_path, name, settings):
+def test_the_recipe_follows_what_a_detector_has(tmp_path, name, settings):
     model = wrapped_by(tmp_path, f'mmdet::{name}', build=True)['model']
     assert model.items() >= settings.items()
 
