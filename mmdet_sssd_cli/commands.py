@@ -13,7 +13,7 @@ from .training import dry_run, test, train
 @click.group(cls=CommandLine)
 @click.version_option(package_name='mmdet_sssd', message='%(package)s %(version)s')
 def command_line() -> None:
-    """Self-distillation for MMDetection: train the same detector for more AP, at no inference cost.
+    """Self-distillation for MMDetection: a teacher in training, the same detector at inference.
 
     \b
     Examples:

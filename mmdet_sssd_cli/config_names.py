@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+CONFIG_FILES = ('.py', '.yml', '.yaml', '.json')  # that mmengine reads
+
 
 class ConfigType(click.ParamType):
     """A config: a file, the name of one in this package, or ``mmdet::FOLDER/NAME.py``.
@@ -47,9 +49,13 @@ def find_config(name: str) -> str:
             another package, such as ``'mmdet::fcos/….py'``.
 
     Raises:
-        ClickException: if it does not exist.
+        ClickException: if it does not exist, or is a file of another kind.
     """
     if os.path.isfile(name):
+        if not name.endswith(CONFIG_FILES):
+            raise click.ClickException(
+                f'CONFIG is {name}; accepted: a config ({", ".join(CONFIG_FILES)}), which comes first'
+            )
         return name
     if '::' in name:
         package, _, path = name.partition('::')

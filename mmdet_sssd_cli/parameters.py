@@ -32,7 +32,9 @@ class ListType(click.ParamType):
         self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> list[str]:
         """Split at the commas."""
-        return [x for x in value.split(',') if x] if isinstance(value, str) else value
+        return (
+            [x.strip() for x in value.split(',') if x.strip()] if isinstance(value, str) else value
+        )
 
 
 def config_argument(required: bool = True, keep_scope: bool = False) -> Callable:

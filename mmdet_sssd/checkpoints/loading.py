@@ -53,9 +53,11 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ConfigError: if the file is not a checkpoint or not whole.
+        ConfigError: if it is a folder, or a file that is not a checkpoint or not whole.
     """
     filename = osp.expanduser(filename)
+    if osp.isdir(filename):
+        raise ConfigError(f'{filename} is a folder; give the path of a checkpoint (*.pth) in it')
     if not osp.isfile(filename):
         raise FileNotFoundError(f'checkpoint {filename} cannot be found')
     try:

@@ -12,7 +12,7 @@ from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
 from ..config_tree import nested_configs
-from ..errors import ConfigError
+from ..errors import ConfigError, is_number
 from .coco_file import read_coco
 from .leaf_datasets import leaf_configs
 
@@ -118,22 +118,44 @@ def _check_entries(content: dict[str, list[dict]], path: str, key: str, needs_la
         if is_needed and not content[part]:
             raise ConfigError(f'{key}.ann_file: {path} has no {part}')
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
+    if len(sizes) < len(content['images']):
+        raise ConfigError(
+            f'{key}.ann_file: {len(content["images"])} images in {path} share {len(sizes)} ids; give '
+            'each its own id, and its annotations that image_id'
+        )
     outside = []
     for annotation in content['annotations']:
-        if missing := sorted(READ - annotation.keys()):
-            raise ConfigError(
-                f'{key}.ann_file: an annotation in {path} has no {" and no ".join(missing)}: '
-                f'{annotation}; mmdet reads {", ".join(sorted(READ))}'
-            )
+        _check_annotation(annotation, path, key)
         x, y, width, height = annotation['bbox']
         most = sizes.get(annotation['image_id'], (math.inf, math.inf))
         if x + width > most[0] + TOLERANCE or y + height > most[1] + TOLERANCE:
             outside.append(annotation)
+    named = {annotation['image_id'] for annotation in content['annotations']}
+    if named and not named & sizes.keys():
+        raise ConfigError(
+            f'{key}.ann_file: no image_id of an annotation in {path} is the id of an image: '
+            f'{min(named, key=str)!r} and others, but images have ids like {next(iter(sizes))!r}'
+        )
     if len(outside) > MANY * len(content['annotations']):
         _warn(
             f'{len(outside)} of {len(content["annotations"])} boxes in {path} leave their image, the '
             f"first is {outside[0]['bbox']} of annotation {outside[0]['id']}. COCO's boxes are "
             '[x, y, width, height]; if these are [x1, y1, x2, y2], convert them.'
+        )
+
+
+def _check_annotation(annotation: dict, path: str, key: str) -> None:
+    if missing := sorted(READ - annotation.keys()):
+        raise ConfigError(
+            f'{key}.ann_file: an annotation in {path} has no {" and no ".join(missing)}: '
+            f'{annotation}; mmdet reads {", ".join(sorted(READ))}'
+        )
+    box = annotation['bbox']
+    numbers = isinstance(box, list) and all(is_number(x, least=-math.inf) for x in box)
+    if not numbers or len(box) != 4:
+        raise ConfigError(
+            f'{key}.ann_file: annotation {annotation["id"]} in {path} has bbox {box}; accepted: four '
+            'numbers, [x, y, width, height]'
         )
 
 

@@ -117,6 +117,8 @@ def test_a_restricted_load_reaches_nothing_but_statistics(tmp_path, warnings, na
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nothing\.pth cannot be found'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'nothing.pth'))
+    with pytest.raises(ConfigError, match='is a folder; give the path of a checkpoint'):
+        CheckpointLoader.load_checkpoint(str(tmp_path), 'cpu')
 
 
 def test_downloads_stay_restricted(tmp_path, monkeypatch):

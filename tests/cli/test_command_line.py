@@ -16,6 +16,7 @@ from mmdet_sssd.environment import REBUILD_MMCV
 from mmdet_sssd_cli import config_names
 from mmdet_sssd_cli.commands import command_line
 from mmdet_sssd_cli.group import ending
+from mmdet_sssd_cli.parameters import ListType
 
 from ..command import error_of, run_command
 
@@ -81,6 +82,11 @@ def test_the_package_is_the_command_line_too_and_as_fast():
         ),
         (['train'], 2, "Missing argument 'CONFIG'. See mmdet-sssd train --help"),
         (
+            ['test', str(ROOT / 'README.md'), 'a.pth'],  # any file that is no config
+            1,
+            f'CONFIG is {ROOT}/README.md; accepted: a config (.py, .yml, .yaml, .json), which comes',
+        ),
+        (
             ['train', SHIPPED, 'epoch_1.pth'],
             2,
             "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth'; accepted: KEY=VALUE",
@@ -112,6 +118,10 @@ def test_the_package_is_the_command_line_too_and_as_fast():
 def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, message):
     assert error_of(*args, code=code).startswith(message)
     assert len(run_command(*args)[1].splitlines()) == 1
+
+
+def test_spaces_around_commas_are_no_part_of_a_name():
+    assert ListType().convert('red, white cell ,,', None, None) == ['red', 'white cell']
 
 
 def test_configs_are_found_by_name_path_and_scope(tmp_path, monkeypatch):

@@ -146,6 +146,16 @@ def without_area() -> dict:
             dict(annotations=[without_area()]),
             r"has no area: \{'id': 5, .*\}; mmdet reads area, bbox, ",
         ),
+        (
+            dict(annotations=[annotation(bbox=['1', 1, 4, 4])]),
+            r"annotation 5 .* has bbox \['1', 1, 4, 4\]; accepted: four numbers",
+        ),
+        (dict(annotations=[annotation(bbox=[1, 4])]), r'has bbox \[1, 4\]; accepted: four numbers'),
+        (dict(images=coco()['images'] * 2), r'2 images in .*train\.json share 1 ids; give each'),
+        (
+            dict(annotations=[annotation(image_id='1')]),
+            r"no image_id .* is the id of an image: '1' and others, but images have ids like 1$",
+        ),
     ],
 )
 def test_entries_that_mmdet_would_stumble_over_are_named(config, tmp_path, changes, message):
