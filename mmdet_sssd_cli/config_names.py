@@ -52,7 +52,7 @@ def find_config(name: str) -> str:
         ClickException: if it does not exist, or is a file of another kind.
     """
     if os.path.isfile(name):
-        if not name.endswith(CONFIG_FILES):
+        if os.path.splitext(name)[1] not in (*CONFIG_FILES, ''):
             raise click.ClickException(
                 f'CONFIG is {name}; accepted: a config ({", ".join(CONFIG_FILES)}), which comes first'
             )

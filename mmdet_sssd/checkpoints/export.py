@@ -1,6 +1,7 @@
 """Exports a trained student as a stock checkpoint and a stock config."""
 
 import copy
+import glob
 import hashlib
 import io
 import os
@@ -54,13 +55,14 @@ def export_student(
     Raises:
         FileNotFoundError: if the checkpoint or config does not exist.
         ConfigError: if the checkpoint is unreadable, is not a distiller's or holds no readable config,
-            the config's model is not a distiller, the weights do not fit its student exactly, or the
-            folder is not writable.
+            the config's model is not a distiller, the weights do not fit its student exactly or are
+            not finite, or the folder is not writable.
     """
     checkpoint = load_from_local(str(checkpoint_file), map_location='cpu')
     weights = _student_weights(checkpoint, checkpoint_file)
     cfg = stock_config(_training_config(checkpoint, checkpoint_file, config_file))
     _check_fit(weights, cfg)
+    _check_finite(weights)
     meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
     content = serialized(dict(meta=meta, state_dict=weights))
     name = name or Path(checkpoint_file).stem
@@ -69,6 +71,8 @@ def export_student(
     try:
         AtomicLocalBackend().put(content, paths[0])
         AtomicLocalBackend().put_text(meta['cfg'], paths[1])
+        for older in set(Path(out_dir).glob(f'{glob.escape(name)}-????????.pth')) - {paths[0]}:
+            older.unlink()  # of another run; the config is of this one
     except OSError as error:
         raise ConfigError(
             f'{out_dir} cannot be written to ({error}); give another folder'
@@ -172,6 +176,16 @@ def _check_fit(weights: OrderedDict, cfg: Config) -> None:
         raise ConfigError(
             f"the checkpoint's student does not fit the config's, a {cfg.model.type} ({found}); give "
             "the run's own config with --config"
+        )
+
+
+def _check_finite(weights: OrderedDict) -> None:
+    broken = [key for key, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise ConfigError(
+            f'{len(broken)} of {len(weights)} weights are not finite, the first is {broken[0]}: the '
+            'run diverged. Train again with a lower optim_wrapper.optimizer.lr, or with gradients '
+            'clipped (optim_wrapper.clip_grad)'
         )
 
 

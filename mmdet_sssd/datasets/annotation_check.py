@@ -75,6 +75,11 @@ def _check_dataset(dataset: ConfigDict, key: str) -> None:
     if is_coco and osp.isfile(path):
         classes = (dataset.get('metainfo') or {}).get('classes')
         if isinstance(classes, str):  # a file, as in mmengine
+            if not osp.isfile(classes):
+                raise ConfigError(
+                    f'{key}.metainfo.classes is {classes!r}, and there is no file of that name; '
+                    'accepted: a tuple of names, with a comma behind a single one, or a file of them'
+                )
             classes = list_from_file(classes)
         classes = list(classes or dataset_class.METAINFO.get('classes') or ())
         content = read_coco(path, f'{key}.ann_file')
@@ -173,7 +178,7 @@ def _read_categories(content: dict[str, list[dict]], path: str, key: str) -> lis
     if unknown is not None:
         raise ConfigError(
             f'{key}.ann_file: annotation {unknown.get("id")} in {path} has category_id '
-            f'{unknown["category_id"]}; its categories are {sorted(names)}'
+            f'{unknown["category_id"]!r}; its categories are {sorted(names)}'
         )
     return list(names.values())
 

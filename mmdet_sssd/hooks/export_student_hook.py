@@ -37,9 +37,8 @@ class ExportStudentHook(Hook):
                 export_student(path, osp.join(runner.work_dir, 'export'))
             except Exception as error:
                 runner.logger.error(
-                    f'The student of {path} was not exported: {error}. Training is complete and its '
-                    f'checkpoints are not affected; try `mmdet-sssd export {path} '
-                    '--out DIR`.',
+                    f'The student of {path} was not exported: {error}. Training is complete; to try '
+                    f'again, run `mmdet-sssd export {path} --out DIR`.',
                     exc_info=not isinstance(error, (ConfigError, FileNotFoundError)),
                 )
 

@@ -303,6 +303,10 @@ def with_misfits(checkpoint):
     weights['student.bbox_head.other'] = weights.pop('student.bbox_head.retina_reg.bias')
 
 
+def with_a_nan(checkpoint):
+    checkpoint['state_dict']['student.bbox_head.retina_cls.bias'][0] = torch.nan
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -325,6 +329,10 @@ def with_misfits(checkpoint):
             r"does not fit the config's, a RetinaNet \(1 missing: bbox_head\.retina_reg\.bias; 1 "
             r'unexpected: bbox_head\.other; 1 of another shape: bbox_head\.retina_cls\.bias \(3,\) '
             r'instead of \(27,\)\)',
+        ),
+        (
+            with_a_nan,
+            r'1 of \d+ weights are not finite, the first is bbox_head\.retina_cls\.bias: the',
         ),
     ],
 )
@@ -349,6 +357,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match=r'file/out cannot be written to \(.*give another folder'):
         export_student(run[0], tmp_path / 'file' / 'out')
+
+
+def test_older_weights_of_the_config_s_name_go(run, tmp_path):
+    others = [tmp_path / 'c-0123456.pth', tmp_path / 'd-01234567.pth']
+    for path in (*others, tmp_path / 'c-01234567.pth'):
+        path.touch()
+    paths = export_student(run[0], tmp_path, name='c')
+    assert set(tmp_path.iterdir()) == {*paths, *others}
 
 
 def test_an_interrupted_write_leaves_the_old_files(run, tmp_path):

@@ -87,6 +87,11 @@ def test_the_package_is_the_command_line_too_and_as_fast():
             f'CONFIG is {ROOT}/README.md; accepted: a config (.py, .yml, .yaml, .json), which comes',
         ),
         (
+            ['train', SHIPPED, '--launcher', 'pytorch'],
+            2,
+            '--launcher pytorch needs torchrun: torchrun --nproc-per-node 8 -m mmdet_sssd …',
+        ),
+        (
             ['train', SHIPPED, 'epoch_1.pth'],
             2,
             "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth'; accepted: KEY=VALUE",

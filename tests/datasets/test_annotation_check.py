@@ -109,6 +109,12 @@ def test_names_of_a_part_of_the_categories_pass(config, classes):
     check_annotations(config)
 
 
+def test_a_single_name_without_a_comma_is_no_file(config):
+    config.val_dataloader.dataset.metainfo.classes = 'cat'
+    with pytest.raises(ConfigError, match=r"classes is 'cat', and there is no file of that name"):
+        check_annotations(config)
+
+
 def test_coco_s_own_classes_count_where_none_are_given(config, tmp_path):
     (tmp_path / 'train.json').write_text(
         json.dumps(coco(categories=[{'id': 1, 'name': 'Katze'}, {'id': 2, 'name': 'Hund'}]))
