@@ -1,6 +1,5 @@
 """Training and evaluation by mmdet's tools, on a checked config."""
 
-import os
 from typing import Any
 
 import click
@@ -59,7 +58,6 @@ def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any
 
     from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
 
-    _check_launcher(options['launcher'])
     args = [config, *as_arguments(options)]
     run_mmdet_tool('train', args, list(overrides), stages=('train', 'val'), dry_run=dry_run)
 
@@ -110,17 +108,8 @@ def test(config: str, checkpoint: str, overrides: tuple[str, ...], **options: An
     """
     from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
 
-    _check_launcher(options['launcher'])
     args = [config, checkpoint, *as_arguments(options)]
     run_mmdet_tool('test', args, list(overrides), stages=('test',))
-
-
-def _check_launcher(launcher: str | None) -> None:
-    """Refuse processes that the launcher has not started, since torch would wait or fail."""
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise click.UsageError(
-            '--launcher pytorch needs torchrun: torchrun --nproc-per-node 8 -m mmdet_sssd …'
-        )
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:

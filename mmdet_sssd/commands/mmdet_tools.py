@@ -50,8 +50,13 @@ def run_mmdet_tool(
         dry_run: Whether to do a :class:`~.dry_run.DryRun` instead of the run.
 
     Raises:
-        ConfigError: if config or data have an error that shows before the run.
+        ConfigError: if config or data have an error that shows before the run, or a launcher's
+            processes are missing.
     """
+    if 'pytorch' in args and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch needs torchrun: torchrun --nproc-per-node 8 -m mmdet_sssd …'
+        )
     loading.install()
     MMLogger.get_current_instance().setLevel('WARNING')  # for this tool; runs set their own
     if overrides:
