@@ -1,7 +1,6 @@
 """Exports a trained student as a stock checkpoint and a stock config."""
 
 import copy
-import glob
 import hashlib
 import io
 import os
@@ -71,8 +70,6 @@ def export_student(
     try:
         AtomicLocalBackend().put(content, paths[0])
         AtomicLocalBackend().put_text(meta['cfg'], paths[1])
-        for older in set(Path(out_dir).glob(f'{glob.escape(name)}-????????.pth')) - {paths[0]}:
-            older.unlink()  # of another run; the config is of this one
     except OSError as error:
         raise ConfigError(
             f'{out_dir} cannot be written to ({error}); give another folder'

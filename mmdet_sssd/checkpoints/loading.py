@@ -109,7 +109,7 @@ def _history_buffers_allowed() -> AbstractContextManager:
 def _statistic(owner: type, name: str) -> Callable:
     """Stand in for the ``getattr`` of history buffers' statistics, since it could reach any object."""
     if owner is not HistoryBuffer or name not in HistoryBuffer()._statistics_methods:
-        raise UnpicklingError(f'{name} of {owner} is no statistic of a history buffer')
+        raise UnpicklingError(f'{name} of {owner} is not a statistic of a history buffer')
     return getattr(owner, name)
 
 

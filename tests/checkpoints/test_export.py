@@ -359,14 +359,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
         export_student(run[0], tmp_path / 'file' / 'out')
 
 
-def test_older_weights_of_the_config_s_name_go(run, tmp_path):
-    others = [tmp_path / 'c-0123456.pth', tmp_path / 'd-01234567.pth']
-    for path in (*others, tmp_path / 'c-01234567.pth'):
-        path.touch()
-    paths = export_student(run[0], tmp_path, name='c')
-    assert set(tmp_path.iterdir()) == {*paths, *others}
-
-
 def test_an_interrupted_write_leaves_the_old_files(run, tmp_path):
     """As on a disk that fills up."""
     old = {path: path.read_bytes() for path in export_student(run[0], tmp_path)}
