@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..models.detectors.distiller import is_distiller
 from ..models.student import deployed_model
 from .atomic_backend import AtomicLocalBackend
+from .finite import check_finite
 from .loading import load_from_local
 
 PACKAGE = __name__.partition('.')[0]
@@ -61,7 +62,7 @@ def export_student(
     weights = _student_weights(checkpoint, checkpoint_file)
     cfg = stock_config(_training_config(checkpoint, checkpoint_file, config_file))
     _check_fit(weights, cfg)
-    _check_finite(weights)
+    check_finite(weights)
     meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
     content = serialized(dict(meta=meta, state_dict=weights))
     name = name or Path(checkpoint_file).stem
@@ -173,16 +174,6 @@ def _check_fit(weights: OrderedDict, cfg: Config) -> None:
         raise ConfigError(
             f"the checkpoint's student does not fit the config's, a {cfg.model.type} ({found}); give "
             "the run's own config with --config"
-        )
-
-
-def _check_finite(weights: OrderedDict) -> None:
-    broken = [key for key, value in weights.items() if not value.isfinite().all()]
-    if broken:
-        raise ConfigError(
-            f'{len(broken)} of {len(weights)} weights are not finite, the first is {broken[0]}: the '
-            'run diverged. Train again with a lower optim_wrapper.optimizer.lr, or with gradients '
-            'clipped (optim_wrapper.clip_grad)'
         )
 
 

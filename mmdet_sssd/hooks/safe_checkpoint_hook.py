@@ -8,7 +8,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, Runner
 
-from ..checkpoints import AtomicLocalBackend, find_checkpoint_to_resume, loading
+from ..checkpoints import AtomicLocalBackend, check_finite, find_checkpoint_to_resume, loading
 
 
 @HOOKS.register_module()
@@ -22,6 +22,7 @@ class SafeCheckpointHook(CheckpointHook):
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
       torchrun (``--max-restarts``) always continues from its own checkpoint.
     - Half-written files of a killed run are removed when training starts.
+    - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays.
 
     A best checkpoint stays if its run was killed before recording it. Checkpoints on non-local
     storage (``out_dir``, ``backend_args``) are written and found as in mmengine. Works with any
@@ -32,7 +33,8 @@ class SafeCheckpointHook(CheckpointHook):
         kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        ConfigError: before training, if all checkpoints of a resumed run are broken.
+        ConfigError: before training, if all checkpoints of a resumed run are broken; when a
+            checkpoint is due, if a parameter is infinite or not a number.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -79,6 +81,7 @@ class SafeCheckpointHook(CheckpointHook):
         The saved ``keep_ckpt_ids`` still has the outdated one: if the run is killed before removing
         it, the parent removes it when the run is resumed.
         """
+        check_finite(dict(runner.model.named_parameters()))
         runner.call_hook(
             'before_saving'
         )  # on every process; mmengine's own call is on the first only

@@ -9,6 +9,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import register_backend
 from mmengine.fileio.backends import BaseStorageBackend
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.runner import CheckpointLoader
 
@@ -191,6 +192,23 @@ def test_outdated_checkpoints_are_removed_last(tmp_path, steps):
         ('removed', 'best_mAP_epoch_2.pth'),
     ]
     assert pth_files(tmp_path) == {'epoch_4.pth', 'best_mAP_epoch_4.pth'}
+
+
+def test_a_diverged_run_ends_and_its_last_good_checkpoint_stays(tmp_path):
+    runner = make_runner(tmp_path, max_keep_ckpts=1)
+
+    class Diverging(Hook):
+        def after_train_iter(self, runner, batch_idx, *args, **kwargs):
+            if runner.epoch == 1:
+                next(runner.model.parameters()).data[0] = float('nan')
+
+    runner.register_hook(Diverging())
+    with pytest.raises(
+        ConfigError, match=r'weights are not finite, the first is backbone.weight: the run diverged'
+    ):
+        runner.train()
+    assert last_checkpoint(tmp_path).name == 'epoch_1.pth'
+    assert pth_files(tmp_path) == {'epoch_1.pth'}
 
 
 @pytest.fixture(scope='module')
