@@ -47,7 +47,7 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
         for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
-                _check_evaluated_images(evaluator, files[stage], key)
+                _check_evaluated_labels(evaluator, files[stage], key)
     for path in set(files.get('train', ())) & set(files.get('val', ())):
         _warn(
             f'{path} is both trained on and validated on, so that AP says nothing of other images.'
@@ -99,18 +99,25 @@ def _check_exists(key: str, path: str | None) -> None:
         )
 
 
-def _check_evaluated_images(evaluator: ConfigDict, files: list[str], key: str) -> None:
-    """Refuse a file of COCO's metrics that has other images than the one file of the data set."""
+def _check_evaluated_labels(evaluator: ConfigDict, files: list[str], key: str) -> None:
+    """Refuse a file that COCO's metric cannot read, or that has other images than the data set."""
     path = evaluator.get('ann_file')
-    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric') or len(files) != 1:
+    is_coco = evaluator.get('type') in ('CocoMetric', 'mmdet.CocoMetric')
+    if not (is_coco and path and osp.isfile(path)):
         return
-    if not path or not all(map(osp.isfile, (path, *files))) or osp.samefile(path, files[0]):
+    content = read_coco(path, f'{key}.ann_file')
+    if lacking := [x for x in content['annotations'] if 'iscrowd' not in x]:
+        raise ConfigError(
+            f'{key}.ann_file: {len(lacking)} annotations in {path} have no iscrowd, the first is '
+            f"{lacking[0]}; COCO's metric needs 0, or 1 for a crowd"
+        )
+    if len(files) != 1 or not osp.isfile(files[0]) or osp.samefile(path, files[0]):
         return
-    images, others = (
-        {x['id']: x.get('file_name') for x in read_coco(file, f'{key}.ann_file')['images']}
-        for file in (files[0], path)
+    others = read_coco(files[0], f'{key}.ann_file')
+    predicted, labelled = (
+        {x['id']: x.get('file_name') for x in part['images']} for part in (others, content)
     )
-    if not images.items() <= others.items():
+    if not predicted.items() <= labelled.items():
         raise ConfigError(
             f'{key}.ann_file: {path} has other images than {files[0]}, which the detector predicts, so '
             'that predictions would be compared with labels of other images; give both the same file'
@@ -122,12 +129,8 @@ def _check_entries(content: dict[str, list[dict]], path: str, key: str, needs_la
     for part, is_needed in (('images', True), ('annotations', needs_labels)):
         if is_needed and not content[part]:
             raise ConfigError(f'{key}.ann_file: {path} has no {part}')
+    _check_ids(content, path, key)
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    if len(sizes) < len(content['images']):
-        raise ConfigError(
-            f'{key}.ann_file: {len(content["images"])} images in {path} share {len(sizes)} ids; give '
-            'each its own id, and its annotations that image_id'
-        )
     outside = []
     for annotation in content['annotations']:
         _check_annotation(annotation, path, key)
@@ -147,6 +150,16 @@ def _check_entries(content: dict[str, list[dict]], path: str, key: str, needs_la
             f"first is {outside[0]['bbox']} of annotation {outside[0]['id']}. COCO's boxes are "
             '[x, y, width, height]; if these are [x1, y1, x2, y2], convert them.'
         )
+
+
+def _check_ids(content: dict[str, list[dict]], path: str, key: str) -> None:
+    for part, advice in (('images', ', and its annotations that image_id'), ('annotations', '')):
+        count = len({x.get('id') for x in content[part]})
+        if count < len(content[part]):
+            raise ConfigError(
+                f'{key}.ann_file: {len(content[part])} {part} in {path} share {count} ids; give each '
+                f'its own id{advice}'
+            )
 
 
 def _check_annotation(annotation: dict, path: str, key: str) -> None:

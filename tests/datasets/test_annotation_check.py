@@ -139,8 +139,8 @@ def annotation(**changes) -> dict:
     return {**coco()['annotations'][0], **changes}
 
 
-def without_area() -> dict:
-    return {key: value for key, value in annotation().items() if key != 'area'}
+def annotation_without(key: str) -> dict:
+    return {k: value for k, value in annotation().items() if k != key}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def without_area() -> dict:
         (dict(images=[], annotations=[]), r'train\.json has no images$'),
         (dict(annotations=[]), r'train\.json has no annotations$'),
         (
-            dict(annotations=[without_area()]),
+            dict(annotations=[annotation_without('area')]),
             r"has no area: \{'id': 5, .*\}; mmdet reads area, bbox, ",
         ),
         (
@@ -158,6 +158,10 @@ def without_area() -> dict:
         ),
         (dict(annotations=[annotation(bbox=[1, 4])]), r'has bbox \[1, 4\]; accepted: four numbers'),
         (dict(images=coco()['images'] * 2), r'2 images in .*train\.json share 1 ids; give each'),
+        (
+            dict(annotations=[annotation(), annotation()]),
+            r'2 annotations in .*train\.json share 1 ids; give each its own id$',
+        ),
         (
             dict(annotations=[annotation(image_id='1')]),
             r"no image_id .* is the id of an image: '1' and others, but images have ids like 1$",
@@ -205,6 +209,18 @@ def test_an_evaluator_with_other_images_is_refused(config, tmp_path):
         match=r'^val_evaluator\.ann_file: .*val\.json has other images than .*train\.json',
     ):
         check_annotations(config)
+
+
+def test_labels_that_coco_s_metric_cannot_read_are_named(config, tmp_path):
+    lacking = annotation_without('iscrowd')
+    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=[lacking])))
+    with pytest.raises(
+        ConfigError,
+        match=r'^val_evaluator\.ann_file: 1 annotations in .* have no iscrowd, the first',
+    ):
+        check_annotations(config)
+    config.val_evaluator.ann_file = None  # then mmdet writes a file with it
+    check_annotations(config)
 
 
 def test_an_image_without_its_size_is_named(config, tmp_path):

@@ -184,7 +184,7 @@ def draw_time(results: Results, split: str) -> Figure:
             capsize=3,
             label=f'{arm} (n={mean.count})',
         )
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.set_xlabel(f'training time ({unit}, without validation)')
     axes.set_ylabel('AP')
     axes.set_title(f'{SPLITS[split].capitalize()}: mean, 95% t-interval', fontsize='medium')
