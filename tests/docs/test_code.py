@@ -12,7 +12,7 @@ import mmdet.apis
 import mmdet.registry
 import mmengine.registry
 import pytest
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import Registry
@@ -22,11 +22,12 @@ from torch.nn.modules.conv import _ConvNd
 from mmdet_sssd import hooks
 from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions
 from mmdet_sssd.config_tree import nested_configs
+from mmdet_sssd.datasets import check_annotations
 
 from ..stock_detectors import shallow_resnets
 from .blocks import PAGES, Block, blocks_of
 
-LANGUAGES = {'bash', 'python', ''}  # '' are pictures and what a command prints
+LANGUAGES = {'bash', 'python', 'json', ''}  # '' are pictures and what a command prints
 REGISTRIES = [
     x for y in (mmdet.registry, mmengine.registry) for x in vars(y).values() if type(x) is Registry
 ]
@@ -140,6 +141,19 @@ def test_a_program_runs(block):
     names = {'MyConstructor': DefaultOptimWrapperConstructor}
     with mock.patch('mmdet.apis.DetInferencer', autospec=True):
         exec(compile(block.text, str(block), 'exec'), names)
+
+
+def test_an_annotation_file_is_one_that_mmdet_reads(folder):
+    (block,) = (x for page in PAGES for x in blocks_of(page) if x.language == 'json')
+    (folder / 'example.json').write_text(block.text)
+    classes = [x['name'] for x in json.loads(block.text)['categories']]
+    dataset = dict(type='CocoDataset', ann_file='example.json', metainfo=dict(classes=classes))
+    dataset |= dict(data_prefix=dict(img=''))
+    evaluator = dict(type='CocoMetric', ann_file='example.json')
+    config = Config(dict(val_dataloader=dict(dataset=dataset), val_evaluator=evaluator))
+    check_annotations(config, ('val',))
+    (sample,) = DATASETS.build(dataset | dict(pipeline=[], lazy_init=True)).load_data_list()
+    assert sample['instances'][0]['bbox'] == [48.5, 240.0, 48.5 + 195, 240 + 108.5]
 
 
 def test_every_block_is_of_a_language_that_is_checked():
