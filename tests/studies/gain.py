@@ -17,7 +17,7 @@ from pathlib import Path
 
 SCALES = {'bccd': '192x144', 'neu-det': '128x128', 'aquarium': '192x192', 'nuclei': '192x192'}
 EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24}
-DETECTORS = ('retinanet', 'fcos', 'faster-rcnn', 'rtmdet')
+DETECTORS = ('retinanet', 'fcos', 'faster-rcnn', 'mask-rcnn', 'rtmdet')
 PAIRS = [f'{data}_{detector}' for detector in DETECTORS for data in SCALES]
 BATCH_SIZE = 8
 
