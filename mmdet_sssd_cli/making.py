@@ -45,7 +45,7 @@ _DISTILLATION = (  # for `model` and the hooks
     click.option(
         '--detach-appearance/--no-detach-appearance',
         default=None,
-        help="Stop the teacher's gradients before neck and backbone.  [default: off]",
+        help="Stop the teacher's gradients before neck and backbone.  [default: on if two-stage]",
     ),
     click.option(
         '--masks',

@@ -24,9 +24,9 @@ SHARED_HOOKS = {
 }
 """Types and comments of the hooks, by name; ``configs/_base_/sssd.py`` has the paper's."""
 
-RANKING_BRANCHES = ('cls', 'centerness', 'iou', 'obj')
+RANKING_BRANCHES = ('cls', 'centerness', 'iou', 'obj', 'rpn_head', 'roi_head')
 """In names of heads' parameters: branches that rank boxes, which the gentle recipe's teacher does not
-train, since it sees the labels."""
+train, since it sees the labels. In two-stage detectors they share layers with the box branches."""
 
 RATIO, RATIO_COMMENT = 0.25, 'distilling pulls 1/4 as hard as the detection loss'
 
@@ -37,8 +37,8 @@ class WrappingOptions:
 
     Args:
         recipe: ``'gentle'`` or ``'paper'``. The gentle one, which rests on docs/benchmarks.md, keeps
-            λ's pull at a quarter of the detection loss's, leaves classification branches to the
-            student's own loss, has the cheapest settings, and ends distilling after half of the run.
+            λ's pull at a quarter of the detection loss's, leaves what ranks boxes to the student's own
+            loss, has the cheapest settings, and ends distilling after half of the run.
         loss: ``distill_loss.type``.
         dim: ``distill_loss.dim``.
         tau: ``distill_loss.tau``.
@@ -47,7 +47,7 @@ class WrappingOptions:
         factor: ``factor`` of the λ hook.
         max_decays: ``max_decays`` of the λ hook; -1 for no limit.
         context_box: ``teacher.add_context_box``.
-        detach_appearance: ``teacher.detach_appearance``.
+        detach_appearance: ``teacher.detach_appearance``. Defaults to True for two-stage detectors.
         masks: ``teacher.use_masks``; True also makes the training pipelines load masks.
         economy: Whether to set ``economy=True``, the cheapest settings.
         from_scratch: Whether to leave out the paper's hook that freezes the backbone at first.

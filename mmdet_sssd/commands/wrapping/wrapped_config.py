@@ -4,6 +4,7 @@ import copy
 import os.path as osp
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def write_wrapped_config(
     if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     stock_config = _read_stock(stock)
+    if options.detach_appearance is None and 'roi_head' in stock_config.model:
+        options = replace(options, detach_appearance=True)  # as in the papers' R-CNNs
     changes = stock_changes(stock_config, options)
     distiller = options.distiller()
     settings = {
@@ -129,7 +132,8 @@ def _fitted(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
     if 'teacher_head_grad' in distiller:
         names = [name for name, *_ in head_parameters(detector)]
         ranking = [x for x in RANKING_BRANCHES if any(x in name for name in names)]
-        fitted['teacher_head_grad'] = dict.fromkeys(ranking, 0) or 1.0
+        is_all = all(any(x in name for x in ranking) for name in names)
+        fitted['teacher_head_grad'] = 0 if is_all else dict.fromkeys(ranking, 0) or 1.0
     return fitted
 
 

@@ -72,7 +72,10 @@ def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
 @pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[0][7:])
 def test_a_wrapped_config_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
     stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name, recipe='paper')
-    assert wrapped.pop('model') == dict(type='SSSDDistiller', student=stock.pop('model'))
+    model = dict(type='SSSDDistiller', student=stock.pop('model'))
+    if 'roi_head' in model['student']:
+        model['teacher'] = dict(detach_appearance=True)
+    assert wrapped.pop('model') == model
     imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
     imports['imports'].append('mmdet_sssd')
     assert wrapped.pop('custom_imports') == imports
@@ -160,12 +163,24 @@ def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
             'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
             dict(teacher_head_grad=dict(cls=0, centerness=0)),
         ),
+        (
+            'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+            dict(teacher_head_grad=0, teacher=dict(detach_appearance=True)),
+        ),
         ('yolox/yolox_tiny_8xb8-300e_coco.py', dict(teacher_head_grad=dict(cls=0, obj=0))),
     ],
 )
 def test_the_recipe_follows_what_a_detector_has(tmp_path, name, settings):
     model = wrapped_by(tmp_path, f'mmdet::{name}', build=True)['model']
     assert model.items() >= settings.items()
+
+
+def test_teachers_of_two_stage_detectors_are_detached_as_in_the_papers(tmp_path):
+    stock = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+    model = wrapped_by(tmp_path, stock, recipe='paper')['model']
+    assert model['teacher'] == dict(detach_appearance=True)
+    model = wrapped_by(tmp_path, stock, recipe='paper', detach_appearance=False)['model']
+    assert 'teacher' not in model
 
 
 def test_what_is_the_default_already_is_not_written(tmp_path):
@@ -424,7 +439,8 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
 
 def test_choices_of_options_are_those_of_the_modules():
     """They are written down, because the command line's help does without torch."""
-    kinds = {cls.__name__ for cls in losses.FeatureLoss.__subclasses__()}
-    assert set(making.LOSSES) == kinds
+    kinds = losses.FeatureLoss.__subclasses__()  # of other tests too
+    own = {cls.__name__ for cls in kinds if cls.__module__.startswith('mmdet_sssd.')}
+    assert set(making.LOSSES) == own
     assert making.DIMS == losses.JSDistanceLoss.DIMS
     assert making.POLICIES == AdaptiveDistillCoefHook.POLICIES
