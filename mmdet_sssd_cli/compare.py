@@ -40,10 +40,11 @@ WHAT_IS_COMPARED = (
     click.option(
         '--arms',
         type=ListType(),
-        help='Built in: baseline, sssd, gentle, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, '
-        'sssd_no_phases, baseline_longer (as much training time as sssd), config (the distiller as '
-        'CONFIG has it); any with changes, as in sssd+distill_coef=3.  [default: baseline,sssd; with '
-        '--sweep baseline; with --report-only all that have results]',
+        help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
+        'gentle, sssd, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
+        'baseline_longer (as much training time as sssd); any with changes, as in '
+        'sssd+distill_coef=3.  [default: baseline,config; with --sweep baseline; with --report-only '
+        'all that have results]',
     ),
     click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
     click.option(
@@ -152,7 +153,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
 
     \b
     Examples:
-      mmdet-sssd compare my_config.py --arms baseline,lgd,sssd --seeds 5
+      mmdet-sssd compare my_config.py --arms baseline,config,lgd --seeds 5
       mmdet-sssd compare my_config.py --sweep distill_coef=1,3,10,30 --work-dir work_dirs/coef
       mmdet-sssd compare --report-only --results work_dirs/compare_my_config/results
     """

@@ -30,9 +30,9 @@ TABLES = (
 @click.option(
     '--arms',
     type=ListType(),
-    default='baseline,sssd',
+    default='baseline,config',
     show_default=True,
-    help='Arms as in compare, such as baseline,sssd,sssd+KEY=VALUE; the others are compared with '
+    help='Arms as in compare, such as baseline,config,config+KEY=VALUE; the others are compared with '
     'the first.',
 )
 @click.option('--arms-file', help='File with your own arms: arms = dict(name=dict(base=…, …)).')

@@ -52,7 +52,7 @@ class BenchmarkOptions:
     """
 
     config: str
-    arms: list[str] = field(default_factory=lambda: ['baseline', 'sssd'])
+    arms: list[str] = field(default_factory=lambda: ['baseline', 'config'])
     arms_file: str | None = None
     cfg_options: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int] = (800, 1344)

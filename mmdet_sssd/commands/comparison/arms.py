@@ -17,7 +17,7 @@ from ...models.detectors.distiller import is_distiller
 from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
 
 BASELINE = 'baseline'
-ROOTS = ('student', 'distiller')
+ROOTS = ('student', 'distiller', 'recommended')
 BUILTIN_ARMS = Path(__file__).with_name('builtin_arms.py')
 KEYS = {'base', 'cfg_options', 'match_time'}
 SHORT_NAMES = {
@@ -50,7 +50,7 @@ class Arm:
 
     Attributes:
         name: Name in folders and tables.
-        root: The config it starts from: ``'student'`` or ``'distiller'``.
+        root: The config it starts from, one of :data:`ROOTS`.
         changes: Changes to that config, by dotted key, in order.
         match_time: The arm whose training time its schedule is stretched to, if any.
     """
@@ -144,7 +144,7 @@ def _read_setting(setting: str) -> dict[str, Any]:
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
-    """Read the configs that arms start from: the detector alone, and with a distiller.
+    """Read the configs that arms start from: the detector alone, and with distillers.
 
     Args:
         config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or a
@@ -152,7 +152,8 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
         cfg_options: Changes to it, by dotted key.
 
     Returns:
-        The two configs, by :data:`ROOTS`.
+        The configs, by :data:`ROOTS`. Of a distiller, the last two are the config itself; of a stock
+        detector, what ``wrap`` adds with the paper's recipe and with the gentle one.
 
     Raises:
         ConfigError: if the config cannot be read, changed or distilled.
@@ -162,7 +163,7 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     if 'type' not in (cfg.get('model') or {}):
         raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
     if is_distiller(cfg.model):
-        return {'student': stock_config(cfg), 'distiller': cfg}
+        return {'student': stock_config(cfg), 'distiller': cfg, 'recommended': cfg}
     with tempfile.TemporaryDirectory() as folder:
         stock, wrapped = Path(folder, 'stock.py'), Path(folder, 'wrapped.py')
         cfg.dump(stock)
@@ -172,7 +173,9 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
             WrappingOptions(recipe='paper', from_scratch=not starts_pretrained(cfg)),
             build=False,
         )
-        return {'student': cfg, 'distiller': Config.fromfile(wrapped, import_custom_modules=False)}
+        paper = Config.fromfile(wrapped, import_custom_modules=False)
+    roots = {'student': cfg, 'distiller': paper}
+    return {**roots, 'recommended': arm_config(find_arm('gentle', read_definitions()), roots)}
 
 
 def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = ()) -> Config:

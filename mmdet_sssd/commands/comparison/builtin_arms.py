@@ -1,6 +1,7 @@
 # The built-in arms of `compare`, in the form that --arms-file takes too. An arm has
 #   base         another arm; or 'student', the detector of CONFIG alone; or 'distiller', CONFIG with
-#                its distiller, or with the one that `wrap --recipe paper` adds
+#                its distiller, or with the one that `wrap --recipe paper` adds; or 'recommended',
+#                CONFIG with its distiller, or with what the arm gentle adds
 #   cfg_options  changes to the base's config, as in --cfg-options; a dict with another type replaces
 #                the one it would be merged into
 #   match_time   an arm; the schedule is stretched to the training time of that arm
@@ -10,7 +11,7 @@ CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')
 
 arms = dict(
     baseline=dict(base='student'),
-    config=dict(base='distiller'),
+    config=dict(base='recommended'),
     gentle=dict(  # the gentle recipe of `wrap`
         base='distiller',
         cfg_options={

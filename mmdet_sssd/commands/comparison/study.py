@@ -118,7 +118,7 @@ class Study:
     def _arm_names(self) -> list[str]:
         names = self.options.arms
         if names is None and not self.options.report_only:
-            names = [BASELINE] if self.options.sweep else [BASELINE, 'sssd']
+            names = [BASELINE] if self.options.sweep else [BASELINE, 'config']
         swept = sweep_arms(self.options.sweep, self.options.sweep_arm) if self.options.sweep else []
         return list(dict.fromkeys([*(names or []), *swept]))
 

@@ -97,8 +97,8 @@ def test_no_weights_and_no_batch_augmentations():
 def test_a_stock_config_of_mmdet_needs_neither_data_nor_weights():
     config = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
     configs = arm_configs(BenchmarkOptions(config, device='cpu'))
-    assert configs['sssd'].model.student.backbone.init_cfg is None
-    assert configs['baseline'].model == configs['sssd'].model.student
+    assert configs['config'].model.student.backbone.init_cfg is None
+    assert configs['baseline'].model == configs['config'].model.student
 
 
 @pytest.mark.parametrize(

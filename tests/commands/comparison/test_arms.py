@@ -66,6 +66,13 @@ def test_arms_of_a_stock_config(configs):
     assert sssd.optim_wrapper == lgd.optim_wrapper == stock.optim_wrapper
 
 
+def test_config_is_the_distiller_of_config_or_what_wrap_would_add(configs):
+    config, gentle = configs_of(configs / 'stock.py', 'config', 'gentle')
+    assert config.to_dict() == gentle.to_dict()
+    config, given = configs_of(configs / 'distilled.py', 'config', 'distiller')
+    assert config.to_dict() == given.to_dict()
+
+
 def test_a_detector_from_random_weights_has_no_frozen_backbone(configs):
     options = {'model.backbone.init_cfg': None}
     (sssd,) = configs_of(configs / 'stock.py', 'sssd', options=options)

@@ -217,7 +217,7 @@ def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
         (dict(config='x.py', jobs=0), r'--jobs is 0; accepted: 1 or more'),
         (
             dict(config='x.py', against=['lgd']),
-            r'--against: lgd is not among the arms; accepted: baseline, sssd$',
+            r'--against: lgd is not among the arms; accepted: baseline, config$',
         ),
         (dict(config='x.py', arms=['ssd']), r'unknown arm ssd; accepted'),
     ],
