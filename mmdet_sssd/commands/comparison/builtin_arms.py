@@ -16,7 +16,7 @@ arms = dict(
         base='distiller',
         cfg_options={
             'model.economy': True,
-            'model.teacher_head_grad': {'cls|centerness|iou|obj|rpn_head|roi_head': 0},
+            'model.teacher_head_grad': {'cls|centerness|iou|obj|heat|rpn_head|roi_head': 0},
             'default_hooks.distill_coef.ratio': 0.25,
             'default_hooks.freeze_backbone': dict(type='FreezeBackboneHook', first=0.0),
             'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=0.5),

@@ -24,7 +24,7 @@ SHARED_HOOKS = {
 }
 """Types and comments of the hooks, by name; ``configs/_base_/sssd.py`` has the paper's."""
 
-RANKING_BRANCHES = ('cls', 'centerness', 'iou', 'obj', 'rpn_head', 'roi_head')
+RANKING_BRANCHES = ('cls', 'centerness', 'iou', 'obj', 'heat', 'rpn_head', 'roi_head')
 """In names of heads' parameters: branches that rank boxes, which the gentle recipe's teacher does not
 train, since it sees the labels. In two-stage detectors they share layers with the box branches."""
 
