@@ -42,7 +42,7 @@ WHAT_IS_COMPARED = (
         type=ListType(),
         help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
         'gentle, sssd, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
-        'baseline_longer (as much training time as sssd); any with changes, as in '
+        'baseline_longer (as much training time as sssd or config); any with changes, as in '
         'sssd+distill_coef=3.  [default: baseline,config; with --sweep baseline; with --report-only '
         'all that have results]',
     ),

@@ -32,11 +32,14 @@ class StepTimes:
         seconds: Time of each step, without data loading.
         epoch_length: Number of steps in an epoch.
         device: Name of the device.
+        idle: Fraction of the run, in [0, 1], whose steps are stock's, as ``TeacherScheduleHook`` stops
+            the only teacher; these steps are not in ``seconds``.
     """
 
     seconds: list[float]
     epoch_length: int
     device: str
+    idle: float = 0.0
 
     @property
     def median(self) -> float:
@@ -60,7 +63,10 @@ def step_times(
         batch, lengths[name] = _first_batch(cfg)
         trainees[name] = Trainee(cfg, lambda _, batch=batch: batch)
     seconds = seconds_in_turn(trainees, warm_up, steps)
-    return {name: StepTimes(seconds[name], lengths[name], device) for name in configs}
+    return {
+        name: StepTimes(seconds[name], lengths[name], device, _idle(cfg))
+        for name, cfg in configs.items()
+    }
 
 
 def _first_batch(cfg: Config) -> tuple[dict, int]:
@@ -73,6 +79,15 @@ def _first_batch(cfg: Config) -> tuple[dict, int]:
     )  # workers would run while steps are timed
     loader = Runner.build_dataloader(config, seed=0)
     return next(iter(loader)), len(loader)
+
+
+def _idle(cfg: Config) -> float:
+    """Read how much of a run has stock's steps; nothing of it if there are several teachers."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    schedules = [x for x in hooks if x and str(x['type']).endswith('TeacherScheduleHook')]
+    if len(schedules) != 1 or cfg.model.get('teachers'):
+        return 0.0
+    return 1 - schedules[0].get('until', 1.0) / schedules[0].get('every', 1)
 
 
 def write_step_times(path: Path, times: Mapping[str, StepTimes]) -> None:

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmdet_sssd.commands.step_times import (
     StepTimes,
     _first_batch,
+    _idle,
     read_step_times,
     step_times,
     write_step_times,
@@ -40,6 +42,15 @@ def test_the_batch_is_the_same_for_all(config):
         assert torch.equal(x, y)
     for x, y in zip(one['data_samples'], other['data_samples'], strict=True):
         assert torch.equal(x.gt_instances.bboxes.tensor, y.gt_instances.bboxes.tensor)
+
+
+def test_steps_without_the_teacher_are_those_of_the_schedule():
+    hook = dict(type='TeacherScheduleHook', until=0.5)
+    assert _idle(Config(dict(model={}))) == 0
+    assert _idle(Config(dict(model={}, default_hooks=dict(logger=None, teacher=hook)))) == 0.5
+    hook = dict(type='mmdet_sssd.TeacherScheduleHook', every=4)
+    assert _idle(Config(dict(model={}, custom_hooks=[hook]))) == 0.75
+    assert _idle(Config(dict(model=dict(teachers=dict(large={})), custom_hooks=[hook]))) == 0
 
 
 def test_they_are_written_and_read_in_order(tmp_path):

@@ -52,13 +52,13 @@ class Arm:
         name: Name in folders and tables.
         root: The config it starts from, one of :data:`ROOTS`.
         changes: Changes to that config, by dotted key, in order.
-        match_time: The arm whose training time its schedule is stretched to, if any.
+        match_time: Arms; its schedule is stretched to the training time of the first that is compared.
     """
 
     name: str
     root: str
     changes: tuple[dict[str, Any], ...] = ()
-    match_time: str | None = None
+    match_time: tuple[str, ...] = ()
 
 
 def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
@@ -99,7 +99,7 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     """
     defined, *settings = name.split('+')
     changes = [_read_setting(setting) for setting in settings]
-    match_time, seen = None, []
+    match_time, seen = [], []
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
             place = f', the base of arm {seen[-1]}' if seen else ''
@@ -110,9 +110,10 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
         seen.append(defined)
         definition = definitions[defined]
         changes.insert(0, definition.get('cfg_options') or {})
-        match_time = match_time or definition.get('match_time')
+        match_time = match_time or definition.get('match_time') or []
         defined = definition['base']
-    return Arm(name, defined, tuple(changes), match_time)
+    names = [match_time] if isinstance(match_time, str) else match_time
+    return Arm(name, defined, tuple(changes), tuple(names))
 
 
 def sweep_arms(sweep: str, base: str) -> list[str]:

@@ -4,7 +4,8 @@
 #                CONFIG with its distiller, or with what the arm gentle adds
 #   cfg_options  changes to the base's config, as in --cfg-options; a dict with another type replaces
 #                the one it would be merged into
-#   match_time   an arm; the schedule is stretched to the training time of that arm
+#   match_time   an arm, or several; the schedule is stretched to the training time of the first that
+#                is compared
 JS = dict(type='JSDistanceLoss')
 STEP = dict(type='AdaptiveDistillCoefHook', policy='step')
 CONSTANT = dict(type='AdaptiveDistillCoefHook', policy='constant')
@@ -66,5 +67,5 @@ arms = dict(
             'default_hooks.distill_coef': CONSTANT,
         },
     ),
-    baseline_longer=dict(base='baseline', match_time='sssd'),
+    baseline_longer=dict(base='baseline', match_time=['sssd', 'config']),
 )

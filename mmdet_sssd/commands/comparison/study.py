@@ -148,10 +148,10 @@ class Study:
             _check_test_data(self.roots['student'])
         names = [arm.name for arm in self.arms]
         for arm in self.arms:
-            if arm.match_time and arm.match_time not in names:
+            if arm.match_time and not set(arm.match_time) & set(names):
                 raise ConfigError(
-                    f'arm {arm.name} takes as much training time as {arm.match_time}, and '
-                    f'{arm.match_time} is not among --arms; add it'
+                    f'arm {arm.name} takes as much training time as {" or ".join(arm.match_time)}, '
+                    'and --arms has none; add one'
                 )
         configs = {arm.name: self._config(arm) for arm in self.arms}
         for arm in [x for x in self.arms if x.match_time]:
@@ -185,7 +185,8 @@ class Study:
 
     def _matched(self, arm: Arm, configs: dict[str, Config]) -> Config:
         """Stretch an arm's schedule to the training time of another."""
-        pair = {name: configs[name] for name in (arm.name, arm.match_time)}
+        reference = next(name for name in arm.match_time if name in configs)
+        pair = {name: configs[name] for name in (arm.name, reference)}
         folder = self.work_dir / arm.name / 'step_times'
         with _naming(arm.name, folder / 'output.log'):
             times = matched_step_times(self.runner.measure, pair, folder, self.results)

@@ -38,13 +38,18 @@ def matched_step_times(
 
 
 def time_ratio(configs: Mapping[str, Config], times: Mapping[str, StepTimes]) -> float:
-    """Compute how much longer the second config trains than the first: median step × iterations."""
-    seconds = []
+    """Compute how much longer the second config trains than the first: mean step × iterations."""
+    iterations = []
     for name, cfg in configs.items():
         unit, count = length(cfg)
-        iterations = count * (times[name].epoch_length if unit == 'epoch' else 1)
-        seconds.append(times[name].median * iterations)
-    return round(seconds[1] / seconds[0], 2)
+        iterations.append(count * (times[name].epoch_length if unit == 'epoch' else 1))
+    own, reference = (times[name] for name in configs)
+    return round(_step_ratio(own, reference) * iterations[1] / iterations[0], 2)
+
+
+def _step_ratio(own: StepTimes, reference: StepTimes) -> float:
+    """Compute how much longer the mean step takes; idle ones take as long as those of ``own``."""
+    return (1 - reference.idle) * reference.median / own.median + reference.idle
 
 
 def match_note(times: Mapping[str, StepTimes]) -> str:
@@ -54,9 +59,10 @@ def match_note(times: Mapping[str, StepTimes]) -> str:
         times: Step times of the matched arm and of its reference.
     """
     (arm, own), (reference, theirs) = times.items()
+    idle = f' in {1 - theirs.idle:.0%} of its run, and as long in the rest' if theirs.idle else ''
     return (
-        f'{arm} was given the training time of {reference}, whose steps take '
-        f'×{theirs.median / own.median:.2f} as long: {theirs.median:.3g} s beside {own.median:.3g} s, '
-        f'medians of {len(own.seconds)} steps of each, taken in turn in one process on one batch, '
-        f'after {WARM_UP} to warm up, without data loading ({own.device}).'
+        f'{arm} was given the training time of {reference}, whose mean step takes '
+        f'×{_step_ratio(own, theirs):.2f} as long: {theirs.median:.3g} s beside {own.median:.3g} s'
+        f'{idle}, medians of {len(own.seconds)} steps of each, taken in turn in one process on one '
+        f'batch, after {WARM_UP} to warm up, without data loading ({own.device}).'
     )

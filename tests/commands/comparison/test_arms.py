@@ -168,8 +168,8 @@ def test_arms_of_a_file(configs):
     definitions = read_definitions(str(configs / 'arms.py'))
     (mine,) = configs_of(configs / 'stock.py', 'mine', definitions=definitions)
     assert (mine.model.distill_coef, mine.model.distill_loss.dim) == (4, 'channel')
-    assert find_arm('slow', definitions).match_time == 'mine'
-    assert find_arm('baseline_longer', definitions).match_time == 'sssd'
+    assert find_arm('slow', definitions).match_time == ('mine',)
+    assert find_arm('baseline_longer', definitions).match_time == ('sssd', 'config')
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def config(tmp_path_factory):
 def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     """The killed run, the baseline's first, ends as one that nothing happened to."""
     Path(config).with_name('killed').unlink(missing_ok=True)
-    options = StudyOptions(config, seeds=seeds, work_dir=tmp_path / 'work', dry_run=False)
+    options = StudyOptions(
+        config, arms=['baseline', 'sssd'], seeds=seeds, work_dir=tmp_path / 'work', dry_run=False
+    )
     (failure,) = Study(options).run()
     assert (str(failure.cell), failure.reason) == (
         'baseline seed 0',
@@ -161,9 +163,9 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
     study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
     study.runner.training = replace(study.runner.training, tools=tmp_path / 'nowhere')
-    assert [str(x.cell) for x in study.run()] == ['baseline seed 0', 'sssd seed 0']
+    assert [str(x.cell) for x in study.run()] == ['baseline seed 0', 'config seed 0']
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith('failed: sssd seed 0: ')
+    assert lines[-1].startswith('failed: config seed 0: ')
     assert '# Comparison' not in lines
 
 
@@ -232,7 +234,7 @@ def test_options_that_do_not_go_together(options, message):
     [
         (
             dict(arms=['baseline_longer', 'baseline']),
-            r'as much training time as sssd, and sssd is not',
+            r'as much training time as sssd or config, and --arms has none',
         ),
         (
             dict(

@@ -25,6 +25,13 @@ def test_the_ratio_is_that_of_median_step_times_iterations():
     assert time_ratio({'longer': iterations, 'sssd': epochs}, TIMES) == 3.0
 
 
+def test_steps_without_the_teacher_take_as_long_as_stocks():
+    epochs = config(max_epochs=4)
+    times = {**TIMES, 'sssd': StepTimes([0.3], 10, 'CPU', idle=0.5)}
+    assert time_ratio({'longer': epochs, 'sssd': epochs}, times) == 1.25
+    assert '×1.25 as long: 0.3 s beside 0.2 s in 50% of its run, and as' in match_note(times)
+
+
 def test_what_was_measured_is_measured_once_for_the_same_configs(tmp_path):
     measured = []
     results = ResultsFolder(tmp_path / 'results')
@@ -51,6 +58,6 @@ def test_what_was_measured_is_measured_once_for_the_same_configs(tmp_path):
 
 def test_the_report_says_how_it_was_measured():
     assert match_note(TIMES).startswith(
-        'longer was given the training time of sssd, whose steps take ×1.50 as long: 0.3 s beside '
+        'longer was given the training time of sssd, whose mean step takes ×1.50 as long: 0.3 s beside '
         '0.2 s, medians of 3 steps of each'
     )
