@@ -20,6 +20,7 @@ def ratios(name: str, amp: bool, settings: Settings) -> dict[str, Any]:
         raise Skipped('what mixed precision costs on a CPU says nothing of a GPU')
     options = BenchmarkOptions(
         config_of(name, settings),
+        arms=['baseline', 'sssd'],
         shape=(64, 96) if settings.short else (800, 1344),
         device=settings.device,
         amp=amp,

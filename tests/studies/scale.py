@@ -122,7 +122,13 @@ def main() -> None:
     parser.add_argument('--device')
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    base = BenchmarkOptions(CONFIG, shape=tuple(args.shape), steps=args.steps, device=args.device)
+    base = BenchmarkOptions(
+        CONFIG,
+        arms=['baseline', 'sssd'],
+        shape=tuple(args.shape),
+        steps=args.steps,
+        device=args.device,
+    )
     found = measure(args.folder, base, args.only)
     draw(found, args.folder / 'scale.png')
     print('\n'.join(verdicts(found)))
