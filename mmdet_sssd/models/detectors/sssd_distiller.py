@@ -160,5 +160,5 @@ def _keys_of_the_preset() -> Iterator[None]:
         text = re.sub(rf'\bmodel\.teachers\.{TEACHER}\.neck\b', 'model.teacher', str(error))
         own = rf'\bmodel\.teachers\.{TEACHER}\.'
         text = re.sub(own + r'(loss_weight|head_grad)\b', r'model.teacher_\1', text)
-        text = re.sub(own + r'start_level\b', 'model.start_level', text)
+        text = re.sub(own + r'(start_level|reuse_assignment)\b', r'model.\1', text)
         raise ConfigError(re.sub(rf'\bmodel\.terms\.{TERM}\b', 'model', text)) from error

@@ -31,7 +31,8 @@ class ImplicitTeacher(Teacher):
             teacher's features are the student's, without gradient, and dense heads do not run again:
             1 skips the finest level, which costs most. Defaults to 0.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment, as in LGD's
-            reference code. Proposals of an R-CNN are always assigned anew. Defaults to False.
+            reference code. Proposals of an R-CNN are always assigned anew. Refused for heads whose
+            boxes can be inside out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
             student's head, or factors by parameter: each regular expression sets the factor of the
             parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification
@@ -56,6 +57,9 @@ class ImplicitTeacher(Teacher):
             accepted = start_level < len(blank.channels)
         check('start_level', start_level, accepted, 'the index of a feature level of the student')
         self.start_level = start_level
+        inverting = reuse_assignment and _can_invert_boxes(blank.detector)
+        accepted = "False, as this head's boxes can be inside out (exp_on_reg=False)"
+        check('reuse_assignment', reuse_assignment, not inverting, accepted)
         self.reuses_assignment = reuse_assignment
         if head_grad != 1:
             self.head_grad = as_weights('head_grad', head_grad)
@@ -94,6 +98,15 @@ class ImplicitTeacher(Teacher):
         return DetectorOutputs(
             (*(x.detach() for x in skipped), *made), start_level=self.start_level
         )
+
+
+def _can_invert_boxes(student: BaseDetector) -> bool:
+    """Tell whether a head predicts distances that may be negative.
+
+    GIoU is unbounded on boxes that are inside out. An assignment by the predictions themselves chooses
+    none of them; that of another pass may, and the loss then falls without limit.
+    """
+    return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
 
 
 def _count_classes(student: BaseDetector) -> int:

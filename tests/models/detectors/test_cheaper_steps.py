@@ -16,8 +16,10 @@ from ...stock_detectors import demo_batch, stock_config
 
 def build(name, **settings):
     torch.manual_seed(0)
-    config = dict(type='SSSDDistiller', student=stock_config(name), **settings)
-    model = MODELS.build(config)
+    student = stock_config(name)
+    if name == 'rtmdet':
+        student.bbox_head.exp_on_reg = True
+    model = MODELS.build(dict(type='SSSDDistiller', student=student, **settings))
     model.init_weights()
     return model.train()
 
@@ -124,6 +126,20 @@ def test_the_student_s_assignment_is_not_worked_out_again(name):
         anew = path == 'roi_head' or 'roi_head' in path
         assert counts[True][path] * (1 if anew else 2) == counts[False][path], path
     assert 2 in counts[True].values()
+
+
+def test_boxes_inside_out_need_an_assignment_of_their_own():
+    """GIoU's loss, which is in [0, 2], has no lower bound on them."""
+    target = torch.tensor([[40.0, 40, 60, 60]])
+    inverted = torch.tensor([[60.0, 60, 40, 40]])
+    loss = MODELS.build(dict(type='GIoULoss'))
+    far = [loss(inverted + x * torch.tensor([1, 1, -1, -1]), target).item() for x in (0, 10, 30)]
+    assert far[0] == 0 > far[1] > far[2]
+    student = stock_config('rtmdet')
+    assert student.bbox_head.exp_on_reg is False
+    with pytest.raises(ConfigError, match=r'^model\.reuse_assignment is True; accepted: False, as'):
+        MODELS.build(dict(type='SSSDDistiller', student=student, reuse_assignment=True))
+    MODELS.build(dict(type='SSSDDistiller', student=student))
 
 
 def test_the_same_predictions_learn_in_both_passes():
