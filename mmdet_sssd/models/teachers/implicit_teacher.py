@@ -57,9 +57,12 @@ class ImplicitTeacher(Teacher):
             accepted = start_level < len(blank.channels)
         check('start_level', start_level, accepted, 'the index of a feature level of the student')
         self.start_level = start_level
-        inverting = reuse_assignment and _can_invert_boxes(blank.detector)
-        accepted = "False, as this head's boxes can be inside out (exp_on_reg=False)"
-        check('reuse_assignment', reuse_assignment, not inverting, accepted)
+        check(
+            'reuse_assignment',
+            reuse_assignment,
+            not (reuse_assignment and _can_invert_boxes(blank.detector)),
+            "False, as this head's boxes can be inside out (exp_on_reg=False)",
+        )
         self.reuses_assignment = reuse_assignment
         if head_grad != 1:
             self.head_grad = as_weights('head_grad', head_grad)
@@ -103,8 +106,8 @@ class ImplicitTeacher(Teacher):
 def _can_invert_boxes(student: BaseDetector) -> bool:
     """Tell whether a head predicts distances that may be negative.
 
-    GIoU is unbounded on boxes that are inside out. An assignment by the predictions themselves chooses
-    none of them; that of another pass may, and the loss then falls without limit.
+    GIoU is unbounded on boxes that are inside out. An assignment by the predictions themselves avoids
+    them; that of another pass does not, and the loss can fall without limit.
     """
     return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
 

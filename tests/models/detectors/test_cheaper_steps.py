@@ -18,7 +18,7 @@ def build(name, **settings):
     torch.manual_seed(0)
     student = stock_config(name)
     if name == 'rtmdet':
-        student.bbox_head.exp_on_reg = True
+        student.bbox_head.exp_on_reg = True  # for reuse_assignment
     model = MODELS.build(dict(type='SSSDDistiller', student=student, **settings))
     model.init_weights()
     return model.train()
