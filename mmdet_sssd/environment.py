@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 
 SUPPORTED = {
-    'torch': '>=2.1',
+    'torch': '>=2.4',
     'mmengine': '>=0.10,<1',
     'mmcv': '>=2.0.0,<2.2',
     'mmdet': '>=3.3,<3.4',

@@ -10,7 +10,7 @@ from mmdet_sssd.environment import check_environment
     [
         ('mmcv', '2.2.0', 'mmcv 2.2.0 is installed, >=2.0.0,<2.2 is needed'),
         ('mmdet', '2.28.2', 'mmdet 2.28.2 is installed, >=3.3,<3.4 is needed'),
-        ('torch', None, 'torch is not installed (>=2.1 is needed)'),
+        ('torch', None, 'torch is not installed (>=2.4 is needed)'),
         ('setuptools', '81.0.0', 'setuptools 81.0.0 is installed, <81 is needed'),
     ],
 )

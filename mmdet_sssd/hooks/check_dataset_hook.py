@@ -42,7 +42,7 @@ class CheckDatasetHook(Hook):
             )
 
 
-def check_data_sets(runner: Runner, detector: BaseDetector, num_classes: int) -> None:
+def check_data_sets(runner: Runner, detector: BaseDetector, num_classes: int | None) -> None:
     """Check the data sets of a run against each other and the detector.
 
     Raises:
@@ -57,19 +57,19 @@ def check_data_sets(runner: Runner, detector: BaseDetector, num_classes: int) ->
         _check_names(training, runner.val_loop.dataloader.dataset)
 
 
-def check_labels(dataset: object, detector: BaseDetector, num_classes: int) -> None:
+def check_labels(dataset: object, detector: BaseDetector, num_classes: int | None) -> None:
     """Check all labels of a training data set.
 
     Args:
         dataset: The built data set; wrappers are unwrapped.
         detector: The detector to train.
-        num_classes: Its number of classes; an RPN accepts any label.
+        num_classes: Its number of classes, if known; an RPN accepts any label.
 
     Raises:
         ConfigError: if a label is outside the classes or no image has an object.
     """
     datasets = list(leaf_datasets(dataset))
-    most = math.inf if isinstance(detector, RPN) else num_classes
+    most = math.inf if num_classes is None or isinstance(detector, RPN) else num_classes
     named = {len(x.metainfo.get('classes') or ()) for x in datasets} - {0, num_classes}
     if named and most == num_classes:
         print_log(

@@ -106,7 +106,8 @@ class FreezeBackboneHook(Hook):
                 f'FreezeBackboneHook needs a model.student with a backbone, but '
                 f'{type(student).__name__} has none; remove the hook'
             )
-        _without_gradients(runner, list(student.backbone.parameters()), lambda: self.frozen)
+        self.parameters = list(student.backbone.parameters())
+        _without_gradients(runner, self.parameters, lambda: self.frozen)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -115,6 +116,7 @@ class FreezeBackboneHook(Hook):
         frozen = run_progress(runner, batch_idx) < self.first
         if frozen != self.frozen:
             runner.logger.info(f'The backbone {"is frozen" if frozen else "trains from here on"}.')
+            _drop_gradients(self.parameters)  # those accumulated while it was frozen
         self.frozen = frozen
 
     def after_train(self, runner: Runner) -> None:
@@ -158,7 +160,8 @@ class TeacherScheduleHook(Hook):
         parts = [self.owner, *(terms[name] for name in self.terms)]
         self.parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
         self.is_done = False
-        _without_gradients(runner, self.parameters, lambda: not self.owner.active)
+        self.has_gradients = False
+        _without_gradients(runner, self.parameters, self._were_idle)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
@@ -171,16 +174,22 @@ class TeacherScheduleHook(Hook):
             self._clear_log(runner)
         self.is_done = is_done
         self.owner.active = not is_done and runner.iter % self.every == 0
+        self.has_gradients |= self.owner.active
 
     def after_train(self, runner: Runner) -> None:
         """Give the optimizer its own step back."""
         vars(runner.optim_wrapper).pop('step', None)
 
+    def _were_idle(self) -> bool:
+        """Tell, when the optimizer steps, whether the teacher was idle since its last step."""
+        had_gradients, self.has_gradients = self.has_gradients, False
+        return not had_gradients
+
     def _freeze(self, runner: Runner) -> None:
         """Stop training the parameters, and stop DDP from waiting for their gradients."""
+        _drop_gradients(self.parameters)
         for parameter in self.parameters:
             parameter.requires_grad_(False)
-            parameter.grad = None
         if is_model_wrapper(runner.model):
             model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
@@ -205,8 +214,12 @@ def _without_gradients(
 
     def step_without(*args: Any, **kwargs: Any) -> None:
         if are_frozen():
-            for parameter in parameters:
-                parameter.grad = None
+            _drop_gradients(parameters)
         step(*args, **kwargs)
 
     runner.optim_wrapper.step = step_without
+
+
+def _drop_gradients(parameters: Sequence[Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

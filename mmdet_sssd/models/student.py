@@ -1,6 +1,6 @@
 """Builds and checks the student, and reads its properties."""
 
-from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, RPNHead, SemiBaseDetector
+from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, SemiBaseDetector
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType
 
@@ -100,6 +100,8 @@ def count_classes(student: BaseDetector) -> int | None:
     """
     if isinstance(student, RPN):
         return 1
-    heads = [m for m in head_modules(student) if not isinstance(m, RPNHead)]
+    rpn_heads = [m for name, m in student.named_modules() if name.endswith('rpn_head')]
+    class_agnostic = {m for head in rpn_heads for m in head.modules()}
+    heads = [m for m in head_modules(student) if m not in class_agnostic]
     counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
     return counts[0] if counts else None

@@ -48,6 +48,7 @@ def test_more_classes_than_the_data_set_names_are_pointed_out(tmp_path, monkeypa
     dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1], ('a', 'b')))
     detector = DATASETS  # anything that is no RPN
     check_dataset_hook.check_labels(dataset, detector, 2)
+    check_dataset_hook.check_labels(dataset, detector, None)  # its heads do not say
     assert logged == []
     check_dataset_hook.check_labels(dataset, detector, 3)
     (message,) = logged

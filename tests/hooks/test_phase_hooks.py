@@ -85,6 +85,29 @@ def test_a_frozen_backbone_gathers_no_momentum(tmp_path):
     assert runner.model.student.backbone.weight not in state
 
 
+def test_gradients_of_frozen_iterations_are_not_accumulated(tmp_path):
+    """The backbone thaws before the second half of six accumulated iterations."""
+    seen = []
+
+    class Gradient(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append(runner.model.student.backbone.weight.grad is not None)
+
+    optim_wrapper = dict(
+        type='OptimWrapper', accumulative_counts=6, optimizer=dict(type='SGD', lr=0.1)
+    )
+    runner = toy_runner(
+        tmp_path,
+        hooks=[dict(type='FreezeBackboneHook', first=1 / 6), Gradient()],
+        train_cfg=LOOPS['iterations'],
+        optim_wrapper=optim_wrapper,
+    )
+    runner.train()
+    assert seen[:6] == [False, True, True, False, True, True]
+
+
 def test_a_frozen_backbone_does_not_count_in_the_clipped_norm(tmp_path):
     norms = []
 

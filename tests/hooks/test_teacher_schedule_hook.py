@@ -66,6 +66,26 @@ def test_the_teacher_is_at_work_when_the_schedule_says(tmp_path, schedule, expec
     assert 'step' not in vars(runner.optim_wrapper)
 
 
+@pytest.mark.parametrize(
+    ('every', 'accumulated', 'expected'),
+    [  # the optimizer steps in each `accumulated`-th iteration
+        (2, 2, [False, True] * 6),
+        (4, 2, [False, True, False, False] * 3),
+        (3, 4, [False] * 3 + [True] + [False] * 3 + [True] + [False] * 3 + [True]),
+    ],
+)
+def test_accumulated_gradients_of_its_iterations_count(tmp_path, every, accumulated, expected):
+    """Also if the optimizer only steps in iterations where the teacher is idle."""
+    optim_wrapper = dict(
+        type='OptimWrapper',
+        accumulative_counts=accumulated,
+        optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1),
+        clip_grad=dict(max_norm=0.1),
+    )
+    watch, _ = run(tmp_path, schedule=dict(every=every), optim_wrapper=optim_wrapper)
+    assert watch.moved('teachers.') == watch.moved('terms.') == expected
+
+
 def test_after_its_end_the_log_says_nothing_of_it(tmp_path):
     class Scalars(Hook):
         priority = 'LOWEST'

@@ -12,6 +12,7 @@ from ..toy_detector import toy_runner
 
 MOMENTUM = 0.25
 EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=3)
+STUDENT = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
 DROP = dict(type='MultiStepLR', milestones=[2], gamma=0.1)
 
 
@@ -68,6 +69,42 @@ def test_a_resumed_run_ends_with_the_same_averages(uninterrupted, tmp_path):
         assert ours[key].keys() == whole[key].keys()
         for name, value in whole[key].items():
             assert torch.equal(ours[key][name], value), name
+
+
+@pytest.mark.parametrize('in_checkpoint', [False, True])
+@pytest.mark.parametrize('update_buffers', [False, True])
+@pytest.mark.parametrize('ema_type', ['ExponentialMovingAverage', 'ExpMomentumEMA'])
+def test_no_average_moves_a_pretrained_teacher(tmp_path, ema_type, update_buffers, in_checkpoint):
+    """ExpMomentumEMA, of stock YOLOX and RTMDet, scales the average in place before it adds."""
+    teacher = dict(
+        type='PretrainedTeacher',
+        config=STUDENT,
+        checkpoint=str(tmp_path / 'teacher.pth'),
+        in_checkpoint=in_checkpoint,
+    )
+    weights = MODELS.build(STUDENT).state_dict()
+    save_checkpoint(dict(state_dict=weights), teacher['checkpoint'])
+    runner = toy_runner(
+        tmp_path,
+        model=dict(
+            type='Distiller',
+            student=STUDENT,
+            teachers=dict(large=teacher),
+            terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
+        ),
+        hooks=[dict(type='EMAHook', ema_type=ema_type, update_buffers=update_buffers)],
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+    )
+    runner.train()
+    for key, value in runner.model.teachers['large'].detector.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    saved = load_from_local(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    own = [key for key in saved if key.startswith('teachers.')]
+    assert len(own) == in_checkpoint * len(weights)
+    for key in own:  # the average
+        torch.testing.assert_close(
+            saved[key], weights[key.removeprefix('teachers.large.detector.')]
+        )
 
 
 def test_averages_start_from_a_stock_checkpoint(tmp_path):

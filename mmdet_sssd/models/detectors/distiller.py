@@ -14,7 +14,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
-from mmengine.dist import get_world_size
+from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import ModuleDict
 from torch import Tensor
@@ -178,7 +178,7 @@ class Distiller(BaseDetector):
 
         They get zero gradients, which ``TeacherScheduleHook`` drops before the optimizer's step.
         """
-        if get_world_size() == 1:
+        if not is_distributed():
             return []
         idle = {name for name, x in self.teachers.items() if not x.active}
         parts = [self.teachers[name] for name in idle]

@@ -14,6 +14,8 @@ from ..student import count_classes
 from ..weights_by_name import Weights, as_weights, check_names
 from .teacher import Teacher
 
+LEVEL = 'the index of a feature level of the student'
+
 
 @MODELS.register_module()
 class ImplicitTeacher(Teacher):
@@ -52,10 +54,7 @@ class ImplicitTeacher(Teacher):
         head_grad: float | Weights = 1.0,
     ) -> None:
         super().__init__(loss_weight)
-        accepted = isinstance(start_level, int) and start_level >= 0
-        if accepted and start_level > 0:
-            accepted = start_level < len(blank.channels)
-        check('start_level', start_level, accepted, 'the index of a feature level of the student')
+        check('start_level', start_level, isinstance(start_level, int) and start_level >= 0, LEVEL)
         self.start_level = start_level
         check(
             'reuse_assignment',
@@ -70,6 +69,7 @@ class ImplicitTeacher(Teacher):
             check_names('head_grad', self.head_grad, names, "parameter of the student's head")
         neck = completed('neck', neck)
         if 'in_channels' not in neck:
+            self._check_start_level(len(blank.channels))
             neck['in_channels'] = blank.channels[start_level:]
         if 'num_classes' not in neck:
             neck['num_classes'] = _count_classes(blank.detector)
@@ -94,6 +94,7 @@ class ImplicitTeacher(Teacher):
         batch_data_samples: SampleList,
     ) -> DetectorOutputs:
         """Make features of the same shapes as the student's; see the base class."""
+        self._check_start_level(len(outputs.feats))
         repeats = len(outputs.feats[0]) // len(batch_data_samples)  # 3 in TridentNet's training
         skipped, distilled = outputs.feats[: self.start_level], outputs.feats[self.start_level :]
         with within('neck'):
@@ -101,6 +102,9 @@ class ImplicitTeacher(Teacher):
         return DetectorOutputs(
             (*(x.detach() for x in skipped), *made), start_level=self.start_level
         )
+
+    def _check_start_level(self, num_levels: int) -> None:
+        check('start_level', self.start_level, self.start_level < num_levels, LEVEL)
 
 
 def _can_invert_boxes(student: BaseDetector) -> bool:

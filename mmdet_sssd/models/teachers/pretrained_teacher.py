@@ -23,7 +23,7 @@ class PretrainedTeacher(DetectorTeacher):
     """A trained detector with fixed weights.
 
     Its weights are loaded when training begins, so inference does not need them; checkpoints leave
-    them out unless ``in_checkpoint``. Copies of the distiller (EMA) share the teacher.
+    them out unless ``in_checkpoint``.
 
     Args:
         blank: Outputs for a blank image; the distiller passes them. If the student's data
@@ -58,9 +58,6 @@ class PretrainedTeacher(DetectorTeacher):
             blank.detector.data_preprocessor, self.detector.data_preprocessor
         )
         self._register_state_dict_hook(_without_weights)
-
-    def __deepcopy__(self, memo: dict) -> 'PretrainedTeacher':
-        return self  # copies share the weights
 
     def init_weights(self) -> None:
         """Load the checkpoint before training, unless a resumed one may contain the weights."""

@@ -7,7 +7,7 @@ from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, OptConfigType
 from torch import Tensor
 
-from ...errors import ConfigError, check
+from ...errors import ConfigError
 from ..blank_pass import BlankPass
 from ..building import build_part, completed, is_config_of
 from ..layers import ChannelAdapter, as_levels, instance_norm
@@ -20,8 +20,9 @@ from .distill_term import DistillTerm
 class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
-    Each student level is paired with the teacher level of the same size, if all have one; else, with
-    equally many levels, by index, the teacher's resized to the student's size (bilinear).
+    Levels are paired by index if student and teacher have equally many, the teacher's resized to the
+    student's size (bilinear) where they differ; but if all sizes of the student's levels are among
+    the teacher's, in another order or number, by size.
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).
@@ -61,12 +62,6 @@ class FeatureTerm(DistillTerm):
         if is_config_of(adapter, ChannelAdapter) or 'in_channels' not in adapter:
             matched = match_levels(blank.student.feats, blank.teacher.feats)
             self.pairs = [(p, q) for p, q in enumerate(matched) if q >= blank.teacher.start_level]
-            check(
-                'start_level',
-                blank.teacher.start_level,
-                bool(self.pairs),
-                'one that leaves a feature level to distill (levels of equal size count as one)',
-            )
             adapter = self._with_channels(adapter, blank)
         elif blank.is_made:
             _check_channels(as_levels(adapter['in_channels']), blank.channels)
@@ -123,7 +118,7 @@ def match_levels(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[i
         ConfigError: if neither sizes nor the number of levels agree.
     """
     wanted, found = ([tuple(x.shape[2:]) for x in feats] for feats in (student, teacher))
-    if set(wanted) <= set(found):
+    if wanted != found and set(wanted) <= set(found):
         return [found.index(size) for size in wanted]
     if len(wanted) == len(found):
         return [*range(len(wanted))]

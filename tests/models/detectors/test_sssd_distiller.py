@@ -435,6 +435,9 @@ def test_a_student_that_does_not_run_on_a_cpu_needs_its_channels_given(monkeypat
         build('retinanet', teacher=given, adapter=given).teachers['teacher'].neck.in_channels
         == (32,) * 5
     )
+    given = dict(in_channels=[32] * 4)
+    model = build('retinanet', teacher=given, adapter=given, economy=True)
+    assert model.teachers['teacher'].start_level == 1
 
 
 @pytest.mark.parametrize('part', ['backbone', 'neck', 'bbox_head'])
@@ -547,6 +550,15 @@ def test_an_rpn_takes_all_classes_for_one():
         model.teachers['teacher'].neck(feats, inputs, data['data_samples']), expected, strict=True
     ):
         assert torch.equal(x, y)
+
+
+def test_any_head_that_proposes_boxes_has_no_classes_to_count():
+    """As guided anchoring's, and one-stage heads as RPN heads."""
+    student = stock_config('faster_rcnn')
+    head = {**stock_config('fcos').bbox_head, 'num_classes': 1}
+    student.rpn_head = {**head, 'in_channels': student.rpn_head.in_channels}
+    model = MODELS.build(dict(type='SSSDDistiller', student=student))
+    assert model.count_classes() == NUM_CLASSES
 
 
 @pytest.mark.parametrize('dropped', [[0], [0, 1, 2]])

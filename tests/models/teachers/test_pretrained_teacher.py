@@ -6,7 +6,6 @@ from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
 
 from mmdet_sssd import ConfigError
@@ -74,7 +73,6 @@ def test_nothing_done_to_the_model_reaches_the_teacher():
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(p.grad is None for p in teacher.parameters())
-    assert copy.deepcopy(model).teachers['large'] is model.teachers['large']
 
 
 def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_path):
@@ -93,10 +91,6 @@ def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_pat
     checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     keys = [*checkpoint['state_dict'], *checkpoint['ema_state_dict']]
     assert {key.removeprefix('module.').partition('.')[0] for key in keys} == {'student', 'steps'}
-    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
-    copied = ema.ema_model.module
-    assert copied is not runner.model
-    assert copied.teachers['large'] is runner.model.teachers['large']
 
 
 @pytest.mark.parametrize('file', ['stock.pth', 'distiller.pth'])

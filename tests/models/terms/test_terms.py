@@ -269,6 +269,7 @@ def test_a_student_s_three_features_for_an_image_meet_the_teacher_s_one():
 def test_levels_are_matched_by_size_or_else_by_index():
     assert match_levels(levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
     assert match_levels(levels(40, 20), levels(40, 20)) == [0, 1]
+    assert match_levels(levels(40, 40), levels(40, 40)) == [0, 1]  # stacks of an hourglass
     assert match_levels(levels(80, 40), levels(40, 20)) == [0, 1]
     with pytest.raises(ConfigError, match=r"student's have 80×80, 7×7, the teacher's 40×40"):
         match_levels(levels(80, 7), levels(40))
