@@ -299,6 +299,22 @@ def test_a_step_is_trained(name):
     assert (result.stock, result.distilled) == ('ok', 'ok')
 
 
+def test_test_data_of_ones_own_are_the_validation_data_unless_named(monkeypatch):
+    path = ROOT / 'configs/_base_/own_data.py'
+    cfg = Config.fromfile(path)
+    assert cfg.test_dataloader == cfg.val_dataloader
+    assert cfg.test_evaluator == cfg.val_evaluator
+    monkeypatch.setenv('SSSD_TEST_ANN', 'test.json')
+    monkeypatch.setenv('SSSD_TEST_IMG', 'others')
+    named = Config.fromfile(path)
+    assert named.val_dataloader == cfg.val_dataloader
+    assert differences(cfg, named) == {
+        'test_dataloader.dataset.ann_file': (cfg.val_ann, 'test.json'),
+        'test_dataloader.dataset.data_prefix.img': (cfg.val_img, 'others'),
+        'test_evaluator.ann_file': (cfg.val_evaluator.ann_file, f'{cfg.data_root}/test.json'),
+    }
+
+
 def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/sssd/sssd_retinanet_r50_fpn_own-data.py')
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 36

@@ -1,14 +1,22 @@
 # A COCO-format data set of the user's own, and a schedule of any length. The environment says where
 # and how long; class names and counts are read from the annotations:
 #   SSSD_DATA_ROOT    folder of the data set
-#   SSSD_TRAIN_ANN, SSSD_VAL_ANN    annotation files in it
-#   SSSD_TRAIN_IMG, SSSD_VAL_IMG    image folders in it
+#   SSSD_TRAIN_ANN, SSSD_VAL_ANN, SSSD_TEST_ANN    annotation files in it; to test on, by default VAL's
+#   SSSD_TRAIN_IMG, SSSD_VAL_IMG, SSSD_TEST_IMG    image folders in it
 #   SSSD_MAX_EPOCHS   length of the schedule; learning-rate drops and phases follow
 #   SSSD_BATCH_SIZE   images per process
 #   SSSD_IMAGE_SCALE  longest x shortest side that images are resized to, keeping their ratio
 _base_ = []  # lets mmengine read a config that imports
 
-from mmdet_sssd.datasets import positive_integers, read_coco_summary  # noqa: E402
+import os  # noqa: E402
+
+from mmdet_sssd.datasets import (  # noqa: E402
+    check_variable_names,
+    positive_integers,
+    read_coco_summary,
+)
+
+check_variable_names()
 
 data_root = '{{$SSSD_DATA_ROOT:data/own}}'
 train_ann = '{{$SSSD_TRAIN_ANN:annotations/train.json}}'
@@ -72,9 +80,24 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    **{key: value for key, value in val_dataloader.items() if key != 'dataset'},
+    dataset=dict(
+        type='CocoDataset',
+        metainfo=dict(classes=classes),
+        data_root=data_root,
+        ann_file=os.environ.get('SSSD_TEST_ANN') or val_ann,
+        data_prefix=dict(img=os.environ.get('SSSD_TEST_IMG') or val_img),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
 val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann}', metric='bbox')
-test_evaluator = val_evaluator
+test_evaluator = dict(
+    type='CocoMetric',
+    ann_file=f'{data_root}/{test_dataloader["dataset"]["ann_file"]}',
+    metric='bbox',
+)
 
 # The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.
 warmup_iters = max(2, min(1000, 1 + max_epochs * num_images // batch_size // 20))

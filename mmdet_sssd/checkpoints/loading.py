@@ -124,7 +124,8 @@ def _load_url_restricted(url: str, *args: Any, **kwargs: Any) -> dict:
         raise ConfigError(
             f'{url} cannot be downloaded ({error.reason}); give a local file where a config names '
             'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or start from random '
-            'weights with model.student.backbone.init_cfg=None'
+            'weights with model.student.backbone.init_cfg=None, and frozen_stages=-1 and '
+            'norm_eval=False if the backbone has them'
         ) from error
     except UnpicklingError as error:
         raise ConfigError(

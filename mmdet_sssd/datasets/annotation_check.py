@@ -12,7 +12,7 @@ from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
 from ..config_tree import nested_configs
-from ..errors import ConfigError, is_number
+from ..errors import ConfigError, did_you_mean, is_number
 from .coco_file import read_coco
 from .leaf_datasets import leaf_configs
 
@@ -205,9 +205,10 @@ def _check_classes(classes: list[str], found: list[str], path: str, key: str) ->
             f'has: {_shortened(found)}'
         )
     if missing:
+        hint = did_you_mean(missing[0], found)
         _warn(
             f'{key}.metainfo.classes: {_shortened(missing)} not among the categories of {path} '
-            f'({_shortened(found)}); they cannot be learnt or evaluated'
+            f'({_shortened(found)}), and cannot be learnt or evaluated{hint}'
         )
 
 

@@ -28,6 +28,10 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
                 if missing := keys - entry.keys():
                     raise KeyError(f'{min(missing)} in {part}')
         return {part: content.get(part, []) for part in ('images', 'annotations', 'categories')}
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'{named_by}: there is no {path} (looked for from {osp.abspath(osp.curdir)})'
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f'{named_by}: {path} (looked for from {osp.abspath(osp.curdir)}) is not a COCO '

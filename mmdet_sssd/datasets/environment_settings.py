@@ -3,8 +3,38 @@
 import os
 import os.path as osp
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .coco_file import read_coco
+
+VARIABLES = (
+    'SSSD_DATA_ROOT',
+    'SSSD_TRAIN_ANN',
+    'SSSD_VAL_ANN',
+    'SSSD_TEST_ANN',
+    'SSSD_TRAIN_IMG',
+    'SSSD_VAL_IMG',
+    'SSSD_TEST_IMG',
+    'SSSD_UNLABELLED_ANN',
+    'SSSD_UNLABELLED_IMG',
+    'SSSD_TEACHER_CONFIG',
+    'SSSD_TEACHER_CHECKPOINT',
+    'SSSD_MAX_EPOCHS',
+    'SSSD_BATCH_SIZE',
+    'SSSD_IMAGE_SCALE',
+)
+"""Environment variables that the own-data configs read."""
+
+
+def check_variable_names() -> None:
+    """Check the environment for misspelt variables.
+
+    Raises:
+        ConfigError: if one resembles a name in :data:`VARIABLES`.
+    """
+    suffixes = [name.removeprefix('SSSD_') for name in VARIABLES]
+    for name in {name for name in os.environ if name.startswith('SSSD_')} - {*VARIABLES}:
+        if hint := did_you_mean(name.removeprefix('SSSD_'), suffixes):
+            raise ConfigError(f'{name} is set in the environment, but nothing reads it{hint}')
 
 
 def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
@@ -36,9 +66,9 @@ def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) ->
     """
     parts = text.split('x')
     if len(parts) != count or not all(x.isdecimal() and int(x) >= least for x in parts):
+        accepted = 'a whole number' if count == 1 else f'{count} whole numbers, joined by x, each'
         raise ConfigError(
-            f'{set_by} is {text!r} in the environment; accepted: {"x".join("N" * count)}, each N a '
-            f'whole number of {least} or more'
+            f'{set_by} is {text!r} in the environment; accepted: {accepted} of {least} or more'
         )
     return tuple(int(part) for part in parts)
 

@@ -87,8 +87,22 @@ def data(tmp_path, monkeypatch):
             'default_hooks.teacher_schedule.type)',
         ),
         (
-            ['max_epochs.end=2'],
-            'max_epochs.end: max_epochs is 24, which has no settings',
+            ['max_epochs=2'],
+            'max_epochs: the config has used its variable max_epochs by the time it is changed; set '
+            'SSSD_MAX_EPOCHS in the environment',
+        ),
+        (
+            ['warmup_iters=2'],
+            'warmup_iters: the config has used its variable warmup_iters by the time it is changed; '
+            'change what it was used for, or the file',
+        ),
+        (
+            ['lr=0.1'],
+            'lr: the config has no lr; did you mean optim_wrapper.optimizer.lr?',
+        ),
+        (
+            ['train_cfg.max_epochs.end=2'],
+            'train_cfg.max_epochs.end: train_cfg.max_epochs is 24, which has no settings',
         ),
         (
             ['model.student.backbone.type=ResNett'],
@@ -124,7 +138,7 @@ def test_bad_settings_end_with_a_message(data, options, message):
 def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
     monkeypatch.setenv('SSSD_DATA_ROOT', '/nowhere')
     found = error_of('train', CONFIG)
-    assert 'in the environment: /nowhere/annotations/train.json (looked for' in found
+    assert 'in the environment: there is no /nowhere/annotations/train.json (looked for' in found
     assert 'SSSD_DATA_ROOT' in found
 
 

@@ -1,9 +1,16 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.datasets import positive_integers, read_coco_summary
+from mmdet_sssd.datasets import (
+    VARIABLES,
+    check_variable_names,
+    positive_integers,
+    read_coco_summary,
+)
 
 CATEGORIES = [{'id': 7, 'name': 'dog'}, {'id': 2, 'name': 'cat'}]
 
@@ -15,7 +22,7 @@ def test_summary(tmp_path):
 
 
 def test_an_unreadable_file_is_named_with_its_setting(tmp_path):
-    with pytest.raises(ConfigError, match=r'^VARIABLE: .*none\.json .*FileNotFoundError'):
+    with pytest.raises(ConfigError, match=r'^VARIABLE: there is no .*none\.json '):
         read_coco_summary(str(tmp_path), 'none.json', 'VARIABLE')
 
 
@@ -26,7 +33,9 @@ def test_positive_integers():
 
 
 def test_numbers_that_are_too_low_are_named_with_the_variable():
-    with pytest.raises(ConfigError, match=r"SSSD_X is '1' .* each N a whole number of 2 or more"):
+    with pytest.raises(
+        ConfigError, match=r"SSSD_X is '1' .* accepted: a whole number of 2 or more"
+    ):
         positive_integers('1', 'SSSD_X', least=2)
 
 
@@ -35,5 +44,24 @@ def test_numbers_that_are_too_low_are_named_with_the_variable():
     [('', 1), ('0', 1), ('-3', 1), ('2.5', 1), ('many', 1), ('800', 2), ('1x2x3', 2)],
 )
 def test_other_text_is_named_with_the_variable(text, count):
-    with pytest.raises(ConfigError, match=rf"SSSD_X is '{text}' in the environment; accepted: N"):
+    with pytest.raises(
+        ConfigError, match=rf"SSSD_X is '{text}' in the environment; accepted: [a2] whole"
+    ):
         positive_integers(text, 'SSSD_X', count)
+
+
+def test_misspelt_variables_are_named(monkeypatch):
+    for name in ('SSSD_MAX_EPOCHS', 'SSSD_TEST_ANN', 'SSSD_CLUSTER'):
+        monkeypatch.setenv(name, '1')
+    check_variable_names()
+    monkeypatch.setenv('SSSD_TRIAN_ANN', 'a.json')
+    with pytest.raises(
+        ConfigError, match=r'SSSD_TRIAN_ANN is set .*, but nothing reads it; did you mean TRAIN_ANN'
+    ):
+        check_variable_names()
+
+
+def test_every_variable_that_a_config_reads_is_known():
+    configs = Path(__file__).parents[2].glob('configs/**/*.py')
+    read = {name for path in configs for name in re.findall(r'\bSSSD_[A-Z_]+', path.read_text())}
+    assert read <= {*VARIABLES}

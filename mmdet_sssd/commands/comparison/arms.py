@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 
 from ...checkpoints import stock_config
 from ...config_tree import nested_configs, value_at
-from ...errors import ConfigError
+from ...errors import ConfigError, did_you_mean
 from ...models.detectors.distiller import is_distiller
 from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
 
@@ -103,9 +103,10 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
             place = f', the base of arm {seen[-1]}' if seen else ''
+            hint = did_you_mean(defined, definitions) or '.'
             raise ConfigError(
-                f'unknown arm {defined}{place}; accepted: {", ".join(definitions)}, each also with '
-                'changes like sssd+distill_coef=3'
+                f'unknown arm {defined}{place}{hint} Accepted: {", ".join(definitions)}, each also '
+                'with changes like sssd+distill_coef=3'
             )
         seen.append(defined)
         definition = definitions[defined]

@@ -175,12 +175,15 @@ def test_arms_of_a_file(configs):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('ssd', r'unknown arm ssd; accepted: baseline, config, gentle, papers, sssd'),
+        (
+            'ssd',
+            r'unknown arm ssd; did you mean sssd\? Accepted: baseline, config, gentle, papers, sssd',
+        ),
         ('sssd+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, loss, dim"),
         ('sssd+tau', r"an arm has the change 'tau'; accepted: KEY=VALUE"),
         ('sssd+load_from.x=a/b', r'without a slash'),
-        ('orphan', r'unknown arm nobody, the base of arm orphan; accepted'),
-        ('loop', r'unknown arm loop, the base of arm loop; accepted'),
+        ('orphan', r'unknown arm nobody, the base of arm orphan\. Accepted'),
+        ('loop', r'unknown arm loop, the base of arm loop\. Accepted'),
     ],
 )
 def test_unknown_arms(name, message):
