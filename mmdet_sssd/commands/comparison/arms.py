@@ -103,7 +103,7 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
             place = f', the base of arm {seen[-1]}' if seen else ''
-            hint = did_you_mean(defined, definitions) or '.'
+            hint = did_you_mean(defined, {*definitions} - {defined}) or '.'
             raise ConfigError(
                 f'unknown arm {defined}{place}{hint} Accepted: {", ".join(definitions)}, each also '
                 'with changes like sssd+distill_coef=3'
