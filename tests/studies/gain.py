@@ -33,19 +33,16 @@ def compare(args: Namespace, pair: str) -> None:
         for split in ('train', 'val', 'test')
         for setting in ('num_workers=0', 'persistent_workers=False')
     ]
-    test = [
-        'test_dataloader.dataset.ann_file=annotations/test.json',
-        f'test_evaluator.ann_file={root}/annotations/test.json',
-    ]
     config = f'tests/studies/configs/{detector}_lite0_own-data.py'
     command = [sys.executable, '-m', 'mmdet_sssd', 'compare', config]
     command += ['--arms', args.arms, '--arms-file', 'tests/studies/variants_arms.py']
     command += ['--seeds', args.seeds, '--jobs', str(args.jobs), '--split', 'test', '--no-dry-run']
     command += ['--results', str(results), '--work-dir', f'work_dirs/{results.name}']
-    command += ['--keep-checkpoints', 'none', '--cfg-options', *loaders, *test]
+    command += ['--keep-checkpoints', 'none', '--cfg-options', *loaders]
     command += [f'train_cfg.val_interval={epochs}', *args.cfg_options]
     env = {
         'SSSD_DATA_ROOT': str(root),
+        'SSSD_TEST_ANN': 'annotations/test.json',
         'SSSD_IMAGE_SCALE': SCALES[data],
         'SSSD_MAX_EPOCHS': str(epochs),
         'SSSD_BATCH_SIZE': str(BATCH_SIZE),

@@ -253,5 +253,6 @@ def _check_test_data(cfg: Config) -> None:
     if cfg.test_dataloader.dataset == cfg.val_dataloader.dataset:
         raise ConfigError(
             '--split test: test_dataloader.dataset of the config is the validation data; set its '
-            'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither'
+            'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither; in '
+            'configs for your own data by SSSD_TEST_ANN and SSSD_TEST_IMG'
         )

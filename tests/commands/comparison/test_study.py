@@ -221,7 +221,7 @@ def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
             dict(config='x.py', against=['lgd']),
             r'--against: lgd is not among the arms; accepted: baseline, config$',
         ),
-        (dict(config='x.py', arms=['ssd']), r'unknown arm ssd; accepted'),
+        (dict(config='x.py', arms=['ssd']), r'unknown arm ssd; did you mean sssd'),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
