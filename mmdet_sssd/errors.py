@@ -128,7 +128,8 @@ def unknown_setting(error: BaseException) -> ConfigError | None:
         return None
     name, unknown = match.groups()
     registered = [x for x in vars(registries).values() if isinstance(x, Registry)]
-    cls = next((found for registry in registered if (found := registry.get(name))), None)
+    of_torch = getattr(torch.utils.data, name, None)  # DataLoader
+    cls = next((found for registry in registered if (found := registry.get(name))), of_torch)
     if cls is None:
         return None
     accepted = [x for x in inspect.signature(cls).parameters if x not in GIVEN_BY_OTHERS]

@@ -120,6 +120,10 @@ def data(tmp_path, monkeypatch):
             'JSDistanceLoss accepts: dim, tau',
         ),
         (
+            ['train_dataloader.batchsize=2'],
+            'batchsize is not a setting of DataLoader; did you mean batch_size? Accepted: dataset, ',
+        ),
+        (
             ['train_dataloader.dataset.ann_file=none.json'],
             'train_dataloader.dataset.ann_file: there is no {data}/none.json',
         ),
