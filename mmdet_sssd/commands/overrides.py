@@ -75,7 +75,9 @@ def _without_effect(cfg: Config, key: str, first: str) -> ConfigError:
     if variable in VARIABLES and 'train_ann' in cfg:  # a config for the user's own data
         advice = f'set {variable} in the environment'
     else:
-        places = [f'{place}.{first}' for place, x in nested_configs(cfg) if place and first in x]
+        places = [
+            f'{place}.{first}' for place, x in nested_configs(cfg.to_dict()) if place and first in x
+        ]
         advice = f'change {" or ".join(places[:3]) or "what it was used for"}, or the file'
     return ConfigError(
         f'{key}: the config has used its variable {first} by the time it is changed; {advice}'

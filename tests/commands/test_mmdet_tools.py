@@ -12,8 +12,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.locks import locked
 from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
+from mmdet_sssd.commands.overrides import check_overrides
 
 from ..command import error_of
 
@@ -238,3 +240,22 @@ def test_a_task_of_slurm_finds_the_others_as_torchrun_s_processes_do(tmp_path):
         _set_torchrun_variables()
         names = ('MASTER_ADDR', 'MASTER_PORT', 'RANK', 'LOCAL_RANK', 'WORLD_SIZE')
         assert [os.environ[name] for name in names] == ['a1', '23456', '3', '1', '4']
+
+
+def test_a_variable_is_answered_with_what_it_was_used_for():
+    cfg = Config(
+        dict(
+            data_root='a/',
+            train_dataloader=dict(dataset=dict(data_root='a/')),
+            val_dataloader=dict(dataset=dict(data_root='a/')),
+        )
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r'data_root by the time it is changed; change train_dataloader\.dataset\.data_root or '
+        r'val_dataloader\.dataset\.data_root, or the file$',
+    ):
+        check_overrides(cfg, ['data_root=b/'])
+    check_overrides(
+        cfg, ['compile=True', 'sync_bn=torch', 'model_wrapper_cfg.broadcast_buffers=True']
+    )
