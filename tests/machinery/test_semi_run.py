@@ -214,6 +214,6 @@ def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
         (tmp_path / 'ann.json').write_text(text)
         with pytest.raises(ConfigError, match=message):
             make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'ann.json', tmp_path, out)
-    with pytest.raises(ConfigError, match='FileNotFoundError'):
+    with pytest.raises(ConfigError, match='--ann: there is no'):
         make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'none.json', tmp_path, out)
     assert not out.exists()
