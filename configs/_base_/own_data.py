@@ -80,24 +80,19 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = dict(
-    **{key: value for key, value in val_dataloader.items() if key != 'dataset'},
-    dataset=dict(
-        type='CocoDataset',
-        metainfo=dict(classes=classes),
-        data_root=data_root,
-        ann_file=os.environ.get('SSSD_TEST_ANN') or val_ann,
-        data_prefix=dict(img=os.environ.get('SSSD_TEST_IMG') or val_img),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+test_dataloader = {
+    **val_dataloader,
+    'dataset': {
+        **val_dataloader['dataset'],
+        'ann_file': os.environ.get('SSSD_TEST_ANN') or val_ann,
+        'data_prefix': dict(img=os.environ.get('SSSD_TEST_IMG') or val_img),
+    },
+}
 val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann}', metric='bbox')
-test_evaluator = dict(
-    type='CocoMetric',
-    ann_file=f'{data_root}/{test_dataloader["dataset"]["ann_file"]}',
-    metric='bbox',
-)
+test_evaluator = {
+    **val_evaluator,
+    'ann_file': f'{data_root}/{test_dataloader["dataset"]["ann_file"]}',
+}
 
 # The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.
 warmup_iters = max(2, min(1000, 1 + max_epochs * num_images // batch_size // 20))

@@ -31,9 +31,8 @@ def check_variable_names() -> None:
     Raises:
         ConfigError: if one resembles a name in :data:`VARIABLES`.
     """
-    suffixes = [name.removeprefix('SSSD_') for name in VARIABLES]
     for name in {name for name in os.environ if name.startswith('SSSD_')} - {*VARIABLES}:
-        if hint := did_you_mean(name.removeprefix('SSSD_'), suffixes):
+        if hint := did_you_mean(name, VARIABLES):
             raise ConfigError(f'{name} is set in the environment, but nothing reads it{hint}')
 
 
