@@ -6,6 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import save_checkpoint
 
+from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
 
 from ..toy_detector import toy_runner
@@ -105,6 +106,38 @@ def test_no_average_moves_a_pretrained_teacher(tmp_path, ema_type, update_buffer
         torch.testing.assert_close(
             saved[key], weights[key.removeprefix('teachers.large.detector.')]
         )
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_a_run_that_saves_its_teacher_resumes_without_the_file(tmp_path, update_buffers):
+    file = tmp_path / 'teacher.pth'
+    weights = MODELS.build(STUDENT).state_dict()
+    save_checkpoint(dict(state_dict=weights), str(file))
+    teacher = dict(
+        type='PretrainedTeacher', config=STUDENT, checkpoint=str(file), in_checkpoint=True
+    )
+    terms = dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))
+
+    def train(folder, **kwargs):
+        runner = toy_runner(
+            tmp_path / folder,
+            model=dict(
+                type='Distiller', student=STUDENT, teachers=dict(large=teacher), terms=terms
+            ),
+            hooks=[dict(type='EMAHook', update_buffers=update_buffers)],
+            train_cfg=EPOCHS,
+            **kwargs,
+        )
+        runner.train()
+        return runner.model.state_dict()
+
+    whole = train('whole')
+    file.unlink()
+    resumed = train('resumed', resume=True, load_from=str(tmp_path / 'whole/epoch_2.pth'))
+    for key, value in whole.items():
+        assert torch.equal(resumed[key], value), key
+    with pytest.raises(ConfigError, match=r'checkpoint is .*teacher\.pth'):
+        train('anew')
 
 
 def test_averages_start_from_a_stock_checkpoint(tmp_path):

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from typing import Any
 
 import mmengine.hub
@@ -134,7 +135,10 @@ def _without_weights(
         for key in own:
             del state_dict[key]
     elif not teacher.is_loaded:  # the state dict shares their memory
-        teacher.load_weights()
+        with suppress(
+            ConfigError
+        ):  # a resumed run's checkpoint has them; else the first step raises it
+            teacher.load_weights()
 
 
 def _build(config: str | dict) -> BaseDetector:
