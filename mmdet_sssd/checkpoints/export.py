@@ -4,11 +4,13 @@ import copy
 import hashlib
 import io
 import os
+import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmdet.registry
+import mmengine.registry
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -85,11 +87,12 @@ def export_student(
 def stock_config(cfg: Config) -> Config:
     """Convert the config of a run with a distiller to a stock config of its student.
 
-    ``model`` becomes the former ``model.student``. Everything else from this package is removed: its
-    import, and each dict whose ``type`` is one of its classes, with containers that this empties. A
-    subclass of a stock class becomes that class and keeps its arguments. Unlabelled images, which a
-    stock detector cannot train on, are removed from the training data. Settings of the run
-    (``load_from``, ``resume``, ``work_dir``) are cleared.
+    ``model`` becomes the former ``model.student``. Everything else that needs this package is removed:
+    its import, and each dict whose ``type`` is one of its classes or derives from one, with containers
+    that this empties. A subclass of a stock class becomes that class and keeps its arguments. Imports
+    whose classes nothing names any more, such as a teacher's or a term's, are removed. Unlabelled
+    images, which a stock detector cannot train on, are removed from the training data. Settings of the
+    run (``load_from``, ``resume``, ``work_dir``) are cleared.
 
     Args:
         cfg: A config with a distiller; not changed.
@@ -107,11 +110,12 @@ def stock_config(cfg: Config) -> Config:
     # The runner passes an outer data preprocessor to the model, other tools do not.
     content['model'] = deployed_model(content)
     _drop_unlabelled(content)
-    _drop_import(content)
     content.update(load_from=None, resume=False)
     for key in ('work_dir', 'launcher', *BASE_SETTINGS):
         content.pop(key, None)
-    return Config(_without_package(content))
+    content = _without_package(content)
+    _drop_imports(content)
+    return Config(content)
 
 
 def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
@@ -193,15 +197,40 @@ def serialized(checkpoint: dict) -> bytes:
         return stream.getvalue()
 
 
-def _drop_import(content: dict) -> None:
-    """Remove this package from ``custom_imports``."""
-    imports = (content.get('custom_imports') or {}).get('imports', [])
-    imports = [imports] if isinstance(imports, str) else imports
-    others = [x for x in imports if x.partition('.')[0] != PACKAGE]
-    if others:
-        content['custom_imports']['imports'] = others
-    else:
-        content.pop('custom_imports', None)
+def _drop_imports(content: dict) -> None:
+    """Drop the ``custom_imports`` of this package, and those whose classes nothing names any more.
+
+    A module that registers nothing was imported for its effect, and stays.
+    """
+    custom = content.pop('custom_imports', None) or {}
+    imports = custom.get('imports', [])
+    named = {text.rpartition('.')[2] for text in _texts(content)}
+    needed = []
+    for module in [imports] if isinstance(imports, str) else imports:
+        classes = {name for name, cls in _registered() if _comes_from(cls, module)}
+        if not _is_from(PACKAGE, module) and (not classes or classes & named):
+            needed.append(module)
+    if needed:
+        content['custom_imports'] = {**custom, 'imports': needed}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts and the names of classes and functions in a config."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str) or hasattr(value, '__qualname__'):
+        yield getattr(value, '__qualname__', value)
+
+
+def _registered() -> Iterator[tuple[str, type]]:
+    """Yield all that mmengine's registries and those below them have, with its names."""
+    registries = [x for x in vars(mmengine.registry).values() if isinstance(x, Registry)]
+    for registry in registries:
+        yield from registry.module_dict.items()
+        registries += registry.children.values()
 
 
 def _drop_unlabelled(content: dict) -> None:
@@ -230,18 +259,26 @@ def _without_package(content: dict) -> dict:
 
 
 def _stock_types() -> dict[str, str | None]:
-    """Map each type that this package registers to its stock base class, or None."""
-    types = {}
-    for registry in vars(mmdet.registry).values():
-        if isinstance(registry, Registry):
-            inherited = registry.parent.module_dict if registry.parent else {}
-            known = {**inherited, **registry.module_dict}
-            stock = {cls: name for name, cls in known.items() if not _is_ours(cls)}
-            for name, cls in registry.module_dict.items():
-                if _is_ours(cls):
-                    types[name] = next((stock[x] for x in cls.__mro__ if x in stock), None)
-    return types
+    """Map each registered type that needs this package to its stock base class, or None."""
+    registered = list(_registered())
+    stock = {cls: name for name, cls in registered if not _needs_package(cls)}
+    return {
+        name: next((stock[x] for x in cls.__mro__ if x in stock), None)
+        for name, cls in registered
+        if _needs_package(cls)
+    }
 
 
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition('.')[0] == PACKAGE
+def _needs_package(cls: type) -> bool:
+    """Tell whether a class or one of its bases is from this package."""
+    return any(_is_from(PACKAGE, x.__module__) for x in getattr(cls, '__mro__', [cls]))
+
+
+def _comes_from(cls: type, module: str) -> bool:
+    """Tell whether importing a module makes a class known: it defines it, or has it by name."""
+    known = vars(sys.modules[module]).values() if module in sys.modules else ()
+    return _is_from(module, cls.__module__) or any(x is cls for x in known)
+
+
+def _is_from(package: str, module: str) -> bool:
+    return f'{module}.'.startswith(f'{package}.')

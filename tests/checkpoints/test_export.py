@@ -250,6 +250,52 @@ def test_a_class_that_refines_a_stock_one_becomes_it(monkeypatch):
     assert stock == dict(checkpoint=dict(type='CheckpointHook', interval=3, save_best='auto'))
 
 
+EXTENSION = """
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import Hook
+from mmdet_sssd.hooks import CheckDatasetHook
+from mmdet_sssd.models.losses import SSIMLoss
+
+@MODELS.register_module()
+class {name}Loss(SSIMLoss):
+    pass
+
+@HOOKS.register_module()
+class {name}Hook(Hook):
+    pass
+
+@HOOKS.register_module()
+class {name}CheckHook(CheckDatasetHook):
+    pass
+"""
+
+
+@pytest.mark.parametrize('name', ['Gone', 'Kept'])
+def test_extensions_that_the_stock_config_uses_stay_imported(data, tmp_path, monkeypatch, name):
+    """One of a loss and a hook of ours: stock mmdet needs it no more; of a hook of its own: it does."""
+    (tmp_path / f'{name}_losses.py').write_text(EXTENSION.format(name=name))
+    (tmp_path / f'{name}_all.py').write_text(f'from {name}_losses import *')
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = training_config('retinanet', data)
+    imports = ['mmdet_sssd', f'{name}_losses', f'{name}_all', 'json']
+    cfg.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    cfg = Config.fromstring(cfg.pretty_text, '.py')
+    cfg.model.distill_loss = dict(type=f'{name}Loss')
+    cfg.custom_hooks = [dict(type=f'mmdet.{name}CheckHook')]
+    if name == 'Kept':
+        cfg.custom_hooks.append(dict(type='KeptHook'))
+    save_checkpoint(tmp_path / 'epoch_1.pth', cfg)
+    assert run_command('export', tmp_path / 'epoch_1.pth', '--out', tmp_path / 'out')[0] == 0
+    code = 'import sys; from mmengine.config import Config; Config.fromfile(sys.argv[1])'
+    read = [sys.executable, '-c', code, tmp_path / 'out/epoch_1.py']
+    stock = subprocess.run(read, cwd=tmp_path / 'out', capture_output=True)
+    assert (stock.returncode == 0) == (name == 'Gone'), stock.stderr
+    exported = stock_config(cfg)
+    assert exported.get('custom_hooks') == ([dict(type='KeptHook')] if name == 'Kept' else None)
+    kept = imports[1:] if name == 'Kept' else ['json']
+    assert exported.custom_imports == dict(imports=kept, allow_failed_imports=False)
+
+
 @pytest.mark.parametrize('own', [None, dict(mean=[2])])
 @pytest.mark.parametrize('level', ['distiller', 'runner'])
 def test_the_student_gets_a_data_preprocessor_from_outside_if_it_has_none(level, own):
