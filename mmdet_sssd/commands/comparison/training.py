@@ -176,9 +176,15 @@ class Training:
 
     def _evaluate(self, cell: Cell, cfg: Config, split: str) -> dict[str, float]:
         """Evaluate the last checkpoint of a cell with stock mmdet's test."""
+        if cell.checkpoint is None:
+            raise ConfigError(
+                f'it left no checkpoint in {cell.folder}; accepted: default_hooks.checkpoint.interval '
+                'of as many epochs or iterations as are trained, or fewer'
+            )
         cfg = cell.config(cfg)
-        for part in ('dataloader', 'evaluator', 'cfg'):
-            cfg[f'test_{part}'] = cfg[f'{split}_{part}']
+        if split == 'val':  # by mmengine's test loop, which writes the metrics to a file
+            cfg.test_cfg = dict(type='TestLoop', fp16=cfg.val_cfg.get('fp16', False))
+            cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
         config, folder = cell.folder / f'{split}.py', cell.folder / split
         AtomicLocalBackend().put_text(cfg.pretty_text, str(config))
         shutil.rmtree(folder, ignore_errors=True)

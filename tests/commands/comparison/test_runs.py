@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def config(self):
-        loops = dict(train_cfg=dict(max_epochs=2), val_cfg=dict(), test_cfg=dict())
+        loops = dict(train_cfg=dict(max_epochs=2), val_cfg=dict(type='ValLoop'), test_cfg=dict())
         data = dict(val_dataloader=dict(), test_dataloader=dict())
         evaluators = dict(val_evaluator=dict(ap=0.7), test_evaluator=dict(ap=self.ap))
         return Config(dict(fake=self.fake, **loops, **data, **evaluators))

@@ -12,14 +12,19 @@ from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.cells import Cell
+from mmdet_sssd.commands.comparison.logs import read_validations
 from mmdet_sssd.commands.comparison.results import ResultsFolder
+from mmdet_sssd.commands.comparison.runs import CellRunner
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
 from mmdet_sssd.commands.step_times import read_step_times
 
+from ...command import run_command
 from ...small_runner import draw_shapes, shapes_environment
 from ...tools.run_comparison import assert_equal_states
 from .synthetic import result
+from .test_runs import DoneJob
 
 PICTURES = {'learning_curves', 'differences_val', 'ap_against_time_val'}
 ROOT = Path(__file__).parents[3]
@@ -111,6 +116,41 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     again = dict(work_dir=tmp_path / 'work', results=folder.path)
     Study(StudyOptions(report_only=True, **again)).run()
     assert {path: path.read_bytes() for path in sorted(folder.path.iterdir())} == written
+
+
+@pytest.fixture
+def in_this_process(config, monkeypatch):
+    """Run programs, as jobs start them, in this process; for runs that are quick."""
+
+    def run(name, args, log, environment):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        code, said = run_command(name, *args[1:])
+        assert code == 0, said
+
+    monkeypatch.setattr(training, 'run_program', run)
+    monkeypatch.setattr(
+        CellRunner, '_submit', lambda self, works: [DoneJob(self.folder, x) for x in works]
+    )
+
+
+def test_a_run_that_stopped_early_is_evaluated(config, tmp_path, in_this_process):
+    """By its last checkpoint, as a run killed in its last validation is."""
+    Path(config).with_name('killed').touch()
+    stop = dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', stopping_threshold=-1.0)
+    options = StudyOptions(
+        config,
+        arms=['baseline'],
+        seeds=[0],
+        cfg_options={'custom_hooks': [stop]},
+        work_dir=tmp_path,
+        dry_run=False,
+    )
+    assert Study(options).run() == []
+    found = ResultsFolder(tmp_path / 'results').cells('baseline')[0]
+    assert (found.iterations, len(found.curve)) == (2, 1)  # of 4 iterations in 2 epochs
+    (validated,) = read_validations(tmp_path / 'baseline/seed_0').values()
+    expected = {name: x for name, x in validated.items() if name.startswith('coco/')}
+    assert found.metrics['val'] == pytest.approx(expected, nan_ok=True)
 
 
 def test_what_was_trained_before_is_reported_too(config, tmp_path):
