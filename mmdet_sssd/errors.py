@@ -5,7 +5,7 @@ import errno
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,8 +44,12 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def within(key: str) -> Iterator[None]:
+def within(key: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Prefix the keys of errors raised in the context with the key of the enclosing config.
+
+    Args:
+        key: The enclosing config's key.
+        names: Complete keys of the settings inside that lie elsewhere in the config, by their names.
 
     Example:
         >>> with within('model.distill_loss'):
@@ -59,7 +63,9 @@ def within(key: str) -> Iterator[None]:
         if error.key.startswith('model.'):
             raise
         if error.key:
-            raise ConfigError(error.message, f'{key}.{error.key}') from error
+            name, dot, rest = error.key.partition('.')
+            place = (names or {}).get(name, f'{key}.{name}')
+            raise ConfigError(error.message, f'{place}{dot}{rest}') from error
         raise ConfigError(f': {error.message}', key) from error
 
 

@@ -21,7 +21,7 @@ from mmengine.registry import Registry, init_default_scope
 from ..config_tree import DROPPED, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
-from ..models.detectors.distiller import is_distiller
+from ..models.distiller import is_distiller
 from ..models.student import deployed_model
 from .atomic_backend import AtomicLocalBackend
 from .finite import check_finite

@@ -26,9 +26,8 @@ from torch import Tensor
 from ..config_tree import nested_configs
 from ..datasets.branches import LABELLED, UNLABELLED
 from ..errors import ConfigError, within
-from ..models import Distiller, SemiDistiller
-from ..models.blank_pass import BlankPass
-from ..models.detectors.distiller import is_distiller
+from ..models import Distiller, SemiDistiller, probe
+from ..models.distiller import is_distiller
 from ..models.student import check_scope, count_classes
 from .random_batch import labelled_sample
 from .training_steps import without_weights
@@ -309,7 +308,7 @@ def _check_distilled(distiller: ConfigDict, stock: StockStep) -> tuple[str, tupl
         model.load_state_dict(stock.weights, strict=False)
         model.train()
         losses = train_step(model, stock.size)
-        levels = BlankPass(model.student).channels
+        levels = probe(model.student).channels
         return '; '.join(_differences(model, losses, stock)) or 'ok', levels
     except Exception as error:
         return _one_line(error), ()

@@ -118,7 +118,7 @@ class AdaptiveDistillCoefHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find λ₀ and the student's parameter groups."""
         self.owner = find_term(runner, self)
-        self.shares = find_distiller(runner, self).gradient_shares
+        self.taps = find_distiller(runner, self).gradient_taps
         self.base_coef = self.owner.distill_coef
         if self.ratio is not None:
             self._check_can_be_measured()
@@ -146,7 +146,7 @@ class AdaptiveDistillCoefHook(Hook):
         """Set λ for this iteration, and ask for a measurement if one is due."""
         self.owner.distill_coef = self._bounded() * self._scale()
         self.owner.is_measured = self.ratio is not None and self.wait == 0
-        self.shares.clear()
+        self.taps.clear()
 
     def after_train_iter(
         self,
@@ -160,7 +160,7 @@ class AdaptiveDistillCoefHook(Hook):
             self.last_used = self.owner.distill_coef
             runner.message_hub.update_scalar(f'train/{self.term}_coef', self.last_used)
         if self.owner.is_measured:
-            self._update_mean(self.shares.norms(f'terms.{self.term}', 'student'))
+            self._update_mean(self.taps.norms(f'terms.{self.term}', 'student'))
         self.owner.is_measured = False
         self.wait = max(self.wait - 1, 0)
 

@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader
 
 from ..datasets import leaf_datasets, loads_labels_after_resizing, rescale_labels
 from ..errors import ConfigError
-from ..models import Distiller
+from ..models import Distiller, Teacher
 from ..models.replay import fresh_samples
-from ..models.teachers import Teacher
 from .model_parts import find_distiller, find_teacher
 from .random_state_hook import preserved_random_state
 

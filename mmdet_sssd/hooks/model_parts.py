@@ -4,9 +4,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
-from ..models import Distiller
-from ..models.teachers import Teacher
-from ..models.terms import DistillTerm
+from ..models import Distiller, DistillTerm, Teacher
 
 
 def bare_model(runner: Runner) -> BaseDetector:

@@ -1,13 +1,22 @@
-from .detectors import Distiller, SemiDistiller, SSSDDistiller
+from .distiller import Distiller
 from .layers import ChannelAdapter, FeatureAdapter
+from .logit_term import LogitTerm
 from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .necks import LabelEncoderTeacher
-from .teachers import ImplicitTeacher, PretrainedTeacher
-from .terms import FeatureTerm, LogitTerm
+from .pretrained_teacher import PretrainedTeacher
+from .replay import DetectorOutputs
+from .semi_distiller import SemiDistiller
+from .sssd_distiller import SSSDDistiller
+from .student import probe, probe_pair
+from .teachers import DetectorTeacher, ImplicitTeacher, Teacher
+from .terms import DistillTerm, FeatureTerm
 
 __all__ = [
     'AdaptiveDistillLoss',
     'ChannelAdapter',
+    'DetectorOutputs',
+    'DetectorTeacher',
+    'DistillTerm',
     'Distiller',
     'FeatureAdapter',
     'FeatureTerm',
@@ -20,4 +29,7 @@ __all__ = [
     'SSIMLoss',
     'SSSDDistiller',
     'SemiDistiller',
+    'Teacher',
+    'probe',
+    'probe_pair',
 ]

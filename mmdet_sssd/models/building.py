@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch.nn as nn
@@ -40,7 +41,12 @@ def completed(key: str, config: OptConfigType, **defaults: Any) -> dict:
 
 
 def build_part(
-    key: str, config: OptConfigType, kind: type[Part], default: str | None = None, **arguments: Any
+    key: str,
+    config: OptConfigType,
+    kind: type[Part],
+    default: str | None = None,
+    names: Mapping[str, str] | None = None,
+    **arguments: Any,
 ) -> Part:
     """Build a part of a distiller and check its settings.
 
@@ -49,6 +55,7 @@ def build_part(
         config: The config; its ``type`` is a name or a class.
         kind: The accepted base class.
         default: The ``type`` of a config without one.
+        names: Keys of the part's settings that lie elsewhere; see :func:`~mmdet_sssd.errors.within`.
         **arguments: Arguments that do not come from the config.
 
     Raises:
@@ -75,7 +82,7 @@ def build_part(
         raise ConfigError(
             f': {error}{hint or ";"} {cls.__name__} accepts: {accepted}', key
         ) from error
-    with within(key):
+    with within(key, names):
         return cls(**arguments, **settings)
 
 

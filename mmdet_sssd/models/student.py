@@ -1,12 +1,30 @@
 """Builds and checks the student, and reads its properties."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
 from mmdet.models import RPN, BaseDetector, Detectron2Wrapper, SemiBaseDetector
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import ConfigType, OptConfigType
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from ..errors import ConfigError, user_error, within
 from .building import config_class
-from .replay import head_modules
+from .dense_head import outputs_from_feats
+from .replay import DetectorOutputs, head_modules
+
+if TYPE_CHECKING:
+    from .teachers import Teacher
+
+PROBE_SIZE = 320  # pixels a side; SSD needs more than 256
 
 
 def build_student(student: ConfigType, data_preprocessor: OptConfigType) -> BaseDetector:
@@ -105,3 +123,107 @@ def count_classes(student: BaseDetector) -> int | None:
     heads = [m for m in head_modules(student) if m not in class_agnostic]
     counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
     return counts[0] if counts else None
+
+
+def probe(student: BaseDetector) -> DetectorOutputs:
+    """Run a student's backbone and neck on a blank 320×320 image, on the CPU, for the shapes.
+
+    It runs once per student; the values are those of the first call's weights.
+
+    Raises:
+        ConfigError: if ``extract_feat`` fails or does not return feature levels.
+
+    Example:
+        >>> probe(student).channels
+        (256, 256, 256, 256, 256)
+    """
+    if student not in _probed:
+        with _evaluated(student):
+            _probed[student] = DetectorOutputs(_blank_feats(student))
+    return _probed[student]
+
+
+_probed: WeakKeyDictionary[BaseDetector, DetectorOutputs] = WeakKeyDictionary()
+
+
+def probe_pair(
+    student: BaseDetector, teacher: Teacher, with_head: bool = False
+) -> tuple[DetectorOutputs, DetectorOutputs]:
+    """Run a student and a teacher on the blank image of :func:`probe`, for the shapes.
+
+    Args:
+        student: The student.
+        teacher: One of its teachers. The student's head serves a trained one.
+        with_head: Whether to run their dense heads, too.
+
+    Raises:
+        ConfigError: if a detector or, on the CPU, a head fails.
+    """
+    outputs = probe(student)
+    images, samples = _blank_batch()
+    needed_head, teacher.needs_head = teacher.needs_head, with_head
+    try:
+        with _evaluated(student), _evaluated(teacher), within(*teacher.place):
+            of_teacher = teacher.probe(student, outputs, images, samples)
+            if with_head and teacher.is_trained:
+                of_teacher = outputs_from_feats(student, of_teacher.feats, with_head)
+            return outputs_from_feats(student, outputs.feats, with_head), of_teacher
+    except RuntimeError as error:
+        if not with_head:
+            raise
+        raise ConfigError(
+            f'a head of student or teacher failed on a blank {PROBE_SIZE}×{PROBE_SIZE} image on the '
+            f'CPU ({error}); accepted where heads are compared: heads that run on a CPU'
+        ) from error
+    finally:
+        teacher.needs_head = needed_head
+
+
+def _blank_batch() -> tuple[Tensor, list[DetDataSample]]:
+    size = (PROBE_SIZE, PROBE_SIZE)
+    sample = DetDataSample(metainfo=dict(img_shape=size))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.long),
+        masks=BitmapMasks([], *size),
+    )
+    return torch.zeros(1, 3, *size), [sample]
+
+
+def _blank_feats(student: BaseDetector) -> Sequence[Tensor]:
+    name = f'({type(student).__name__})'
+    try:
+        feats = student.extract_feat(_blank_batch()[0])
+    except Exception as error:
+        raise ConfigError(
+            f'{name} cannot be distilled: its extract_feat failed on a blank {PROBE_SIZE}×{PROBE_SIZE} '
+            f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
+            'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
+            'and model.adapter.in_channels, such as [256, 256, 256]',
+            'model.student',
+        ) from error
+    if not _is_pyramid(feats):
+        raise ConfigError(
+            f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
+            'maps of shape (B, C, h, w), one per level',
+            'model.student',
+        )
+    return feats
+
+
+def _is_pyramid(feats: Any) -> bool:
+    """Tell whether ``feats`` is a sequence of one or more maps of shape (B, C, h, w)."""
+    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
+    return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, without gradients."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

@@ -62,7 +62,7 @@ def check(student, batch_of, monkeypatch, is_measured=False):
     assert breaks[0] <= 2 * max(stock_breaks[-1], 1)
     new, stock_new = (counts[-1] - counts[0] for counts in (breaks, stock_breaks))
     assert new <= 2 * stock_new, 'a later step was compiled anew'
-    norms = [x.gradient_shares.norms('terms.distill', 'student') for x in (model, eager)]
+    norms = [x.gradient_taps.norms('terms.distill', 'student') for x in (model, eager)]
     assert norms[0] == (pytest.approx(norms[1], rel=1e-4) if is_measured else None)
 
 

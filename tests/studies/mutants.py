@@ -5,7 +5,7 @@ cosmic-ray's operators:
 
     pip install --target /tmp/cosmic_ray cosmic-ray
     PYTHONPATH=/tmp/cosmic_ray OMP_NUM_THREADS=1 python -m tests.studies.mutants \
-        mmdet_sssd/models/terms/logit_term.py tests/models/terms --share 0.2
+        mmdet_sssd/models/logit_term.py tests/models/test_terms.py --share 0.2
 
 Each change is tested in a separate process, which imports the changed package; torch and mmdet are
 imported only once. Programs that a test starts do not see the change.

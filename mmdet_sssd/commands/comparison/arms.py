@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from ...checkpoints import stock_config
 from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
-from ...models.detectors.distiller import is_distiller
+from ...models.distiller import is_distiller
 from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
 
 BASELINE = 'baseline'

@@ -16,9 +16,9 @@ from mmengine.utils import import_modules_from_strings
 from ... import hooks
 from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, within
-from ...models.blank_pass import BlankPass
-from ...models.detectors.distiller import is_distiller
-from ...models.replay.heads import head_parameters
+from ...models import probe
+from ...models.distiller import is_distiller
+from ...models.replay import head_parameters
 from ...optimizers import StudentNames
 from ..custom_imports import PACKAGE, with_imports
 from .changes import Changes, stock_changes
@@ -125,7 +125,7 @@ def _fitted(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
     try:
         import_modules_from_strings(**(stock.get('custom_imports') or {'imports': []}))
         detector = MODELS.build(copy.deepcopy(stock.model))
-        sizes = {x.shape[-2:] for x in BlankPass(detector).student.feats}
+        sizes = {x.shape[-2:] for x in probe(detector).feats}
     except Exception:  # reported when the distiller is built
         return {}
     fitted = {} if len(sizes) > 1 else {'start_level': 0}  # no finest level to skip

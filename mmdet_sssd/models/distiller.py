@@ -1,0 +1,519 @@
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from mmdet.models import BaseDetector
+from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import get_box_tensor
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
+from mmengine.model import ModuleDict
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..checkpoints import loading
+from ..errors import ConfigError, within
+from .building import build_part, is_config_of
+from .dense_head import HeadRecord
+from .gradient_taps import GradientTaps
+from .replay import (
+    DetectorOutputs,
+    Results,
+    batch_stats_used,
+    fresh_samples,
+    given_feats,
+    head_grad_scaled,
+    results_recorded,
+    results_reused,
+    state_restored,
+)
+from .student import build_student, count_classes
+from .teachers import DetectorTeacher, Teacher
+from .terms import DistillTerm
+from .weights_by_name import Weights, check_names, find_weight
+
+# `torch.compile` compiles what these methods call, not the methods themselves.
+compiled_in_parts = partial(torch.compiler.disable, recursive=False)
+
+Part = TypeVar('Part', Teacher, DistillTerm)
+
+DISTILLER_PREFIXES = ('student.', 'teachers.', 'terms.')
+
+
+@MODELS.register_module()
+class Distiller(BaseDetector):
+    r"""Trains a detector, the student, to match its teachers in distillation terms.
+
+    .. math:: L = L_{det}(x) + \sum_j w_j L_{det}(t_j) + \sum_i \lambda_i L_i
+
+    with the student's own losses on its features x; the same losses on the features :math:`t_j` of
+    each trained teacher, through the student's heads (replay); and the terms :math:`L_i`, each
+    comparing the student's outputs with one teacher's. Only the student runs at inference.
+
+    The log has the student's losses under their own names, losses on a teacher's features as
+    ``TEACHER.loss_…``, and for each term ``loss_NAME``, λ included, and its other values as
+    ``NAME_…``. The state dict has ``student.*``, ``teachers.NAME.*`` and ``terms.NAME.*``; a stock
+    detector's state dict loads into the student. Attributes that this class lacks (``bbox_head``,
+    ``with_rpn`` …) are the student's.
+
+    Args:
+        student: Config of any detector whose ``loss`` uses the features of ``extract_feat``.
+        teachers: Configs of the teachers (:class:`~mmdet_sssd.models.teachers.Teacher`) by name,
+            such as ``dict(large=dict(type='PretrainedTeacher', config=…, checkpoint=…))``.
+        terms: Configs of the terms (:class:`~mmdet_sssd.models.terms.DistillTerm`) by name, such as
+            ``dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))``. With
+            several teachers each term names its own by ``teacher``.
+        data_preprocessor: Data preprocessor for a student without one; runners pass a top-level
+            ``data_preprocessor`` here. Defaults to the student's.
+        init_cfg: As in mmengine.
+
+    Attributes:
+        num_dropped_boxes: Number of labelled boxes left out because they cover less than a pixel of
+            the image; stock losses are not finite on some of them.
+        gradient_taps: Gradients that the student's own losses (``'student'``) and each term
+            (``'terms.NAME'``) sent into the student's features in the last measured step; see
+            :class:`~mmdet_sssd.models.terms.DistillTerm`.
+
+    Raises:
+        ConfigError: if the student cannot be distilled, a teacher or term has the wrong class, or one
+            of them refuses its settings; the message names the key.
+    """
+
+    def __init__(
+        self,
+        student: ConfigType,
+        teachers: dict[str, ConfigType] | None = None,
+        terms: dict[str, ConfigType] | None = None,
+        data_preprocessor: OptConfigType = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        loading.install()  # the run loads checkpoints
+        built_student = build_student(student, data_preprocessor)
+        super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
+        self.student = built_student
+        with _separate_random_stream():
+            self.teachers = ModuleDict()
+            for name, config in _check_part_names(teachers, 'teachers').items():
+                self.teachers[name] = self._build('teachers', name, config, Teacher)
+            if not self.teachers:
+                raise ConfigError(
+                    "is empty; give a teacher, such as dict(large=dict(type='PretrainedTeacher', "
+                    'config=…, checkpoint=…)), and model.terms',
+                    'model.teachers',
+                )
+            self.terms = ModuleDict()
+            for name, config in _check_part_names(terms, 'terms').items():
+                self.terms[name] = self._build_term(name, config)
+        self._check_teachers_are_used()
+        self.num_dropped_boxes = 0
+        self.gradient_taps = GradientTaps()
+
+    def _build(
+        self, kind: str, name: str, config: ConfigType, cls: type[Part], **arguments: Any
+    ) -> Part:
+        """Build a teacher or a term."""
+        key, names = self._place(kind, name)
+        part = build_part(key, config, cls, names=names, student=self.student, **arguments)
+        part.place = key, names
+        return part
+
+    def _build_term(self, name: str, config: ConfigType) -> DistillTerm:
+        """Build a term; if it compares heads, let its teacher run one."""
+        teacher = config.get('teacher') if isinstance(config, dict) else None
+        if teacher is None and len(self.teachers) == 1:
+            (teacher,) = self.teachers
+        if teacher not in [*self.teachers]:
+            raise ConfigError(
+                f'is {teacher!r}; accepted: the name of one of model.teachers: '
+                f'{", ".join(self.teachers) or "none"}',
+                f'model.terms.{name}.teacher',
+            )
+        if isinstance(config, dict):
+            config = {key: value for key, value in config.items() if key != 'teacher'}
+        term = self._build('terms', name, config, DistillTerm, teacher=self.teachers[teacher])
+        term.teacher = teacher
+        self.teachers[teacher].needs_head |= term.needs_head
+        return term
+
+    def _place(self, kind: str, name: str) -> tuple[str, dict[str, str]]:
+        """Tell where the config has a part.
+
+        Args:
+            kind: ``'teachers'`` or ``'terms'``.
+            name: The part's name.
+
+        Returns:
+            Its key, and complete keys of the settings that lie elsewhere, by their names.
+        """
+        return f'model.{kind}.{name}', {}
+
+    def _check_teachers_are_used(self) -> None:
+        used = {term.teacher for term in self.terms.values()}
+        for name, teacher in self.teachers.items():
+            if name not in used and not teacher.is_trained:
+                raise ConfigError(
+                    'is used by none of model.terms; add one, such as model.terms='
+                    "dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))",
+                    f'model.teachers.{name}',
+                )
+
+    def init_weights(self) -> None:
+        """Initialise the weights; pretrained teachers load their checkpoints first."""
+        for teacher in self.teachers.values():
+            if isinstance(teacher, DetectorTeacher):
+                with within(*teacher.place):
+                    teacher.init_weights()
+        super().init_weights()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == 'student':  # not built yet
+                raise
+            return getattr(self.student, name)
+
+    @compiled_in_parts
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Any]:
+        """Compute the losses of student, teachers and terms.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ground truth.
+
+        Returns:
+            The losses and other logged values by name.
+        """
+        samples = self._without_degenerate_boxes(batch_data_samples)
+        losses, outputs, results = self._student_pass(batch_inputs, samples)
+        teacher_losses, teacher_outputs = self._teacher_passes(
+            outputs, results, batch_inputs, samples
+        )
+        add_losses(losses, teacher_losses, 'teachers', self.teachers)
+        term_losses = self._term_losses(outputs, teacher_outputs, batch_inputs, samples)
+        add_losses(losses, term_losses, 'terms', self.terms)
+        if idle := self._idle_parameters():
+            losses['loss_idle'] = torch.stack([x.view(-1)[0] for x in idle]).sum() * 0
+        return losses
+
+    def _idle_parameters(self) -> list[Parameter]:
+        """List the parameters that this step does not use, where DDP waits for their gradients.
+
+        They get zero gradients, which ``TeacherScheduleHook`` drops before the optimizer's step.
+        """
+        if not is_distributed():
+            return []
+        idle = {name for name, x in self.teachers.items() if not x.active}
+        parts = [self.teachers[name] for name in idle]
+        parts += [term for term in self.terms.values() if term.teacher in idle]
+        return [x for part in parts for x in part.parameters() if x.requires_grad]
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
+        """Predict with the student's ``predict``."""
+        return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def predict_with_teacher(
+        self, name: str, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
+    ) -> SampleList:
+        """Predict with the student's head on a teacher's features.
+
+        An implicit teacher sees the labels, so its predictions show how well it encodes them. Batch
+        norms of the head normalise the teacher's features by the batch, as in training.
+
+        Args:
+            name: The teacher's name.
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
+            **kwargs: Arguments of the student's ``predict``.
+
+        Returns:
+            The data samples with ``pred_instances``, as the student's ``predict`` returns them.
+        """
+        outputs = DetectorOutputs(self.student.extract_feat(batch_inputs))
+        teacher_outputs = self.teachers[name](
+            self.student, outputs, batch_inputs, batch_data_samples
+        )
+        with given_feats(self.student, teacher_outputs.feats), batch_stats_used(self.student):
+            return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        return self.student._forward(batch_inputs, batch_data_samples)
+
+    def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
+        """Extract the student's features, one map of shape (B, C, h, w) per level."""
+        return self.student.extract_feat(batch_inputs)
+
+    def count_classes(self) -> int | None:
+        """Read the number of classes from the student or a teacher; None if neither has it."""
+        counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
+        return next((x for x in [count_classes(self.student), *counts] if x is not None), None)
+
+    @compiled_in_parts
+    def _student_pass(
+        self, batch_inputs: Tensor, samples: SampleList, images: list[int] | None = None
+    ) -> tuple[dict[str, Any], DetectorOutputs, Results | None]:
+        """Compute the student's own losses.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            samples: Their B data samples.
+            images: Indices of the images that the losses use. None: all.
+
+        Returns:
+            The losses, the student's outputs for all B images, and the results that the teachers'
+            passes reuse, if any do.
+        """
+        feats = self._tapped('student', self.student.extract_feat(batch_inputs))
+        rows = images
+        if images is not None:
+            starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
+            rows = [start + i for start in starts for i in images]
+            batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
+        teachers = [x for x in self.teachers.values() if x.active]
+        record = HeadRecord(self.student, any(x.needs_head for x in teachers), rows)
+        results = None
+        with ExitStack() as stack:
+            stack.enter_context(given_feats(self.student, record.head_feats(feats)))
+            stack.enter_context(record)
+            if any(x.start_level > 0 or x.reuses_assignment for x in teachers):
+                results = stack.enter_context(results_recorded(self.student))
+            losses = self.student.loss(batch_inputs, fresh_samples(samples))
+        return losses, record.outputs(self._tapped('teachers', feats)), results
+
+    @torch.compiler.disable
+    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the features; tap their gradients on measured steps."""
+        is_measured = any(
+            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
+            for x in self.terms.values()
+        )
+        return self.gradient_taps.tap(user, feats) if is_measured else feats
+
+    @compiled_in_parts
+    def _teacher_passes(
+        self,
+        outputs: DetectorOutputs,
+        results: Results | None,
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
+        """Run the teachers, and the student's head on the features of trained ones.
+
+        Args:
+            outputs: The student's outputs.
+            results: The results of the student's pass, to be reused.
+            batch_inputs: Images of shape (B, 3, H, W).
+            samples: Their B data samples.
+
+        Returns:
+            The losses of the trained teachers, and the outputs of all active ones, by name.
+        """
+        losses: dict[str, Any] = {}
+        teacher_outputs = {}
+        for name, teacher in self.teachers.items():
+            if not teacher.active:
+                continue
+            with within(*teacher.place):
+                teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
+            if teacher.is_trained:
+                own, teacher_outputs[name] = self._trained_pass(
+                    teacher, teacher_outputs[name].feats, results, batch_inputs, samples
+                )
+                with within(*teacher.place):
+                    own = _weighed(own, teacher.loss_weights)
+                losses.update(rename_loss_dict(f'{name}.', own))
+        return losses, teacher_outputs
+
+    @compiled_in_parts
+    def _trained_pass(
+        self,
+        teacher: Teacher,
+        feats: Sequence[Tensor],
+        results: Results | None,
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> tuple[dict[str, Any], DetectorOutputs]:
+        """Compute the student's loss on a teacher's features, without changing the student."""
+        student, record = self.student, HeadRecord(self.student, teacher.needs_head)
+        with ExitStack() as stack:
+            stack.enter_context(given_feats(student, feats))
+            stack.enter_context(state_restored(student))
+            stack.enter_context(record)
+            if results is not None:
+                reused = teacher.reuses_assignment, teacher.start_level
+                stack.enter_context(results_reused(student, results, *reused))
+            if teacher.head_grad:
+                stack.enter_context(head_grad_scaled(student, teacher.head_grad))
+            losses = student.loss(batch_inputs, fresh_samples(samples))
+        return losses, record.outputs(feats)
+
+    @compiled_in_parts
+    def _term_losses(
+        self,
+        outputs: DetectorOutputs,
+        teacher_outputs: dict[str, DetectorOutputs],
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> dict[str, Tensor]:
+        """Compute the terms' losses; no gradient reaches a teacher."""
+        losses = {}
+        teacher_outputs = {name: x.detach() for name, x in teacher_outputs.items()}
+        for name, term in self.terms.items():
+            if term.teacher not in teacher_outputs:
+                continue
+            outputs = replace(outputs, feats=self._tapped(f'terms.{name}', outputs.feats))
+            student = outputs.detach() if term.detach_student else outputs
+            with within(*term.place):
+                logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
+            losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
+            losses.update({f'{name}_{key}': value for key, value in logged.items()})
+        return losses
+
+    @torch.compiler.disable
+    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
+        """Drop the labelled objects whose box covers less than a pixel of its image.
+
+        One flag per box is read from the device in a single transfer, before the step queues any
+        work there.
+        """
+        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
+        kept = [
+            covers_a_pixel(x, sample.get('img_shape', None))
+            for x, sample in zip(boxes, batch_data_samples, strict=True)
+        ]
+        flags = torch.cat(kept).cpu()
+        if flags.all():
+            return batch_data_samples
+        samples = fresh_samples(batch_data_samples)
+        for sample, keep in zip(samples, kept, strict=True):
+            sample.gt_instances = sample.gt_instances[keep]
+        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
+        return samples
+
+    def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
+        """Count the dropped boxes, and warn the first time."""
+        if not self.num_dropped_boxes:
+            images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
+            print_log(
+                f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
+                'of their image after the training pipeline; such boxes are left out of training, '
+                f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self.num_dropped_boxes += num_dropped
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Load a distiller's state dict, or a stock detector's into the student.
+
+        Raises:
+            ConfigError: if the state dict mixes weights of a distiller and of a stock detector, or
+                none of its weights fits the student.
+        """
+        own = {f'{prefix}student.{key}' for key in self.student.state_dict()}
+        stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
+        ours = [key for key in state_dict if key.startswith(DISTILLER_PREFIXES, len(prefix))]
+        if stock and ours:
+            raise ConfigError(
+                f'a checkpoint has weights of a distiller ({ours[0]}) and of a stock detector '
+                f'({min(stock)}); remove either'
+            )
+        if state_dict and not (stock or ours):
+            raise ConfigError(
+                f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
+                f'{type(self.student).__name__}: it has {min(state_dict)}, model.student has '
+                f'{min(self.student.state_dict())}. Load weights of a backbone alone by '
+                'model.student.backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
+            )
+        if not ours:
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """Weigh losses by their names."""
+    names = [name for name in losses if 'loss' in name]
+    check_names('loss_weight', weights, names, 'loss')
+    weighed = {name: weight for name in names if (weight := find_weight(name, weights)) != 1}
+    return losses | {
+        name: reweight_loss_dict({name: losses[name]}, weight)[name]
+        for name, weight in weighed.items()
+    }
+
+
+def is_distiller(model: ConfigType) -> bool:
+    """Tell whether a model's config is a distiller's; ``type`` may be a name or a class."""
+    return is_config_of(model, Distiller)
+
+
+@contextmanager
+def _separate_random_stream() -> Iterator[None]:
+    """Draw from a separate random stream, so that the student is initialised as in stock training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch.initial_seed() + 1)
+        yield
+
+
+def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
+    """Refuse names that do not work in a state dict or a log."""
+    with within('model'):
+        if not isinstance(configs, (dict, type(None))):
+            raise ConfigError(f'is {configs!r}; accepted: configs by name', kind)
+        for name in configs or {}:
+            # mmengine sums all values whose name contains `loss`
+            if not re.fullmatch(r'\w+', name) or 'loss' in name or hasattr(ModuleDict(), name):
+                raise ConfigError(
+                    f'has the name {name!r}; accepted: letters, digits and _, without "loss" in it, '
+                    'and not the name of a ModuleDict attribute',
+                    kind,
+                )
+    return configs or {}
+
+
+def add_losses(
+    losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
+) -> None:
+    """Add the logged values of teachers or terms to the student's losses, in place.
+
+    Args:
+        losses: The student's losses.
+        more: The values to add.
+        kind: ``'teachers'`` or ``'terms'``.
+        names: Names of the teachers or terms.
+
+    Raises:
+        ConfigError: if the student logs a value of that name.
+    """
+    for name in sorted(more.keys() & losses.keys()):
+        owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
+        raise ConfigError(
+            f'logs {name}, as the student does; give it another name', f'model.{kind}.{owner}'
+        )
+    losses.update(more)
+
+
+def covers_a_pixel(boxes: Tensor, img_shape: Sequence[int] | None) -> Tensor:
+    """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image.
+
+    Raises:
+        ConfigError: if boxes do not have 4 numbers each.
+    """
+    if boxes.shape[-1] != 4:
+        raise ConfigError(
+            f'the labelled boxes have {boxes.shape[-1]} numbers each; accepted: 4, of axis-aligned '
+            'boxes (x1, y1, x2, y2). Rotated boxes cannot be distilled'
+        )
+    height, width = (img_shape or (math.inf, math.inf))[:2]
+    x1, y1 = boxes[:, 0].clamp(min=0), boxes[:, 1].clamp(min=0)
+    x2, y2 = boxes[:, 2].clamp(max=width), boxes[:, 3].clamp(max=height)
+    return (x2 - x1 >= 1) & (y2 - y1 >= 1)

@@ -1,0 +1,151 @@
+from mmdet.registry import MODELS
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+
+from ..errors import ConfigError
+from .building import completed, config_class
+from .distiller import Distiller
+from .weights_by_name import Weights
+
+TEACHER, TERM = 'teacher', 'distill'
+ECONOMY = dict(
+    start_level=1,
+    adapter=dict(num_convs=1, kernel_size=1),
+    teacher=dict(refine_convs=1),
+)
+"""The settings of ``economy=True``."""
+TEACHER_KEYS = dict(
+    neck='model.teacher',
+    loss_weight='model.teacher_loss_weight',
+    head_grad='model.teacher_head_grad',
+    start_level='model.start_level',
+    reuse_assignment='model.reuse_assignment',
+)
+"""Where a config has the settings of the implicit teacher."""
+
+
+@MODELS.register_module()
+class SSSDDistiller(Distiller):
+    r"""Trains a detector, the student, jointly with an implicit teacher.
+
+    .. math:: L = L_{det}(x) + w \, L_{det}(t) + \lambda \, L_{distill}(A(x), t)
+
+    with the student's features x, the teacher's features t, computed from x and the labels, and the
+    adapter A. :math:`L_{distill}` instance-normalises both sides and detaches the teacher's.
+
+    Sources: SSSD (https://arxiv.org/abs/2303.05015); with ``NormedMSELoss`` and constant λ it is LGD
+    (https://arxiv.org/abs/2109.11496).
+
+    This is a :class:`Distiller` with the teacher ``teacher`` and the term ``distill``::
+
+        teachers=dict(teacher=dict(type='ImplicitTeacher', neck=teacher,
+                                   loss_weight=teacher_loss_weight,
+                                   head_grad=teacher_head_grad), **teachers),
+        terms=dict(distill=dict(type='FeatureTerm', teacher='teacher', adapter=adapter,
+                                distill_loss=distill_loss, distill_coef=distill_coef,
+                                normalize=True), **terms)
+
+    The log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` for each feature
+    level p, and ``distill_coef``.
+
+    Args:
+        student: As in :class:`Distiller`.
+        teacher: Config of the teacher's neck; ``type`` defaults to ``'LabelEncoderTeacher'``,
+            ``in_channels`` and ``num_classes`` to the student's.
+        adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` to
+            the student's.
+        distill_loss: Config of a ``FeatureLoss`` between the feature levels; ``type`` defaults to
+            ``'JSDistanceLoss'``.
+        distill_coef: λ, >= 0; hooks may change it during training. Defaults to the loss's
+            ``default_coef``: 10 for ``JSDistanceLoss``, else 1.
+        teacher_loss_weight: w, >= 0, or weights by loss, such as ``dict(cls=0.5)``; see
+            :class:`~mmdet_sssd.models.teachers.Teacher`. 0 leaves the teacher untrained (for
+            experiments). Defaults to 1.
+        teacher_head_grad: How much the teacher's loss trains the student's head, or factors by
+            parameter, such as ``dict(cls=0)``; see :class:`~mmdet_sssd.models.ImplicitTeacher`.
+            Defaults to 1.
+        start_level: Index of the first distilled feature level; 1 skips the finest. See
+            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1.
+        reuse_assignment: Whether the teacher's pass reuses the student's label assignment; see
+            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
+        economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
+            one 1×1 convolution, and a single convolution that refines the teacher's features.
+            Defaults to False.
+        teachers: Further teachers, as in :class:`Distiller`.
+        terms: Further terms, as in :class:`Distiller`; each names its ``teacher``.
+        data_preprocessor: As in :class:`Distiller`.
+        init_cfg: As in mmengine.
+
+    Raises:
+        ConfigError: if the student cannot be distilled or a part refuses its settings; the message
+            names the key.
+    """
+
+    def __init__(
+        self,
+        student: ConfigType,
+        teacher: OptConfigType = None,
+        adapter: OptConfigType = None,
+        distill_loss: OptConfigType = None,
+        distill_coef: float | None = None,
+        teacher_loss_weight: float | Weights = 1.0,
+        teacher_head_grad: float | Weights = 1.0,
+        start_level: int | None = None,
+        reuse_assignment: bool = False,
+        economy: bool = False,
+        teachers: dict[str, ConfigType] | None = None,
+        terms: dict[str, ConfigType] | None = None,
+        data_preprocessor: OptConfigType = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        _check_not_taken('teachers', teachers, TEACHER)
+        _check_not_taken('terms', terms, TERM)
+        cheapest = ECONOMY if economy else {}
+        if start_level is None:
+            start_level = cheapest.get('start_level', 0)
+        implicit = dict(
+            type='ImplicitTeacher',
+            neck=_with_defaults('teacher', teacher, 'LabelEncoderTeacher', cheapest),
+            loss_weight=teacher_loss_weight,
+            head_grad=teacher_head_grad,
+            start_level=start_level,
+            reuse_assignment=reuse_assignment,
+        )
+        term = dict(
+            type='FeatureTerm',
+            teacher=TEACHER,
+            adapter=_with_defaults('adapter', adapter, 'FeatureAdapter', cheapest),
+            distill_loss=completed('model.distill_loss', distill_loss, type='JSDistanceLoss'),
+            distill_coef=distill_coef,
+            normalize=True,
+        )
+        super().__init__(
+            student,
+            {TEACHER: implicit, **(teachers or {})},
+            {TERM: term, **(terms or {})},
+            data_preprocessor,
+            init_cfg,
+        )
+
+    def _place(self, kind: str, name: str) -> tuple[str, dict[str, str]]:
+        """Name the preset's keys in errors, not those of :class:`Distiller`; see the base class."""
+        if (kind, name) == ('teachers', TEACHER):
+            return f'model.teachers.{TEACHER}', TEACHER_KEYS
+        return ('model', {}) if (kind, name) == ('terms', TERM) else super()._place(kind, name)
+
+
+def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str) -> None:
+    """Refuse a further teacher or term that would replace the preset's own."""
+    if isinstance(configs, dict) and own in configs:
+        raise ConfigError(
+            "is the preset's own, set by keys of model; accepted: another name",
+            f'model.{kind}.{own}',
+        )
+
+
+def _with_defaults(
+    key: str, config: OptConfigType, default_type: str, cheapest: dict[str, dict]
+) -> ConfigType:
+    """Complete a part's config; the cheapest settings only fit the default type."""
+    config = completed(f'model.{key}', config, type=default_type)
+    is_default = config_class(config) is MODELS.get(default_type)
+    return {**cheapest[key], **config} if cheapest and is_default else config

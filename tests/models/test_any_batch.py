@@ -1,0 +1,218 @@
+"""Whatever the labels are: the distiller's own terms and all gradients stay finite.
+
+In mixed precision too, with features from 1e-4 to 6e4, float16's last powers of ten.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+
+from mmdet_sssd.models import DetectorOutputs
+
+from .. import toy_detector  # noqa: F401  (registers ToyDetector)
+from ..stock_detectors import NUM_CLASSES, stock_config
+
+KINDS = ('inside', 'empty', 'thin', 'reversed', 'outside', 'huge', 'not a number')
+SEEDS = st.integers(0, 2**32 - 1)
+COUNTS = st.one_of(st.integers(0, 12), st.integers(0, 300))  # objects in an image
+FUZZED = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def boxes_of(kind: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    height, width = size
+    x1, x2 = np.sort(rng.uniform(0, width, (2, count)), 0)
+    y1, y2 = np.sort(rng.uniform(0, height, (2, count)), 0)
+    boxes = {
+        'inside': (x1, y1, x2, y2),
+        'empty': (x1, y1, x1, y2),
+        'thin': (x1, y1, x2, y1 + 0.3),
+        'reversed': (x2, y2, x1, y1),
+        'outside': (x1 + width, y1 - 2 * height, x2 + width, y2 - 2 * height),
+        'huge': (-1e6 * x1, -1e30 * y1, 1e6 * x2, 1e30 * y2),
+        'not a number': (x1 * np.nan, y1, x2 * np.inf, y2),
+    }[kind]
+    return np.stack(boxes, 1)
+
+
+def any_batch(seed, counts, size, num_classes, with_masks=False) -> dict:
+    rng = np.random.default_rng(seed)
+    samples = []
+    for count in counts:
+        kinds = rng.integers(len(KINDS), size=count)
+        boxes = [boxes_of(KINDS[kind], 1, size, rng)[0] for kind in kinds]
+        content = tuple(int(rng.integers(16, side + 1)) for side in size)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=content, pad_shape=size, batch_input_shape=size)
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32),
+            labels=torch.from_numpy(rng.integers(num_classes, size=count)),
+        )
+        if with_masks:
+            masks = rng.integers(0, 2, (count, *content), dtype=np.uint8)
+            sample.gt_instances.masks = BitmapMasks(masks, *content)
+        samples.append(sample)
+    inputs = torch.from_numpy(rng.standard_normal((len(counts), 3, *size), dtype=np.float32))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def assert_a_step_is_finite(model, batch) -> None:
+    losses = model(**batch, mode='loss')
+    total, logged = model.parse_losses(losses)
+    total.backward()
+    assert all(value.isfinite() for value in logged.values()), logged
+    wrong = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert wrong == []
+
+
+ANY_TEACHER = dict(
+    seed=SEEDS,
+    counts=st.lists(COUNTS, min_size=1, max_size=3),
+    size=st.tuples(st.integers(17, 90), st.integers(17, 90)),
+    num_classes=st.one_of(st.integers(1, 90), st.integers(1, 1200)),
+    with_masks=st.booleans(),
+    context=st.booleans(),
+)
+ANY_DETECTOR = dict(  # stock's BN wants more than one value a channel
+    seed=SEEDS,
+    counts=st.lists(COUNTS, min_size=2, max_size=3),
+    size=st.tuples(st.integers(65, 130), st.integers(65, 130)),
+)
+
+
+def check_a_teacher(seed, counts, size, num_classes, with_masks, context):
+    torch.manual_seed(0)
+    teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    assert_a_step_is_finite(model, any_batch(seed, counts, size, num_classes, with_masks))
+
+
+@settings(FUZZED)
+@given(**ANY_TEACHER)
+def test_teacher_and_distillation_loss(**batch):
+    check_a_teacher(**batch)
+
+
+@pytest.mark.slow
+@settings(FUZZED, max_examples=450)
+@given(**ANY_TEACHER)
+def test_teacher_and_distillation_loss_on_many(**batch):
+    check_a_teacher(**batch)
+
+
+@pytest.fixture(scope='module', params=['retinanet', 'fcos'])
+def small_detector(request):
+    return MODELS.build(dict(type='SSSDDistiller', student=stock_config(request.param)))
+
+
+def check_a_detector(detector, seed, counts, size):
+    detector.train().zero_grad()
+    assert_a_step_is_finite(detector, any_batch(seed, counts, size, NUM_CLASSES))
+
+
+@settings(FUZZED, max_examples=10)
+@given(**ANY_DETECTOR)
+def test_whole_step_of_a_stock_detector(small_detector, **batch):
+    check_a_detector(small_detector, **batch)
+
+
+@pytest.mark.slow
+@settings(FUZZED, max_examples=60)
+@given(**ANY_DETECTOR)
+def test_whole_step_of_a_stock_detector_on_many(small_detector, **batch):
+    check_a_detector(small_detector, **batch)
+
+
+HALF = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+FEW = dict(  # float16 takes long on a CPU
+    counts=st.lists(st.integers(0, 12), min_size=2, max_size=2), size=st.just((65, 72))
+)
+MAGNITUDES = st.floats(-4, math.log10(6e4)).map(lambda power: 10**power)
+
+
+def scaled(x, magnitude, dtype):
+    """Scale features until their largest value has a magnitude."""
+    x = x.float()  # the factor can be more than float16 holds
+    return (x * (magnitude / x.detach().abs().max())).to(dtype)
+
+
+def check_a_teacher_in_half_precision(dtype, magnitude, seed, counts, size, num_classes, **kinds):
+    """Of teacher, adapter and distillation loss; the toy's own loss would be stock's to guard."""
+    torch.manual_seed(0)
+    with_masks, context = kinds['with_masks'], kinds['context']
+    teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    teacher, term = model.teachers['teacher'].neck, model.terms['distill']
+    batch = any_batch(seed, counts, size, num_classes, with_masks)
+    inputs, samples = batch.values()
+    with torch.autocast('cpu', dtype):
+        feats = [scaled(x, magnitude, dtype) for x in model.student.extract_feat(inputs)]
+        made = teacher(feats, inputs, samples)
+        outputs = (DetectorOutputs(feats), DetectorOutputs(made).detach())
+        loss = term(*outputs, inputs, samples)['loss']
+    total = loss + sum(x.float().square().mean() for x in made)
+    total.backward()
+    assert loss.dtype == torch.float32
+    assert total.isfinite()
+    for name, parameter in model.named_parameters():
+        if not name.startswith('student.bbox_head'):
+            assert parameter.grad.isfinite().all(), name
+
+
+@HALF
+@settings(FUZZED, max_examples=6)
+@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, **FEW, 'num_classes': st.integers(1, 20)})
+def test_teacher_and_distillation_loss_in_half_precision(dtype, **batch):
+    check_a_teacher_in_half_precision(dtype, **batch)
+
+
+@HALF
+@pytest.mark.slow
+@settings(FUZZED, max_examples=100)
+@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, 'num_classes': st.integers(1, 90)})
+def test_teacher_and_distillation_loss_in_half_precision_on_many(dtype, **batch):
+    check_a_teacher_in_half_precision(dtype, **batch)
+
+
+def check_a_detector_in_half_precision(detector, dtype, magnitude, seed, counts, size):
+    extract = detector.student.extract_feat
+
+    def extract_feat(inputs):
+        return tuple(scaled(x, magnitude, dtype) for x in extract(inputs))
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast('cpu', dtype):
+        patch.setattr(detector.student, 'extract_feat', extract_feat)
+        check_a_detector(detector, seed, counts, size)
+
+
+@HALF
+@settings(FUZZED, max_examples=2)
+@given(magnitude=MAGNITUDES, **{**ANY_DETECTOR, **FEW})
+def test_whole_step_in_half_precision(small_detector, dtype, **batch):
+    check_a_detector_in_half_precision(small_detector, dtype, **batch)
+
+
+@HALF
+@pytest.mark.slow
+@settings(FUZZED, max_examples=60)
+@given(magnitude=MAGNITUDES, **ANY_DETECTOR)
+def test_whole_step_in_half_precision_on_many(small_detector, dtype, **batch):
+    check_a_detector_in_half_precision(small_detector, dtype, **batch)

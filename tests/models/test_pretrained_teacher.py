@@ -1,0 +1,229 @@
+import copy
+
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.models import Distiller, PretrainedTeacher
+
+from ..stock_detectors import demo_batch, stock_config
+from ..toy_detector import toy_runner
+
+SSIM = dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))
+PLAIN = dict(type='DetDataPreprocessor')  # pixels as they are
+GREY = dict(type='DetDataPreprocessor', mean=[0.0], std=[255.0])
+BGR = dict(
+    type='DetDataPreprocessor', mean=[103.5, 116.3, 123.7], std=[1.0, 2.0, 3.0], pad_size_divisor=32
+)
+
+
+def distiller(teacher=None, checkpoint=None, student=None, **kwargs) -> Distiller:
+    return MODELS.build(
+        dict(
+            type='Distiller',
+            student=student or stock_config('retinanet'),
+            teachers=dict(
+                large=dict(
+                    type='PretrainedTeacher',
+                    config=teacher or stock_config('retinanet'),
+                    checkpoint=checkpoint,
+                    **kwargs,
+                )
+            ),
+            terms=SSIM,
+        )
+    )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A teacher's config, and its weights as stock runs and distillers' save them."""
+    folder = tmp_path_factory.mktemp('teacher')
+    model = stock_config('retinanet')
+    Config(dict(model=model)).dump(folder / 'config.py')
+    torch.manual_seed(5)
+    weights = MODELS.build(model).state_dict()
+    torch.save(dict(state_dict=weights), folder / 'stock.pth')
+    ours = {f'student.{key}': x for key, x in weights.items()} | {'teacher.x': torch.ones(1)}
+    torch.save(dict(state_dict=ours), folder / 'distiller.pth')
+    torch.save({key: x for key, x in weights.items() if 'neck' not in key}, folder / 'part.pth')
+    return folder
+
+
+def test_nothing_done_to_the_model_reaches_the_teacher():
+    model = distiller()
+    teacher = model.teachers['large'].detector
+    before = copy.deepcopy(teacher.state_dict())
+    model.init_weights()
+    model.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(key.startswith('teachers') for key in model.state_dict())
+
+    optim = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1)))
+    given = {id(p) for group in optim.param_groups for p in group['params'] if p.requires_grad}
+    assert given == {id(p) for part in (model.student, model.terms) for p in part.parameters()}
+    optim.update_params(model.parse_losses(model(**demo_batch(model), mode='loss'))[0])
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_run_s_checkpoint_and_averaged_weights_are_without_the_teacher(tmp_path):
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    model = dict(
+        type='Distiller',
+        student=student,
+        teachers=dict(large=dict(type='PretrainedTeacher', config=student, checkpoint=None)),
+        terms=SSIM,
+    )
+    hooks = [dict(type='EMAHook')]
+    runner = toy_runner(
+        tmp_path, model=model, hooks=hooks, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1)
+    )
+    runner.train()
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    keys = [*checkpoint['state_dict'], *checkpoint['ema_state_dict']]
+    assert {key.removeprefix('module.').partition('.')[0] for key in keys} == {'student', 'steps'}
+
+
+@pytest.mark.parametrize('file', ['stock.pth', 'distiller.pth'])
+def test_weights_are_loaded_when_training_begins(trained, file):
+    model = distiller(str(trained / 'config.py'), str(trained / file))
+    expected = torch.load(trained / 'stock.pth')['state_dict']
+    teacher = model.teachers['large'].detector
+    key = 'neck.lateral_convs.0.conv.weight'
+    assert not torch.equal(teacher.state_dict()[key], expected[key])
+    model.init_weights()
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize('place', ['distiller', 'run'])
+def test_a_distiller_s_config_stands_for_its_student(tmp_path, place):
+    """With the data preprocessor that it has from outside, without branches."""
+    student = stock_config('retinanet')
+    own = dict(student.pop('data_preprocessor'), mean=[1.0, 2.0, 3.0])
+    run = dict(model=dict(type='SemiDistiller', student=student))
+    (run['model'] if place == 'distiller' else run)['data_preprocessor'] = dict(
+        type='MultiBranchDataPreprocessor', data_preprocessor=own
+    )
+    Config(run).dump(tmp_path / 'run.py')
+    teacher = distiller(str(tmp_path / 'run.py')).teachers['large'].detector
+    assert teacher.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
+
+
+def test_inference_does_without_the_checkpoint():
+    model = distiller(checkpoint='gone.pth').eval()
+    data = demo_batch(model)
+    assert len(model.predict(**{f'batch_{k}': v for k, v in data.items()})) == 2
+    message = r"model\.teachers\.large\.checkpoint is 'gone\.pth': .*gone\.pth cannot be found"
+    with pytest.raises(ConfigError, match=message):
+        model.init_weights()
+    with pytest.raises(ConfigError, match=message):
+        model.train()(**data, mode='loss')
+
+
+def test_weights_that_do_not_fit_are_refused(trained):
+    model = distiller(str(trained / 'config.py'), str(trained / 'part.pth'))
+    message = r"checkpoint is '.*part\.pth', which does not fit .* config: \d+ of its"
+    with pytest.raises(ConfigError, match=message):
+        model.init_weights()
+
+
+def test_its_weights_are_in_the_state_dict_if_asked_for(trained):
+    config = str(trained / 'config.py')
+    model = distiller(config, str(trained / 'stock.pth'), in_checkpoint=True)
+    state = model.state_dict()
+    expected = torch.load(trained / 'stock.pth')['state_dict']
+    theirs = {key for key in state if key.startswith('teachers.large.')}
+    assert theirs == {f'teachers.large.detector.{key}' for key in expected}
+    assert not any(p.requires_grad for p in model.teachers.parameters())
+
+    resumed = distiller(config, 'gone.pth', in_checkpoint=True)
+    resumed.init_weights()  # as a runner does before it resumes
+    resumed.load_state_dict(state)
+    for key, value in resumed.teachers['large'].detector.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    assert resumed.state_dict().keys() == state.keys()
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "teachers\.large\.x"'):
+        resumed.load_state_dict({**state, 'teachers.large.x': torch.ones(1)})
+    without = distiller(config, str(trained / 'stock.pth'))
+    without.load_state_dict(state)
+    assert without.state_dict().keys() == state.keys() - theirs
+
+
+def test_one_of_mmdet_s_configs_by_name():
+    teacher = PretrainedTeacher(
+        MODELS.build(stock_config('retinanet')),
+        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        None,
+    )
+    assert teacher.detector.backbone.depth == 18
+    assert teacher.detector.bbox_head.num_classes == 80
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('gone.py', r"model\.teachers\.large\.config is 'gone\.py', which cannot be read"),
+        (
+            dict(depth=18),
+            r'model\.teachers\.large\.config is .*; accepted: the config of a detector',
+        ),
+        (
+            dict(type='ResNet'),
+            r"model\.teachers\.large\.config\.type is 'ResNet', which is not a detector",
+        ),
+    ],
+)
+def test_other_models_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        distiller(config)
+
+
+@pytest.mark.parametrize('student', [None, PLAIN, GREY, BGR])
+@pytest.mark.parametrize('teacher', [None, PLAIN, GREY, BGR])
+def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, teacher):
+    """Also in the padding, with other channel order, and where one of them does not normalise."""
+    configs = [stock_config('retinanet') for _ in range(2)]
+    for config, preprocessor in zip(configs, (student, teacher), strict=True):
+        config.data_preprocessor = preprocessor or config.data_preprocessor
+        config.data_preprocessor['pad_size_divisor'] = 32
+    configs[1].data_preprocessor['pad_value'] = 0 if teacher is None else 7
+    model = distiller(configs[1], student=configs[0])
+    raw = demo_mm_inputs(2, [[3, 96, 128], [3, 128, 90]], num_classes=3)
+    mine = model.data_preprocessor(copy.deepcopy(raw), True)
+    expected = model.teachers['large'].detector.data_preprocessor(raw, True)
+    seen = model.teachers['large'].convert(mine['inputs'], mine['data_samples'])
+    torch.testing.assert_close(seen, expected['inputs'], rtol=1e-5, atol=2e-4)
+
+
+def test_preprocessors_are_the_stock_ones():
+    """What the conversion reads of them is mmengine's private matter."""
+    plain = DetDataPreprocessor()
+    assert not plain._enable_normalize
+    assert not plain._channel_conversion
+    assert DetDataPreprocessor(mean=[1], std=[1], bgr_to_rgb=True)._channel_conversion
+
+
+def test_the_teacher_s_outputs_are_those_of_the_detector_alone(trained):
+    model = distiller(str(trained / 'config.py'), str(trained / 'stock.pth'))
+    alone = MODELS.build(stock_config('retinanet'))
+    alone.load_state_dict(torch.load(trained / 'stock.pth')['state_dict'])
+    data = demo_batch(model)
+    teacher = model.train().teachers['large']
+    teacher.needs_head = True
+    outputs = teacher(model.student, None, data['inputs'], data['data_samples'])
+    with torch.no_grad():
+        feats = alone.eval().extract_feat(data['inputs'])
+        scores, _ = alone.bbox_head(feats)
+    for ours, theirs in zip(outputs.feats, feats, strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(outputs.cls_scores, scores, strict=True):
+        anchor, label = 4, 2  # of 9 anchors × 3 classes
+        assert torch.equal(ours[:, -1, 0, anchor, label], theirs[:, anchor * 3 + label, -1, 0])
