@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.layers.labelled_objects import MASK_SIZE
+from ..models.labelled_objects import MASK_SIZE
 from .atomic_backend import AtomicLocalBackend
 from .export import serialized
 from .loading import load_from_local

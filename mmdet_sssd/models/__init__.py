@@ -1,8 +1,8 @@
+from .adapters import ChannelAdapter, FeatureAdapter
 from .distiller import Distiller
-from .layers import ChannelAdapter, FeatureAdapter
+from .label_encoder_teacher import LabelEncoderTeacher
 from .logit_term import LogitTerm
 from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
-from .necks import LabelEncoderTeacher
 from .pretrained_teacher import PretrainedTeacher
 from .replay import DetectorOutputs
 from .semi_distiller import SemiDistiller

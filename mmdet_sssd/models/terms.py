@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..errors import ConfigError, check, is_number
+from .adapters import ChannelAdapter, as_levels, instance_norm
 from .building import build_part, completed, is_config_of
-from .layers import ChannelAdapter, as_levels, instance_norm
 from .losses import FeatureLoss
 from .replay import DetectorOutputs
 from .student import probe, probe_pair

@@ -189,11 +189,11 @@ def test_activations_that_are_computed_again_change_nothing():
 
 def test_a_narrower_teacher_and_adapter_have_the_layers_that_they_are_given():
     adapter = dict(num_convs=2, kernel_size=1)
-    model = build('retinanet', teacher=dict(refine_convs=1, refine_kernel=1), adapter=adapter)
+    model = build('retinanet', teacher=dict(refine_convs=1), adapter=adapter)
     convs = [m for m in model.terms['distill'].adapter.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [m.kernel_size for m in convs] == [(1, 1)] * 2
     mapper = model.teachers['teacher'].neck.knowledge_mapper
-    assert [m.kernel_size for m in mapper.refine if isinstance(m, torch.nn.Conv2d)] == [(1, 1)]
+    assert [m.kernel_size for m in mapper.refine if isinstance(m, torch.nn.Conv2d)] == [(3, 3)]
     total, _ = model.parse_losses(losses_of(model, demo_batch(model)))
     assert gradients(model, total).keys() == dict(model.named_parameters()).keys()
     with pytest.raises(ConfigError, match=r'^model\.adapter\.kernel_size is 2; accepted: an odd'):

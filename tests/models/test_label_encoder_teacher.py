@@ -9,17 +9,10 @@ from mmengine.structures import InstanceData
 from torch.nn.utils.rnn import pad_sequence
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import FeatureAdapter, LabelEncoderTeacher
-from mmdet_sssd.models.layers import (
-    ChannelAdapter,
-    EmbeddedClass,
-    KnowledgeMapper,
-    LabelledObjects,
-    OneHotClass,
-    instance_norm,
-)
-from mmdet_sssd.models.layers.label_encoder import ObjectTransform
-from mmdet_sssd.models.layers.relation_adapter import AppearanceEncoder
+from mmdet_sssd.models import ChannelAdapter, FeatureAdapter, LabelEncoderTeacher
+from mmdet_sssd.models.adapters import instance_norm
+from mmdet_sssd.models.label_encoder_teacher import AppearanceEncoder, KnowledgeMapper
+from mmdet_sssd.models.labelled_objects import LabelledObjects, Regions
 
 from .teacher_restated import teacher_features_of_image
 
@@ -130,20 +123,22 @@ def test_soft_regions_lose_nothing_of_an_object(use_masks):
         )
         for soft in (True, False)
     }
-    boxes = objects[True].boxes
+    boxes = objects[True].boxes[:, 1:]
     areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     if use_masks:
         areas = pad_sequence(
             [torch.from_numpy(x).sum((1, 2)).to(boxes) for x in objects[True].masks], True
         )
-    for h, w in [(5, 7), (10, 14), (1, 1)]:
+    sizes = [(10, 14), (5, 7), (1, 1)]
+    for (h, w), *both in zip(
+        sizes, *(objects[x].regions(sizes) for x in (True, False)), strict=True
+    ):
         pixel = IMAGE[0] / h * IMAGE[1] / w
-        soft, binary = (objects[x].regions((h, w)) for x in (True, False))
+        soft, binary = (x.maps[:, 1:] for x in both)
         torch.testing.assert_close(soft.sum((-1, -2)) * pixel, areas)
         assert set(binary.unique().tolist()) <= {0, 1}
         torch.testing.assert_close(soft, soft.clamp(0, 1))
-    small = objects[False].regions((5, 7))[1, 1]
-    assert not small.any()
+    assert not objects[False].regions([(5, 7)])[0].maps[1, 2].any()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,7 @@ def test_soft_regions_lose_nothing_of_an_object(use_masks):
         [(70, 100), (64, 96)],  # finer than the image, and as fine
     ],
 )
-def test_soft_mask_regions_are_averages_over_the_pixels_of_the_finest_level_so_far(levels):
+def test_soft_mask_regions_are_averages_over_the_pixels_of_the_finest_level(levels):
     rng = np.random.default_rng(0)
     sizes = [(64, 96), (50, 77), (64, 60)]
     masks = [rng.integers(0, 2, (n, *size), np.uint8) for n, size in enumerate(sizes)]
@@ -164,16 +159,16 @@ def test_soft_mask_regions_are_averages_over_the_pixels_of_the_finest_level_so_f
         for x, size in zip(masks, sizes, strict=True)
     ]
     objects = LabelledObjects.from_samples(torch.zeros(3, 3, 64, 96), batch, True, True)
-    finest = (0, 0)
-    for level in levels:
-        finest = max(finest, level)
-        regions, context = objects.regions(level), objects.context_regions(level)
-        assert regions.dtype == context.dtype == torch.float32
+    for level, found in zip(levels, objects.regions(levels), strict=True):
+        context, regions = found.maps[:, :1], found.maps[:, 1:]
+        assert regions.dtype == torch.float32
         for b, (height, width) in enumerate(sizes):
             padded = torch.zeros(len(masks[b]) + 1, 64, 96)
             padded[:-1, :height, :width] = torch.from_numpy(masks[b])
             padded[-1, :height, :width] = 1
-            expected = F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(padded[None], finest), level)[0]
+            expected = F.adaptive_avg_pool2d(
+                F.adaptive_avg_pool2d(padded[None], max(levels)), level
+            )[0]
             torch.testing.assert_close(regions[b, : len(masks[b])], expected[:-1])
             torch.testing.assert_close(context[b, 0], expected[-1])
             assert not regions[b, len(masks[b]) :].any()
@@ -349,35 +344,11 @@ def test_a_projected_teacher_is_a_plain_one_between_two_projections():
         torch.testing.assert_close(x, back[str(c)](y))
 
 
-def test_many_objects_matrices_made_in_parts_give_the_same(monkeypatch):
-    transform = ObjectTransform(20).double()
-    x = torch.randn(3, 7, 20, dtype=torch.float64, requires_grad=True)
-    whole = transform(x)
-    expected = torch.autograd.grad(whole.square().sum(), [x, *transform.parameters()])
-    monkeypatch.setattr('mmdet_sssd.models.layers.label_encoder.MATRIX_ELEMENTS', 4 * 20**2)
-    sizes = []
-    transform.to_matrix.register_forward_hook(lambda _, inputs, made: sizes.append(len(made)))
-    parts = transform(x)
-    assert sizes == [4, 4, 4, 4, 4, 1]
-    actual = torch.autograd.grad(parts.square().sum(), [x, *transform.parameters()])
-    torch.testing.assert_close(parts, whole)
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e)
-
-
-def test_classes_of_lvis_are_embedded_and_few_ones_are_not(monkeypatch):
-    logged = []
-    monkeypatch.setattr(
-        'mmdet_sssd.models.necks.label_encoder_teacher.print_log', lambda m, **_: logged.append(m)
-    )
+def test_more_classes_than_256_are_embedded():
     few, many = LabelEncoderTeacher(16, 256), LabelEncoderTeacher(16, 1203)
-    assert isinstance(few.class_code, OneHotClass)
-    assert isinstance(many.class_code, EmbeddedClass)
+    assert few.class_code.embedding is None
+    assert many.class_code.channels == 64
     assert sum(p.numel() for p in many.parameters()) < 5e6
-    (message,) = logged
-    assert message.startswith('1203 classes are more than 256')
-    assert isinstance(LabelEncoderTeacher(16, 1203, embed_classes=True).class_code, EmbeddedClass)
-    assert len(logged) == 1
 
 
 def test_embedded_classes_tell_classes_apart():
@@ -446,19 +417,21 @@ def test_features_at_the_end_of_float16_stay_finite(dtype):
     [(1, (9, 7), 16), (5, (9, 7), 16), (40, (9, 7), 16), (3, (1, 1), 16), (60, (16, 12), 128)],
 )
 def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
-    mapper = KnowledgeMapper(channels, True, 3, 3).double()
+    mapper = KnowledgeMapper(channels, True, 3).double()
     vectors = torch.randn(2, num_objects, channels, dtype=torch.float64, requires_grad=True)
     everywhere = torch.randn(2, channels, dtype=torch.float64, requires_grad=True)
     rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
     regions = rows.unsqueeze(-1) * columns.unsqueeze(-2)
+    whole = F.pad(regions, (0, 0, 0, 0, 1, 0), value=1)
+    sides = [F.pad(F.pad(x, (1, 1)), (0, 0, 1, 0), value=1) for x in (rows, columns)]
     painted = sum(vectors[:, n, :, None, None] * regions[:, n, None] for n in range(num_objects))
     weight = mapper.object_conv.weight
     expected = F.conv2d(painted, weight, padding=1) + everywhere[:, :, None, None]
     inputs = (vectors, everywhere, weight)
     probe = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, inputs, probe)
-    for extents in (None, (rows, columns)):
-        found = mapper._painted_conv(vectors, regions, extents, everywhere)
+    for where in (Regions(whole), Regions(whole, *sides)):
+        found = mapper._painted_conv(vectors, where, everywhere)
         torch.testing.assert_close(found, expected)
         for one, other in zip(torch.autograd.grad(found, inputs, probe), gradients, strict=True):
             torch.testing.assert_close(one, other)

@@ -22,7 +22,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
 from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss, SSSDDistiller
-from mmdet_sssd.models.layers import instance_norm
+from mmdet_sssd.models.adapters import instance_norm
 
 LOSSES = {
     'JSDistanceLoss, spatial': JSDistanceLoss('spatial'),

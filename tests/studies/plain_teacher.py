@@ -25,7 +25,8 @@ from mmdet_sssd.commands.benchmark.costs import quartiles
 from mmdet_sssd.commands.random_batch import random_boxes
 from mmdet_sssd.commands.training_steps import seconds_in_turn
 from mmdet_sssd.models import LabelEncoderTeacher
-from mmdet_sssd.models.layers import AppearanceEncoder, KnowledgeMapper
+from mmdet_sssd.models.label_encoder_teacher import AppearanceEncoder, KnowledgeMapper
+from mmdet_sssd.models.labelled_objects import Regions
 
 STRIDES = (8, 16, 32, 64, 128)
 CHANNELS = 256
@@ -43,18 +44,16 @@ class PlainAppearance(AppearanceEncoder):
 class PlainMapper(KnowledgeMapper):
     """Paints, then convolves."""
 
-    def _painted_conv(
-        self, objects: Tensor, regions: Tensor, extents: None, everywhere: Tensor
-    ) -> Tensor:
-        painted = torch.einsum('bnc,bnhw->bchw', objects, regions)
-        return F.conv2d(painted, self.object_conv.weight, padding=1) + everywhere[:, :, None, None]
+    def _painted_conv(self, objects: Tensor, regions: Regions, bias: Tensor) -> Tensor:
+        painted = torch.einsum('bnc,bnhw->bchw', objects, regions.maps[:, 1:])
+        return F.conv2d(painted, self.object_conv.weight, padding=1) + bias[:, :, None, None]
 
 
 def plain_copy(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:
     """Make the plain formulation, with the same weights."""
     plain = LabelEncoderTeacher(CHANNELS, teacher.num_classes)
     plain.appearance_encoder = PlainAppearance(CHANNELS)
-    plain.knowledge_mapper = PlainMapper(CHANNELS, True, refine_convs=3, refine_kernel=3)
+    plain.knowledge_mapper = PlainMapper(CHANNELS, True, refine_convs=3)
     plain.load_state_dict(teacher.state_dict())
     return plain.to(next(teacher.parameters()))
 

@@ -19,7 +19,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ...models import SSSDDistiller
-from ...models.layers import LabelledObjects, instance_norm
+from ...models.adapters import instance_norm
+from ...models.labelled_objects import LabelledObjects
 from ...models.replay import fresh_samples
 
 CELL_WIDTH = 3.2  # inches
@@ -87,7 +88,7 @@ def look_at_features(
         sample=sample.cpu(),
         input_size=tuple(inputs.shape[-2:]),
         maps={name: [_activity(x) for x in levels] for name, levels in maps.items()},
-        regions=[objects.regions(tuple(x.shape[-2:]))[0].cpu() for x in feats],
+        regions=[x.maps[0, 1:].cpu() for x in objects.regions([x.shape[-2:] for x in feats])],
         soft_regions=soft_regions,
         student_predictions=by_student.pred_instances.cpu(),
         teacher_predictions=by_teacher.pred_instances.cpu(),

@@ -1,0 +1,438 @@
+"""The implicit teacher: labelled objects → label encoder → relation → knowledge mapper → features.
+
+Sources: LGD (https://arxiv.org/abs/2109.11496), section 3, and its reference code.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ..errors import ConfigError, check
+from .adapters import ChannelProjection, as_levels, recomputed, saturate
+from .labelled_objects import MASK_SIZE, LabelledObjects, Regions
+
+MOST_ONE_HOT_CLASSES = 256
+EMBEDDED_CHANNELS = 64
+NUM_HEADS = 8
+SMALLEST_AREA = 1e-6  # of a region, in level pixels; an image pixel at stride 512 has 4e-6
+FEW_OBJECTS = 48  # objects; with more, the transposed product is faster (measured)
+
+
+@MODELS.register_module()
+class LabelEncoderTeacher(BaseModule):
+    """The implicit teacher's neck: makes teacher features from labels and the student's features.
+
+    It encodes each labelled object from its box and class (and mask), relates the codes by the
+    objects' appearance in the student's features, and paints the result onto each object's region of
+    every level. It is trained with the student, by the detection loss of the student's head on its
+    features, and dropped at inference.
+
+    Source: LGD (https://arxiv.org/abs/2109.11496) and its reference code; SSSD
+    (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike in LGD, an image may have no
+    object, a pixel at an object's edge belongs to its region in part, and more than 256 classes are
+    encoded as learned vectors.
+
+    All levels are processed in one width: their own number of channels if all have the same, a
+    multiple of 8 and at most 512; else 256 channels, with 1×1 convolutions from and to the levels.
+
+    Args:
+        in_channels: Channels C_p of each level, or one number for all.
+        num_classes: Number of classes K; labels are in 0..K-1.
+        add_context_box: Whether every image gets a context object, which covers the image, has no
+            class, and adds its vector to the whole map. Defaults to True.
+        detach_appearance: Whether to detach the student's features that enter the teacher, so that
+            the teacher's detection loss trains teacher and head only. Defaults to False.
+        use_masks: Whether the objects' regions are instance masks, not boxes, and descriptors include
+            masks. Defaults to False.
+        soft_regions: Whether a region is the share of each level pixel that the object covers, which
+            locates its edges to less than a pixel and leaves no region empty. False: LGD's regions,
+            which are 0 or 1. Defaults to True.
+        refine_convs: Number of convolutions that refine the painted map, >= 1. Defaults to LGD's 3.
+        with_cp: Whether to recompute the maps' activations in the backward pass, to save memory.
+            Defaults to False.
+
+    Raises:
+        ConfigError: if ``in_channels``, ``num_classes`` or ``refine_convs`` is below 1.
+
+    Example:
+        >>> teacher = LabelEncoderTeacher(in_channels=16, num_classes=3)
+        >>> feats = [torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)]
+        >>> sample = DetDataSample(metainfo=dict(img_shape=(64, 64)))
+        >>> sample.gt_instances = InstanceData(
+        ...     bboxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.tensor([2]))
+        >>> [x.shape for x in teacher(feats, torch.rand(1, 3, 64, 64), [sample])]
+        [torch.Size([1, 16, 8, 8]), torch.Size([1, 16, 4, 4])]
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        num_classes: int,
+        add_context_box: bool = True,
+        detach_appearance: bool = False,
+        use_masks: bool = False,
+        soft_regions: bool = True,
+        refine_convs: int = 3,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = as_levels(in_channels)
+        check('in_channels', in_channels, min(self.in_channels, default=0) > 0, '1 or more each')
+        check('num_classes', num_classes, num_classes > 0, '1 or more')
+        check('refine_convs', refine_convs, refine_convs >= 1, '1 or more')
+        self.num_classes = num_classes
+        self.add_context_box = add_context_box
+        self.detach_appearance = detach_appearance
+        self.use_masks = use_masks
+        self.soft_regions = soft_regions
+        self.with_cp = with_cp
+        self.class_code = ClassCode(num_classes)
+        descriptor_channels = 4 + self.class_code.channels + (MASK_SIZE**2 if use_masks else 0)
+        self.projection = ChannelProjection(self.in_channels, multiple_of=NUM_HEADS)
+        width = self.projection.width
+        self.label_encoder = LabelEncoder(descriptor_channels, width)
+        self.appearance_encoder = AppearanceEncoder(width)
+        self.relation_adapter = RelationAdapter(width)
+        self.knowledge_mapper = KnowledgeMapper(width, add_context_box, refine_convs)
+
+    def forward(
+        self,
+        student_feats: Sequence[Tensor],
+        batch_inputs: Tensor,
+        batch_data_samples: Sequence[DetDataSample],
+    ) -> tuple[Tensor, ...]:
+        """Make the teacher's features.
+
+        Args:
+            student_feats: The student's feature levels of shape (B, C_p, h_p, w_p).
+            batch_inputs: Images of shape (B, 3, H, W); only their size is used.
+            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
+
+        Returns:
+            Teacher features of the same shapes.
+
+        Raises:
+            ConfigError: if a level's channels are not among ``in_channels``, or masks are missing.
+        """
+        self._check_channels(student_feats)
+        dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
+        objects = LabelledObjects.from_samples(
+            batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
+        )
+        regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])
+        first = 0 if self.add_context_box else 1  # object 0 is the image
+        descriptors, valid = (
+            objects.descriptors(self.class_code)[:, first:],
+            objects.valid[:, first:],
+        )
+        label_embeddings = self.label_encoder(descriptors, valid)
+        appearance = [
+            recomputed(self.with_cp, self._appearance, x, of_level.maps[:, first:])
+            for x, of_level in zip(student_feats, regions, strict=True)
+        ]
+        vectors = self.relation_adapter(appearance, label_embeddings, valid)
+        return tuple(
+            recomputed(self.with_cp, self._paint, of_level, where, x.shape[1])
+            for of_level, where, x in zip(vectors, regions, student_feats, strict=True)
+        )
+
+    def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
+        """Embed the objects' appearance, (B, N, C), on a level of shape (B, C_p, h, w)."""
+        if self.detach_appearance:
+            x = x.detach()
+        return self.appearance_encoder(self.projection.to_width(x), regions)
+
+    def _paint(self, vectors: Tensor, regions: Regions, channels: int) -> Tensor:
+        """Paint the objects' vectors into teacher features of shape (B, ``channels``, h, w)."""
+        return self.projection.from_width(self.knowledge_mapper(vectors, regions), channels)
+
+    def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
+        channels = [x.shape[1] for x in student_feats]
+        if not set(channels) <= set(self.in_channels):
+            raise ConfigError(
+                f'is {[*self.in_channels]}, but the student has feature levels of {channels} channels; '
+                'leave it out to use those of the student',
+                'in_channels',
+            )
+
+
+class ClassCode(nn.Module):
+    """Codes an object's class in its descriptor.
+
+    Up to 256 classes: the sources' one-hot code in {-1, 1}. More: 64 learned numbers, as the label
+    encoder's first transform has 256 weights for each pair of descriptor elements, 373 million with
+    a one-hot code of LVIS's 1203 classes.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Attributes:
+        channels: Length E of a code.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.channels, self.embedding = num_classes, num_classes, None
+        if num_classes > MOST_ONE_HOT_CLASSES:
+            self.channels = EMBEDDED_CHANNELS
+            self.embedding = nn.Embedding(num_classes, EMBEDDED_CHANNELS)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Code labels of shape (B, N) as (B, N, E).
+
+        -1 is no class, whose code is all -1 (one-hot) or 0 (learned). Labels above K-1, which only
+        occur with an RPN's single class, count as K-1.
+        """
+        labels = labels.clamp(max=self.num_classes - 1)
+        if self.embedding is not None:
+            return self.embedding(labels.clamp(min=0)) * (labels >= 0).unsqueeze(-1)
+        classes = torch.arange(self.num_classes, device=labels.device)
+        return (labels.unsqueeze(-1) == classes) * 2.0 - 1
+
+
+def normed_linears(*channels: int) -> nn.Sequential:
+    """Stack linear → LayerNorm (no affine parameters) → ReLU for each step in ``channels``."""
+    layers: list[nn.Module] = []
+    for c_in, c_out in pairwise(channels):
+        norm = nn.LayerNorm(c_out, elementwise_affine=False)
+        layers += [nn.Linear(c_in, c_out), norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class ObjectTransform(nn.Module):
+    """Multiplies each object's vector by a matrix predicted from it.
+
+    Args:
+        channels: Length d of the vectors; the matrix is d×d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_hidden = normed_linears(channels, 64, 128, 1024, 512, 256)
+        self.to_matrix = nn.Linear(256, channels * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform vectors of shape (B, N, d) to vectors of the same shape."""
+        matrices = self.to_matrix(self.to_hidden(x)).unflatten(-1, (x.shape[-1], x.shape[-1]))
+        return (x.unsqueeze(-2).to(matrices.dtype) @ matrices).squeeze(-2)
+
+
+class LabelEncoder(nn.Module):
+    """Encodes an image's label descriptors as label embeddings, after PointNet (LGD, section 3.1).
+
+    Args:
+        descriptor_channels: Length k of a descriptor.
+        out_channels: Length C of an embedding.
+    """
+
+    def __init__(self, descriptor_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.descriptor_transform = ObjectTransform(descriptor_channels)
+        self.to_local = normed_linears(descriptor_channels, 64)
+        self.local_transform = ObjectTransform(64)
+        self.to_global = normed_linears(64, 128, 1024)
+        self.fuse = normed_linears(64 + 1024, 256)
+        self.to_embedding = normed_linears(256, out_channels)
+
+    def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
+        """Encode the objects of each image jointly.
+
+        Args:
+            descriptors: Descriptors of shape (B, N, k), padded to N ≥ 1 objects.
+            valid: Which of them are objects, bool of shape (B, N).
+
+        Returns:
+            Label embeddings of shape (B, N, C); those of padding are meaningless, but finite.
+        """
+        local = self.to_local(self.descriptor_transform(descriptors))
+        local = self.local_transform(local)
+        features = self.to_global(local)
+        # The features are ReLU outputs: a zero never wins over an object's.
+        over_objects = features.masked_fill(~valid.unsqueeze(-1), 0).amax(1, keepdim=True)
+        fused = torch.cat([local, over_objects.expand(-1, local.shape[1], -1)], -1)
+        return self.to_embedding(self.fuse(fused))
+
+
+class AppearanceEncoder(nn.Module):
+    """Averages a feature level over each object's region into one vector (LGD, section 3.2).
+
+    All levels share the convolution.
+
+    Args:
+        channels: Channels C of every level.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(1, channels, affine=False)
+
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        """Embed the objects' appearance on one level.
+
+        Args:
+            x: Student features of shape (B, C, h, w).
+            regions: The objects' regions, in [0, 1], of shape (B, N, h, w), in float32 or wider.
+
+        Returns:
+            Appearance embeddings of shape (B, N, C), zero where a region is empty.
+        """
+        y = F.relu(self.norm(saturate(self.conv(x))), inplace=True).flatten(2)
+        regions = regions.flatten(2)
+        areas = regions.sum(-1, keepdim=True).clamp(min=SMALLEST_AREA)
+        with torch.autocast(x.device.type, enabled=False):  # sums are too large for float16
+            return torch.bmm(regions, y.to(regions.dtype).transpose(1, 2)) / areas
+
+
+class RelationAdapter(nn.Module):
+    """Attention from appearance to labels among the objects of each image (LGD, section 3.2).
+
+    All levels share it and are processed in one call.
+
+    Args:
+        channels: Length C of the embeddings, a multiple of 8 (the number of heads).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, NUM_HEADS, batch_first=True)
+
+    def forward(
+        self, appearance: Sequence[Tensor], label_embeddings: Tensor, valid: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Relate the objects of each image.
+
+        Args:
+            appearance: Per level, queries of shape (B, N, C).
+            label_embeddings: Keys and values of shape (B, N, C).
+            valid: Which of the N are objects, bool of shape (B, N).
+
+        Returns:
+            Per level, the objects' vectors of shape (B, N, C); those of padding are meaningless,
+            but finite.
+        """
+        ignored = ~valid
+        ignored[:, 0] = False  # may be padding: a softmax needs one key
+        vectors, _ = self.attention(
+            torch.cat(tuple(appearance), 1),
+            label_embeddings,
+            label_embeddings,
+            key_padding_mask=ignored,
+            need_weights=False,
+        )
+        return vectors.chunk(len(appearance), 1)
+
+
+class KnowledgeMapper(nn.Module):
+    """Paints object vectors onto their regions and refines the map into teacher features.
+
+    LGD, section 3.3. Shared by all levels.
+
+    Args:
+        channels: Channels C of every level.
+        add_context_box: Whether the context object's vector is added to every pixel.
+        refine_convs: Number of convolutions that refine the map, >= 1.
+    """
+
+    def __init__(self, channels: int, add_context_box: bool, refine_convs: int) -> None:
+        super().__init__()
+        self.object_proj = nn.Linear(channels, channels)
+        self.object_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.context_proj = nn.Linear(channels, channels) if add_context_box else None
+        layers: list[nn.Module] = []
+        for _ in range(refine_convs):
+            conv = nn.Conv2d(channels, channels, 3, padding=1)
+            norm = nn.GroupNorm(1, channels, affine=False)
+            layers += [conv, norm, nn.ReLU(inplace=True)]
+        self.refine = nn.Sequential(*layers[:-1])
+
+    def forward(self, vectors: Tensor, regions: Regions) -> Tensor:
+        """Make the teacher features of one level.
+
+        Args:
+            vectors: Object vectors of shape (B, N, C), or with the context object's, which comes
+                first, of shape (B, 1 + N, C).
+            regions: The regions of the image and its N objects.
+
+        Returns:
+            Teacher features of shape (B, C, h, w).
+        """
+        bias = self.object_conv.bias.expand(len(vectors), -1)
+        if self.context_proj is not None:
+            context, vectors = vectors[:, 0], vectors[:, 1:]
+            bias = bias + self.context_proj(context)
+        painted = self._painted_conv(self.object_proj(vectors), regions, bias)
+        return self.refine(F.relu(painted, inplace=True))
+
+    def _painted_conv(self, objects: Tensor, regions: Regions, bias: Tensor) -> Tensor:
+        """Paint each object's vector onto its region, convolve the map, and add ``bias`` of (B, C).
+
+        The convolution is linear in the vectors. Multiplying them into its kernel gives, per image, a
+        kernel from the N regions to the C channels: exact, and cheaper than painting first unless
+        there are many objects or few pixels.
+        """
+        maps, weight = regions.maps[:, 1:], self.object_conv.weight
+        num_objects, channels, pixels = *objects.shape[1:], maps[0, 0].numel()
+        region_cost = 1 if regions.rows is None else 2 / 3  # measured; painting costs `channels`
+        if num_objects * (channels + region_cost * pixels) > channels * pixels:
+            painted = torch.einsum('bnc,bnhw->bchw', objects, maps)
+            return F.conv2d(painted, weight, padding=1) + bias[:, :, None, None]
+        if regions.rows is None:
+            return _region_conv(objects, maps, weight) + bias[:, :, None, None]
+        return _separable_conv(objects, regions.rows[:, 1:], regions.columns[:, 1:], weight, bias)
+
+
+def _region_conv(objects: Tensor, regions: Tensor, weight: Tensor) -> Tensor:
+    """Convolve N regions with kernels made of the objects' vectors.
+
+    Args:
+        objects: Object vectors of shape (B, N, C).
+        regions: Regions of shape (B, N, h, w).
+        weight: Kernel from vectors to D channels, of shape (D, C, 3, 3).
+
+    Returns:
+        Map of shape (B, D, h, w).
+    """
+    kernels = torch.einsum('oikl,bni->bonkl', weight, objects)
+    together = regions.flatten(0, 1).to(kernels.dtype)
+    painted = F.conv2d(together, kernels.flatten(0, 1), padding=1, groups=len(objects))
+    return painted.unflatten(0, (len(objects), -1))
+
+
+def _separable_conv(
+    objects: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Convolve N regions, products of rows and columns, and add a bias.
+
+    First along the rows, for each kernel column, then along the columns, which sums over objects: a
+    third of the multiplications, and nothing is kept for the backward pass.
+
+    Args:
+        objects: Object vectors of shape (B, N, C).
+        rows: Rows with padding, of shape (B, N, h + 2).
+        columns: Columns with padding, of shape (B, N, w + 2).
+        weight: Kernel from vectors to D channels, of shape (D, C, 3, 3).
+        bias: Added to every pixel, of shape (B, D).
+
+    Returns:
+        Map of shape (B, D, h, w).
+    """
+    batch, num_objects, height = rows.shape[0], rows.shape[1], rows.shape[2] - 2
+    kernels = objects @ weight.permute(1, 3, 0, 2).flatten(1)  # a column × D × a row, 3 × D × 3
+    kernels = kernels.view(batch * num_objects, -1, 3)
+    down, along = (x.to(kernels.dtype).unfold(-1, x.shape[-1] - 2, 1) for x in (rows, columns))
+    strips = torch.bmm(kernels, down.flatten(0, 1)).view(batch, 3 * num_objects, -1)
+    added = bias.to(strips.dtype).repeat_interleave(height, 1)  # a strip along all columns
+    strips = torch.cat([strips, added[:, None]], 1)  # (B, 3 N + 1, D · h)
+    along = F.pad(along.flatten(1, 2), (0, 0, 0, 1), value=1)  # (B, 3 N + 1, w)
+    if num_objects <= FEW_OBJECTS:
+        return torch.bmm(strips.transpose(1, 2), along).unflatten(1, (-1, height))
+    painted = torch.bmm(along.transpose(1, 2), strips)  # (B, w, D · h)
+    return painted.unflatten(-1, (-1, height)).permute(0, 2, 3, 1).contiguous()
