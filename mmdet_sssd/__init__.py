@@ -10,13 +10,14 @@ if not (sys.argv[0] == '-m' and __name__ in sys.orig_argv):
 
     check_environment()
 
-    from . import checkpoints, hooks, models, optimizers
+    from . import checkpoints, checks, hooks, models, optimizers
     from .errors import ConfigError
 
 __all__ = [
     'ConfigError',
     '__version__',
     'checkpoints',
+    'checks',
     'hooks',
     'models',
     'optimizers',

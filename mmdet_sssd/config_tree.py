@@ -5,6 +5,22 @@ from typing import Any
 
 DROPPED = object()
 REMOVED = '_removed_'
+PACKAGE = __name__.partition('.')[0]
+
+
+def imported_modules(config: dict) -> list[str]:
+    """List the modules that a config imports."""
+    imports = (config.get('custom_imports') or {}).get('imports') or []
+    return [imports] if isinstance(imports, str) else list(imports)
+
+
+def with_imports(config: dict, *modules: str) -> dict[str, Any]:
+    """Return a config's ``custom_imports`` with more modules."""
+    custom = config.get('custom_imports') or {}
+    return {
+        'imports': list(dict.fromkeys([*imported_modules(config), *modules])),
+        'allow_failed_imports': custom.get('allow_failed_imports', False),
+    }
 
 
 def nested_configs(

@@ -5,6 +5,7 @@ import errno
 import inspect
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,6 @@ GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by
 
 OTHERS_USER_ERRORS = (
     'Torch not compiled with CUDA',
-    'Can not find "auto_scale_lr"',
     'metric should be one of',
 )
 """What torch, mmengine and mmdet say of settings, with errors of no particular class."""
@@ -113,6 +113,18 @@ def user_error(error: BaseException) -> str | None:
     if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
         return ' '.join(_without_place(str(error.args[0])).split())
     return None
+
+
+@contextmanager
+def user_errors_last() -> Iterator[None]:
+    """End the process with a one-line message on errors that the user can fix."""
+    try:
+        yield
+    except Exception as error:
+        if (message := user_error(error)) is None:
+            raise
+        sys.stdout.flush()
+        sys.exit(f'error: {message}')
 
 
 def _without_place(message: str) -> str:

@@ -1,12 +1,13 @@
-"""Training and evaluation by mmdet's tools, on a checked config."""
+"""Training and evaluation."""
 
+import os
 from typing import Any
 
 import click
 
 from .group import Command
 from .mim import go_on_in_child, is_child_of_mim
-from .parameters import KEY_VALUE, config_argument, overrides_argument
+from .parameters import KEY_VALUE, config_argument, overrides_argument, parsed
 
 launcher_option = click.option(
     '--launcher',
@@ -16,7 +17,13 @@ launcher_option = click.option(
     help='Launcher of the processes.',
 )
 local_rank_option = click.option(
-    '--local-rank', '--local_rank', type=int, hidden=True, help='For torch.distributed.launch.'
+    '--local-rank',
+    '--local_rank',
+    type=int,
+    hidden=True,
+    expose_value=False,
+    callback=lambda _context, _parameter, rank: os.environ.setdefault('LOCAL_RANK', str(rank or 0)),
+    help='For torch.distributed.launch.',
 )
 
 
@@ -36,7 +43,7 @@ local_rank_option = click.option(
 )
 @launcher_option
 @local_rank_option
-def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+def train(config: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Train a detector.
 
     CONFIG is a file, the name of a config in mmdet_sssd, or mmdet::FOLDER/NAME.py; KEY=VALUE changes
@@ -56,10 +63,9 @@ def train(config: str, overrides: tuple[str, ...], dry_run: bool, **options: Any
     if is_child_of_mim():
         go_on_in_child()
 
-    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+    from mmdet_sssd.commands import training
 
-    args = [config, *as_arguments(options)]
-    run_mmdet_tool('train', args, list(overrides), stages=('train', 'val'), dry_run=dry_run)
+    training.run_training(config, parsed(overrides), **options)
 
 
 @click.command(cls=Command, name='dry-run')
@@ -79,10 +85,10 @@ def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: An
     Example:
       mmdet-sssd dry-run my_config.py train_dataloader.batch_size=4
     """
-    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+    from mmdet_sssd.commands import training
 
-    args = [config, *as_arguments({**options, 'resume': resume})]
-    run_mmdet_tool('train', args, list(overrides), stages=('train', 'val'), dry_run=True)
+    resumed = 'auto' if resume else None
+    training.run_training(config, parsed(overrides), resume=resumed, dry_run=True, **options)
 
 
 @click.command(cls=Command)
@@ -95,7 +101,7 @@ def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: An
 @click.option(
     '--show-dir', metavar='DIR', help='Draw the predictions into DIR in the work directory.'
 )
-@click.option('--wait-time', type=float, help='Seconds per image with --show.  [default: 2]')
+@click.option('--wait-time', default=2.0, show_default=True, help='Seconds per image with --show.')
 @click.option('--tta', is_flag=True, help='Test-time augmentation.')
 @launcher_option
 @local_rank_option
@@ -106,17 +112,6 @@ def test(config: str, checkpoint: str, overrides: tuple[str, ...], **options: An
     Example:
       mmdet-sssd test my_config.py work_dirs/my_config/epoch_12.pth
     """
-    from mmdet_sssd.commands.mmdet_tools import run_mmdet_tool
+    from mmdet_sssd.commands import training
 
-    args = [config, checkpoint, *as_arguments(options)]
-    run_mmdet_tool('test', args, list(overrides), stages=('test',))
-
-
-def as_arguments(options: dict[str, Any]) -> list[str]:
-    """Convert options to arguments of mmdet's tools."""
-    arguments = []
-    for name, value in options.items():
-        if value not in (None, False):
-            arguments.append(f'--{name.replace("_", "-")}')
-            arguments += [] if value is True else [str(value)]
-    return arguments
+    training.run_test(config, checkpoint, parsed(overrides), **options)

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
-from ..config_tree import DROPPED, rewritten
+from ..config_tree import DROPPED, PACKAGE, imported_modules, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.distiller import is_distiller
@@ -27,7 +27,6 @@ from .atomic_backend import AtomicLocalBackend
 from .finite import check_finite
 from .loading import load_from_local
 
-PACKAGE = __name__.partition('.')[0]
 PREFIX = 'student.'
 BASE_SETTINGS = ('distiller_hooks', 'sssd_hooks', 'own_teacher')  # of configs/_base_
 
@@ -202,11 +201,10 @@ def _drop_imports(content: dict) -> None:
 
     A module that registers nothing was imported for its effect, and stays.
     """
-    custom = content.pop('custom_imports', None) or {}
-    imports = custom.get('imports', [])
+    imports, custom = imported_modules(content), content.pop('custom_imports', None)
     named = {text.rpartition('.')[2] for text in _texts(content)}
     needed = []
-    for module in [imports] if isinstance(imports, str) else imports:
+    for module in imports:
         classes = {name for name, cls in _registered() if _comes_from(cls, module)}
         if not _is_from(PACKAGE, module) and (not classes or classes & named):
             needed.append(module)

@@ -16,8 +16,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from ..checkpoints import AtomicLocalBackend
-from .dry_run import NEEDS_WORKERS
-from .mmdet_tools import user_errors_last
+from ..checks.dry_run import NEEDS_WORKERS
+from ..errors import user_errors_last
 from .training_steps import Trainee, seconds_in_turn
 
 WARM_UP = 3

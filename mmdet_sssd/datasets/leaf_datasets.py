@@ -1,4 +1,4 @@
-"""Finds the data sets that read files inside wrappers (concatenated, repeated, mixed …)."""
+"""Finds data sets inside wrappers (concatenated, repeated, mixed …), and evaluators in lists."""
 
 from collections.abc import Iterator
 
@@ -15,6 +15,11 @@ def leaf_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
     for inner_key, inner in nested_configs(value_at(cfg, key), key, into=WRAPPED):
         if not any(inner.get(name) for name in WRAPPED):
             yield inner_key, inner
+
+
+def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield the configs of one or several evaluators, with their keys."""
+    return nested_configs(cfg.get(key), key, into=())
 
 
 def leaf_datasets(dataset: object) -> Iterator[BaseDataset]:

@@ -1,5 +1,4 @@
 from .adaptive_distill_coef_hook import AdaptiveDistillCoefHook
-from .check_dataset_hook import CheckDatasetHook
 from .eval_teacher_hook import EvalTeacherHook
 from .export_student_hook import ExportStudentHook
 from .phase_hooks import DetachStudentHook, FreezeBackboneHook, TeacherScheduleHook
@@ -9,7 +8,6 @@ from .safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
     'AdaptiveDistillCoefHook',
-    'CheckDatasetHook',
     'DetachStudentHook',
     'EvalTeacherHook',
     'ExportStudentHook',

@@ -253,7 +253,7 @@ def test_a_class_that_refines_a_stock_one_becomes_it(monkeypatch):
 EXTENSION = """
 from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
-from mmdet_sssd.hooks import CheckDatasetHook
+from mmdet_sssd.checks import CheckDatasetHook
 from mmdet_sssd.models.losses import SSIMLoss
 
 @MODELS.register_module()

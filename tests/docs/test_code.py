@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from mmdet_sssd import hooks
+from mmdet_sssd.checks.annotations import check_annotations
 from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions
 from mmdet_sssd.config_tree import nested_configs
-from mmdet_sssd.datasets import check_annotations
 
 from ..stock_detectors import shallow_resnets
 from .blocks import PAGES, Block, blocks_of

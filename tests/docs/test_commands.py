@@ -20,10 +20,11 @@ import pytest
 from mmengine.config import Config
 from torch.distributed.run import get_args_parser
 
+from mmdet_sssd.checks.settings import check_overrides
 from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions, sweep_arms
-from mmdet_sssd.commands.overrides import check_overrides
 from mmdet_sssd_cli.commands import command_line
 from mmdet_sssd_cli.config_names import find_config
+from mmdet_sssd_cli.parameters import parsed
 
 from .blocks import PAGES, ROOT, Call, blocks_of, calls_of, prose_of
 
@@ -41,14 +42,14 @@ WORKERS = {  # what a command hands its arguments to; each is run for real by te
     'compare': 'commands.comparison.study.Study',
     'convert-lgd': 'checkpoints.convert_lgd',
     'detectors': 'commands.sweep.sweep',
-    'dry-run': 'commands.mmdet_tools.run_mmdet_tool',
+    'dry-run': 'commands.training.run_training',
     'export': 'checkpoints.export_student',
     'pool': 'commands.comparison.pool.write_pool',
     'pseudo-labels': 'commands.pseudo_labels.make_pseudo_labels',
     'quickstart': 'commands.quickstart.run_quickstart',
     'shapes': 'commands.shapes.draw_data_set',
-    'test': 'commands.mmdet_tools.run_mmdet_tool',
-    'train': 'commands.mmdet_tools.run_mmdet_tool',
+    'test': 'commands.training.run_test',
+    'train': 'commands.training.run_training',
     'visualize': 'commands.visualization.draw_images',
     'wrap': 'commands.wrapping.write_wrapped_config',
 }
@@ -73,7 +74,7 @@ def check_ours(call: Call) -> None:
         return
     given = context.params
     if given.get('overrides'):
-        check_overrides(Config.fromfile(find_config(given['config'])), given['overrides'])
+        check_overrides(Config.fromfile(find_config(given['config'])), parsed(given['overrides']))
     arms = [*(given.get('arms') or ()), *(given.get('against') or ())]
     if given.get('sweep'):
         arms += sweep_arms(given['sweep'], given['sweep_arm'])

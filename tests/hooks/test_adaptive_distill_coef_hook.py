@@ -6,7 +6,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch.optim import SGD
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.dry_run import warnings_listed
+from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 
 from ..toy_detector import toy_runner

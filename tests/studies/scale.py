@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 
 from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, run_benchmark
-from mmdet_sssd.commands.mmdet_tools import user_errors_last
+from mmdet_sssd.errors import user_errors_last
 
 mpl.use('agg')
 import matplotlib.pyplot as plt

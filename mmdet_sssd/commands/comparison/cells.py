@@ -12,9 +12,9 @@ from mmdet.registry import METRICS
 from mmengine.config import Config
 
 from ...checkpoints import AtomicLocalBackend
+from ...config_tree import with_imports
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
-from ..custom_imports import with_imports
 from ..locks import locked
 from .metrics import main_metric
 from .results import CellResult, ResultsFolder, plain_config

@@ -14,13 +14,12 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ... import hooks
-from ...config_tree import nested_configs, value_at
+from ...config_tree import PACKAGE, nested_configs, value_at, with_imports
 from ...errors import ConfigError, within
 from ...models import probe
 from ...models.distiller import is_distiller
 from ...models.replay import head_parameters
 from ...optimizers import StudentNames
-from ..custom_imports import PACKAGE, with_imports
 from .changes import Changes, stock_changes
 from .options import RANKING_BRANCHES, WrappingOptions
 from .source import LINE_LENGTH, Expression, assignment, source

@@ -1,12 +1,13 @@
 """Rehearses a training run up to and including its first iteration."""
 
 import copy
+import io
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from logging import LogRecord
 from typing import Any
 from unittest.mock import patch
@@ -25,47 +26,38 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..checkpoints import find_checkpoint_to_resume
+from ..datasets import leaf_datasets
 from ..errors import ConfigError, user_error
 from ..hooks import PreemptionHook
-from ..hooks.check_dataset_hook import CheckDatasetHook, check_data_sets
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
-from ..models.student import count_classes
+from .checkpoints import detector_weights, misfit
+from .images import check_image_files
+from .labels import CheckDatasetHook, check_data_sets
 
 SHOWN_CLASSES = 10
 NEEDS_WORKERS = ('prefetch_factor', 'timeout', 'multiprocessing_context')
 
 
-class DryRun:
-    """Replaces a runner: its ``train`` runs one iteration and one validation batch.
+def rehearse(cfg: Config, build: Callable[[Config], Runner]) -> None:
+    """Train one iteration, validate one batch, and print warnings and a summary.
 
     It uses mmengine's runner with all hooks, so a config that passes will also start to train. The
     runner gets a temporary work directory, no visualisation backends, and loaders without worker
-    processes, whose errors would be harder to read.
+    processes, whose errors would be harder to read. What other packages print is left out.
 
     Args:
-        cfg: The whole config.
+        cfg: The whole config; not changed.
         build: Builds a runner from a config.
-        warnings: Grows with each warning, see :func:`warnings_listed`.
+
+    Raises:
+        ConfigError: if anything fails; the message names the stage.
     """
-
-    def __init__(
-        self, cfg: Config, build: Callable[[Config], Runner], warnings: Sequence[str] = ()
-    ) -> None:
-        self.cfg = cfg
-        self.build = build
-        self.warnings = warnings
-
-    def train(self) -> None:
-        """Rehearse and print a summary.
-
-        Raises:
-            ConfigError: if anything fails; the message names the stage.
-        """
-        rehearsal = RehearsalHook()
+    rehearsal = RehearsalHook()
+    with warnings_listed(shown=False) as warnings, tempfile.TemporaryDirectory() as work_dir:
         try:
-            with tempfile.TemporaryDirectory() as work_dir:
-                runner = self.build(rehearsed_config(self.cfg, work_dir))
+            with redirect_stdout(io.StringIO()):
+                runner = build(rehearsed_config(cfg, work_dir))
                 runner.register_hook(rehearsal, 'HIGHEST')
                 # It would finish a validation before it stops, and a rehearsal saves nothing.
                 runner._hooks = [x for x in runner.hooks if not isinstance(x, PreemptionHook)]
@@ -79,8 +71,11 @@ class DryRun:
             raise ConfigError(
                 f'{rehearsal.stage} failed ({type(error).__name__}: {first_line}); --debug shows where'
             ) from error
+        finally:
+            for message in dict.fromkeys(warnings):
+                print(f'warning: {message}')
         if is_main_process():
-            print(summary(runner, rehearsal, self.warnings))
+            print(summary(runner, rehearsal, warnings))
 
 
 def rehearsed_config(cfg: Config, work_dir: str) -> Config:
@@ -118,6 +113,7 @@ class RehearsalHook(Hook):
         losses: Its logged values, by name.
         bad_gradients: Names of the parameters whose gradient is not finite.
         num_predictions: Objects found in the validation batch; None without validation.
+        weights: What was loaded from a checkpoint; empty without one.
     """
 
     def __init__(self) -> None:
@@ -127,16 +123,29 @@ class RehearsalHook(Hook):
         self.losses: dict[str, float] = {}
         self.bad_gradients: list[str] = []
         self.num_predictions: int | None = None
+        self.weights = ''
 
     def before_run(self, runner: Runner) -> None:
         """Note that weights come next: ``init_cfg``, then ``load_from`` or the checkpoint."""
         self.stage = 'loading the weights'
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note how many of the detector's weights are in a checkpoint."""
+        own, loaded = find_detector(runner).state_dict(), detector_weights(runner, checkpoint)
+        fit = [key for key, x in own.items() if key in loaded and loaded[key].shape == x.shape]
+        problem = misfit(own, loaded)
+        self.weights = f'{len(fit)} of {len(own)} from {runner._load_from}' + (
+            problem and f': {problem}'
+        )
+
     def before_train(self, runner: Runner) -> None:
-        """Check the labels, unless a hook of the run does, and watch the gradients."""
-        self.stage = 'reading a training batch'
+        """Check labels, unless a hook of the run does, and image files, and watch the gradients."""
+        self.stage = 'checking the data'
         if not any(isinstance(hook, CheckDatasetHook) for hook in runner.hooks):
-            _check_labels(runner)
+            check_data_sets(runner)
+        loaders = [runner.train_dataloader, getattr(runner.val_loop, 'dataloader', None)]
+        check_image_files(x for loader in loaders if loader for x in leaf_datasets(loader.dataset))
+        self.stage = 'reading a training batch'
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             runner.train_loop._iter = 0  # a resumed loop would read all batches that it skips
         # AMP's loss scaler handles infinite gradients.
@@ -232,15 +241,20 @@ class RehearsalHook(Hook):
 
 
 @contextmanager
-def warnings_listed() -> Iterator[list[str]]:
-    """List what is logged as a warning or an error meanwhile, by any of mmengine's loggers."""
+def warnings_listed(shown: bool = True) -> Iterator[list[str]]:
+    """List what is logged as a warning or an error meanwhile, by any of mmengine's loggers.
+
+    Args:
+        shown: Whether it is logged, too.
+    """
     listed: list[str] = []
     log = MMLogger.callHandlers
 
     def log_and_list(self: MMLogger, record: LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             listed.append(record.getMessage())
-        log(self, record)
+        if shown:
+            log(self, record)
 
     with patch.object(MMLogger, 'callHandlers', log_and_list):
         yield listed
@@ -260,26 +274,17 @@ def summary(runner: Runner, rehearsal: RehearsalHook, warnings: Sequence[str]) -
         'images': f'{len(train)} to train on'
         + (f', {len(val.dataset)} to validate on' if val else ''),
         'losses': ', '.join(f'{k} {x:.4g}' for k, x in rehearsal.losses.items() if 'loss' in k),
+        'weights': rehearsal.weights,
         'first step': f'{rehearsal.seconds:.2f} s for {rehearsal.batch_size} images'
         + _peak_memory(),
     }
     if rehearsal.num_predictions is not None:
         rows['validation'] = f'{rehearsal.num_predictions} predictions in a batch'
-    lines = [f'  {name:<12}{row}' for name, row in rows.items()]
+    lines = [f'  {name:<12}{row}' for name, row in rows.items() if row]
     noted = {0: '', 1: ', with a warning (above)'}.get(
         len(warnings), f', with {len(warnings)} warnings (above)'
     )
     return '\n'.join([f'dry run: this config trains{noted}', *lines])
-
-
-def _check_labels(runner: Runner) -> None:
-    """Check the labels against the number of the model's classes, if it is known."""
-    model = bare_model(runner)
-    distilled = isinstance(model, Distiller)
-    num_classes = model.count_classes() if distilled else count_classes(model)
-    if num_classes is None:
-        return
-    check_data_sets(runner, find_detector(runner), num_classes)
 
 
 def _samples(data_batch: dict) -> SampleList:

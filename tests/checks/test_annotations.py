@@ -6,8 +6,8 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.dry_run import warnings_listed
-from mmdet_sssd.datasets import check_annotations
+from mmdet_sssd.checks.annotations import check_annotations
+from mmdet_sssd.checks.dry_run import warnings_listed
 
 
 def coco(**changes) -> dict:
@@ -129,9 +129,7 @@ def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
     content = coco()
     content['annotations'][0]['category_id'] = 7
     (tmp_path / 'train.json').write_text(json.dumps(content))
-    with pytest.raises(
-        ConfigError, match=r'annotation 5 .* has category_id 7; its categories are \[1, 2\]'
-    ):
+    with pytest.raises(ConfigError, match=r'annotation 5 of category_id 7, .* \[1, 2\]'):
         check_annotations(config)
 
 
@@ -146,26 +144,14 @@ def annotation_without(key: str) -> dict:
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(images=[], annotations=[]), r'train\.json has no images$'),
-        (dict(annotations=[]), r'train\.json has no annotations$'),
-        (
-            dict(annotations=[annotation_without('area')]),
-            r"has no area: \{'id': 5, .*\}; mmdet reads area, bbox, ",
-        ),
-        (
-            dict(annotations=[annotation(bbox=['1', 1, 4, 4])]),
-            r"annotation 5 .* has bbox \['1', 1, 4, 4\]; accepted: four numbers",
-        ),
-        (dict(annotations=[annotation(bbox=[1, 4])]), r'has bbox \[1, 4\]; accepted: four numbers'),
-        (dict(images=coco()['images'] * 2), r'2 images in .*train\.json share 1 ids; give each'),
-        (
-            dict(annotations=[annotation(), annotation()]),
-            r'2 annotations in .*train\.json share 1 ids; give each its own id$',
-        ),
-        (
-            dict(annotations=[annotation(image_id='1')]),
-            r"no image_id .* is the id of an image: '1' and others, but images have ids like 1$",
-        ),
+        (dict(images=[], annotations=[]), 'no images'),
+        (dict(annotations=[]), 'no annotations'),
+        (dict(annotations=[annotation_without('area')]), 'without area'),
+        (dict(annotations=[annotation(bbox=['1', 1, 4, 4])]), 'annotation 5 with bbox'),
+        (dict(annotations=[annotation(bbox=[1, 4])]), 'annotation 5 with bbox'),
+        (dict(images=coco()['images'] * 2), '2 images with 1 ids'),
+        (dict(annotations=[annotation(), annotation()]), '2 annotations with 1 ids'),
+        (dict(annotations=[annotation(image_id='1')]), "no image .*'1' and others"),
     ],
 )
 def test_entries_that_mmdet_would_stumble_over_are_named(config, tmp_path, changes, message):
@@ -216,7 +202,7 @@ def test_labels_that_coco_s_metric_cannot_read_are_named(config, tmp_path):
     (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=[lacking])))
     with pytest.raises(
         ConfigError,
-        match=r'^val_evaluator\.ann_file: 1 annotations in .* have no iscrowd, the first',
+        match=r'^val_evaluator\.ann_file: .* 1 annotations without iscrowd',
     ):
         check_annotations(config)
     config.val_evaluator.ann_file = None  # then mmdet writes a file with it
@@ -226,7 +212,7 @@ def test_labels_that_coco_s_metric_cannot_read_are_named(config, tmp_path):
 def test_an_image_without_its_size_is_named(config, tmp_path):
     content = coco(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}])
     (tmp_path / 'train.json').write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r'1 images in .*train\.json have .* no width, .*a\.jpg'):
+    with pytest.raises(ConfigError, match=r'train\.json has 1 images without .*a\.jpg'):
         check_annotations(config)
 
 

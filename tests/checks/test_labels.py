@@ -6,9 +6,13 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, MODELS
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.hooks import check_dataset_hook
+from mmdet_sssd.checks import CheckDatasetHook
+from mmdet_sssd.checks.dry_run import warnings_listed
+from mmdet_sssd.checks.labels import check_data_sets
 
 from ..toy_detector import toy_runner
+
+STUDENT = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
 
 
 def coco_dataset(tmp_path, labels, classes, **kwargs):
@@ -42,17 +46,42 @@ def coco_dataset(tmp_path, labels, classes, **kwargs):
     )
 
 
-def test_more_classes_than_the_data_set_names_are_pointed_out(tmp_path, monkeypatch):
-    logged = []
-    monkeypatch.setattr(check_dataset_hook, 'print_log', lambda m, **_: logged.append(m))
+def check(training, num_classes, validation=None):
+    """Check built data sets against a detector, as a run does."""
+    model = MODELS.build(STUDENT)
+    model.bbox_head.num_classes = num_classes
+    loader = SimpleNamespace(dataset=validation)
+    evaluator = SimpleNamespace(metrics=[CocoMetric(ann_file=None, metric='bbox')])
+    check_data_sets(
+        SimpleNamespace(
+            model=model,
+            train_dataloader=SimpleNamespace(dataset=training),
+            val_loop=validation and SimpleNamespace(dataloader=loader, evaluator=evaluator),
+        )
+    )
+
+
+def test_more_classes_than_the_data_set_names_are_pointed_out(tmp_path):
     dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1], ('a', 'b')))
-    detector = DATASETS  # anything that is no RPN
-    check_dataset_hook.check_labels(dataset, detector, 2)
-    check_dataset_hook.check_labels(dataset, detector, None)  # its heads do not say
-    assert logged == []
-    check_dataset_hook.check_labels(dataset, detector, 3)
-    (message,) = logged
-    assert message.startswith('The data set names 2 classes, the detector has 3: check num_classes')
+    with warnings_listed() as warnings:
+        check(dataset, 2)
+        check(dataset, None)  # its heads do not say
+        assert warnings == []
+        check(dataset, 3)
+    assert len(warnings) == 1
+
+
+def test_a_mask_that_the_pipeline_loads_is_missing(tmp_path):
+    """It would end the run with a KeyError in the first epoch."""
+    cfg = coco_dataset(tmp_path, [0, 1], ('a', 'b'))
+    content = json.loads((tmp_path / 'train.json').read_text())
+    content['annotations'][0]['segmentation'] = [[1, 1, 9, 1, 9, 9]]
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    check(DATASETS.build({**cfg, 'pipeline': [dict(type='LoadAnnotations')]}), 2)
+    with pytest.raises(ConfigError, match=r'1\.jpg'):
+        check(
+            DATASETS.build({**cfg, 'pipeline': [dict(type='LoadAnnotations', with_mask=True)]}), 2
+        )
 
 
 def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
@@ -66,22 +95,11 @@ def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
         for folder, names in zip(folders, classes, strict=True)
     )
 
-    def check_against(validation):
-        metric = CocoMetric(ann_file=None, metric='bbox')
-        runner = SimpleNamespace(
-            train_dataloader=SimpleNamespace(dataset=training),
-            val_loop=SimpleNamespace(
-                dataloader=SimpleNamespace(dataset=validation),
-                evaluator=SimpleNamespace(metrics=[metric]),
-            ),
-        )
-        check_dataset_hook.check_data_sets(runner, DATASETS, 2)
-
-    check_against(same)
+    check(training, 2, same)
     with pytest.raises(
         ConfigError, match=r'label 0 is a in .*train.train\.json, but b in .*swapped'
     ):
-        check_against(swapped)
+        check(training, 2, swapped)
 
 
 def run_with(tmp_path, dataset):
@@ -96,12 +114,11 @@ def run_with(tmp_path, dataset):
 
 
 def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
-    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
     distiller = MODELS.build(
         dict(
             type='Distiller',
-            student=student,
-            teachers=dict(large=dict(type='PretrainedTeacher', config=student, checkpoint=None)),
+            student=STUDENT,
+            teachers=dict(large=dict(type='PretrainedTeacher', config=STUDENT, checkpoint=None)),
             terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
         )
     )
@@ -109,7 +126,7 @@ def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
     loader = SimpleNamespace(dataset=dataset)
     runner = SimpleNamespace(model=distiller, train_dataloader=loader, val_loop=None)
     with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
-        check_dataset_hook.CheckDatasetHook().before_train(runner)
+        CheckDatasetHook().before_train(runner)
 
 
 @pytest.mark.parametrize('wrapped', [True, False])

@@ -2,7 +2,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.custom_imports import check_custom_imports
+from mmdet_sssd.checks.settings import check_settings
 
 DISTILLER = dict(model=dict(type='SSSDDistiller'))
 
@@ -10,7 +10,7 @@ DISTILLER = dict(model=dict(type='SSSDDistiller'))
 @pytest.mark.parametrize('imports', ['mmdet_sssd', ['json', 'mmdet_sssd'], ['mmdet_sssd.models']])
 @pytest.mark.parametrize('used', [DISTILLER, dict(model=dict(type='RetinaNet')), {}])
 def test_what_imports_the_package_passes(imports, used):
-    check_custom_imports(Config({**used, 'custom_imports': dict(imports=imports)}))
+    check_settings(Config({**used, 'custom_imports': dict(imports=imports)}), ())
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_what_imports_the_package_passes(imports, used):
 def test_a_lost_import_is_named_with_what_to_write(used, name):
     cfg = Config({**used, 'custom_imports': dict(imports=['mmpretrain.models'])})
     with pytest.raises(ConfigError) as error:
-        check_custom_imports(cfg)
+        check_settings(cfg, ())
     message = str(error.value)
     assert message.startswith(
         f"custom_imports.imports is ['mmpretrain.models'], without 'mmdet_sssd', which {name} needs"
@@ -38,4 +38,4 @@ def test_a_lost_import_is_named_with_what_to_write(used, name):
 
 def test_a_stock_config_needs_no_import():
     hooks = dict(logger=dict(type='LoggerHook'))
-    check_custom_imports(Config(dict(model=dict(type='RetinaNet'), default_hooks=hooks)))
+    check_settings(Config(dict(model=dict(type='RetinaNet'), default_hooks=hooks)), ())

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.dry_run import DryRun
+from mmdet_sssd.checks.checkpoints import CheckResumeHook
+from mmdet_sssd.checks.dry_run import rehearse as rehearse_run
+from mmdet_sssd.commands.training import build_runner
 
 from ..command import error_of, run_command
 
@@ -62,10 +65,10 @@ def rehearse(config, folder, capsys, **options) -> dict[str, str]:
     cfg.work_dir = str(folder / 'work')
     cfg.experiment_name = f'{folder.name}_{len(options)}'  # runners of one name share their logs
     cfg.merge_from_dict(options)
-    DryRun(cfg, Runner.from_cfg).train()
+    rehearse_run(cfg, partial(build_runner, hook=CheckResumeHook()))
     assert cfg.train_dataloader.num_workers == 2, "the caller's config was changed"
-    text = capsys.readouterr().out.rpartition('dry run: this config trains\n')[2]
-    return dict(re.split(r' {2,}', line.strip(), maxsplit=1) for line in text.splitlines())
+    _, *lines = capsys.readouterr().out.rpartition('dry run: this config trains')[2].splitlines()
+    return dict(re.split(r' {2,}', line.strip(), maxsplit=1) for line in lines)
 
 
 def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
@@ -206,6 +209,27 @@ def test_the_command_ends_well_or_with_the_error(shapes, monkeypatch, capsys, co
     (shapes / 'images/0.png').unlink()
     found = error_of(*command, DISTILLED, 'train_dataloader.batch_size=4')
     assert re.match(r'.*0\.png', found)
+
+
+def test_a_broken_image_outside_the_first_batches_is_found(shapes, monkeypatch):
+    monkeypatch.chdir(shapes)
+    content = json.loads((shapes / 'annotations/val.json').read_text())
+    content['images'][-1]['file_name'] = 'broken.png'
+    (shapes / 'annotations/val.json').write_text(json.dumps(content))
+    (shapes / 'images/broken.png').write_bytes((shapes / 'images/3.png').read_bytes()[:40])
+    found = error_of('dry-run', STOCK)
+    assert found.startswith(f'1 of {NUM_IMAGES} images cannot be loaded, the first is {shapes}')
+    assert 'images/broken.png (' in found
+
+
+def test_the_output_is_ours_alone(shapes, monkeypatch, capfd):
+    """Not a line for each frozen parameter, and none by pycocotools."""
+    monkeypatch.chdir(shapes)
+    frozen = ['model.backbone.frozen_stages=1', 'optim_wrapper.paramwise_cfg.norm_decay_mult=0']
+    assert run_command('dry-run', STOCK, *frozen) == (0, '')
+    out = capfd.readouterr().out
+    assert out.startswith('dry run: this config trains')
+    assert all(line.startswith('  ') for line in out.splitlines()[1:])
 
 
 def test_warnings_are_counted_in_the_summary(shapes, monkeypatch, capsys):

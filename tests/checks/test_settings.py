@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.settings_check import check_settings
+from mmdet_sssd.checks.settings import check_settings
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ('train', 'val')

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..config_tree import nested_configs, value_at
 from ..errors import ConfigError
-from ..hooks.check_dataset_hook import check_evaluated_classes
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
 from ..models.student import count_classes
+from .labels import check_evaluated_classes
 
 STATE = ('meta', 'message_hub', 'optimizer')
 """What a checkpoint to resume from has beside weights."""
@@ -34,9 +34,9 @@ class CheckTestHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare names and shapes of weights; a stock checkpoint fits a distiller's student, too."""
-        prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
-        loaded = {key.removeprefix(prefix): x for key, x in _weights(checkpoint).items()}
-        if problem := _misfit(find_detector(runner).state_dict(), loaded):
+        if problem := misfit(
+            find_detector(runner).state_dict(), detector_weights(runner, checkpoint)
+        ):
             raise ConfigError(
                 f'{runner._load_from} does not fit the {_name(runner)} that the config makes: '
                 f'{problem}. Give the config that it was trained with, or for a distilled student the '
@@ -45,8 +45,7 @@ class CheckTestHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Compare the numbers of classes."""
-        detector = find_detector(runner)
-        check_evaluated_classes(runner.test_loop, detector, count_classes(detector))
+        check_evaluated_classes(runner, runner.test_loop, count_classes(find_detector(runner)))
 
 
 class CheckResumeHook(Hook):
@@ -70,7 +69,7 @@ class CheckResumeHook(Hook):
                 f'--resume: {path} has no {" and no ".join(missing)}, so it is not the checkpoint of a '
                 f'run to go on with; to start a new run from its weights, set load_from={path}'
             )
-        if problem := _misfit(bare_model(runner).state_dict(), _weights(checkpoint)):
+        if problem := misfit(bare_model(runner).state_dict(), _weights(checkpoint)):
             raise ConfigError(
                 f'--resume: {path} does not fit the {_name(runner)} that the config makes: '
                 f'{problem}. Resume with the config that it was trained with, or set load_from={path} '
@@ -103,7 +102,13 @@ def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
-def _misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
+def detector_weights(runner: Runner, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Extract a checkpoint's weights of the detector: of a distiller's student, or a stock one's."""
+    prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
+    return {key.removeprefix(prefix): x for key, x in _weights(checkpoint).items()}
+
+
+def misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
     """Describe the first weight of a model that a checkpoint lacks, or has in another shape."""
     for key, weight in own.items():
         key = key.removeprefix('module.')

@@ -13,9 +13,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.checks.settings import check_overrides
 from mmdet_sssd.commands.locks import locked
-from mmdet_sssd.commands.mmdet_tools import _set_torchrun_variables, user_errors_last
-from mmdet_sssd.commands.overrides import check_overrides
+from mmdet_sssd.commands.training import _set_torchrun_variables
+from mmdet_sssd.errors import user_errors_last
 
 from ..command import error_of
 
@@ -199,7 +200,7 @@ def test_broken_checkpoints_are_named_when_a_run_is_resumed(data):
 
 
 def test_a_second_run_in_a_folder_is_refused(data, monkeypatch):
-    monkeypatch.setattr('mmdet_sssd.commands.mmdet_tools.SECONDS_TO_END', 0.1)
+    monkeypatch.setattr('mmdet_sssd.commands.training.SECONDS_TO_END', 0.1)
     with locked(data / 'work/.lock'):
         found = error_of('train', CONFIG, '--work-dir', data / 'work')
     assert found.startswith(f'another run is training in {data}/work, and both would write')
@@ -255,7 +256,5 @@ def test_a_variable_is_answered_with_what_it_was_used_for():
         match=r'data_root by the time it is changed; change train_dataloader\.dataset\.data_root or '
         r'val_dataloader\.dataset\.data_root, or the file$',
     ):
-        check_overrides(cfg, ['data_root=b/'])
-    check_overrides(
-        cfg, ['compile=True', 'sync_bn=torch', 'model_wrapper_cfg.broadcast_buffers=True']
-    )
+        check_overrides(cfg, ['data_root'])
+    check_overrides(cfg, ['compile', 'sync_bn', 'model_wrapper_cfg.broadcast_buffers'])

@@ -1,0 +1,169 @@
+"""Checks settings that mmengine would ignore, or fail on after the first epoch."""
+
+import difflib
+import inspect
+from collections.abc import Collection, Iterator
+
+from mmdet.registry import HOOKS, MODELS
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..config_tree import PACKAGE, imported_modules, nested_configs, value_at
+from ..datasets import VARIABLES, evaluator_configs
+from ..errors import ConfigError, check, did_you_mean
+
+OF_TOOLS = ('auto_scale_lr', 'find_unused_parameters', 'runner_type', 'tta_model', 'tta_pipeline')
+OF_RUNNERS = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'model_wrapper_cfg',
+    'sync_bn',
+)
+KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_imports'}
+"""Keys that mmengine and mmdet read."""
+
+OF_MMDET_2 = dict(
+    data='train_dataloader',
+    evaluation='val_evaluator',
+    lr='optim_wrapper.optimizer.lr',
+    lr_config='param_scheduler',
+    optimizer='optim_wrapper.optimizer',
+    runner='train_cfg',
+)
+LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
+SIMILAR = 0.85  # from here on a key is a misspelt one; mmdet's own configs have none like that
+BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
+    """Check a config's imports, names of keys, hooks, length, batch sizes, and best metric.
+
+    Args:
+        cfg: The whole config.
+        stages: What will be run: ``'train'``, ``'val'``, ``'test'``.
+
+    Raises:
+        ConfigError: if the model or a hook is this package's and ``custom_imports`` lacks it, a key is
+            a misspelt one of mmengine's, a hook has no type, a length or batch size is not a whole
+            number of 1 or more, or ``save_best`` names a metric that no evaluator has.
+    """
+    _check_imports(cfg)
+    known = inspect.signature(Runner).parameters
+    for key in cfg:
+        found = difflib.get_close_matches(key, known, n=1, cutoff=SIMILAR)
+        if found and key not in known and f'{found[0]}_' not in key and f'_{found[0]}' not in key:
+            raise ConfigError(
+                f'the config has {key}, which nothing reads; if it is {found[0]}, write so, else give '
+                'it another name'
+            )
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, dict) and 'type' not in hook:
+            raise ConfigError(
+                f'default_hooks.{name} has no type; found {dict(hook)}. The config inherits no hook of '
+                'that name, so give its type, or the name of the hook to change'
+            )
+    lengths = {f'{stage}_dataloader.batch_size' for stage in stages}
+    if 'train' in stages:
+        lengths |= {f'train_cfg.{key}' for key in LENGTHS}
+        _check_best(cfg)
+    for key in sorted(lengths):
+        value = value_at(cfg, key)
+        is_length = value is None or (isinstance(value, int) and value >= 1)
+        check(key, value, is_length, 'a whole number >= 1')
+
+
+def _check_imports(cfg: Config) -> None:
+    """Refuse a config that only this package's commands, which import it anyway, could read."""
+    used = [
+        ('model.type=', MODELS, cfg.get('model')),
+        *(('the hook ', HOOKS, x) for x in _hooks(cfg)),
+    ]
+    imports = imported_modules(cfg)
+    for what, registry, config in used:
+        name = config.get('type') if isinstance(config, dict) else None
+        cls = registry.get(name) if isinstance(name, str) else name
+        is_ours = getattr(cls, '__module__', '').partition('.')[0] == PACKAGE
+        if is_ours and not any(x.partition('.')[0] == PACKAGE for x in imports):
+            raise ConfigError(
+                f'custom_imports.imports is {imports!r}, without {PACKAGE!r}, which {what}{name} needs '
+                '(a config that sets custom_imports replaces the list it inherits); write '
+                f'custom_imports = dict(imports={[*imports, PACKAGE]!r}, allow_failed_imports=False)'
+            )
+
+
+def _hooks(cfg: Config) -> list:
+    return [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+
+
+def _check_best(cfg: Config) -> None:
+    """Check that the metric of the best checkpoint is one of COCO's, if only these are evaluated."""
+    wanted = [x['save_best'] for x in _hooks(cfg) if isinstance(x, dict) and x.get('save_best')]
+    evaluators = [x for _, x in evaluator_configs(cfg, 'val_evaluator')]
+    if not all(x.get('type') in ('CocoMetric', 'mmdet.CocoMetric') for x in evaluators):
+        return
+    known = [name for x in evaluators for name in _metrics(x)]
+    for name in (name for x in wanted for name in ([x] if isinstance(x, str) else x)):
+        is_known = name in ('auto', *known) or not known or name.startswith('teacher/')
+        accepted = ', '.join(['auto', *known])
+        check('save_best of default_hooks.checkpoint', name, is_known, accepted)
+
+
+def _metrics(evaluator: dict) -> Iterator[str]:
+    """Yield the names of COCO's metrics of boxes and masks."""
+    metrics = evaluator.get('metric', 'bbox')
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        for item in evaluator.get('metric_items') or BOX_METRICS:
+            yield f'{evaluator.get("prefix") or "coco"}/{metric}_{item}'
+
+
+def check_overrides(cfg: Config, keys: Collection[str]) -> None:
+    """Refuse changes that would have no effect.
+
+    Modules refuse unknown settings when they are built; this checks the keys above them, which
+    mmengine adds to the config without question.
+
+    Args:
+        cfg: The whole config, without the changes.
+        keys: The changes' dotted keys.
+
+    Raises:
+        ConfigError: if mmengine does not read the first key, such as one of the config's variables, or
+            if an inner key is new, gets no ``type``, and is a hook or resembles an existing key.
+    """
+    for key in keys:
+        first, *rest = key.split('.')
+        if first not in KNOWN:
+            raise _without_effect(cfg, key, first)
+        place = first
+        for name in rest:
+            found = value_at(cfg, place)
+            if found is not None and not isinstance(found, (dict, list, tuple)):
+                raise ConfigError(f'{key}: {place} is {found!r}, which has no settings')
+            place = f'{place}.{name}'
+            is_new = isinstance(found, dict) and name not in found and place != key
+            if is_new and f'{place}.type' not in keys:
+                hint = did_you_mean(name, found)
+                if hint or first == 'default_hooks':
+                    raise ConfigError(
+                        f'the config has no {place}{hint} (a new one needs {place}.type)'
+                    )
+
+
+def _without_effect(cfg: Config, key: str, first: str) -> ConfigError:
+    """Say what to change instead of a key that mmengine does not read."""
+    if first not in cfg:
+        renamed = f'; did you mean {OF_MMDET_2[first]}?' if first in OF_MMDET_2 else ''
+        hint = renamed or did_you_mean(first, KNOWN)
+        return ConfigError(f'{key}: the config has no {first}{hint}')
+    variable = f'SSSD_{first.upper()}'
+    if variable in VARIABLES and 'train_ann' in cfg:  # a config for the user's own data
+        advice = f'set {variable} in the environment'
+    else:
+        places = [
+            f'{place}.{first}' for place, x in nested_configs(cfg.to_dict()) if place and first in x
+        ]
+        advice = f'change {" or ".join(places[:3]) or "what it was used for"}, or the file'
+    return ConfigError(
+        f'{key}: the config has used its variable {first} by the time it is changed; {advice}'
+    )
