@@ -4,6 +4,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
+ADVICE = (
+    'Train again with a lower optim_wrapper.optimizer.lr, or with gradients clipped '
+    '(optim_wrapper.clip_grad)'
+)
+
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Refuse the weights of a run that has diverged.
@@ -18,6 +23,5 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
     if broken:
         raise ConfigError(
             f'{len(broken)} of {len(weights)} weights are not finite, the first is {broken[0]}: the '
-            'run diverged. Train again with a lower optim_wrapper.optimizer.lr, or with gradients '
-            'clipped (optim_wrapper.clip_grad)'
+            f'run diverged. {ADVICE}'
         )

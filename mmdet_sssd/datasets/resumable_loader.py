@@ -3,15 +3,14 @@
 import inspect
 import pickle
 import random
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
-from mmdet.datasets.samplers import MultiSourceSampler
-from mmengine.dataset import InfiniteSampler
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 
 class ResumableLoader(DataLoader):
@@ -19,13 +18,15 @@ class ResumableLoader(DataLoader):
 
     With each batch a worker sends the states of its random generators. A restored loader draws the
     indices of skipped batches from the sampler without loading them, assigns each batch to its
-    original worker, and starts that worker from its states.
+    original worker, and starts that worker from its states. Samplers that draw random numbers get
+    generators of their own: they run ahead of the training, by how much depends on the workers.
 
     Made from an existing loader, see :meth:`take_over`.
 
     Attributes:
         worker_states: Latest states of each worker's generators, by worker number, as of the batches
             yielded so far. Workers without an entry have loaded none.
+        num_passes: Number of passes through the sampler that have begun.
     """
 
     @classmethod
@@ -39,6 +40,7 @@ class ResumableLoader(DataLoader):
             return False
         loader.__class__ = cls
         loader.worker_states = {}
+        loader.num_passes = 0
         loader._put_back = None
         loader._after_start = None
         loader._num_skipped = 0
@@ -51,7 +53,7 @@ class ResumableLoader(DataLoader):
         worker_states: dict[int, bytes],
         after_start: Callable[[], None] | None = None,
     ) -> None:
-        """Make the next epoch begin after some batches.
+        """Make the next pass begin after some batches.
 
         Args:
             num_batches: Number of skipped batches.
@@ -63,28 +65,36 @@ class ResumableLoader(DataLoader):
         self._after_start = after_start
 
     def start_workers(self, worker_states: dict[int, bytes]) -> None:
-        """Start persistent workers in their states at the end of an epoch."""
+        """Start persistent workers in their states at the end of a pass."""
         self._num_skipped = None
         self._put_back = worker_states
         self._start()
 
-    @property
-    def is_infinite(self) -> bool:
-        """Whether the sampler never ends."""
-        sampler = getattr(self.batch_sampler, 'sampler', None)
-        return isinstance(sampler, (InfiniteSampler, MultiSourceSampler))
-
     def rewind(self) -> None:
-        """Stop workers that read ahead, and restart an infinite sampler."""
+        """Stop workers that read ahead, and restart the sampler."""
         self._iterator = None
         for sampler in (self.batch_sampler.sampler, self.batch_sampler):
             names = inspect.signature(type(sampler)).parameters
-            sampler.__init__(**{name: getattr(sampler, name) for name in names})
+            known = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
+            sampler.__init__(**known)
+
+    def skip_passes(self, number: int) -> None:
+        """Run the sampler, which may carry a state on, through passes without loading them."""
+        for self.num_passes in range(number):
+            self.set_epoch(self.num_passes)
+            deque(_with_own_numbers(self.batch_sampler.sampler, self._seed), maxlen=0)
+        self.num_passes = number
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler the number of the next pass."""
+        if hasattr(self.batch_sampler.sampler, 'set_epoch'):
+            self.batch_sampler.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """Start or reset the workers at the first batch, and record their states with each."""
-        num_skipped = self._num_skipped or 0
+        num_skipped = self._num_skipped
         batches = self._start()
+        self.num_passes += 1
         if self._after_start is not None:
             self._after_start()
             self._after_start = None
@@ -107,34 +117,55 @@ class ResumableLoader(DataLoader):
         return batches
 
     @property
-    def _index_sampler(self) -> Sampler:
-        sampler = super()._index_sampler
-        if self._num_skipped == 0:
-            return sampler
-        return _SkippingOnce(sampler, self._num_skipped, self.num_workers)
+    def _seed(self) -> int:
+        return getattr(self.batch_sampler.sampler, 'seed', 0) + self.num_passes
+
+    @property
+    def _index_sampler(self) -> '_Indices':
+        return _Indices(self)
 
 
-class _SkippingOnce:
-    """A batch sampler that skips its first batches, once; None skips all.
+class _Indices:
+    """What a loader's iterator, which persistent workers keep, asks for indices in each pass.
 
     A few empty batches come first, so that the next batch reaches its worker.
     """
 
-    def __init__(self, sampler: Sampler, num_skipped: int | None, num_workers: int) -> None:
-        self.sampler = sampler
-        self.num_skipped = num_skipped
-        self.num_empty = num_skipped % num_workers if num_skipped and num_workers else 0
+    def __init__(self, loader: ResumableLoader) -> None:
+        self.loader = loader
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.loader.batch_sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        num_skipped, self.num_skipped = self.num_skipped, 0
-        if num_skipped is None:
+        loader, skipped = self.loader, self.loader._num_skipped
+        if skipped is None:
+            return iter(())
+        num_empty = skipped % loader.num_workers if loader.num_workers else 0
+        batches = _with_own_numbers(loader.batch_sampler, loader._seed)
+        return chain([[]] * num_empty, islice(batches, skipped, None))
+
+
+def _with_own_numbers(values: Iterable, seed: int) -> Iterator:
+    """Iterate with the random generators in states of the iterator's own."""
+    before = cpu_random_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    own = cpu_random_state()
+    set_cpu_random_state(before)
+    iterator = iter(values)
+    while True:
+        before = cpu_random_state()
+        set_cpu_random_state(own)
+        try:
+            value = next(iterator)
+            own = cpu_random_state()
+        except StopIteration:
             return
-        if num_skipped:
-            yield from [[]] * self.num_empty
-        yield from islice(self.sampler, num_skipped, None)
+        finally:
+            set_cpu_random_state(before)
+        yield value
 
 
 class _CollateWithStates:

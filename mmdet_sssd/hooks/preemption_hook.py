@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from bisect import bisect
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
@@ -18,13 +17,13 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..checkpoints import AtomicLocalBackend
 from ..errors import ConfigError
 from .random_state_hook import RandomStateHook
-from .safe_checkpoint_hook import SafeCheckpointHook
+from .safe_checkpoint_hook import SafeCheckpointHook, validates
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -73,7 +72,6 @@ class PreemptionHook(Hook):
     priority = 'LOWEST'  # after the other hooks of an iteration
     EXIT_CODE = 75
     FILENAME = 'preempted.pth'
-    STATE_KEY = 'preemption'
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -81,19 +79,14 @@ class PreemptionHook(Hook):
         self.vote: _Vote | None = None
         self.handlers: dict[int, Any] = {}  # replaced handlers, by signal
         self.is_training = False
-        self.validates_first = False  # when resumed
-        self.is_own_save = False
         self.has_saved = False
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Read whether a validation was abandoned."""
-        if runner._resume:
-            self.validates_first = checkpoint.get(self.STATE_KEY, {}).get('validates_first', False)
-
-    def before_train(self, runner: Runner) -> None:
-        """Handle signals from here on, and run an abandoned validation."""
+    def before_run(self, runner: Runner) -> None:
+        """Handle signals from here on, in training."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
         self.checkpoint_hook = _hook_of(runner, SafeCheckpointHook)
-        self.random_state_hook = _hook_of(runner, RandomStateHook)
+        _hook_of(runner, RandomStateHook)
         self.vote = _Vote() if runner.world_size > 1 else None
         self.is_training = True
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
@@ -102,11 +95,11 @@ class PreemptionHook(Hook):
                 loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
                 loader._get_iterator = partial(_start_without_signals, loader._get_iterator)
         self._listen(runner)
-        self.has_saved = True  # perhaps in an earlier run
+
+    def before_train(self, runner: Runner) -> None:
+        """Remove the checkpoint of an earlier run that it has left behind."""
+        self.has_saved = True
         self._remove_outdated(runner)
-        if self.validates_first:
-            runner.val_loop.run()
-        self.validates_first = False
 
     def after_train_iter(
         self,
@@ -122,9 +115,9 @@ class PreemptionHook(Hook):
             return
         if not isinstance(loop, EpochBasedTrainLoop):
             num_done = runner.iter + 1
-            validates = _validates(runner, num_done, loop.max_iters)
-            if validates or num_done < loop.max_iters:
-                self._save_and_exit(runner, runner.epoch, num_done, validates)
+            is_due = validates(runner, num_done)
+            if is_due or num_done < loop.max_iters:
+                self._save_and_exit(runner, runner.epoch, num_done, is_due)
         elif batch_idx + 1 != len(
             loop.dataloader
         ):  # at the end of the epoch its own hooks run first
@@ -136,9 +129,9 @@ class PreemptionHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and self._ends(runner):
             num_done = runner.epoch + 1
-            validates = _validates(runner, num_done, loop.max_epochs)
-            if validates or num_done < loop.max_epochs:
-                self._save_and_exit(runner, num_done, runner.iter, validates)
+            is_due = validates(runner, num_done)
+            if is_due or num_done < loop.max_epochs:
+                self._save_and_exit(runner, num_done, runner.iter, is_due)
 
     def before_val(self, runner: Runner) -> None:
         """Count the batches that every process validates."""
@@ -162,10 +155,8 @@ class PreemptionHook(Hook):
             self._save_and_exit(runner, runner.epoch, runner.iter, validates_first=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Record in this hook's checkpoint whether a validation was abandoned."""
+        """Note that an earlier checkpoint of this hook's may be outdated."""
         self.has_saved = True
-        if self.is_own_save:
-            checkpoint[self.STATE_KEY] = dict(validates_first=self.validates_first)
 
     def after_train(self, runner: Runner) -> None:
         """Restore the signal handlers, and remove an outdated checkpoint."""
@@ -213,15 +204,13 @@ class PreemptionHook(Hook):
     def _save_and_exit(
         self, runner: Runner, epoch: int, iterations: int, validates_first: bool = False
     ) -> None:
-        self.is_own_save = True
-        self.validates_first = validates_first
         runner.call_hook('before_saving')
         hook = self.checkpoint_hook
         runner.save_checkpoint(
             hook.out_dir,
             self.FILENAME,
             hook.file_client_args,
-            meta=dict(epoch=epoch, iter=iterations),
+            meta=dict(epoch=epoch, iter=iterations, validates_first=validates_first),
             by_epoch=False,
             backend_args=hook.backend_args,
         )
@@ -296,15 +285,6 @@ class _Vote:
         """Wait for all processes, and let each leave its groups at exit, without a warning."""
         dist.barrier(self.group)
         atexit.register(dist.destroy_process_group)
-
-
-def _validates(runner: Runner, num_done: int, num_all: int) -> bool:
-    """Tell, as mmengine does, whether a loop validates after ``num_done`` epochs or iterations."""
-    loop = runner.train_loop
-    if runner.val_loop is None or num_done < loop.val_begin:
-        return False
-    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, num_done + 1) - 1]
-    return num_done % interval == 0 or num_done == num_all
 
 
 def _is_running(code: Any, frame: FrameType | None) -> bool:

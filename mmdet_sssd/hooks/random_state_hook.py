@@ -1,30 +1,39 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, repeat
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import Tensor, nn
 
 from ..datasets.resumable_loader import ResumableLoader, cpu_random_state, set_cpu_random_state
+from .plain_state import plain_state, set_plain_state
+
+UNTRUE = ('the gradient of some iterations is lost', 'Advance dataloader')
+"""What mmengine warns of when it resumes a run, and this hook prevents."""
 
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Makes a resumed run see the same data and random numbers as an uninterrupted one.
+    """Makes a resumed run equal an uninterrupted one, to the bit.
 
-    Checkpoints include the states of Python's, NumPy's and torch's generators, in each process and
-    its loader's workers, and the position in the epoch. Resuming restores them and skips the data
-    already read without loading it. Validation does not change the states.
+    Checkpoints include what mmengine does not save: the states of Python's, NumPy's and torch's
+    generators, in each process and its loader's workers; the position in the data; gradients that
+    wait for the optimizer's step (``accumulative_counts``); and plain attributes of the model and of
+    ``EarlyStoppingHook`` that training has changed, such as the image size of
+    ``BatchSyncRandomResize``. Resuming restores them, and skips the data already read without loading
+    it. Validation does not change the generators.
 
     With a fixed ``randomness.seed`` a run on as many processes as before then resumes to the bit from
-    any checkpoint, in an epoch loop, or in an iteration loop with an ``InfiniteSampler`` or
-    ``MultiSourceSampler``. Exceptions are transforms that cache images (``CachedMosaic``) and custom
-    loader classes. With other samplers an iteration loop reads the data again from the start, and
-    augmentations draw other numbers. On another number of processes all generators get the first
-    process's states, and an epoch continues after the same fraction.
+    any checkpoint. Exceptions are transforms that cache images (``CachedMosaic``, ``CachedMixUp``),
+    custom loader classes and loops, ``MultiDataAspectRatioBatchSampler``, and, up to rounding,
+    waiting gradients of several processes. On another number of processes all generators get the
+    first process's states, and an epoch continues after the same fraction.
 
     Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first
     process's. After resuming, buffers that differ between processes (batch norms' statistics without
@@ -34,27 +43,38 @@ class RandomStateHook(Hook):
     priority = 'VERY_HIGH'
     STATE_KEY = 'random_state'
     OTHERS_KEY = 'random_states_of_ranks'
-    PLACE_KEY = 'place_in_epoch'
+    PLACE_KEY = 'place_in_data'
+    GRADIENTS_KEY = 'gradients'
 
     def __init__(self) -> None:
         self.resumed_state: dict | None = None
         self.state_before_val: dict | None = None
         self.states_of_ranks: list[dict] = []
         self.loader: ResumableLoader | None = None
-        self.num_read = self.num_resumed = 0  # batches in the epoch
+        self.place = (0, 0)  # passes through the data, batches in this one
+        self.gradients: dict[str, Tensor] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Note the plain attributes before training."""
+        self.attributes = plain_state(runner)
 
     def before_saving(self, runner: Runner) -> None:
         """Collect all processes' states; called in each process."""
         if runner.world_size > 1:
-            self.states_of_ranks = all_gather_object(self._state())
+            self.states_of_ranks = all_gather_object(self._state(runner))
+            self.gradients = _waiting_gradients(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the generators' states; during validation (a new best) those from before it."""
-        checkpoint[self.STATE_KEY] = self._state()
-        checkpoint[self.PLACE_KEY] = (self.num_read, len(runner.train_dataloader))
+        """Save the states; during validation (a new best) the generators' from before it."""
+        checkpoint[self.STATE_KEY] = self._state(runner)
+        checkpoint[self.PLACE_KEY] = (*self.place, len(runner.train_dataloader))
         if self.states_of_ranks:
             checkpoint[self.OTHERS_KEY] = self.states_of_ranks
             self.states_of_ranks = []
+        if 'optimizer' in checkpoint:
+            gradients = self.gradients or _waiting_gradients(runner)
+            checkpoint[self.GRADIENTS_KEY] = {k: x.cpu() for k, x in gradients.items()}
+        self.gradients = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep a resumed run's states until training starts."""
@@ -65,38 +85,48 @@ class RandomStateHook(Hook):
             self.resumed_state = states[runner.rank]
         elif runner.rank == 0 and states[0] is not None:
             self.resumed_state = {**states[0], 'workers': {}}
-        num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 1))
+        set_plain_state(runner, (self.resumed_state or states[0] or {}).get('attributes', {}))
+        num_passes, num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 0, 1))
         now = len(runner.train_dataloader)
-        self.num_resumed = num_read if now == num_batches else round(num_read / num_batches * now)
-        self.num_read = self.num_resumed
+        num_read = num_read if now == num_batches else round(num_read / num_batches * now)
+        self.place = (num_passes, num_read)
+        if self.GRADIENTS_KEY in checkpoint:
+            _set_gradients(runner, checkpoint[self.GRADIENTS_KEY])
+            runner.logger.addFilter(
+                lambda record: not any(x in record.getMessage() for x in UNTRUE)
+            )
+        hub = checkpoint['message_hub']
+        known = hub['log_scalars'].keys() | hub['runtime_info'].keys()
+        hub['resumed_keys'] = {k: x for k, x in hub['resumed_keys'].items() if k in known}
 
     def before_train(self, runner: Runner) -> None:
         """Make the loader resumable, if its class allows."""
         loop = runner.train_loop
+        by_iter = isinstance(loop, IterBasedTrainLoop)
+        if not (by_iter or isinstance(loop, EpochBasedTrainLoop)):
+            return
         if not ResumableLoader.take_over(loop.dataloader):
             return
-        if isinstance(loop, EpochBasedTrainLoop):
-            self.loader = loop.dataloader
-        elif isinstance(loop, IterBasedTrainLoop) and loop.dataloader.is_infinite:
-            self.loader = loop.dataloader
+        self.loader = loop.dataloader
+        if by_iter:
             loop.dataloader_iterator = None  # it has read ahead
             self.loader.rewind()
-            loop.dataloader_iterator = _Batches(
-                self.loader, loop.iter, self._resumed_workers, self._restore
-            )
+            loop.dataloader_iterator = self._batches(loop.iter)
+        self.loader.skip_passes(self.place[0])
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restore the states before an epoch loop's loader starts its workers, or let it do so."""
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             return
-        first, self.num_resumed = self.num_resumed, 0
+        first = self.place[1]
         if self.loader is not None and first:
             self.loader.put_back(first, self._resumed_workers, self._restore)
             run_iter = loop.run_iter
             loop.run_iter = lambda idx, data_batch: run_iter(first + idx, data_batch)
             return
         if self._resumed_workers and self.loader.persistent_workers:
+            _switch_pipelines(runner)
             self.loader.start_workers(self._resumed_workers)
         self._restore()
 
@@ -104,13 +134,15 @@ class RandomStateHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
         """Record the position in the epoch; restore the states if the loader did not."""
-        self.num_read = batch_idx + 1
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self.place = (runner.epoch, batch_idx + 1)
         self._restore()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Reset the position in the epoch."""
-        self.num_read = 0
-        vars(runner.train_loop).pop('run_iter', None)
+        """Move on to the next epoch."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self.place = (runner.epoch + 1, 0)
+            vars(runner.train_loop).pop('run_iter', None)
 
     def before_val(self, runner: Runner) -> None:
         """Save the training states."""
@@ -121,11 +153,32 @@ class RandomStateHook(Hook):
         _set_random_state(self.state_before_val)
         self.state_before_val = None
 
-    def _state(self) -> dict:
+    def _batches(self, num_done: int) -> Iterator[DATA_BATCH]:
+        """Yield an iteration loop's batches, pass by pass; None for those that it asks for again."""
+        yield from repeat(None, num_done)
+        state = _get_random_state()  # starting the workers draws another seed
+
+        def after_start() -> None:
+            _set_random_state(state)
+            self._restore()
+
+        first_pass, num_skipped = self.place
+        self.loader.put_back(num_skipped, self._resumed_workers, after_start)
+        for num_passes in count(first_pass):
+            self.loader.set_epoch(num_passes)
+            for num_read, batch in enumerate(self.loader, num_skipped + 1):
+                self.place = (num_passes, num_read)
+                yield batch
+            num_skipped = 0
+
+    def _state(self, runner: Runner) -> dict:
         if self.resumed_state is not None:  # not trained since
-            return self.resumed_state
-        workers = self.loader.worker_states if self.loader else {}
-        return {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
+            state = self.resumed_state
+        else:
+            workers = self.loader.worker_states if self.loader else {}
+            state = {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
+        now = plain_state(runner).items()
+        return {**state, 'attributes': {k: x for k, x in now if x != self.attributes.get(k, x)}}
 
     def _restore(self) -> None:
         if self.resumed_state is not None:
@@ -137,36 +190,35 @@ class RandomStateHook(Hook):
         return (self.resumed_state or {}).get('workers', {})
 
 
-class _Batches:
-    """Iterates over an iteration loop's batches; skipped ones are None."""
+def _switch_pipelines(runner: Runner) -> None:
+    """Let hooks that restart the workers at an epoch (PipelineSwitchHook) catch up with the last."""
+    loop = runner.train_loop
+    loop._epoch -= 1
+    for hook in runner.hooks:
+        if hasattr(hook, '_restart_dataloader'):
+            hook.before_train_epoch(runner)
+    loop._epoch += 1
 
-    def __init__(
-        self,
-        loader: ResumableLoader,
-        num_skipped: int,
-        worker_states: dict[int, bytes],
-        after_start: Callable[[], None],
-    ) -> None:
-        self.loader = loader
-        self.num_skipped = self.num_left = num_skipped
-        self.worker_states = worker_states
-        self.after_start = after_start
-        self.batches: Iterator | None = None
 
-    def __next__(self) -> DATA_BATCH:
-        if self.num_left:
-            self.num_left -= 1
-            return None
-        if self.batches is None:
-            state = _get_random_state()  # starting the workers draws another seed
+def _parameters(runner: Runner) -> dict[str, nn.Parameter]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return dict(model.named_parameters())
 
-            def after_start() -> None:
-                _set_random_state(state)
-                self.after_start()
 
-            self.loader.put_back(self.num_skipped, self.worker_states, after_start)
-            self.batches = iter(self.loader)
-        return next(self.batches)
+def _waiting_gradients(runner: Runner) -> dict[str, Tensor]:
+    """Copy gradients that wait for the optimizer's step, their mean over the processes."""
+    if runner.optim_wrapper.should_update():
+        return {}
+    found = {k: x.grad.clone() for k, x in _parameters(runner).items() if x.grad is not None}
+    for gradient in found.values() if runner.world_size > 1 else ():
+        all_reduce(gradient, 'mean')
+    return found
+
+
+def _set_gradients(runner: Runner, gradients: dict[str, Tensor]) -> None:
+    parameters = _parameters(runner)
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient.to(parameters[name])
 
 
 @contextmanager

@@ -1,14 +1,21 @@
+import math
 import os
 import os.path as osp
+from bisect import bisect
 from glob import escape, glob
+from typing import Any
 
+import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from ..checkpoints import AtomicLocalBackend, check_finite, find_checkpoint_to_resume, loading
+from ..checkpoints.finite import ADVICE
+from ..errors import ConfigError
 
 
 @HOOKS.register_module()
@@ -22,7 +29,12 @@ class SafeCheckpointHook(CheckpointHook):
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
       torchrun (``--max-restarts``) always continues from its own checkpoint.
     - Half-written files of a killed run are removed when training starts.
-    - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays.
+    - A run that is resumed from a checkpoint whose validation was due starts with it, as it may have
+      been interrupted.
+    - The end of training is saved whatever ended it (``EarlyStoppingHook``), unless
+      ``save_last=False``.
+    - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays. So
+      does a run whose loss is not finite in ``MOST_BROKEN`` iterations in a row.
 
     A best checkpoint stays if its run was killed before recording it. Checkpoints on non-local
     storage (``out_dir``, ``backend_args``) are written and found as in mmengine. Works with any
@@ -34,8 +46,16 @@ class SafeCheckpointHook(CheckpointHook):
 
     Raises:
         ConfigError: before training, if all checkpoints of a resumed run are broken; when a
-            checkpoint is due, if a parameter is infinite or not a number.
+            checkpoint is due, if a parameter is infinite or not a number; when the loss has not been
+            finite for a while.
     """
+
+    MOST_BROKEN = 10
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.validates_first = False
+        self.num_broken = 0  # iterations in a row
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from, and make it loadable."""
@@ -51,8 +71,13 @@ class SafeCheckpointHook(CheckpointHook):
         elif is_asked:
             runner._resume, runner._load_from = False, runner.cfg.get('load_from_at_start')
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Read whether a validation was due."""
+        meta = checkpoint.get('meta', {})
+        self.validates_first = runner._resume and meta.get('validates_first', False)
+
     def before_train(self, runner: Runner) -> None:
-        """Make local writing safe, and remove half-written files of killed runs."""
+        """Make local writing safe, remove half-written files of killed runs, and validate if due."""
         if self._is_local(runner):
             self.backend_args = dict(backend='atomic_local')
         super().before_train(runner)
@@ -62,6 +87,37 @@ class SafeCheckpointHook(CheckpointHook):
             for folder in {runner.work_dir, self.out_dir}:
                 for path in glob(osp.join(escape(folder), f'*{AtomicLocalBackend.SUFFIX}')):
                     os.remove(path)
+        self.saved_iter = runner.iter
+        if self.validates_first and runner.val_loop is not None:
+            runner.val_loop.run()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DATA_BATCH = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Save if due, and end a run that has diverged."""
+        is_finite = math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+        self.num_broken = 0 if is_finite else self.num_broken + 1
+        if self.num_broken == self.MOST_BROKEN:
+            broken = [
+                name for name, x in outputs.items() if not torch.as_tensor(x).isfinite().all()
+            ]
+            raise ConfigError(
+                f'{", ".join(broken)}: not finite in {self.num_broken} iterations in a row, the last '
+                f'is {runner.iter + 1}: the run diverged. {ADVICE}'
+            )
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_train(self, runner: Runner) -> None:
+        """Save the end of training if something else than its length ended it."""
+        if self.save_last and runner.iter > self.saved_iter:
+            step = runner.epoch if self.by_epoch else runner.iter
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, step, meta)
+        super().after_train(runner)
 
     def _is_local(self, runner: Runner) -> bool:
         if self.file_client_args is not None:
@@ -82,6 +138,10 @@ class SafeCheckpointHook(CheckpointHook):
         it, the parent removes it when the run is resumed.
         """
         check_finite(dict(runner.model.named_parameters()))
+        self.saved_iter = meta['iter']
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if by_epoch == self.by_epoch:
+            meta['validates_first'] = validates(runner, meta['epoch' if by_epoch else 'iter'])
         runner.call_hook(
             'before_saving'
         )  # on every process; mmengine's own call is on the first only
@@ -151,3 +211,13 @@ class SafeCheckpointHook(CheckpointHook):
         else:
             return False
         return True
+
+
+def validates(runner: Runner, num_done: int) -> bool:
+    """Tell, as mmengine does, whether a loop validates after ``num_done`` epochs or iterations."""
+    loop = runner.train_loop
+    if runner.val_loop is None or num_done < loop.val_begin:
+        return False
+    num_all = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, num_done + 1) - 1]
+    return num_done % interval == 0 or num_done == num_all

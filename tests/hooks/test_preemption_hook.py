@@ -257,7 +257,7 @@ def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, 
     moment = epoch * ITERS_PER_EPOCH
     saved = preempted(tmp_path, val_iter=(moment, batch), loop=loop)
     assert saved['meta']['iter'] == moment
-    assert saved['preemption'] == dict(validates_first=True)
+    assert saved['meta']['validates_first']
     train(tmp_path, loop, resume=True)
     assert_equal_runs(tmp_path, whole(loop=loop))
 

@@ -92,7 +92,7 @@ def study(folder: Path, loop: str, processes: int, preemptions: int) -> None:
         iterations.append(saved['meta']['iter'])
         kinds[number.name] += 1
         kinds['to all' if target is None else 'to one'] += 1
-        kinds['in or before a validation'] += saved['preemption']['validates_first']
+        kinds['in or before a validation'] += saved['meta']['validates_first']
         kinds['in mid-epoch'] += saved['meta']['iter'] % ITERS_PER_EPOCH > 0
     print(f'\n{loop}, {processes} process(es), {len(iterations)} preemptions:')
     print(f'  after iterations {", ".join(map(str, iterations))}')

@@ -1,0 +1,302 @@
+"""Small runs with stock loops, samplers and hooks, which end at once where they are told to."""
+
+import random
+from itertools import count
+
+import numpy as np
+import torch
+from mmdet.datasets import BaseDetDataset
+from mmdet.models.roi_heads import DynamicRoIHead
+from mmdet.models.task_modules import MaxIoUAssigner
+from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModule
+from mmengine.runner import Runner
+from torch import nn
+
+from ..toy_detector import ToyDetector
+
+NUM_IMAGES, BATCH_SIZE, NUM_EPOCHS = 16, 4, 4
+EPOCH = NUM_IMAGES // BATCH_SIZE
+RUNS = count()
+
+
+class Killed(BaseException):
+    """The process ends here; nothing that an ordinary error would set off is done."""
+
+
+class KilledBefore(Hook):
+    """Ends the run before an iteration, or in the validation before it."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, iteration, in_validation=False):
+        self.iteration = iteration
+        self.stage = 'val' if in_validation else 'train'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.iter, 'train') == (self.iteration, self.stage):
+            raise Killed
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.iter, 'val') == (self.iteration, self.stage):
+            raise Killed
+
+
+@DATASETS.register_module()
+class UprightAndFlat(BaseDetDataset):
+    """Images of two shapes, the even ones upright; an object each, of two classes."""
+
+    METAINFO = dict(classes=('a', 'b'))
+
+    def load_data_list(self):
+        instance = dict(bbox=[4, 4, 20, 20], ignore_flag=0)
+        return [
+            dict(
+                img_id=i,
+                img_path=f'{i}.png',
+                width=(32, 48)[i % 2],
+                height=(48, 32)[i % 2],
+                instances=[instance | dict(bbox_label=i // 3 % 2)],
+            )
+            for i in range(NUM_IMAGES)
+        ]
+
+
+@TRANSFORMS.register_module()
+class DrawImage:
+    def __call__(self, results):
+        shape = results['height'], results['width']
+        image = np.random.RandomState(results['img_id']).rand(*shape, 3)
+        image = (image * 255).astype(np.float32)
+        return results | dict(img=image, img_shape=shape, ori_shape=shape)
+
+
+@TRANSFORMS.register_module()
+class Jitter:
+    """Draws from each generator that augmentations draw from."""
+
+    def __call__(self, results):
+        noise = random.random() + np.random.rand() + torch.rand(1).item()
+        return results | dict(img=results['img'] + np.float32(noise))
+
+
+@MODELS.register_module()
+class LossOfPixels(ToyDetector):
+    """Draws random numbers, as the sampling of RoIs does."""
+
+    def loss(self, batch_inputs, batch_data_samples):
+        shape = torch.tensor(batch_inputs.shape[-2:]).float().log().sum()
+        loss = super().loss(batch_inputs / 255, batch_data_samples)['loss_cls']
+        l1 = 2 if getattr(self.bbox_head, 'use_l1', False) else 1
+        epoch = getattr(self, 'epoch', 0) + 1
+        return dict(loss_cls=loss * torch.rand(1).sum() * shape * l1 * epoch)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+@MODELS.register_module()
+class LossOfStudent(LossOfPixels):
+    """A student and a teacher that follows it, as a semi-supervised detector has them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.student, self.teacher = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 1, 1)
+
+    def loss(self, batch_inputs, batch_data_samples):
+        losses = super().loss(batch_inputs, batch_data_samples)
+        student, teacher = (x(batch_inputs / 255) for x in (self.student, self.teacher))
+        return losses | dict(loss_teacher=(student - teacher.detach() - 1).square().mean())
+
+
+@MODELS.register_module()
+class LossOfHistory(LossOfPixels):
+    """Settings that follow what was seen, by mmdet's own RoI head."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.roi_head = DynamicRoIHead.__new__(DynamicRoIHead)
+        BaseModule.__init__(self.roi_head)
+        self.roi_head.iou_history, self.roi_head.beta_history = [], []
+        self.roi_head.bbox_assigner = MaxIoUAssigner(0.5, 0.5, 0.5)
+        self.roi_head.bbox_head = nn.Module()
+        self.roi_head.bbox_head.loss_bbox = MODELS.build(dict(type='SmoothL1Loss', beta=1.0))
+        settings = dict(initial_iou=0.1, initial_beta=1.0, update_iter_interval=3)
+        self.roi_head.train_cfg = MODELS.build(dict(type='Settings', dynamic_rcnn=settings))
+
+    def loss(self, batch_inputs, batch_data_samples):
+        loss = super().loss(batch_inputs, batch_data_samples)['loss_cls']
+        head = self.roi_head
+        head.iou_history.append(batch_inputs.mean().item() / 255)
+        head.beta_history.append(batch_inputs.std().item() / 255)
+        if len(head.iou_history) == 3:
+            head.update_hyperparameters()
+        return dict(loss_cls=loss * head.bbox_assigner.pos_iou_thr * head.bbox_head.loss_bbox.beta)
+
+
+@MODELS.register_module()
+class Settings(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        for name, value in settings.items():
+            setattr(self, name, type('Settings', (), value))
+
+
+@METRICS.register_module()
+class Falling(BaseMetric):
+    """A metric that is worse each time; it draws random numbers, as a validation may."""
+
+    def process(self, data_batch, data_samples):
+        torch.rand(1)
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        num_epochs = round(MessageHub.get_current_instance().get_info('iter') / EPOCH)
+        return dict(mAP=1 / (1 + num_epochs))
+
+
+DRAWN = [dict(type='DrawImage'), dict(type='LoadAnnotations', with_bbox=True)]
+JITTERED = [*DRAWN, dict(type='Jitter'), dict(type='RandomFlip', prob=0.5)]
+PACKED = dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape'))
+RESIZED = dict(type='Resize', scale=(32, 32), keep_ratio=False)
+
+
+def dataset(pipeline=JITTERED, **kwargs):
+    return dict(type='UprightAndFlat', pipeline=[*pipeline, PACKED], **kwargs)
+
+
+def mixed(*mixing):
+    inner = dict(type='UprightAndFlat', pipeline=DRAWN)
+    return dict(type='MultiImageMixDataset', dataset=inner, pipeline=[*mixing, RESIZED, PACKED])
+
+
+TWO = dict(type='ConcatDataset', datasets=[dataset(), dataset()])
+SOURCES = dict(batch_size=BATCH_SIZE, source_ratio=[1, 3])
+MOSAIC = dict(type='Mosaic', img_scale=(32, 32), prob=0.5)
+MIX_UP = dict(type='MixUp', img_scale=(32, 32), ratio_range=(0.8, 1.6))
+SAMPLERS = {
+    'Default': dict(sampler=dict(type='DefaultSampler', shuffle=True)),
+    'Infinite': dict(sampler=dict(type='InfiniteSampler', shuffle=True)),
+    'ClassAware': dict(sampler=dict(type='ClassAwareSampler')),
+    'Repeat': dict(
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(type='RepeatDataset', times=2, dataset=dataset()),
+    ),
+    'AspectRatio': dict(
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        batch_sampler=dict(type='AspectRatioBatchSampler'),
+    ),
+    'InfiniteAspectRatio': dict(
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+        batch_sampler=dict(type='AspectRatioBatchSampler'),
+    ),
+    'MultiSource': dict(sampler=dict(type='MultiSourceSampler', **SOURCES), dataset=TWO),
+    'GroupMultiSource': dict(sampler=dict(type='GroupMultiSourceSampler', **SOURCES), dataset=TWO),
+    'CustomSampleSize': dict(
+        sampler=dict(type='CustomSampleSizeSampler', dataset_size=[6, 10]), dataset=TWO
+    ),
+}
+ENDLESS = ('MultiSource', 'GroupMultiSource', 'InfiniteAspectRatio', 'Infinite')
+
+
+def model(kind='LossOfPixels', augments=None):
+    preprocessor = dict(type='DetDataPreprocessor', pad_size_divisor=16, batch_augments=augments)
+    return dict(model=dict(type=kind, data_preprocessor=preprocessor))
+
+
+MULTI_SCALE = dict(type='BatchSyncRandomResize', random_size_range=(16, 96), size_divisor=16)
+CASES = {
+    'nothing': {},
+    'PipelineSwitch': dict(
+        hooks=[dict(type='PipelineSwitchHook', switch_epoch=2, switch_pipeline=[*JITTERED, PACKED])]
+    ),
+    'YOLOXModeSwitch': dict(
+        dataset=mixed(MOSAIC, MIX_UP), hooks=[dict(type='YOLOXModeSwitchHook', num_last_epochs=1)]
+    ),
+    'Mosaic': dict(dataset=mixed(MOSAIC, MIX_UP)),
+    'BatchSyncRandomResize': model(augments=[MULTI_SCALE | dict(interval=3)]),
+    'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1)]),
+    'MeanTeacher': dict(hooks=[dict(type='MeanTeacherHook')]) | model('LossOfStudent'),
+    'SetEpochInfo': dict(hooks=[dict(type='SetEpochInfoHook')]),
+    'SyncNorm': dict(hooks=[dict(type='SyncNormHook')]),
+    'DynamicRoIHead': model('LossOfHistory'),
+    'EarlyStopping': dict(hooks=[dict(type='EarlyStoppingHook', monitor='mAP', patience=2)]),
+    'accumulation': dict(accumulative_counts=3),
+    'CachedMosaic': dict(
+        dataset=mixed(dict(type='CachedMosaic', img_scale=(32, 32), max_cached_images=4))
+    ),
+}
+
+
+def make_runner(
+    work_dir,
+    case='nothing',
+    loop='epochs',
+    sampler='Default',
+    workers=0,
+    persistent=True,
+    killed_before=None,
+    killed_in_validation=False,
+    resume=False,
+    checkpoint=None,
+):
+    """Make a runner of a case; ``checkpoint`` are settings of the hook that saves."""
+    case, by_epoch = CASES[case], loop == 'epochs'
+    loader = dict(
+        dataset=case.get('dataset', dataset()),
+        batch_size=BATCH_SIZE,
+        num_workers=workers,
+        persistent_workers=workers > 0 and persistent,
+    )
+    val = dict(
+        dataset=dataset([*DRAWN, RESIZED], test_mode=True),
+        batch_size=NUM_IMAGES,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    epochs = dict(type='EpochBasedTrainLoop', max_epochs=NUM_EPOCHS)
+    iters = dict(type='IterBasedTrainLoop', max_iters=NUM_EPOCHS * EPOCH, val_interval=EPOCH)
+    hooks = [dict(type='RandomStateHook'), *case.get('hooks', [])]
+    interval = 1 if by_epoch else EPOCH
+    runner = Runner(
+        model=case.get('model', model()['model']),
+        work_dir=str(work_dir),
+        train_dataloader=loader | SAMPLERS[sampler],
+        train_cfg=epochs if by_epoch else iters,
+        val_dataloader=val,
+        val_cfg=dict(),
+        val_evaluator=dict(type='Falling'),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.001, momentum=0.9),
+            accumulative_counts=case.get('accumulative_counts', 1),
+        ),
+        custom_hooks=hooks,
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=by_epoch),
+            checkpoint=dict(type='SafeCheckpointHook', by_epoch=by_epoch)
+            | (checkpoint or dict(interval=interval)),
+            preemption=dict(type='PreemptionHook'),
+        ),
+        log_processor=dict(by_epoch=by_epoch),
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        resume=resume,
+        experiment_name=f'{work_dir}{next(RUNS)}',
+    )
+    if killed_before is not None:
+        runner.register_hook(KilledBefore(killed_before, killed_in_validation))
+    return runner
+
+
+def train(*args, **kwargs):
+    """Train to the end, and end the workers: the collector of garbage waits for each of them."""
+    runner = make_runner(*args, **kwargs)
+    try:
+        runner.train()
+    finally:
+        if iterator := getattr(runner.train_dataloader, '_iterator', None):
+            iterator._shutdown_workers()
+    return runner

@@ -1,0 +1,131 @@
+"""Runs that end at once are resumed, and compared to the bit with those that were left alone."""
+
+import json
+import math
+import pickle
+
+import pytest
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.checkpoints import load_from_local
+
+from ..hooks.test_safe_checkpoint_hook import last_checkpoint
+from ..tools.run_comparison import assert_equal_states, scalars
+from .stock_runs import EPOCH, NUM_EPOCHS, Killed, make_runner, train
+
+LAST = NUM_EPOCHS * EPOCH
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """Gives folders of runs that were left alone, each done once."""
+    folders = {}
+
+    def run(*case):
+        if case not in folders:
+            folders[case] = tmp_path_factory.mktemp('whole')
+            train(folders[case], *case)
+        return folders[case]
+
+    return run
+
+
+def validations(work_dir):
+    """The metrics by iteration or epoch."""
+    lines = [x for path in work_dir.glob('*/*/scalars.json') for x in path.read_text().splitlines()]
+    return {row['step']: row['mAP'] for row in map(json.loads, lines) if 'mAP' in row}
+
+
+def kill(*args, **kwargs):
+    with pytest.raises(Killed):
+        train(*args, **kwargs)
+
+
+def assert_resumed_to_the_bit(tmp_path, whole, killed_before, *case, **kwargs):
+    kill(tmp_path, *case, killed_before=killed_before, **kwargs)
+    train(tmp_path, *case, resume=True)
+    expected = whole(*case)
+    assert scalars(tmp_path) == scalars(expected)
+    assert validations(tmp_path) == validations(expected)
+    paths = [last_checkpoint(folder) for folder in (tmp_path, expected)]
+    assert paths[0].name == paths[1].name
+    ours, expected = (load_from_local(str(path)) for path in paths)
+    assert {k: ours['meta'][k] for k in ('epoch', 'iter')} == {
+        k: expected['meta'][k] for k in ('epoch', 'iter')
+    }
+    for checkpoint in (ours, expected):
+        workers = checkpoint['random_state']['workers']
+        checkpoint['random_state']['workers'] = {k: pickle.loads(x) for k, x in workers.items()}
+    for key in ('state_dict', 'optimizer', 'random_state'):
+        assert_equal_states(ours[key], expected[key], key)
+
+
+@pytest.mark.parametrize('killed_before', [9, 13])
+@pytest.mark.parametrize('hook', ['PipelineSwitch', 'YOLOXModeSwitch'])
+def test_workers_after_a_switch_of_pipelines(tmp_path, whole, hook, killed_before):
+    assert_resumed_to_the_bit(tmp_path, whole, killed_before, hook, 'epochs', 'Default', 2)
+
+
+@pytest.mark.parametrize(
+    ('case', 'killed_before'), [('BatchSyncRandomResize', 13), ('DynamicRoIHead', 9)]
+)
+def test_settings_that_follow_what_was_seen(tmp_path, whole, case, killed_before):
+    assert_resumed_to_the_bit(tmp_path, whole, killed_before, case)
+
+
+def test_checkpoints_inside_an_accumulation_of_gradients(tmp_path, whole):
+    assert_resumed_to_the_bit(tmp_path, whole, 5, 'accumulation')
+
+
+@pytest.mark.parametrize('killed_before', [5, 9])
+def test_patience_of_early_stopping(tmp_path, whole, killed_before):
+    assert_resumed_to_the_bit(tmp_path, whole, killed_before, 'EarlyStopping')
+
+
+@pytest.mark.parametrize(
+    'sampler', ['Default', 'ClassAware', 'AspectRatio', 'CustomSampleSize', 'GroupMultiSource']
+)
+def test_samplers_in_an_iteration_loop(tmp_path, whole, sampler):
+    assert_resumed_to_the_bit(tmp_path, whole, 10, 'nothing', 'iterations', sampler)
+
+
+def test_sampler_with_a_state_of_its_own_in_an_epoch_loop(tmp_path, whole):
+    assert_resumed_to_the_bit(tmp_path, whole, 10, 'nothing', 'epochs', 'CustomSampleSize')
+
+
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+@pytest.mark.parametrize('iteration', [EPOCH, LAST])
+def test_validation_in_which_a_run_was_killed(tmp_path, whole, loop, iteration):
+    case = 'nothing', loop, 'Default' if loop == 'epochs' else 'Infinite'
+    assert_resumed_to_the_bit(tmp_path, whole, iteration, *case, killed_in_validation=True)
+
+
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+def test_end_of_training_is_saved_whatever_ended_it(tmp_path, whole, loop):
+    case = 'EarlyStopping', loop, 'Default' if loop == 'epochs' else 'Infinite'
+    runner = train(tmp_path, *case, checkpoint=dict(interval=100))
+    assert runner.iter < LAST
+    paths = [last_checkpoint(folder) for folder in (tmp_path, whole(*case))]
+    assert paths[0].name == paths[1].name
+    ours, expected = (load_from_local(str(path)) for path in paths)
+    assert_equal_states(ours['state_dict'], expected['state_dict'])
+    assert train(tmp_path, *case, resume=True).iter == runner.iter
+
+
+def test_loss_that_stays_infinite_ends_the_run(tmp_path):
+    runner = make_runner(tmp_path)
+    loss = runner.model.loss
+    runner.model.loss = lambda *args: {k: x + math.inf for k, x in loss(*args).items()}
+    with pytest.raises(ConfigError, match='loss_cls'):
+        runner.train()
+    assert runner.iter < LAST - 1
+
+
+@pytest.mark.parametrize('case', [('accumulation',), ('nothing', 'iterations')])
+def test_resume_warns_of_nothing_untrue(tmp_path, capsys, case):
+    kill(tmp_path, *case, killed_before=5)
+    capsys.readouterr()
+    train(tmp_path, *case, resume=True)
+    printed = capsys.readouterr().err
+    for untrue in ('not defined in message_hub', 'gradient of some', 'Advance dataloader'):
+        assert untrue not in printed
