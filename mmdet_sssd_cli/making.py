@@ -187,19 +187,28 @@ def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
 @click.argument('out', type=Path)
 @click.option('--train', default=400, show_default=True, help='Training images.')
 @click.option('--val', default=100, show_default=True, help='Validation images.')
-@click.option('--size', default=128, show_default=True, help='Side of an image in pixels.')
+@click.option('--test', default=0, show_default=True, help='Test images.')
+@click.option('--size', type=int, help='Side of an image in pixels.  [default: 128; hard: 96]')
 @click.option('--seed', default=0, show_default=True, help='Random seed.')
-def shapes(out: Path, **options: int) -> None:
+@click.option(
+    '--hard',
+    is_flag=True,
+    help='36 classes of pictograms that differ in detail, rotated, covered and cut off, on textures '
+    'with distractors: with enough images a set that a small detector does not finish.',
+)
+def shapes(out: Path, **options: int | None) -> None:
     """Draw a small COCO-format data set of shapes.
 
     The folder OUT gets images of five classes with boxes and instance masks. The same options give
-    the same files.
+    the same files, and more images of a split do not change its first ones.
 
     \b
     Example:
       mmdet-sssd shapes data/shapes --train 1000 --size 192
+      mmdet-sssd shapes data/pictograms --hard --train 30000 --val 1000 --test 2000
     """
-    from mmdet_sssd.commands.shapes import CLASSES, draw_data_set
+    from mmdet_sssd.commands.shapes import draw_data_set
 
-    draw_data_set(out, **options)
-    click.echo(f'{out} has {options["train"]} + {options["val"]} images of {", ".join(CLASSES)}')
+    classes = draw_data_set(out, **options)
+    count = ' + '.join(str(options[split]) for split in ('train', 'val', 'test') if options[split])
+    click.echo(f'{out} has {count} images of {", ".join(classes)}')

@@ -1,4 +1,4 @@
-"""Draws small COCO-format data sets of shapes: boxes, instance masks, five classes."""
+"""Draws COCO-format data sets of shapes, five easy classes or 36 hard ones, with boxes and masks."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from pycocotools import mask as mask_api
 from rich.progress import track
 
 from ..errors import check
+from . import pictograms
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 MAX_OBJECTS = 7
@@ -21,28 +22,51 @@ Polygon = np.ndarray  # (n, 2) corners in pixels
 
 
 def draw_data_set(
-    out: Path, train: int = 400, val: int = 100, size: int = 128, seed: int = 0
-) -> None:
-    """Draw the splits ``train`` and ``val``; the same arguments give the same files.
+    out: Path,
+    train: int = 400,
+    val: int = 100,
+    test: int = 0,
+    size: int | None = None,
+    seed: int = 0,
+    hard: bool = False,
+) -> tuple[str, ...]:
+    """Draw the splits ``train``, ``val`` and, unless it is empty, ``test``.
+
+    The same arguments give the same files, and the first n images of a split do not depend on the
+    number of images.
 
     Args:
         out: Folder of the data set; created if needed.
         train: Number of training images.
         val: Number of validation images.
-        size: Side of an image in pixels.
+        test: Number of test images.
+        size: Side of an image in pixels. Defaults to 128, to 96 if ``hard``.
         seed: Random seed.
+        hard: Whether to draw the pictograms of :mod:`mmdet_sssd.commands.pictograms`.
+
+    Returns:
+        The names of the classes.
 
     Raises:
-        ConfigError: if a number of images is 0, or ``size`` is too small for shapes.
+        ConfigError: if there are no images to train on or to validate on, or ``size`` is too small.
     """
-    for name, value, least in (('train', train, 1), ('val', val, 1), ('size', size, 32)):
+    size = size or (96 if hard else 128)
+    checked = (('train', train, 1), ('val', val, 1), ('test', test, 0), ('size', size, 32))
+    for name, value, least in checked:
         check(f'--{name}', value, value >= least, f'{least} or more')
-    for index, (split, num_images) in enumerate((('train', train), ('val', val))):
-        write_split(out, split, num_images, size, np.random.default_rng([seed, index]))
+    for index, (split, num_images) in enumerate((('train', train), ('val', val), ('test', test))):
+        if num_images:
+            write_split(out, split, num_images, size, np.random.default_rng([seed, index]), hard)
+    return pictograms.CLASSES if hard else CLASSES
 
 
 def write_split(
-    out_dir: Path, split: str, num_images: int, size: int, rng: np.random.Generator
+    out_dir: Path,
+    split: str,
+    num_images: int,
+    size: int,
+    rng: np.random.Generator,
+    hard: bool = False,
 ) -> None:
     """Draw one split and write its images and its annotation file.
 
@@ -52,12 +76,16 @@ def write_split(
         num_images: Number of images.
         size: Side of an image in pixels.
         rng: Source of all randomness.
+        hard: As in :func:`draw_data_set`.
     """
+    draw, classes = (draw_image, CLASSES)
+    if hard:
+        draw, classes = pictograms.draw_image, pictograms.CLASSES
     (out_dir / 'annotations').mkdir(parents=True, exist_ok=True)
     (out_dir / split).mkdir(exist_ok=True)
     images, annotations = [], []
     for image_id in track(range(1, num_images + 1), f'drawing {split}'):
-        image, objects = draw_image(size, rng)
+        image, objects = draw(size, rng)
         name = f'{image_id:06d}.png'
         cv2.imwrite(str(out_dir / split / name), image)
         images.append({'id': image_id, 'file_name': name, 'width': size, 'height': size})
@@ -66,7 +94,7 @@ def write_split(
     content = {
         'images': images,
         'annotations': annotations,
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, 1)],
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, 1)],
     }
     path = out_dir / 'annotations' / f'{split}.json'
     path.write_text(json.dumps(content), encoding='utf-8')
