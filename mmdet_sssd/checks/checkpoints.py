@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 from torch import Tensor
 
 from ..config_tree import nested_configs, value_at
@@ -63,7 +63,7 @@ class CheckResumeHook(Hook):
         """Look at the parts of the checkpoint, the shapes of weights, and the settings."""
         if not runner._resume:
             return
-        path = runner._load_from
+        path = runner._load_from or find_latest_checkpoint(runner.work_dir)
         if missing := [part for part in STATE if part not in checkpoint]:
             raise ConfigError(
                 f'--resume: {path} has no {" and no ".join(missing)}, so it is not the checkpoint of a '

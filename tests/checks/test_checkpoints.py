@@ -16,20 +16,17 @@ from ..toy_detector import TOY_MODEL, toy_runner
 RUNS = count()
 
 
-def resume(tmp_path, path=None, lr=0.1, epochs=1, **kwargs) -> list[str]:
+def resume(tmp_path, path=None, lr=0.1, epochs=1, work_dir=None, **kwargs) -> list[str]:
     """Train, from a checkpoint if one is given, and list the warnings."""
     settings = dict(
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=lr), clip_grad=dict(max_norm=0.1)),
         schedulers=[dict(type='MultiStepLR', milestones=[3 * epochs])],
     )
     runner = toy_runner(
-        tmp_path / f'run {next(RUNS)}',
+        work_dir or tmp_path / f'run {next(RUNS)}',
         hooks=[CheckResumeHook()],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
-        load_from=path and str(path),
-        resume=path is not None,
-        **settings,
-        **kwargs,
+        **dict(load_from=path and str(path), resume=path is not None, **settings) | kwargs,
     )
     runner.cfg = Config({**settings, 'param_scheduler': settings['schedulers']})
     with warnings_listed() as warnings:
@@ -54,6 +51,11 @@ def test_settings_that_a_resumed_run_takes_from_its_checkpoint_are_named(tmp_pat
         f'its checkpoint, 0.1. For another one start a new run with load_from={checkpoint}.' in lr
     )
     assert milestones.startswith('param_scheduler.0.milestones is [6], but')
+
+
+def test_a_checkpoint_that_mmengine_finds_is_named(tmp_path, checkpoint):
+    found = resume(tmp_path, lr=0.2, resume=True, work_dir=checkpoint.parent)
+    assert f'load_from={checkpoint}' in found[0]
 
 
 def test_a_complete_run_says_so(tmp_path, checkpoint):

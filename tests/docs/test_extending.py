@@ -7,6 +7,8 @@ import torch
 from mmdet.models.losses import KnowledgeDistillationKLDivLoss
 from mmdet.registry import MODELS
 
+from mmdet_sssd.models import probe
+
 from ..stock_detectors import CONFIGS, demo_batch, stock_config
 from .conftest import EXTENSIONS
 
@@ -50,8 +52,8 @@ def train(model, data, steps=8):
     return logged
 
 
-def test_the_page_has_three_extensions_of_under_40_lines():
-    assert list(EXTENSIONS) == ['cwd', 'ld', 'mean_teacher']
+def test_the_page_has_four_extensions_of_under_40_lines():
+    assert list(EXTENSIONS) == ['cwd', 'ld', 'mean_teacher', 'frozen_backbone']
     assert max(len(text.splitlines()) for text in EXTENSIONS.values()) <= MOST_LINES
 
 
@@ -136,3 +138,31 @@ def test_a_mean_teacher_resumes_and_gets_no_gradient():
     for a, b in zip(train(model, data, 2), train(again, data, 2), strict=True):
         assert all(torch.equal(x, b[key]) for key, x in a.items() if key.startswith('loss_ssim'))
     assert all(p.grad is None for p in model.teachers.parameters())
+
+
+FROZEN = dict(type='FrozenBackbone', backbone=dict(type='ResNet', depth=18, out_indices=(1, 2, 3)))
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_its_statistics():
+    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
+    model = build('retinanet', FROZEN, ssim=term)
+    data = demo_batch(model)
+    backbone = model.teachers['it'].backbone
+    before = copy.deepcopy(backbone.state_dict())
+    logged = train(model, data)
+    assert logged[-1]['loss_ssim'] < logged[0]['loss_ssim']
+    assert all(torch.equal(x, before[key]) for key, x in backbone.state_dict().items())
+    assert not any(x.training for x in backbone.modules())
+    outputs = model.teachers['it'](model.student, probe(model.student), data['inputs'], None)
+    levels = [*backbone(data['inputs']), *outputs.feats[3:]]
+    assert all(torch.equal(x, y) for x, y in zip(outputs.feats, levels, strict=True))
+    sizes = [x.shape[2:] for x in model.student.extract_feat(data['inputs'])]
+    assert [x.shape[2:] for x in outputs.feats] == sizes
+
+
+def test_a_frozen_backbone_stays_out_of_checkpoints():
+    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
+    model = build('retinanet', FROZEN, ssim=term)
+    assert {key.split('.')[0] for key in model.state_dict()} == {'student', 'terms'}
+    again = build('retinanet', FROZEN, ssim=term)
+    assert not again.load_state_dict(model.state_dict(), strict=False).unexpected_keys
