@@ -42,9 +42,9 @@ WHAT_IS_COMPARED = (
         type=ListType(),
         help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
         'gentle, sssd, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
-        'baseline_longer (as much training time as sssd or config); any with changes, as in '
-        'sssd+distill_coef=3.  [default: baseline,config; with --sweep baseline; with --report-only '
-        'all that have results]',
+        'baseline_longer; any with changes, as in sssd+distill_coef=3, or baseline+stretch=1.2 (a '
+        'longer schedule).  [default: baseline,config; with --sweep baseline; with --report-only all '
+        'that have results]',
     ),
     click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
     click.option(
@@ -125,11 +125,6 @@ WHAT_IS_REPORTED = (
         help='Train nothing; report what has results (with --arms: these alone).',
     ),
     click.option(
-        '--model-zoo',
-        is_flag=True,
-        help="List beside it the AP of mmdet's model zoo and of the papers (COCO).",
-    ),
-    click.option(
         '--examples',
         type=click.IntRange(min=0),
         default=4,
@@ -147,7 +142,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     """Train a detector in several ways with several seeds, and compare: does it help on my data?
 
     Every arm is trained with every seed on the same data and schedule, each run in a process of its
-    own. At the end: tables with intervals (Markdown, CSV, JSON), plots, and a page with all of it. The
+    own. At the end: tables with intervals (Markdown, CSV), plots, and a page with all of it. The
     same command again goes on where it was stopped. CONFIG has a stock detector or a distiller;
     --report-only needs none.
 

@@ -15,11 +15,12 @@ from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
 from ...models.distiller import is_distiller
 from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
+from .schedule import stretched
 
 BASELINE = 'baseline'
 ROOTS = ('student', 'distiller', 'recommended')
 BUILTIN_ARMS = Path(__file__).with_name('builtin_arms.py')
-KEYS = {'base', 'cfg_options', 'match_time'}
+KEYS = {'base', 'cfg_options'}
 SHORT_NAMES = {
     'distill_coef': 'model.distill_coef',
     'loss': 'model.distill_loss.type',
@@ -40,6 +41,7 @@ SHORT_NAMES = {
     'detach_first': 'default_hooks.detach_student.first',
     'freeze_first': 'default_hooks.freeze_backbone.first',
     'lr': 'optim_wrapper.optimizer.lr',
+    'stretch': 'stretch',
 }
 """Short names of config keys, for changes and sweeps of arms."""
 
@@ -51,14 +53,13 @@ class Arm:
     Attributes:
         name: Name in folders and tables.
         root: The config it starts from, one of :data:`ROOTS`.
-        changes: Changes to that config, by dotted key, in order.
-        match_time: Arms; its schedule is stretched to the training time of the first that is compared.
+        changes: Changes to that config, by dotted key, in order. ``stretch`` makes the run and its
+            schedule so many times as long.
     """
 
     name: str
     root: str
     changes: tuple[dict[str, Any], ...] = ()
-    match_time: tuple[str, ...] = ()
 
 
 def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
@@ -99,7 +100,7 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     """
     defined, *settings = name.split('+')
     changes = [_read_setting(setting) for setting in settings]
-    match_time, seen = [], []
+    seen = []
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
             place = f', the base of arm {seen[-1]}' if seen else ''
@@ -111,10 +112,8 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
         seen.append(defined)
         definition = definitions[defined]
         changes.insert(0, definition.get('cfg_options') or {})
-        match_time = match_time or definition.get('match_time') or []
         defined = definition['base']
-    names = [match_time] if isinstance(match_time, str) else match_time
-    return Arm(name, defined, tuple(changes), tuple(names))
+    return Arm(name, defined, tuple(changes))
 
 
 def sweep_arms(sweep: str, base: str) -> list[str]:
@@ -200,6 +199,8 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
                     f'drop one of the two, or compare {arm.name}+{clash[0]}=VALUE'
                 )
         _merge(cfg, changes, f'arm {arm.name}')
+    if any('stretch' in changes for changes in arm.changes):
+        return stretched(cfg, cfg.stretch)
     return cfg
 
 

@@ -16,11 +16,8 @@ MAIN = (r'bbox_mAP', r'bbox_AP', r'mAP', r'AP')  # CocoMetric, LVISMetric, VOCMe
 def main_metric(metrics: Mapping[str, float]) -> str | None:
     """Find the name of the detector's AP, such as ``'coco/bbox_mAP'``; None without one."""
     ours = [name for name in metrics if not name.startswith('teacher/')]
-    for pattern in MAIN:
-        for name in ours:
-            if re.fullmatch(rf'(.*/)?{pattern}', name):
-                return name
-    return None
+    found = (name for main in MAIN for name in ours if re.fullmatch(rf'(.*/)?{main}', name))
+    return next(found, None)
 
 
 def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -31,11 +28,11 @@ def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     main = main_metric(metrics)
     if main is None:
         return {}
-    masks = main.replace('bbox_', 'segm_')
-    values = {name: metrics.get(f'{main}{end}') for name, end in AP_NAMES.items()}
-    if masks != main:
-        values |= {name: metrics.get(f'{masks}{end}') for name, end in MASK_AP_NAMES.items()}
-    return {k: 100 * v for k, v in values.items() if v is not None and v >= 0}
+    names = {name: main + end for name, end in AP_NAMES.items()}
+    if 'bbox_' in main:
+        masks = main.replace('bbox_', 'segm_')
+        names |= {name: masks + end for name, end in MASK_AP_NAMES.items()}
+    return {k: 100 * metrics[x] for k, x in names.items() if metrics.get(x, -1) >= 0}
 
 
 def class_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -47,7 +44,7 @@ def class_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         return {}
     end = '_precision'
     return {
-        name.rpartition('/')[2][: -len(end)]: 100 * value
+        name.rpartition('/')[2].removesuffix(end): 100 * value
         for name, value in metrics.items()
         if name.endswith(end) and not name.startswith('teacher/') and not math.isnan(value)
     }

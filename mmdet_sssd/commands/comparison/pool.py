@@ -1,7 +1,6 @@
 """Pools comparisons: what to expect of an arm on your own pair of detector and data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,37 +10,19 @@ from .arms import BASELINE
 from .plots import DPI, draw_rows
 from .report import Report, Section, Table, difference_text, times_text
 from .results import ResultsFolder
-from .statistics import Estimate, estimate
-from .summary import SPLITS, ArmSummary, summarize
+from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
 
 AP_NAMES = ('AP', 'AP50', 'AP75')
+NOTES = [
+    'For each pair of detector and data set: the mean of the differences paired by seed, with its 95% '
+    't-interval and the number of seeds.',
+    "Over pairs: the mean of the pairs' means, each counted alike, with its 95% t-interval over pairs "
+    'and their number. It says what to expect of a pair of your own, if these were drawn from the '
+    'same lot.',
+]
 
-
-@dataclass(frozen=True)
-class PooledArm:
-    """What an arm gives over several studies, each of a detector on a data set.
-
-    Attributes:
-        studies: Its summary in each study that has it and the reference, by the study's name.
-    """
-
-    studies: Mapping[str, ArmSummary]
-
-    def difference(self, name: str) -> Estimate:
-        """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
-
-        Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
-        means, so it covers what varies from pair to pair.
-        """
-        return estimate([x.differences[name].mean for x in self._with(name)])
-
-    def below(self, name: str) -> int:
-        """Count the pairs whose own interval lies below 0."""
-        highs = [x.differences[name].high for x in self._with(name)]
-        return sum(high is not None and high < 0 for high in highs)
-
-    def _with(self, name: str) -> list[ArmSummary]:
-        return [x for x in self.studies.values() if name in x.differences]
+Pooled = Mapping[str, Mapping[str, ArmSummary]]
+"""By arm and study, an arm's summary in a study, which is of one detector on one data set."""
 
 
 def pool(
@@ -49,7 +30,7 @@ def pool(
     split: str,
     arms: Iterable[str] | None = None,
     reference: str = BASELINE,
-) -> dict[str, PooledArm]:
+) -> Pooled:
     """Pool the results of studies.
 
     Args:
@@ -57,9 +38,6 @@ def pool(
         split: ``'val'`` or ``'test'``.
         arms: Which arms; all that two studies or more share with the reference, if None.
         reference: The arm that they are compared with.
-
-    Returns:
-        By arm, those with a result on the split.
 
     Raises:
         ConfigError: if a folder has no results, or two have one name.
@@ -80,7 +58,16 @@ def pool(
             if arm != reference and summary.differences:
                 found.setdefault(arm, {})[folder.name] = summary
     chosen = [arm for arm, x in found.items() if len(x) > 1] if arms is None else arms
-    return {arm: PooledArm(found[arm]) for arm in chosen if arm in found}
+    return {arm: found[arm] for arm in chosen if arm in found}
+
+
+def over_pairs(studies: Mapping[str, ArmSummary], name: str = 'AP') -> Estimate:
+    """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
+
+    Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
+    means, so it covers what varies from pair to pair.
+    """
+    return estimate([x.differences[name].mean for x in studies.values() if name in x.differences])
 
 
 def write_pool(
@@ -122,50 +109,40 @@ def write_pool(
     return report.write(out / 'pool.md')
 
 
-NOTES = [
-    'For each pair of detector and data set: the mean of the differences paired by seed, with its 95% '
-    't-interval and the number of seeds.',
-    "Over pairs: the mean of the pairs' means, each counted alike, with its 95% t-interval over pairs "
-    'and their number. It says what to expect of a pair of your own, if these were drawn from the '
-    'same lot.',
-]
-
-
-def _table(pooled: Mapping[str, PooledArm]) -> Table:
-    rows = [
-        [study, *(_cell(arm.studies.get(study)) for arm in pooled.values())]
-        for study in _studies(pooled)
-    ]
-    rows += [
-        [f'{name} over pairs', *(difference_text(x.difference(name)) for x in pooled.values())]
-        for name in AP_NAMES
-    ]
-    rows.append(['pairs below 0', *(str(arm.below('AP')) for arm in pooled.values())])
+def _table(pooled: Pooled) -> Table:
+    arms = pooled.values()
+    rows = [[study, *(_entry(arm.get(study)) for arm in arms)] for study in _studies(pooled)]
+    for name in AP_NAMES:
+        rows.append([f'{name} over pairs', *(difference_text(over_pairs(x, name)) for x in arms)])
+    rows.append(['pairs below 0', *(str(count_below_0(arm)) for arm in arms)])
     return Table(['Δ AP', *pooled], rows)
 
 
-def _studies(pooled: Mapping[str, PooledArm]) -> list[str]:
-    return list(dict.fromkeys(name for arm in pooled.values() for name in arm.studies))
+def count_below_0(studies: Mapping[str, ArmSummary]) -> int:
+    """Count the pairs whose own interval of AP lies below 0."""
+    highs = [x.differences['AP'].high for x in studies.values()]
+    return sum(high is not None and high < 0 for high in highs)
 
 
-def _cell(summary: ArmSummary | None) -> str:
+def _studies(pooled: Pooled) -> list[str]:
+    return list(dict.fromkeys(name for studies in pooled.values() for name in studies))
+
+
+def _entry(summary: ArmSummary | None) -> str:
     if summary is None:
         return '–'
     return f'{difference_text(summary.differences["AP"])}, {times_text(summary.time_ratio)}'
 
 
-def draw_pool(pooled: Mapping[str, PooledArm], title: str, reference: str) -> Figure:
+def draw_pool(pooled: Pooled, title: str, reference: str) -> Figure:
     """Draw each arm's differences of AP, a row for each pair and one for the mean over pairs."""
-    studies = _studies(pooled)
-    return draw_rows(
-        {
-            arm: {
-                **{s: x.studies[s].differences['AP'] for s in studies if s in x.studies},
-                'over pairs': x.difference('AP'),
-            }
-            for arm, x in pooled.items()
-        },
-        (studies, ['over pairs']),
-        f'difference of AP to {reference}',
-        f'{title.capitalize()}\nmean, 95% t-interval',
-    )
+    rows = {
+        arm: {
+            **{study: x.differences['AP'] for study, x in studies.items()},
+            'over pairs': over_pairs(studies),
+        }
+        for arm, studies in pooled.items()
+    }
+    label = f'difference of AP to {reference}'
+    heading = f'{title.capitalize()}\nmean, 95% t-interval'
+    return draw_rows(rows, (_studies(pooled), ['over pairs']), label, heading)

@@ -3,10 +3,9 @@
 import base64
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,19 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from ...checkpoints import AtomicLocalBackend
-from ...config_tree import rewritten
 from .arms import BASELINE
 from .metrics import AP_NAMES, MASK_AP_NAMES
 from .results import Results
-from .statistics import Estimate
-from .summary import SPLITS, ArmSummary, Summaries, has_differences, name_of, rivals
+from .summary import (
+    SPLITS,
+    ArmSummary,
+    Estimate,
+    Summaries,
+    estimate,
+    has_differences,
+    rivals,
+    verdict,
+)
 
 LITTLE = 5  # AP, in percent, of a baseline that has hardly begun to learn
 MEDIAN_TIME = 'median step × iterations'
@@ -37,79 +43,51 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of an arm, in a sentence.
+    """What is known of an arm: a claim and its evidence in words; ``kind`` colours it on the page."""
 
-    Attributes:
-        kind: ``'better'`` or ``'worse'`` than the baseline, or ``'unclear'``.
-        claim: That in words.
-        evidence: The numbers behind it, and the costs.
-    """
-
-    kind: str
+    kind: str  # 'better', 'worse' or 'unclear'
     claim: str
-    evidence: str
+    evidence: str = ''
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """A part of a report: heading, tables, findings for the head of the page, and plots for it.
 
-    Attributes:
-        title: Its heading.
-        tables: Its tables.
-        text: A paragraph above them; may be empty.
-        split: What its results are of, ``'val'`` or ``'test'``; empty if of neither.
-        findings: What the tables say, for the head of the page.
-        plots: PNG files, for the page.
+    ``split`` says what its results are of, ``'val'`` or ``'test'``; empty if of neither.
     """
 
     title: str
     tables: Sequence[Table] = ()
-    text: str = ''
     split: str = ''
     findings: Sequence[Finding] = ()
     plots: list[Path] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image as each arm sees it.
-
-    Attributes:
-        name: The image's file name.
-        panels: JPEG by caption.
-    """
-
-    name: str
-    panels: Mapping[str, bytes]
-
-
 @dataclass
 class Report:
-    """What a report says: the page all of it, the Markdown title, sections, notes and remarks.
+    """What a report says: the page all of it, the Markdown title, sections and notes.
 
     Attributes:
         title: The heading.
         sections: The parts.
         notes: What helps to read it, a sentence or two each.
-        remarks: Paragraphs at the end.
         curves: A PNG file with the learning curves.
         facts: What was compared, by name.
         commands: What trained, as in a shell.
         configs: Listings of the arms' configs, by title.
-        examples: Pictures.
-        examples_note: How the pictures were chosen, or why there are none.
+        examples: JPEGs of images as each arm sees them, by the image's name and by caption.
+        examples_note: What the pictures show, or why there are none.
     """
 
     title: str
     sections: list[Section]
     notes: list[str]
-    remarks: list[str] = field(default_factory=list)
     curves: Path | None = None
     facts: dict[str, str] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
     configs: dict[str, str] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
+    examples: dict[str, dict[str, bytes]] = field(default_factory=dict)
     examples_note: str = ''
 
     def write(self, path: Path) -> str:
@@ -155,10 +133,9 @@ def comparison_report(results: Results, summaries: Mapping[str, Mapping[str, Sum
         for reference, arms in by_reference.items():
             if has_differences(arms, reference):
                 tables.append(_difference_table(arms, reference))
-        findings = [_finding(arm, x) for arm, x in rivals(by_reference[BASELINE], BASELINE).items()]
-        title = SPLITS[split].capitalize()
-        sections.append(Section(title, tables, split=split, findings=findings))
-    return Report('Comparison', sections, _reading_notes(results, summaries))
+        findings = [_finding(arm, x) for arm, x in rivals(by_reference[BASELINE]).items()]
+        sections.append(Section(SPLITS[split].capitalize(), tables, split, findings))
+    return Report('Comparison', sections, _notes(results, summaries))
 
 
 def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -169,60 +146,68 @@ def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _ap_table(arms: Summaries) -> Table:
     names = _ap_names(x.ap for x in arms.values())
-    costs = {'training time': 'time_ratio', MEDIAN_TIME: 'median_time_ratio'}
-    if not any(x.median_time_ratio.count for x in arms.values()):
+    costs = {
+        'training time': [x.time_ratio for x in arms.values()],
+        MEDIAN_TIME: [x.median_time_ratio for x in arms.values()],
+        'peak memory': [x.memory_ratio for x in arms.values()],
+    }
+    if not any(x.count for x in costs[MEDIAN_TIME]):
         del costs[MEDIAN_TIME]
-    costs['peak memory'] = 'memory_ratio'
     rows = [
         [
             arm,
             str(len(x.seeds)),
             *(_level(x.ap.get(name)) for name in names),
-            *(times_text(getattr(x, field)) for field in costs.values()),
+            *map(times_text, ratios),
         ]
-        for arm, x in arms.items()
+        for (arm, x), *ratios in zip(arms.items(), *costs.values(), strict=True)
     ]
     return Table(['arm', 'seeds', *names, *costs], rows)
 
 
 def _difference_table(arms: Summaries, reference: str) -> Table:
+    name = 'the baseline' if reference == BASELINE else reference
     names = _ap_names(x.differences for x in arms.values())
     rows = [
-        [arm, x.verdict, *(difference_text(x.differences.get(name)) for name in names)]
+        [
+            arm,
+            verdict(x.differences.get('AP', estimate([])), name),
+            *(difference_text(x.differences.get(ap)) for ap in names),
+        ]
         for arm, x in rivals(arms, reference).items()
     ]
-    title = f'Difference to {name_of(reference)}, paired by seed:'
-    return Table(['arm', 'AP is', *(f'Δ {name}' for name in names)], rows, title)
+    header = ['arm', 'AP is', *(f'Δ {ap}' for ap in names)]
+    return Table(header, rows, f'Difference to {name}, paired by seed:')
 
 
 def _finding(arm: str, x: ArmSummary) -> Finding:
     """Say in words how an arm compares with the baseline."""
     gain = x.differences.get('AP')
     if gain is None or not gain.count:
-        return Finding('unclear', f'{arm} shares no seed with the baseline', '')
+        return Finding('unclear', f'{arm} shares no seed with the baseline')
     kind, claim = 'unclear', f'No evidence that {arm} differs from the baseline'
-    if gain.low is not None and (gain.low > 0 or gain.high < 0):
-        kind = 'better' if gain.low > 0 else 'worse'
-        claim = f'{arm} is {kind} than the baseline'
-    seeds = 'one seed' if gain.count == 1 else f'{gain.count} seeds'
     interval = 'no interval'
     if gain.low is not None:
         interval = f'95% interval {gain.low:+.1f} to {gain.high:+.1f}'
+        if gain.low > 0 or gain.high < 0:
+            kind = 'better' if gain.low > 0 else 'worse'
+            claim = f'{arm} is {kind} than the baseline'
+    seeds = 'one seed' if gain.count == 1 else f'{gain.count} seeds'
     time, memory = x.time_ratio.mean, x.memory_ratio.mean
     cost = f'Training took {time:.2f} times as long, with {memory:.2f} times the memory.'
     return Finding(kind, claim, f'{gain.mean:+.1f} AP over {seeds}, {interval}. {cost}')
 
 
-def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
-    differences = [
+def _notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:
+    intervals = [
         x.differences['AP']
         for by_reference in summaries.values()
         for reference, arms in by_reference.items()
         for x in rivals(arms, reference).values()
-        if x.differences
+        if x.differences and x.differences['AP'].low is not None
     ]
-    intervals = sum(x.low is not None for x in differences)
-    devices = sorted({cell.device for cells in results.values() for cell in cells.values()})
+    devices = sorted({run.device for runs in results.values() for run in runs.values()})
+    on_cpu, on_gpu = 'of the whole process, Python included', 'that torch allocated on the GPU'
     notes = [
         'AP in percent: the mean ± half the 95% t-interval over seeds. Δ: the mean difference with its '
         '95% t-interval; n counts the seeds that both arms have. Where an interval contains 0, the '
@@ -231,13 +216,13 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
         'would flatter each arm.',
         'Training time sums up the iterations, without validation. Other work on the machine adds to '
         f'it, and less to {MEDIAN_TIME}, where that was noted. Memory is the peak '
-        f'{_memory_kind(devices)}. Both are relative to the baseline with the same seed '
-        f'({", ".join(devices)}).',
+        f'{on_cpu if devices == ["CPU"] else on_gpu}. Both are relative to the baseline with the same '
+        f'seed ({", ".join(devices)}).',
     ]
-    if intervals > 1:
+    if (count := len(intervals)) > 1:
         notes.append(
-            f'{intervals} differences of AP have an interval, each by itself: without any effect, '
-            f'about {0.05 * intervals:.2g} of {intervals} would exclude 0 by chance.'
+            f'{count} differences of AP have an interval, each by itself: without any effect, '
+            f'about {0.05 * count:.2g} of {count} would exclude 0 by chance.'
         )
     if BASELINE not in results:
         notes.append('The baseline has no result yet, so there are no differences to it.')
@@ -251,11 +236,6 @@ def _reading_notes(results: Results, summaries: Mapping[str, Mapping[str, Summar
             'differences tell nothing of a trained detector. Train longer.',
         )
     return notes
-
-
-def _memory_kind(devices: Sequence[str]) -> str:
-    on_cpu, on_gpu = 'of the whole process, Python included', 'that torch allocated on the GPU'
-    return on_cpu if devices == ['CPU'] else on_gpu
 
 
 def _level(x: Estimate | None) -> str:
@@ -277,39 +257,17 @@ def times_text(x: Estimate) -> str:
     return f'×{x.mean:.2f}' if x.count else '–'
 
 
-def write_numbers(
-    folder: Path, results: Results, summaries: Mapping[str, Mapping[str, Summaries]]
-) -> None:
-    """Write ``report.csv``, a row for each cell and split, and the summaries as ``report.json``."""
-    content = {
-        split: {
-            f'relative to {reference}': {arm: asdict(x) for arm, x in arms.items()}
-            for reference, arms in by_reference.items()
-        }
-        for split, by_reference in summaries.items()
-    }
-    text = json.dumps(rewritten(content, _null_for_nan), indent=1) + '\n'
-    AtomicLocalBackend().put_text(text, str(folder / 'report.json'))
-    AtomicLocalBackend().put_text(_csv(results), str(folder / 'report.csv'))
-
-
-def _csv(results: Results) -> str:
+def write_csv(path: Path, results: Results) -> None:
+    """Write a row for each run and split."""
+    runs = [run for by_seed in results.values() for run in by_seed.values()]
+    aps = _ap_names(run.ap(split) for run in runs for split in run.metrics)
+    costs = ['iterations', 'train_seconds', 'step_seconds', 'peak_memory']
     text = io.StringIO()
-    all_cells = [cell for cells in results.values() for cell in cells.values()]
-    aps = _ap_names(cell.ap(split) for cell in all_cells for split in cell.metrics)
-    cost_names = ['iterations', 'train_seconds', 'step_seconds', 'peak_memory_mib']
-    names = ['arm', 'seed', 'split', *aps, *cost_names, 'device']
-    writer = csv.DictWriter(text, names, lineterminator='\n')
-    writer.writeheader()
-    for cell in all_cells:
-        for split in cell.metrics:
-            row = {x: getattr(cell, x.removesuffix('_mib')) for x in cost_names}
-            row |= {k: round(v, 3) for k, v in cell.ap(split).items()}
-            row |= {'arm': cell.arm, 'seed': cell.seed, 'split': split, 'device': cell.device}
-            writer.writerow(row)
-    return text.getvalue()
-
-
-def _null_for_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['arm', 'seed', 'split', *aps, *costs[:-1], 'peak_memory_mib', 'device'])
+    for run in runs:
+        for split in run.metrics:
+            ap = {name: round(x, 3) for name, x in run.ap(split).items()}
+            row = [run.arm, run.seed, split, *(ap.get(name, '') for name in aps)]
+            writer.writerow([*row, *(getattr(run, cost) for cost in costs), run.device])
+    AtomicLocalBackend().put_text(text.getvalue(), str(path))

@@ -1,216 +1,180 @@
-"""Runs the cells of a comparison as jobs: processes of this machine, or jobs of Slurm."""
+"""The runs of a comparison (an arm trained with a seed), with their configs and folders."""
 
-import os
-import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
-import torch
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS
 from mmengine.config import Config
-from submitit.core.utils import FailedJobError
 
+from ...config_tree import with_imports
+from ...datasets import evaluator_configs
 from ...errors import ConfigError
-from .cells import Cell
-from .slurm import SlurmExecutor, check_slurm
-from .training import Job, Training
+from ..locks import locked
+from .results import ResultsFolder, RunResult, plain_config
+from .schedule import length
 
-POLL = 1.0  # seconds between looks at the running cells
-FOREVER = 60 * 24 * 365  # minutes; submitit would end jobs of this machine after two
-MANY = 1000  # jobs at a time on a cluster
+IMPORTS = ('mmdet_sssd', 'mmdet_sssd.commands.comparison.training_cost_hook')
+CHECKPOINT_HOOKS = (None, 'CheckpointHook', 'SafeCheckpointHook')
+TEST_KEYS = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A cell that could not be finished: why, and what its processes printed."""
+class Run:
+    """An arm trained with a seed.
 
-    cell: Cell
-    reason: str
+    Attributes:
+        arm: Name of the arm.
+        seed: ``randomness.seed``.
+        work_dir: Folder of the comparison, with logs and checkpoints.
+        results: Folder of the comparison's results, all that a report needs.
+    """
+
+    arm: str
+    seed: int
+    work_dir: Path
+    results: ResultsFolder
 
     def __str__(self) -> str:
-        return f'{self.cell}: {self.reason} (log: {self.cell.log})'
+        return f'{self.arm} seed {self.seed}'
 
+    @property
+    def folder(self) -> Path:
+        """The work directory of the run."""
+        return self.work_dir / self.arm / f'seed_{self.seed}'
 
-class CellRunner:
-    """Runs cells, and stops what it started when it is stopped.
+    @property
+    def log(self) -> Path:
+        """The output of the run's processes."""
+        return self.folder / 'output.log'
 
-    Args:
-        folder: Where submitit keeps its jobs.
-        training: How cells are trained.
-        slurm: Options of ``sbatch``, in submitit's words where it has some; None for jobs on this
-            machine.
-        jobs: How many run at a time, on GPUs of this machine one each, in turn; by default one here,
-            and on a cluster all that it lets run.
+    @property
+    def result(self) -> RunResult | None:
+        """The result, if the run is finished."""
+        return self.results.runs(self.arm).get(self.seed)
 
-    Raises:
-        ConfigError: if this machine cannot submit jobs to Slurm.
-    """
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint, if there is one."""
+        name = self.folder / 'last_checkpoint'
+        path = self.folder / Path(name.read_text(encoding='utf-8')).name if name.is_file() else None
+        return path if path and path.is_file() else None
 
-    def __init__(
-        self,
-        folder: Path,
-        training: Training,
-        slurm: Mapping[str, Any] | None = None,
-        jobs: int | None = None,
-    ) -> None:
-        self.folder = folder
-        self.training = training
-        self.slurm = slurm
-        if slurm is not None:
-            check_slurm()
-        self.slots = slot_environments(jobs or 1) if slurm is None else [{}] * (jobs or MANY)
+    @property
+    def config_file(self) -> Path:
+        """The config to train with; mmengine writes its resolved copy into the folder."""
+        return self.folder.with_suffix('.py')
 
-    def run(
-        self,
-        cells: Sequence[tuple[Cell, Config]],
-        on_change: Callable[[list[Cell], list[Cell], list[Failure]], None],
-    ) -> list[Failure]:
-        """Run cells, with their arms' configs, and give those that failed.
-
-        A cell that others are training is waited for.
+    def claimed(self, wait: float = 2) -> AbstractContextManager[bool]:
+        """Lock the run against others that share the work directory or the results.
 
         Args:
-            cells: What to run; cells that are done are left out.
-            on_change: Called about once a second with the cells that are running, those that are
-                finished, and those that failed.
+            wait: Seconds to keep trying, as others briefly lock a run to see whether it is free.
         """
-        todo = {cell: cfg for cell, cfg in cells if not self.training.is_done(cell)}
-        running: dict[Cell, tuple[int, submitit.Job]] = {}
-        finished: list[Cell] = []
-        failures: list[Failure] = []
-        try:
-            while True:
-                for cell in [x for x, (_, job) in running.items() if job.done()]:
-                    _, job = running.pop(cell)
-                    if reason := _outcome(job):
-                        failures.append(Failure(cell, reason))
-                        del todo[cell]
-                self._start(todo, running, finished)
-                begun = [x for x, (_, job) in running.items() if job.paths.stdout.exists()]
-                on_change(begun, list(finished), list(failures))
-                if not todo:
-                    return failures
-                time.sleep(POLL)
-        finally:
-            self._stop([job for _, job in running.values()])
+        lock = self.results.path / '.locks' / f'{self.arm}_seed_{self.seed}'
+        return locked(self.folder.with_suffix('.lock'), lock, wait=wait)
 
-    def dry_run(self, cell: Cell, cfg: Config) -> None:
-        """Rehearse a cell in a job.
+    def is_free(self) -> bool:
+        """Tell whether nobody trains the run."""
+        with self.claimed(wait=0) as is_free:
+            return is_free
 
-        Raises:
-            ConfigError: if it could not be trained; the message is the rehearsal's.
-        """
-        self._wait_for(partial(self._training(0).rehearse, cell, cfg))
-
-    def measure(self, configs: Sequence[Path], out: Path, log: Path) -> None:
-        """Measure the training steps of config files in a job, see :meth:`.Training.measure`."""
-        self._wait_for(partial(self._training(0).measure, configs, out, log))
-
-    def _start(
-        self,
-        todo: dict[Cell, Config],
-        running: dict[Cell, tuple[int, submitit.Job]],
-        finished: list[Cell],
-    ) -> None:
-        """Start cells in the free slots, and move what is done from those to do to the finished."""
-        busy = {slot for slot, _ in running.values()}
-        free = [slot for slot in range(len(self.slots)) if slot not in busy]
-        chosen: dict[Cell, int] = {}
-        for cell in [x for x in todo if x not in running]:
-            if len(chosen) == len(free):
-                break
-            if self.training.is_done(cell):
-                finished.append(cell)
-                del todo[cell]
-            elif cell.is_free():
-                chosen[cell] = free[len(chosen)]
-        jobs = self._submit(
-            [partial(self._training(slot).run, x, todo[x]) for x, slot in chosen.items()]
-        )
-        running.update(zip(chosen, zip(chosen.values(), jobs, strict=True), strict=True))
-
-    def _training(self, slot: int) -> Training:
-        return replace(self.training, environment=self.slots[slot])
-
-    def _wait_for(self, work: Callable[[], None]) -> None:
-        """Have something done in a job."""
-        (job,) = self._submit([work])
-        try:
-            while not job.done():
-                time.sleep(POLL)
-            if reason := _outcome(job):
-                raise ConfigError(reason)
-        finally:
-            self._stop([job])
-
-    def _submit(self, works: Sequence[Callable[[], None]]) -> list[submitit.Job]:
-        if not works:
-            return []
-        try:
-            executor = self._executor()
-            with _unheard_by_jobs(), executor.batch():
-                return [executor.submit(Job(work)) for work in works]
-        except FailedJobError as error:  # by sbatch
-            raise ConfigError(f'--executor slurm: {str(error).splitlines()[-1]}') from error
-
-    def _executor(self) -> submitit.Executor:
-        if self.slurm is not None:
-            return SlurmExecutor(self.folder, self.slurm)
-        executor = submitit.LocalExecutor(self.folder)
-        executor.update_parameters(timeout_min=FOREVER, stderr_to_stdout=True)
-        return executor
-
-    def _stop(self, jobs: Sequence[submitit.Job]) -> None:
-        """End jobs that have not ended; those of this machine save, and are waited for."""
-        if self.slurm is not None:
-            for job in jobs:
-                if not job.done():
-                    job.cancel(check=False)
-            return
-        while unfinished := [job for job in jobs if not job.done()]:
-            for job in unfinished:
-                os.kill(int(job.job_id), signal.SIGTERM)  # cancel() would give it a second to save
-            time.sleep(POLL)
+    def config(self, cfg: Config) -> Config:
+        """Make the run's config from the arm's."""
+        cfg = copy.deepcopy(cfg)
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': self.seed}
+        cfg.work_dir = str(self.folder.absolute())
+        return cfg
 
 
-def _outcome(job: submitit.Job) -> str | None:
-    """Say why a job that has ended did not do what it was to do; None if it did.
+def comparable_config(cfg: Config) -> Config:
+    """Add to a config what all runs share; model and training stay the same.
+
+    Runs can be preempted and resumed exactly, keep only their last checkpoint, log metrics per epoch
+    or iteration, whichever the loop counts, evaluate AP by class, and record time and memory.
 
     Raises:
-        FailedJobError: with the traceback, if that is the program's own fault.
+        ConfigError: if the config has no training or no validation.
     """
-    error = job.exception()
-    if isinstance(error, FailedJobError):
-        raise error
-    if error:
-        return f'its job {job.job_id} was ended from outside; what it printed: {job.paths.stdout}'
-    return job.result()
+    cfg = copy.deepcopy(cfg)
+    cfg.pop('work_dir', None)
+    for key in ('val_dataloader', 'val_evaluator', 'train_dataloader', 'train_cfg'):
+        if not cfg.get(key):
+            raise ConfigError(f'{key} is {cfg.get(key)!r}; compare needs training and validation')
+    cfg.default_hooks = _hooks(cfg.get('default_hooks') or {}, length(cfg)[0] == 'epoch')
+    for split in ('val', 'test'):
+        for _, evaluator in evaluator_configs(cfg, f'{split}_evaluator'):
+            kind = evaluator.type
+            metric = METRICS.get(kind) if isinstance(kind, str) else kind
+            if isinstance(metric, type) and issubclass(metric, CocoMetric):
+                evaluator.classwise = True
+    backends = (cfg.get('visualizer') or {}).get('vis_backends') or []
+    if cfg.get('visualizer') and not any(x['type'] == 'LocalVisBackend' for x in backends):
+        cfg.visualizer.vis_backends = [*backends, dict(type='LocalVisBackend')]
+    cfg.custom_imports = with_imports(cfg, *IMPORTS)
+    return cfg
 
 
-@contextmanager
-def _unheard_by_jobs() -> Iterator[None]:
-    """Let jobs that are started ignore what a terminal sends to all; they are stopped by signals."""
-    numbers = (signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
+def _hooks(configured: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
+    hooks = {
+        name: dict(hook)
+        for name, hook in configured.items()
+        if hook and hook.get('type') != 'ExportStudentHook'  # students are not needed here
+    }
+    types = {hook.get('type') for hook in hooks.values()}
+    hooks.setdefault('logger', {'type': 'LoggerHook'})['log_metric_by_epoch'] = by_epoch
+    hooks['timer'] = {'type': 'TrainingCostHook'}
+    if 'RandomStateHook' not in types:
+        hooks['random_state'] = {'type': 'RandomStateHook'}
+    checkpoint = hooks.setdefault('checkpoint', {})
+    if checkpoint.get('type') in CHECKPOINT_HOOKS:
+        checkpoint['type'] = 'SafeCheckpointHook'
+        if 'PreemptionHook' not in types:
+            hooks['preemption'] = {'type': 'PreemptionHook'}
+    checkpoint.update(save_last=True, max_keep_ckpts=1)
+    checkpoint.pop('save_best', None)
+    return hooks
 
 
-def slot_environments(jobs: int) -> list[dict[str, str]]:
-    """Say what each of several processes at a time gets: a GPU in turn, or its share of the cores."""
-    given = os.environ.get('CUDA_VISIBLE_DEVICES')
-    gpus = given.split(',') if given else [str(i) for i in range(torch.cuda.device_count())]
-    if torch.cuda.is_available() and gpus:
-        return [{'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} for i in range(jobs)]
-    if jobs == 1:
-        return [{}]
-    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // jobs))
-    return [{'OMP_NUM_THREADS': threads}] * jobs
+def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Run]) -> None:
+    """Keep an arm's config with its results, after checking that its runs are of the same one.
+
+    Raises:
+        ConfigError: if results, or runs that were begun, are of another config.
+    """
+    finished = results.runs(arm).values()
+    tested = any('test' in x.metrics for x in finished)
+    if finished and (changed := _changes(results.config(arm), cfg, () if tested else TEST_KEYS)):
+        raise ConfigError(
+            f'{results.file} has results of arm {arm} from another config; it differs in {changed}. '
+            'Use another --work-dir or --results, or remove the arm from the file to train it again'
+        )
+    for run in runs:
+        if run.checkpoint and run.config_file.is_file():
+            started = Config.fromfile(run.config_file, import_custom_modules=False)
+            if changed := _changes(plain_config(started), run.config(cfg), TEST_KEYS):
+                raise ConfigError(
+                    f'{run} was started with another config; it differs in {changed}. Use another '
+                    f'--work-dir, or remove {run.folder} to train the run again'
+                )
+    results.add(configs={arm: cfg})
+
+
+def _changes(old: dict[str, Any] | None, cfg: Config, ignored: Iterable[str]) -> str:
+    """List the keys in which a config differs from another, as far as that is known."""
+    keys = [] if old is None else _changed_keys(old, plain_config(cfg))
+    changed = [key for key in keys if key.partition('.')[0] not in ignored]
+    return ', '.join(changed[:5]) + ', …' * (len(changed) > 5)
+
+
+def _changed_keys(old: Any, new: Any, key: str = '') -> Iterator[str]:
+    """List the dotted keys in which two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _changed_keys(old.get(name), new.get(name), f'{key}.{name}'.lstrip('.'))
+    elif old != new:
+        yield key

@@ -1,30 +1,25 @@
 """Reads the length of a config's schedule, and stretches it."""
 
 import copy
-import math
 import re
 from fractions import Fraction
-from itertools import accumulate, pairwise
 from typing import Any
 
 from mmengine.config import Config
 
-from ...errors import ConfigError, check
+from ...errors import check
 
 KINDS = (
     'Constant',
     'CosineAnnealing',
-    'CosineRestart',
-    'Exponential',
     'Linear',
     'MultiStep',
     'OneCycle',
     'Poly',
     'QuadraticWarmup',
-    'ReduceOnPlateau',
-    'Step',
 )
-"""The schedulers of mmengine and mmdet, without ``LR``, ``Momentum`` or ``ParamScheduler``."""
+"""Schedulers that begin, change and end at points of the run: mmengine's and mmdet's names, without
+``LR``, ``Momentum`` or ``ParamScheduler``."""
 
 
 def length(cfg: Config) -> tuple[str, int]:
@@ -43,7 +38,7 @@ def stretched(cfg: Config, factor: float) -> Config:
             least one, and the schedule is stretched by the resulting ratio.
 
     Raises:
-        ConfigError: if a parameter scheduler is unknown, or has no known end but needs one.
+        ConfigError: if a parameter scheduler is not one of :data:`KINDS`.
     """
     cfg = copy.deepcopy(cfg)
     unit, count = length(cfg)
@@ -54,19 +49,18 @@ def stretched(cfg: Config, factor: float) -> Config:
         cfg.train_cfg.dynamic_intervals = [(_scaled(x, ratio), every) for x, every in starts]
     schedulers = cfg.get('param_scheduler') or []
     for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
-        by_epoch = scheduler.get('by_epoch', True)
-        _stretch(scheduler, ratio, count if by_epoch == (unit == 'epoch') else math.inf)
+        _stretch(scheduler, ratio)
     for hook in cfg.get('custom_hooks') or []:
         if hook.get('switch_epoch'):
             hook['switch_epoch'] = _scaled(hook['switch_epoch'], ratio)
     return cfg
 
 
-def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
-    """Stretch a scheduler in place; ``run`` is the run's length in its unit, infinite if unknown."""
+def _stretch(scheduler: dict[str, Any], ratio: Fraction) -> None:
+    """Stretch a scheduler in place."""
     name = str(scheduler.get('type')).rpartition('.')[2]
     kind = re.sub(r'(LR|Momentum|ParamScheduler)$', '', name)
-    accepted = f'to stretch a schedule (match_time), schedulers named {", ".join(KINDS)}'
+    accepted = f'to stretch a schedule, schedulers named {", ".join(KINDS)}'
     check('param_scheduler.type', scheduler.get('type'), kind in KINDS and kind != name, accepted)
     begin = scheduler.get('begin', 0)
 
@@ -74,18 +68,6 @@ def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
         """Stretch an offset from ``begin``."""
         return _scaled(begin + offset, ratio) - _scaled(begin, ratio)
 
-    if kind == 'Step' and (scheduler['step_size'] * ratio).denominator > 1:
-        _name_steps(scheduler, name, run)
-    elif kind == 'Step':
-        scheduler['step_size'] = int(scheduler['step_size'] * ratio)
-    elif kind == 'Exponential':
-        scheduler['gamma'] **= float(1 / ratio)
-    elif kind == 'ReduceOnPlateau':  # counts validations, whose number grows
-        scheduler['patience'] = round((scheduler.get('patience', 10) + 1) * ratio) - 1
-        scheduler['cooldown'] = round(scheduler.get('cooldown', 0) * ratio)
-    elif kind == 'CosineRestart':
-        ends = [moved(x) for x in accumulate(scheduler['periods'])]
-        scheduler['periods'] = [end - start for start, end in pairwise([0, *ends])]
     if 'milestones' in scheduler:
         scheduler['milestones'] = [moved(x) for x in scheduler['milestones']]
     for key in ('T_max', 'total_steps'):
@@ -94,16 +76,6 @@ def _stretch(scheduler: dict[str, Any], ratio: Fraction, run: float) -> None:
     for key in ('begin', 'end'):
         if scheduler.get(key):
             scheduler[key] = _scaled(scheduler[key], ratio)
-
-
-def _name_steps(scheduler: dict[str, Any], name: str, run: float) -> None:
-    """Turn even steps into milestones, as rounding each step would make them drift."""
-    end = min(scheduler.get('end', math.inf), run)
-    if math.isinf(end):
-        raise ConfigError(f'of {name} is None; accepted: a number', 'param_scheduler.end')
-    size = scheduler.pop('step_size')
-    scheduler['type'] = f'Multi{name}'
-    scheduler['milestones'] = list(range(size, end - scheduler.get('begin', 0), size))
 
 
 def _scaled(value: float, factor: float) -> float:

@@ -14,11 +14,7 @@ MANY = 1000  # times that a job may run out of time
 
 
 def check_slurm() -> None:
-    """Check that this machine can submit jobs.
-
-    Raises:
-        ConfigError: if it cannot.
-    """
+    """Raise a ConfigError if this machine cannot submit jobs."""
     if not shutil.which('sbatch'):
         raise ConfigError(
             '--executor slurm: found no sbatch on this machine; run it on a machine that submits '
@@ -47,19 +43,18 @@ class QueueWatcher(SlurmInfoWatcher):
 submitit.SlurmJob.watcher = QueueWatcher()  # the one class that submitit's executor makes jobs of
 
 
-class SlurmExecutor(submitit.SlurmExecutor):
-    """Submits jobs that are queued again when they run out of time.
+def slurm_executor(folder: Path, options: Mapping[str, Any]) -> submitit.SlurmExecutor:
+    """Make an executor whose jobs are queued again when they run out of time.
 
     Args:
         folder: Where submitit keeps its jobs.
         options: Options of ``sbatch``, in submitit's words where it has some.
     """
-
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        super().__init__(folder, max_num_timeout=MANY)
-        known = self._valid_parameters()
-        self.update_parameters(
-            **{'job_name': 'compare', **{k: v for k, v in options.items() if k in known}},
-            stderr_to_stdout=True,
-            additional_parameters={k: v for k, v in options.items() if k not in known},
-        )
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY)
+    known = executor._valid_parameters()
+    executor.update_parameters(
+        **{'job_name': 'compare', **{k: v for k, v in options.items() if k in known}},
+        stderr_to_stdout=True,
+        additional_parameters={k: v for k, v in options.items() if k not in known},
+    )
+    return executor

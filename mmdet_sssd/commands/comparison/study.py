@@ -1,8 +1,9 @@
-"""A comparison from its command line to its report."""
+"""A comparison from its command line to its report: arms × seeds → runs → results → report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,17 @@ from mmengine.config import Config
 
 from ...errors import ConfigError
 from ..locks import locked
-from .arms import BASELINE, Arm, arm_config, find_arm, read_definitions, read_roots, sweep_arms
-from .cells import Cell, check_started, comparable_config, keep_arm_config
-from .model_zoo import model_zoo_section
+from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots, sweep_arms
+from .jobs import Failure, JobRunner
 from .page import write_page
 from .plots import draw_plots
 from .progress import ProgressDisplay
-from .report import comparison_report, write_numbers
+from .report import comparison_report, write_csv
 from .results import Results, ResultsFolder
-from .runs import CellRunner, Failure
-from .schedule import length, stretched
+from .runs import Run, comparable_config, keep_config
+from .schedule import length
 from .summary import summarize_all
-from .time_match import match_note, matched_step_times, time_ratio
-from .training import VERSIONS, Training
+from .training import Training
 
 
 @dataclass(frozen=True)
@@ -45,37 +44,40 @@ class StudyOptions:
     dry_run: bool = True
     split: str = 'val'
     report_only: bool = False
-    model_zoo: bool = False
     examples: int = 4
     against: list[str] = field(default_factory=list)
     command: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            ConfigError: if there are such.
+        """
+        if self.config is None and not self.report_only:
+            raise ConfigError('CONFIG is missing; only --report-only needs none')
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f'--jobs is {self.jobs}; accepted: 1 or more')
+        if self.slurm_options and self.executor != 'slurm':
+            raise ConfigError('--slurm-options are for --executor slurm; add that')
+        if not (self.config or self.work_dir or self.results):
+            raise ConfigError(
+                '--report-only needs --results, --work-dir or the CONFIG that was run'
+            )
+
 
 class Study:
-    """Trains the cells of a comparison that are not there yet, and reports on all of it.
+    """Trains the runs of a comparison that are not there yet, and reports on all of it.
 
     Args:
         options: The command line.
 
     Raises:
-        ConfigError: if the options do not go together, an arm is unknown, or there is nothing to
-            report on.
+        ConfigError: if an arm is unknown, or there is nothing to report on.
     """
 
     def __init__(self, options: StudyOptions) -> None:
         self.options = options
-        if options.config is None and not (options.report_only and not options.model_zoo):
-            raise ConfigError(
-                'CONFIG is missing; only --report-only without --model-zoo needs none'
-            )
-        if options.jobs is not None and options.jobs < 1:
-            raise ConfigError(f'--jobs is {options.jobs}; accepted: 1 or more')
-        if options.slurm_options and options.executor != 'slurm':
-            raise ConfigError('--slurm-options are for --executor slurm; add that')
-        if options.config is None and options.work_dir is None and options.results is None:
-            raise ConfigError(
-                '--report-only needs --results, --work-dir or the CONFIG that was run'
-            )
         stem = Path(options.config or '').stem
         self.work_dir = options.work_dir or Path('work_dirs', f'compare_{stem}')
         self.results = ResultsFolder(options.results or self.work_dir / 'results')
@@ -91,7 +93,7 @@ class Study:
                 f'--against: {", ".join(missing)} is not among the arms; accepted: '
                 f'{", ".join(self._reported())}'
             )
-        self.runner = CellRunner(
+        self.jobs = JobRunner(
             self.work_dir / 'jobs',
             Training(options.split == 'test', options.keep_checkpoints == 'last'),
             options.slurm_options if options.executor == 'slurm' else None,
@@ -132,117 +134,58 @@ class Study:
     def _train(self) -> list[Failure]:
         configs = self._configs()
         with locked(self.work_dir / '.lock', self.results.lock):
-            self._check({arm.name: configs[arm.name] for arm in self.arms if not arm.match_time})
-            for arm in [x for x in self.arms if x.match_time]:
-                configs[arm.name] = self._matched(arm, configs)
-        if missing := self._count_missing():
-            self._note_versions()
-        with ProgressDisplay(missing) as progress:
-            progress.lengths = {name: length(cfg) for name, cfg in configs.items()}
-            return self.runner.run(self._all_cells(configs), progress.update)
+            for arm, cfg in configs.items():
+                keep_config(self.results, arm, cfg, self._runs(arm))
+            if self.options.dry_run:
+                self._rehearse(configs)
+        by_seed = zip(*(self._runs(arm) for arm in configs), strict=True)  # for pairs early
+        runs = {
+            run: configs[run.arm]
+            for run in chain.from_iterable(by_seed)
+            if not self.jobs.training.is_done(run)
+        }
+        lengths = {name: length(cfg) for name, cfg in configs.items()}
+        with ProgressDisplay(len(runs), lengths) as progress:
+            return self.jobs.train(runs, progress.update)
 
     def _configs(self) -> dict[str, Config]:
         """Make the configs of the arms."""
-        self.roots = read_roots(self.options.config, self.options.cfg_options)
+        roots = read_roots(self.options.config, self.options.cfg_options)
         if self.options.split == 'test':
-            _check_test_data(self.roots['student'])
-        names = [arm.name for arm in self.arms]
-        for arm in self.arms:
-            if arm.match_time and not set(arm.match_time) & set(names):
-                raise ConfigError(
-                    f'arm {arm.name} takes as much training time as {" or ".join(arm.match_time)}, '
-                    'and --arms has none; add one'
-                )
-        configs = {arm.name: self._config(arm) for arm in self.arms}
-        for arm in [x for x in self.arms if x.match_time]:
-            stretched(configs[arm.name], 1)  # refuses what it cannot stretch
-        return configs
+            _check_test_data(roots['student'])
+        return {
+            arm.name: comparable_config(arm_config(arm, roots, self.options.cfg_options))
+            for arm in self.arms
+        }
 
-    def _config(self, arm: Arm) -> Config:
-        return comparable_config(arm_config(arm, self.roots, self.options.cfg_options))
+    def _runs(self, arm: str, seeds: Iterable[int] | None = None) -> list[Run]:
+        seeds = self.options.seeds if seeds is None else seeds
+        return [Run(arm, seed, self.work_dir, self.results) for seed in seeds]
 
-    def _cells(self, arm: str) -> list[Cell]:
-        return [Cell(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
-
-    def _check(self, configs: dict[str, Config]) -> None:
-        """Refuse, before anything is trained, what could not be."""
-        for name, cfg in configs.items():
-            self._keep(name, cfg)
-        if not self.options.dry_run:
-            return
-        for name, cfg in configs.items():
-            cells = self._cells(name)
-            if not any(cell.checkpoint or cell.result for cell in cells):
-                print(f'dry run of {name}', flush=True)
-                with _naming(name, cells[0].log):
-                    self.runner.dry_run(cells[0], cfg)
-
-    def _keep(self, arm: str, cfg: Config) -> None:
-        """Keep an arm's config, or make sure that its cells were begun with this one."""
-        keep_arm_config(self.results, arm, cfg)
-        for cell in self._cells(arm):
-            check_started(cell, cfg)
-
-    def _matched(self, arm: Arm, configs: dict[str, Config]) -> Config:
-        """Stretch an arm's schedule to the training time of another."""
-        reference = next(name for name in arm.match_time if name in configs)
-        pair = {name: configs[name] for name in (arm.name, reference)}
-        folder = self.work_dir / arm.name / 'step_times'
-        with _naming(arm.name, folder / 'output.log'):
-            times = matched_step_times(self.runner.measure, pair, folder, self.results)
-        factor = time_ratio(pair, times)
-        cfg = stretched(configs[arm.name], factor)
-        cfg.stretch = factor
-        self._keep(arm.name, cfg)
-        return cfg
-
-    def _all_cells(self, configs: dict[str, Config]) -> list[tuple[Cell, Config]]:
-        """List the cells seed by seed, so that there are pairs early."""
-        rows = [self._cells(name) for name in configs]
-        return [(cell, configs[cell.arm]) for seed in zip(*rows, strict=True) for cell in seed]
-
-    def _count_missing(self) -> int:
-        cells = [cell for arm in self.arms for cell in self._cells(arm.name)]
-        return sum(not self.runner.training.is_done(cell) for cell in cells)
-
-    def _note_versions(self) -> None:
-        """Say which results came from other versions than the new ones will."""
-        arms = self.results.read(arm.name for arm in self.arms).values()
-        found = {_name_versions(cell.versions) for cells in arms for cell in cells.values()}
-        present = _name_versions(VERSIONS)
-        for other in sorted(found - {present}):
-            print(f'note: {self.results.path} has results of {other}; this is {present}')
+    def _rehearse(self, configs: Mapping[str, Config]) -> None:
+        """Find, before anything is trained, what could not be."""
+        for arm, cfg in configs.items():
+            runs = self._runs(arm)
+            if any(run.checkpoint or run.result for run in runs):
+                continue
+            print(f'dry run of {arm}', flush=True)
+            try:
+                self.jobs.wait_for(partial(self.jobs.training.rehearse, runs[0], cfg))
+            except ConfigError as error:
+                raise ConfigError(f'arm {arm}: {error} (log: {runs[0].log})') from error
 
     def _report(self, results: Results) -> None:
-        self.results.pack(None if self.options.report_only else self.options.command)
-        summaries = summarize_all(results, self.options.against)
-        write_numbers(self.results.path, results, summaries)
-        report = comparison_report(results, summaries)
-        times = [self.results.step_times(arm) for arm in results]
-        report.remarks = [match_note(x) for x in times if x]
-        if self.options.model_zoo:
-            report.sections.append(model_zoo_section(self.options.config))
+        if self.options.command and not self.options.report_only:
+            self.results.add(command=self.options.command)
+        write_csv(self.results.path / 'report.csv', results)
+        report = comparison_report(results, summarize_all(results, self.options.against))
         print(report.write(self.results.path / 'report.md'))
         plots = draw_plots(self.results.path, results)
         for path in plots:
             print(f'drawn: {path}')
-        page = write_page(
-            report, self.results, results, plots, self.work_dir, self.options.examples
-        )
+        runs = [run for arm, seeds in results.items() for run in self._runs(arm, seeds)]
+        page = write_page(report, self.results, runs, plots, self.options.examples)
         print(f'page: {page}')
-
-
-def _name_versions(versions: dict[str, str]) -> str:
-    return ', '.join(f'{name} {version}' for name, version in versions.items())
-
-
-@contextmanager
-def _naming(arm: str, log: Path) -> Iterator[None]:
-    """Name the arm and its log in errors."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f'arm {arm}: {error} (log: {log})') from error
 
 
 def _check_test_data(cfg: Config) -> None:

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-import cv2
+import mmcv
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmdet.apis import inference_detector, init_detector
 from mmdet.models import BaseDetector
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from rich.progress import track
 
@@ -18,8 +20,8 @@ from ...checkpoints import loading
 from ...errors import ConfigError
 
 COLUMNS = 3
-CELL_HEIGHT = 240  # pixels; small images are enlarged, so that their labels are legible
-GAP = 6
+WIDTH = 480  # pixels of a drawn image; small ones are enlarged, so that their labels are legible
+DPI = 150
 
 
 def draw_predictions(
@@ -46,54 +48,78 @@ def draw_predictions(
     Raises:
         ConfigError: if the config has no validation data.
     """
-    loading.install()
     if not cfg.get('val_dataloader'):
         raise ConfigError(
             f'{cfg.filename} has no val_dataloader to take images from; name an IMAGE'
         )
-    # not mmdet's DetInferencer, which warns of a registry that mmdet lacks
-    detector = init_detector(cfg, str(checkpoint), device=device, cfg_options={})
+    detector = load_detector(cfg, checkpoint, device)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='draw_predictions'))
     visualizer.dataset_meta = dataset.metainfo
-    indices = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).astype(int)
-    pictures = [
-        draw(detector, visualizer, dataset.get_data_info(int(i)), score_thr)
-        for i in track(indices, 'drawing')
-    ]
+    infos = spread(dataset, num_images)
+    columns = min(COLUMNS, len(infos))
+    rows = -(-len(infos) // columns)
+    figure = Figure((columns * 6.4, rows * 3), dpi=DPI, layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.axis('off')
+    for axes, info in zip(grid, track(infos, 'drawing'), strict=False):
+        found = predict(detector, info['img_path'])
+        shown = (labelled_objects(info), found[found.scores >= score_thr])
+        pictures = [draw_objects(visualizer, info['img_path'], objects) for objects in shown]
+        axes.imshow(np.concatenate(pictures, 1))
     out.mkdir(parents=True, exist_ok=True)
     path = out / 'predictions.png'
-    cv2.imwrite(str(path), grid(pictures))
-    print(
-        f'{path} shows {len(pictures)} images, ground truth on the left, predictions on the right'
-    )
+    figure.savefig(path)
+    print(f'{path} shows {len(infos)} images, ground truth on the left, predictions on the right')
     return path
 
 
-def draw(
-    detector: BaseDetector, visualizer: DetLocalVisualizer, info: dict, score_thr: float
-) -> np.ndarray:
-    """Draw one image twice, with ground truth and with predictions (BGR, uint8)."""
-    image = cv2.imread(info['img_path'])
-    factor = CELL_HEIGHT / image.shape[0]
-    predictions = inference_detector(detector, image).pred_instances.cpu()
-    truth = InstanceData(
-        bboxes=torch.tensor([x['bbox'] for x in info['instances']]).view(-1, 4) * factor,
-        labels=torch.tensor([x['bbox_label'] for x in info['instances']], dtype=torch.long),
+def load_detector(cfg: Config, checkpoint: str, device: str) -> BaseDetector:
+    """Build a config's detector, or distiller, with the weights of a checkpoint."""
+    loading.install()
+    # not mmdet's DetInferencer, which warns of a registry that mmdet lacks
+    return init_detector(cfg, checkpoint, device=device, cfg_options={})
+
+
+def spread(dataset: BaseDataset, count: int) -> list[dict]:
+    """Read what a data set knows of some of its images, at even distances."""
+    indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
+    return [dataset.get_data_info(int(index)) for index in indices]
+
+
+def predict(detector: BaseDetector, image: str) -> InstanceData:
+    """Predict boxes, labels and scores for an image file, in its pixels."""
+    found = inference_detector(detector, image).pred_instances.cpu()
+    return InstanceData(bboxes=found.bboxes, labels=found.labels, scores=found.scores)
+
+
+def labelled_objects(info: dict) -> InstanceData:
+    """Collect boxes and labels from what a data set knows of an image."""
+    instances = info['instances']
+    return InstanceData(
+        bboxes=torch.tensor([x['bbox'] for x in instances]).view(-1, 4),
+        labels=torch.tensor([x['bbox_label'] for x in instances], dtype=torch.long),
     )
-    predictions.bboxes = predictions.bboxes * factor
-    enlarged = cv2.resize(image, None, fx=factor, fy=factor)
-    sample = DetDataSample(gt_instances=truth, pred_instances=predictions)
-    visualizer.add_datasample('picture', enlarged[..., ::-1], sample, pred_score_thr=score_thr)
-    return visualizer.get_image()[..., ::-1]
 
 
-def grid(pictures: list[np.ndarray]) -> np.ndarray:
-    """Arrange pictures of any widths in rows, on white."""
-    height, width = (max(x.shape[axis] for x in pictures) + GAP for axis in (0, 1))
-    rows = -(-len(pictures) // COLUMNS)
-    canvas = np.full((rows * height, min(COLUMNS, len(pictures)) * width, 3), 255, np.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = (index // COLUMNS) * height, (index % COLUMNS) * width
-        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return canvas
+def draw_objects(
+    visualizer: DetLocalVisualizer, image: str, objects: InstanceData, width: int = WIDTH
+) -> np.ndarray:
+    """Draw objects on an image file, as an array (height, ``width``, RGB).
+
+    Args:
+        visualizer: Draws.
+        image: Path of the image.
+        objects: Labels, boxes in pixels of the image, and perhaps scores.
+        width: Width of the result in pixels.
+    """
+    picture = mmcv.imread(image, channel_order='rgb')
+    factor = width / picture.shape[1]
+    picture = mmcv.imresize(picture, (width, round(picture.shape[0] * factor)))
+    enlarged = InstanceData(labels=objects.labels, bboxes=objects.bboxes * factor)
+    if 'scores' in objects:
+        enlarged.scores = objects.scores
+    sample = DetDataSample(gt_instances=enlarged)
+    visualizer.add_datasample('image', picture, sample, draw_pred=False)
+    return visualizer.get_image()

@@ -1,8 +1,20 @@
-"""Results without a training run."""
+"""Results without a training run, and training runs that are only pretended."""
 
-from mmdet_sssd.commands.comparison.report import comparison_report, write_numbers
-from mmdet_sssd.commands.comparison.results import CellResult
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from submitit.core.utils import JobPaths
+
+from mmdet_sssd.commands.comparison.jobs import JobRunner, Work
+from mmdet_sssd.commands.comparison.report import comparison_report, write_csv
+from mmdet_sssd.commands.comparison.results import ResultsFolder, RunResult
+from mmdet_sssd.commands.comparison.runs import Run
 from mmdet_sssd.commands.comparison.summary import summarize_all
+from mmdet_sssd.commands.comparison.training import Training
+
+FAKE_TOOLS = Path(__file__).with_name('fake_tools')
 
 
 def result(
@@ -15,7 +27,7 @@ def result(
         **{f'coco/bbox_mAP_{size}': value for size, value in sizes.items()},
         **{f'coco/{name}_precision': value / 100 for name, value in (classes or {}).items()},
     }
-    return CellResult(
+    return RunResult(
         arm=arm,
         seed=seed,
         unit='epoch',
@@ -38,8 +50,80 @@ def results(**aps):
     }
 
 
-def write_report(folder, cells, against=()):
+def folder_of(path, found, **more) -> ResultsFolder:
+    """A folder with results."""
+    folder = ResultsFolder(path)
+    folder.add(*(run for runs in found.values() for run in runs.values()), **more)
+    return folder
+
+
+def write_report(folder, found, against=()):
     """Write the tables of results, and give the Markdown."""
-    summaries = summarize_all(cells, against)
-    write_numbers(folder, cells, summaries)
-    return comparison_report(cells, summaries).write(folder / 'report.md')
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / 'report.csv', found)
+    return comparison_report(found, summarize_all(found, against)).write(folder / 'report.md')
+
+
+class DoneJob:
+    """Has the interface of submitit's jobs, and is done as soon as it is submitted."""
+
+    def __init__(self, folder: Path, do) -> None:
+        self.paths = JobPaths(folder, 'done')
+        self.outcome = Work(do)()
+
+    def done(self):
+        return True
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return self.outcome
+
+
+class Comparison:
+    """An arm with some seeds, and the calls of the fake tools that were made for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ap = 0.6
+        self.results = ResultsFolder(folder / 'results')
+        self.fake = dict(
+            calls=str(folder / 'calls'),
+            checkpoint=str(folder / 'checkpoint'),
+            **{x: [] for x in ('crash', 'kill', 'kill_parent', 'preempt', 'hang', 'unvalidated')},
+        )
+        history = HistoryBuffer([1.0, 2.0, 4.0, 1.5], [1] * 4)
+        scalars = {'train/time': history, 'train/peak_memory': history}
+        hub = dict(log_scalars=scalars, runtime_info=dict(device='a GPU'))
+        torch.save(dict(meta=dict(iter=4), message_hub=hub), self.fake['checkpoint'])
+
+    @property
+    def config(self):
+        loops = dict(train_cfg=dict(max_epochs=2), val_cfg=dict(type='ValLoop'), test_cfg=dict())
+        data = dict(val_dataloader=dict(), test_dataloader=dict())
+        evaluators = dict(val_evaluator=dict(ap=0.7), test_evaluator=dict(ap=self.ap))
+        return Config(dict(fake=self.fake, **loops, **data, **evaluators))
+
+    def run(self, seed) -> Run:
+        return Run('arm', seed, self.folder / 'work', self.results)
+
+    def runner(self, jobs=None, **training) -> JobRunner:
+        return JobRunner(self.folder / 'jobs', Training(tools=FAKE_TOOLS, **training), jobs=jobs)
+
+    def train(self, *seeds, on_change=lambda *_: None, in_jobs=False, **options):
+        """Train seeds, in this process or in jobs."""
+        runner = self.runner(**options)
+        if not in_jobs:
+            runner._submit = lambda works: [DoneJob(self.folder, do) for do in works]
+        return runner.train({self.run(seed): self.config for seed in seeds}, on_change)
+
+    @property
+    def calls(self) -> list[str]:
+        path = Path(self.fake['calls'])
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the programs that hang."""
+        return [int(path.name) for path in self.folder.glob('pids/*')]

@@ -163,13 +163,16 @@ def test_a_sweep_is_an_arm_for_each_value():
 def test_arms_of_a_file(configs):
     (configs / 'arms.py').write_text(
         "arms = dict(mine=dict(base='sssd_channel', cfg_options={'model.distill_coef': 4.0}),\n"
-        "            slow=dict(base='baseline', match_time='mine'))"
+        "            slow=dict(base='baseline', cfg_options=dict(stretch=1.5)))"
     )
     definitions = read_definitions(str(configs / 'arms.py'))
     (mine,) = configs_of(configs / 'stock.py', 'mine', definitions=definitions)
     assert (mine.model.distill_coef, mine.model.distill_loss.dim) == (4, 'channel')
-    assert find_arm('slow', definitions).match_time == ('mine',)
-    assert find_arm('baseline_longer', definitions).match_time == ('sssd', 'config')
+    options = {'train_cfg': dict(max_epochs=12)}
+    names = ('slow', 'slow+stretch=2', 'baseline')
+    found = configs_of(configs / 'stock.py', *names, options=options, definitions=definitions)
+    assert [cfg.train_cfg.max_epochs for cfg in found] == [18, 24, 12]
+    assert [cfg.get('stretch') for cfg in found] == [1.5, 2, None]
 
 
 @pytest.mark.parametrize(

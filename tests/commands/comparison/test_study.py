@@ -1,32 +1,27 @@
 """A whole comparison with real runs, one of them killed; and what is refused before any."""
 
-import json
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.comparison import training
-from mmdet_sssd.commands.comparison.cells import Cell
+from mmdet_sssd.commands.comparison.jobs import JobRunner
 from mmdet_sssd.commands.comparison.logs import read_validations
 from mmdet_sssd.commands.comparison.results import ResultsFolder
-from mmdet_sssd.commands.comparison.runs import CellRunner
+from mmdet_sssd.commands.comparison.runs import Run
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
-from mmdet_sssd.commands.step_times import read_step_times
 
 from ...command import run_command
 from ...small_runner import draw_shapes, shapes_environment
 from ...tools.run_comparison import assert_equal_states
-from .synthetic import result
-from .test_runs import DoneJob
+from .synthetic import DoneJob, folder_of, results
 
-PICTURES = {'learning_curves', 'differences_val', 'ap_against_time_val'}
+PICTURES = {'learning_curves', 'differences_val'}
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 _base_ = ['{root}/configs/demo/sssd_retinanet_r18-small_own-data.py']
@@ -65,7 +60,7 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
         config, arms=['baseline', 'sssd'], seeds=seeds, work_dir=tmp_path / 'work', dry_run=False
     )
     (failure,) = Study(options).run()
-    assert (str(failure.cell), failure.reason) == (
+    assert (str(failure.run), failure.reason) == (
         'baseline seed 0',
         'train was killed by signal 9',
     )
@@ -76,14 +71,14 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     table = capsys.readouterr().out
     assert f'| baseline | {len(seeds)} |' in table
     folder = ResultsFolder(tmp_path / 'work/results')
-    killed = Cell('baseline', 0, tmp_path / 'work', folder)
+    killed = Run('baseline', 0, tmp_path / 'work', folder)
     assert 'resumed epoch: 1, iter: 2' in killed.log.read_text()
 
     whole = StudyOptions(
         config, arms=['baseline'], seeds=[0], work_dir=tmp_path / 'whole', dry_run=False
     )
     assert Study(whole).run() == []
-    untouched = Cell('baseline', 0, tmp_path / 'whole', ResultsFolder(tmp_path / 'whole/results'))
+    untouched = Run('baseline', 0, tmp_path / 'whole', ResultsFolder(tmp_path / 'whole/results'))
     ours, expected = (load_from_local(str(x.checkpoint)) for x in (killed, untouched))
     for key in ('state_dict', 'optimizer'):
         assert_equal_states(ours[key], expected[key], key)
@@ -92,30 +87,28 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
     assert ours.iterations == expected.iterations == 4
     assert len(ours.curve) == 2
 
-    results = {arm: list(folder.cells(arm).values()) for arm in ('baseline', 'sssd')}
-    assert [cell.seed for cells in results.values() for cell in cells] == seeds * 2
+    results = {arm: list(folder.runs(arm).values()) for arm in ('baseline', 'sssd')}
+    assert [run.seed for runs in results.values() for run in runs] == seeds * 2
     if len(seeds) > 1:
         assert results['baseline'][0].metrics != results['baseline'][1].metrics  # seeds matter
     assert results['baseline'][0].metrics != results['sssd'][0].metrics
-    for cell in (*results['baseline'], *results['sssd']):
-        assert cell.train_seconds > 0
-        assert cell.peak_memory > 100  # MiB; Python with torch is larger
-        assert 'coco/circle_precision' in cell.metrics['val']
+    for run in (*results['baseline'], *results['sssd']):
+        assert run.train_seconds > 0
+        assert run.peak_memory > 100  # MiB; Python with torch is larger
+        assert 'coco/circle_precision' in run.metrics['val']
 
     assert {path.stem for path in folder.path.glob('*.png')} == PICTURES
-    captions = re.findall(
-        '<figcaption>(.*?)</figcaption>', (folder.path / 'report.html').read_text()
-    )
-    assert [x.partition(':')[0] for x in captions] == ['labels', 'baseline', 'sssd'] * 4
+    page = (folder.path / 'report.html').read_text()
+    captions = re.findall('<figcaption>(.*?)</figcaption>', page)
+    assert captions == ['labels', 'baseline', 'sssd'] * 4
     files = sorted(path for path in folder.path.iterdir() if path.is_file())
     written = {path: path.read_bytes() for path in files}
-    shutil.rmtree(folder.runs)
     for path in files:
         if path != folder.file:
             path.unlink()
     again = dict(work_dir=tmp_path / 'work', results=folder.path)
     Study(StudyOptions(report_only=True, **again)).run()
-    assert {path: path.read_bytes() for path in sorted(folder.path.iterdir())} == written
+    assert {path: path.read_bytes() for path in written} == written
 
 
 @pytest.fixture
@@ -129,7 +122,7 @@ def in_this_process(config, monkeypatch):
 
     monkeypatch.setattr(training, 'run_program', run)
     monkeypatch.setattr(
-        CellRunner, '_submit', lambda self, works: [DoneJob(self.folder, x) for x in works]
+        JobRunner, '_submit', lambda self, works: [DoneJob(self.folder, x) for x in works]
     )
 
 
@@ -146,7 +139,7 @@ def test_a_run_that_stopped_early_is_evaluated(config, tmp_path, in_this_process
         dry_run=False,
     )
     assert Study(options).run() == []
-    found = ResultsFolder(tmp_path / 'results').cells('baseline')[0]
+    found = ResultsFolder(tmp_path / 'results').runs('baseline')[0]
     assert (found.iterations, len(found.curve)) == (2, 1)  # of 4 iterations in 2 epochs
     (validated,) = read_validations(tmp_path / 'baseline/seed_0').values()
     expected = {name: x for name, x in validated.items() if name.startswith('coco/')}
@@ -154,8 +147,7 @@ def test_a_run_that_stopped_early_is_evaluated(config, tmp_path, in_this_process
 
 
 def test_what_was_trained_before_is_reported_too(config, tmp_path):
-    for arm, ap in (('baseline', 40.0), ('sssd', 42.0), ('lgd', 41.0)):
-        result(arm, 0, ap).write(Cell(arm, 0, tmp_path, ResultsFolder(tmp_path)).result_file)
+    folder = folder_of(tmp_path, results(baseline=[40.0], sssd=[42.0], lgd=[41.0]))
     trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)
     folders = dict(work_dir=tmp_path, results=tmp_path, command='compare x')
     assert Study(StudyOptions(config, **folders, **trained)).run() == []
@@ -164,22 +156,10 @@ def test_what_was_trained_before_is_reported_too(config, tmp_path):
     chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
     assert Study(chosen).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'lgd']
-    kept = json.loads((tmp_path / 'results.json').read_text())
-    assert (kept['commands'], list(kept['arms'])) == (['compare x'], ['baseline', 'lgd', 'sssd'])
+    commands, arms = folder.records()
+    assert (commands, list(arms)) == (['compare x'], ['baseline', 'lgd', 'sssd'])
     with pytest.raises(ConfigError, match=r'--against: sssd is not among.*: baseline, lgd$'):
         Study(replace(chosen, against=['sssd']))
-
-
-def test_results_of_other_versions_are_told_of(config, tmp_path, capsys):
-    folder = ResultsFolder(tmp_path / 'results')
-    cell = replace(result('baseline', 0, 40.0), versions=dict(torch='1.0'))
-    cell.write(folder.runs / 'baseline/seed_0.json')
-    for seeds, told in (([0, 1], True), ([0], False)):
-        options = StudyOptions(config, arms=['baseline'], seeds=seeds, work_dir=tmp_path)
-        study = Study(replace(options, dry_run=False))
-        study.runner.run = lambda *_: []
-        assert study.run() == []
-        assert ('results of torch 1.0; this is mmdet_sssd ' in capsys.readouterr().out) == told
 
 
 def _arms_of(folder):
@@ -202,52 +182,11 @@ def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_pat
 @pytest.mark.slow
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
     study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
-    study.runner.training = replace(study.runner.training, tools=tmp_path / 'nowhere')
-    assert [str(x.cell) for x in study.run()] == ['baseline seed 0', 'config seed 0']
+    study.jobs.training = replace(study.jobs.training, tools=tmp_path / 'nowhere')
+    assert [str(x.run) for x in study.run()] == ['baseline seed 0', 'config seed 0']
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith('failed: config seed 0: ')
     assert '# Comparison' not in lines
-
-
-def test_a_schedule_is_matched_before_training_and_the_ratio_kept(config, tmp_path):
-    arms = ['baseline', 'sssd', 'baseline_longer']
-    options = StudyOptions(config, arms=arms, seeds=[0, 1], work_dir=tmp_path, dry_run=False)
-
-    def planned(study: Study) -> dict[str, Config]:
-        cells = []
-        study.runner.run = lambda given, _: cells.extend(given) or []
-        assert study.run() == []
-        assert [cell.arm for cell, _ in cells] == arms * 2
-        return {cell.arm: cfg for cell, cfg in cells}
-
-    first = planned(Study(options))
-    times = read_step_times(tmp_path / 'results/runs/baseline_longer/step_times.json')
-    assert list(times) == ['baseline_longer', 'sssd']
-    ratio = round(times['sssd'].median / times['baseline_longer'].median, 2)
-    assert first['baseline_longer'].stretch == ratio > 1
-    assert first['baseline_longer'].train_cfg.max_epochs == max(1, round(2 * ratio))
-    again = Study(options)
-    again.runner.measure = None
-    assert planned(again)['baseline_longer'].stretch == ratio
-
-
-@pytest.mark.slow
-def test_an_arm_whose_steps_cannot_be_measured_is_named(config, tmp_path):
-    arms = ['baseline', 'sssd+tau=-1', 'longer']
-    (tmp_path / 'arms.py').write_text(
-        "arms = dict(longer=dict(base='baseline', match_time='sssd+tau=-1'))"
-    )
-    options = StudyOptions(
-        config,
-        arms=arms,
-        arms_file=str(tmp_path / 'arms.py'),
-        work_dir=tmp_path / 'work',
-        dry_run=False,
-    )
-    with pytest.raises(
-        ConfigError, match=r'^arm longer: model\.distill_loss\.tau is -1; .*\(log: '
-    ):
-        Study(options).run()
 
 
 @pytest.mark.parametrize(
@@ -273,15 +212,11 @@ def test_options_that_do_not_go_together(options, message):
     ('options', 'message'),
     [
         (
-            dict(arms=['baseline_longer', 'baseline']),
-            r'as much training time as sssd or config, and --arms has none',
-        ),
-        (
             dict(
-                arms=['baseline', 'sssd', 'baseline_longer'],
+                arms=['baseline', 'baseline+stretch=1.5'],
                 cfg_options={'param_scheduler': [dict(type='WarmupHoldLR')]},
             ),
-            r"^param_scheduler\.type is 'WarmupHoldLR'; accepted: to stretch a schedule",
+            r"^param_scheduler\.type is 'WarmupHoldLR'",
         ),
         (dict(split='test'), r'--split test: test_dataloader\.dataset of the config is the valid'),
         (dict(cfg_options={'val_evaluator': None}), r'val_evaluator is None'),

@@ -1,0 +1,118 @@
+"""Means, intervals and paired differences, against scipy's tests and numbers worked out by hand."""
+
+import math
+import operator
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmdet_sssd.commands.comparison.metrics import class_metrics, main_metric, standard_metrics
+from mmdet_sssd.commands.comparison.summary import Estimate, estimate, paired, summarize, verdict
+
+from .synthetic import result, results
+
+
+def test_interval_of_three_values_by_hand():
+    """The 97.5% point of t with 2 degrees of freedom is 4.3027; the standard error 1/√3."""
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.count == 3
+    assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert found.low == pytest.approx(2 - 4.3027 / math.sqrt(3), rel=1e-4)
+
+
+@pytest.mark.parametrize('count', [2, 5, 30])
+def test_paired_difference_is_that_of_the_paired_t_test(count):
+    rng = np.random.default_rng(count)
+    ours, theirs = rng.normal(43, 1, count), rng.normal(42, 1, count)
+    found = paired(dict(enumerate(ours)), dict(enumerate(theirs)))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    contains_0 = stats.ttest_rel(ours, theirs).pvalue > 0.05
+    assert (verdict(found, 'the baseline') == 'no evidence of a difference') == contains_0
+
+
+def test_pairs_are_the_common_seeds():
+    found = paired({0: 5.0, 1: 7.0, 4: 9.0}, {4: 8.0, 0: 3.0, 2: 100.0})
+    assert (found.count, found.mean) == (2, 1.5)  # 5 - 3 and 9 - 8
+    assert paired({0: 2.0, 1: 9.0}, {0: 1.0, 1: 3.0}, operator.truediv).mean == 2.5
+
+
+@pytest.mark.parametrize(
+    ('difference', 'words'),
+    [
+        (Estimate(1.0, 3, 0.1, 1.9), 'higher than lgd'),
+        (Estimate(-1.0, 3, -1.9, -0.1), 'lower than lgd'),
+        (Estimate(1.0, 3, 0.0, 2.0), 'no evidence of a difference'),
+        (Estimate(-1.0, 3, -2.0, 0.0), 'no evidence of a difference'),
+        (estimate([1.0]), 'one seed: no interval, so no evidence either way'),
+        (estimate([1.0, 1.0]), 'the same difference with every seed: no interval'),
+        (estimate([]), 'no seed in common with lgd'),
+    ],
+)
+def test_a_difference_in_words(difference, words):
+    assert verdict(difference, 'lgd') == words
+
+
+def test_rounded_values_that_are_equal_have_no_interval():
+    """Equal differences of rounded APs would otherwise be a certainty of width 0."""
+    found = paired({0: 100 * 0.431, 1: 100 * 0.425}, {0: 100 * 0.421, 1: 100 * 0.415})
+    assert found.mean == pytest.approx(1.0)
+    assert found.low is found.half_width is None
+
+
+def test_missing_runs_leave_the_pairs_that_there_are():
+    found = results(baseline=[40.0, 41.0, 42.0], sssd=[41.0, 43.0, 43.0])
+    del found['sssd'][0]
+    summary = summarize(found, 'val')['sssd']
+    assert summary.seeds == [1, 2]
+    assert summary.differences['AP'].count == 2
+    assert summary.differences['AP'].mean == pytest.approx(1.5)
+
+
+def test_costs_are_relative_to_the_same_seed():
+    found = {
+        'baseline': {0: result('baseline', 0, 40, seconds=10, memory=100)},
+        'sssd': {
+            0: result('sssd', 0, 40, seconds=19, memory=150),
+            1: result('sssd', 1, 40, seconds=99),
+        },
+    }
+    summary = summarize(found, 'val')['sssd']
+    assert summary.time_ratio.mean == pytest.approx(1.9)
+    assert summary.memory_ratio.mean == pytest.approx(1.5)
+    assert summary.median_time_ratio.count == 0
+
+
+def test_sizes_without_objects_are_left_out():
+    metrics = result('sssd', 0, 40, s=-1.0, m=0.3).metrics['val']
+    assert standard_metrics(metrics) == pytest.approx({'AP': 40, 'AP50': 70, 'APm': 30})
+
+
+def test_masks_are_those_of_the_boxes_evaluator():
+    boxes = {'lvis/bbox_AP': 0.4, 'teacher/lvis/segm_AP': 0.9}
+    assert standard_metrics(boxes) == pytest.approx({'AP': 40})
+    with_masks = boxes | {'lvis/segm_AP': 0.3}
+    assert standard_metrics(with_masks) == pytest.approx({'AP': 40, 'mask AP': 30})
+    assert standard_metrics({'pascal_voc/mAP': 0.5}) == pytest.approx({'AP': 50})
+
+
+@pytest.mark.parametrize(
+    ('names', 'main'),
+    [
+        (['teacher/coco/bbox_mAP', 'coco/segm_mAP', 'coco/bbox_mAP'], 'coco/bbox_mAP'),
+        (['lvis/bbox_AP', 'lvis/bbox_AP50'], 'lvis/bbox_AP'),
+        (['pascal_voc/mAP', 'pascal_voc/AP50'], 'pascal_voc/mAP'),
+        (['accuracy/top1', 'coco/bbox_mAP_50'], None),
+    ],
+)
+def test_which_metric_is_the_ap(names, main):
+    assert main_metric(dict.fromkeys(names, 0.5)) == main
+
+
+def test_ap_by_class_is_that_of_boxes():
+    metrics = {'coco/red cell_precision': 0.5, 'coco/none_precision': float('nan')}
+    assert class_metrics({**metrics, 'coco/bbox_mAP': 0.4}) == {'red cell': 50}
+    assert class_metrics({**metrics, 'coco/segm_mAP': 0.4}) == {}
