@@ -60,7 +60,7 @@ def draw_predictions(
     columns = min(COLUMNS, len(infos))
     rows = -(-len(infos) // columns)
     figure = Figure((columns * 6.4, rows * 3), dpi=DPI, layout='constrained')
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis('off')
     for axes, info in zip(grid, track(infos, 'drawing'), strict=False):
