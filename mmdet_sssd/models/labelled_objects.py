@@ -149,10 +149,13 @@ class LabelledObjects:
             Tensors of shape (B, 1 + N, n + 2), n being the level's height or width.
         """
         counts = [n for axis in zip(*level_sizes, strict=True) for n in axis]
+        lengths = [length for length in self.image_size for _ in level_sizes]
+        scales = [np.full(n + 2, n / length) for n, length in zip(counts, lengths, strict=True)]
+        pixels = [np.arange(-1.0, n + 1) for n in counts]
+        scale, pixel = torch.from_numpy(np.stack([*map(np.concatenate, (scales, pixels))])).to(
+            self.boxes
+        )
         padded = [n + 2 for n in counts]
-        scales = np.array(counts) / np.repeat(self.image_size, len(level_sizes))
-        pixels = np.concatenate([np.arange(-1, n + 1) for n in counts])
-        scale, pixel = torch.from_numpy(np.stack([scales.repeat(padded), pixels])).to(self.boxes)
         num_rows = sum(padded[: len(level_sizes)])
         low, high = (
             torch.cat(

@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
 from skimage.metrics import structural_similarity
 
-from mmdet_sssd import ConfigError
 from mmdet_sssd.models import SSIMLoss
-from mmdet_sssd.models.losses import ssim
+from mmdet_sssd.models.losses import ssim, ssim_loss
 
 
 def related_maps(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,6 +14,11 @@ def related_maps(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
         torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2)
     )
     return student, 0.6 * student + 0.5 * noise + 0.3
+
+
+def in_range(data_range: float, *maps: torch.Tensor) -> list[torch.Tensor]:
+    """Maps of shape (B, C, h, w) with values up to ``data_range``, as (B · C, h, w) with up to 1."""
+    return [x.flatten(0, 1) / data_range for x in maps]
 
 
 def restated(x: np.ndarray, y: np.ndarray, data_range: float) -> float:
@@ -56,7 +59,7 @@ def test_ssim_equals_scikit_image(size, data_range):
         )
         for x, y in planes
     ]
-    actual = ssim(student, teacher, data_range).flatten()
+    actual = ssim(*in_range(data_range, student, teacher))
     np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -64,44 +67,43 @@ def test_ssim_equals_scikit_image(size, data_range):
 def test_window_shrinks_to_the_largest_odd_size_that_fits(size):
     student, teacher = related_maps(1, 2, *size)
     expected = [restated(student[0, c].numpy(), teacher[0, c].numpy(), 2.0) for c in range(2)]
-    np.testing.assert_allclose(ssim(student, teacher, 2.0)[0], expected, rtol=1e-10, atol=1e-12)
+    actual = ssim(*in_range(2.0, student, teacher))
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_without_data_range_each_image_is_put_in_the_teachers_range():
-    student, teacher = related_maps(2, 3, 13, 12)
-    teacher[1] *= 40
-    for b in range(2):
-        low, high = teacher[b].min(), teacher[b].max()
-        x, y = (student[b] - low) / (high - low), (teacher[b] - low) / (high - low)
-        expected = [restated(x[c].numpy(), y[c].numpy(), 1.0) for c in range(3)]
-        np.testing.assert_allclose(ssim(student, teacher)[b], expected, rtol=1e-9)
-
-
-def test_loss_is_the_mean_over_levels_of_half_the_dissimilarity():
-    levels = [related_maps(2, 3, 14, 12), related_maps(2, 3, 5, 3), related_maps(2, 3, 1, 1)]
-    student, teacher = zip(*levels, strict=True)
-    expected = np.mean([(1 - ssim(x, y, 2.0).mean()) / 2 for x, y in levels])
-    loss = SSIMLoss(data_range=2.0)
-    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize('size', [(13, 12), (4, 6), (1, 3), (1, 1)])
-@pytest.mark.parametrize('data_range', [None, 1.5])
-def test_gradient(size, data_range):
-    student, teacher = (x.requires_grad_() for x in related_maps(1, 2, *size))
-    assert torch.autograd.gradcheck(lambda x, y: ssim(x, y, data_range), (student, teacher))
-
-
-def test_images_can_be_worked_on_one_at_a_time(monkeypatch):
-    student, teacher = (x.requires_grad_() for x in related_maps(3, 2, 12, 13))
-    whole = ssim(student, teacher)
-    expected = torch.autograd.grad(whole.square().sum(), (student, teacher))
-    monkeypatch.setattr('mmdet_sssd.models.losses.ssim_loss.CHUNK', 1)
-    single = ssim(student, teacher)
-    torch.testing.assert_close(single, whole)
-    torch.testing.assert_close(
-        torch.autograd.grad(single.square().sum(), (student, teacher)), expected
+def test_loss_is_half_the_dissimilarity_in_the_teachers_range_averaged_over_levels():
+    shapes = [(2, 3, 13, 12), (2, 2, 5, 3), (2, 3, 1, 2)]
+    levels = [related_maps(*shape) for shape in shapes]
+    levels[0][1][1] *= 40
+    expected = []
+    for student, teacher in levels:
+        values = []
+        for x, y in zip(student.numpy(), teacher.numpy(), strict=True):
+            low, span = y.min(), np.ptp(y)
+            pairs = zip((x - low) / span, (y - low) / span, strict=True)
+            values += [(1 - restated(a, b, 1.0)) / 2 for a, b in pairs]
+        expected.append(np.mean(values))
+    assert SSIMLoss()(*zip(*levels, strict=True)).item() == pytest.approx(
+        np.mean(expected), rel=1e-9
     )
+
+
+@pytest.mark.parametrize('size', [(13, 12), (4, 6), (1, 3), (1, 2)])
+def test_gradient(size):
+    student, teacher = related_maps(1, 2, *size)
+    loss = SSIMLoss()
+    assert torch.autograd.gradcheck(lambda x: loss([x], [teacher]), student.requires_grad_())
+
+
+def test_maps_can_be_worked_on_one_at_a_time(monkeypatch):
+    student, teacher = related_maps(3, 2, 12, 13)
+    results = []
+    for chunk in (ssim_loss.CPU_CHUNK, 1):
+        monkeypatch.setattr(ssim_loss, 'CPU_CHUNK', chunk)
+        x = student.clone().requires_grad_()
+        loss = SSIMLoss()([x], [teacher])
+        results.append((loss, *torch.autograd.grad(loss, x)))
+    torch.testing.assert_close(*results)
 
 
 def test_float32_gradient_equals_float64s():
@@ -138,18 +140,18 @@ def test_anticorrelated_maps_are_nearly_one_apart():
 def test_constant_maps_differ_in_luminance_alone():
     student, teacher = torch.full((1, 1, 12, 12), 0.2), torch.full((1, 1, 12, 12), 0.7)
     luminance = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
-    assert ssim(student, teacher, 1.0).item() == pytest.approx(luminance, rel=1e-4)
+    assert ssim(student[0], teacher[0]).item() == pytest.approx(luminance, rel=1e-4)
 
 
 def test_a_constant_teacher_is_shifted_but_not_scaled():
     student, constant = torch.rand(1, 2, 12, 12), torch.full((1, 2, 12, 12), 5.0)
-    shifted = ssim(student, torch.zeros_like(student), 1.0)
-    torch.testing.assert_close(ssim(student + 5, constant), shifted, rtol=1e-4, atol=1e-5)
+    expected = (1 - ssim(student[0], torch.zeros_like(student[0])).mean()) / 2
+    loss = SSIMLoss()([student + 5], [constant])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('data_range', [None, 2.0])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_loss_is_finite_and_bounded(data_range, dtype):
+def test_loss_is_finite_and_bounded(dtype):
     x = torch.randn(2, 4, 17, 15, dtype=dtype)
     huge = torch.full_like(x, torch.finfo(dtype).max)
     huge[:, :, 0] *= -1
@@ -174,7 +176,7 @@ def test_loss_is_finite_and_bounded(data_range, dtype):
     }
     for name, (student, teacher) in cases.items():
         student = student.clone().requires_grad_()
-        loss = SSIMLoss(data_range)([student], [teacher.clone()])
+        loss = SSIMLoss()([student], [teacher.clone()])
         loss.backward()
         assert loss.dtype == torch.float32, name
         assert 0 <= loss.item() <= 1, name
@@ -182,15 +184,3 @@ def test_loss_is_finite_and_bounded(data_range, dtype):
         if 'equal' in name and 'nearly' not in name:
             assert loss.item() == 0, name
             assert not student.grad.any(), name
-
-
-def test_loss_is_registered():
-    loss = MODELS.build(dict(type='SSIMLoss', data_range=6.0))
-    assert isinstance(loss, SSIMLoss)
-    assert loss.data_range == 6
-
-
-@pytest.mark.parametrize('data_range', [0, -1, float('inf'), float('nan')])
-def test_bad_data_range_is_named(data_range):
-    with pytest.raises(ConfigError, match=rf'data_range is {data_range}; accepted: a number > 0'):
-        SSIMLoss(data_range=data_range)

@@ -8,9 +8,9 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import DetectorOutputs, Distiller
+from mmdet_sssd.models import DetectorOutputs, Distiller, SSIMLoss
 from mmdet_sssd.models.logit_term import _inside_image
-from mmdet_sssd.models.losses import adaptive_distill_loss, js_distance, ssim
+from mmdet_sssd.models.losses import adaptive_distill_loss, js_distance
 from mmdet_sssd.models.terms import match_levels
 
 from ..stock_detectors import demo_batch, stock_config
@@ -79,7 +79,7 @@ def test_a_feature_term_compares_adapted_levels():
     ):
         adapted = torch.einsum('bchw,dc->bdhw', x, level.weight[..., 0, 0])
         adapted = adapted + level.bias[:, None, None]
-        dissimilarities.append((1 - ssim(adapted, t).mean()) / 2)
+        dissimilarities.append(SSIMLoss()([adapted], [t]))
     for p, expected in enumerate(dissimilarities):
         torch.testing.assert_close(losses[f'ssim_distance.{p}'], expected.detach())
     expected = 3 * torch.stack(dissimilarities).mean()

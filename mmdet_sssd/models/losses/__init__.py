@@ -1,7 +1,6 @@
 from .adaptive_distill_loss import AdaptiveDistillLoss, adaptive_distill_loss, soft_positive_count
-from .feature_loss import FeatureLoss
+from .feature_loss import FeatureLoss, NormedMSELoss
 from .js_distance_loss import JSDistanceLoss, js_distance
-from .normed_mse_loss import NormedMSELoss
 from .ssim_loss import SSIMLoss, ssim
 
 __all__ = [

@@ -1,81 +1,31 @@
 import math
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...errors import check
+from .chunked import sum_of_chunks
 
 CHUNK = 2**22  # elements processed at a time; the size of the temporaries
+LOGIT_OF_NONE = -1e4  # on both sides: probabilities of 0, and so no loss
 CPU_CHUNK = 2**17  # the temporaries fit a CPU's cache
 
 
-class _AdaptiveDistillSum(torch.autograd.Function):
-    """Sum of the elements' losses, with its gradient.
-
-    Automatic differentiation would keep ten maps of the logits' size or, with activation
-    checkpointing, take twice the time. Here the forward pass computes the gradient and keeps only it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        ignored: Tensor,
-        alpha: float,
-        beta: float,
-        gamma: float,
-    ) -> Tensor:
-        total = student.new_zeros(())
-        grad = torch.empty_like(student)
-        size = CPU_CHUNK if student.device.type == 'cpu' else CHUNK
-        for z, t, skip, out in zip(
-            *(x.split(size) for x in (student, teacher, ignored, grad)), strict=True
-        ):
-            loss = _elements(z, t, alpha, beta, gamma, grad=out)
-            total += loss.masked_fill_(skip, 0).sum()
-            out.masked_fill_(skip, 0)
-        ctx.save_for_backward(grad)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grad_output * grad, None, None, None, None, None
-
-
-def _elements(
-    z: Tensor, t: Tensor, alpha: float, beta: float, gamma: float, grad: Tensor
-) -> Tensor:
-    """Compute each element's loss, and write its derivative with respect to ``z`` to ``grad``."""
-    log_p, log_not_p = F.logsigmoid(z), F.logsigmoid(-z)
-    q, not_q = t.sigmoid(), t.neg().sigmoid_()
-    positive, negative = log_p * -q, log_not_p * -not_q  # both parts of the cross-entropy
+def _sum(z: Tensor, t: Tensor, ignored: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+    """Sum the losses of elements that count, given both sides' logits."""
+    z, t = (x.masked_fill(ignored, LOGIT_OF_NONE) for x in (z, t))
+    q, not_q = t.sigmoid(), t.neg().sigmoid()
+    positive, negative = -q * F.logsigmoid(z), -not_q * F.logsigmoid(-z)  # of the cross-entropy
     distance = positive + negative
     if beta != 1:
-        distance.add_(_entropy(t, q, not_q), alpha=beta - 1).clamp_(min=0)  # rounding
-    cross_entropy = positive.mul_(alpha).add_(negative, alpha=1 - alpha)
-    miss = torch.expm1(-distance).neg_()
-    weight = miss**gamma
-
-    false_positive = log_p.exp_().mul_(not_q)  # p (1 - q)
-    false_negative = log_not_p.exp_().mul_(q)  # (1 - p) q
-    slope = miss.pow_(max(gamma - 1, 0)).mul_(gamma).mul_(distance.neg_().exp_())
-    torch.mul(false_positive - false_negative, slope.mul_(cross_entropy), out=grad)
-    grad.addcmul_(weight, false_positive, value=1 - alpha)
-    grad.addcmul_(weight, false_negative, value=-alpha)
-    return weight.mul_(cross_entropy)
-
-
-def _entropy(t: Tensor, q: Tensor, not_q: Tensor) -> Tensor:
-    """Compute the entropy T(q) of q = σ(t), with 0 log 0 = 0."""
-    return (q * F.logsigmoid(t)).addcmul_(not_q, F.logsigmoid(-t)).neg_()
+        entropy = -q * F.logsigmoid(t) - not_q * F.logsigmoid(-t)
+        distance = (distance + (beta - 1) * entropy).clamp(min=0)  # rounding
+    weight = (-torch.expm1(-distance)) ** gamma
+    return (weight * (alpha * positive + (1 - alpha) * negative)).sum()
 
 
 def soft_positive_count(teacher: Tensor, mask: Tensor | None = None, theta: float = 1.8) -> Tensor:
@@ -144,7 +94,8 @@ def adaptive_distill_loss(
     ignored = ~counts.expand_as(student).reshape(-1)
     dtype = torch.promote_types(student.dtype, torch.float32)
     z, t = (x.to(dtype).reshape(-1) for x in (student, teacher.detach()))
-    total = _AdaptiveDistillSum.apply(z, t, ignored, alpha, beta, gamma)
+    size = CPU_CHUNK if z.device.type == 'cpu' else CHUNK
+    total = sum_of_chunks(partial(_sum, alpha=alpha, beta=beta, gamma=gamma), size, z, t, ignored)
     normaliser = torch.as_tensor(avg_factor, dtype=dtype, device=total.device).detach().clamp(min=1)
     return total / normaliser
 

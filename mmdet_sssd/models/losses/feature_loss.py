@@ -1,18 +1,20 @@
-"""The base class of feature losses."""
+"""The base class of feature losses, and LGD's."""
 
-from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+from mmdet.registry import MODELS
 from torch import Tensor
 
 FeatureLevels = Sequence[Tensor]
 """One map of shape (B, C_p, h_p, w_p) per feature level p."""
 
 
-class FeatureLoss(nn.Module, metaclass=ABCMeta):
+class FeatureLoss(nn.Module):
     """A loss between two sets of feature levels: a distance per level, averaged over levels.
+
+    Subclasses define :meth:`distance`, or :meth:`distances` for all levels at once.
 
     Attributes:
         default_coef: Default λ of a term with this loss.
@@ -25,7 +27,7 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
 
         Args:
             student_feats: Levels of shape (B, C_p, h_p, w_p).
-            teacher_feats: Levels of the same shapes.
+            teacher_feats: Levels of the same shapes; they get no gradient.
 
         Returns:
             A scalar in float32 or wider; a level without elements counts as 0.
@@ -41,33 +43,53 @@ class FeatureLoss(nn.Module, metaclass=ABCMeta):
         Returns:
             Distances of the L levels in float32 or wider, of shape (L,).
         """
-        _check_levels(student_feats, teacher_feats)
+        shapes, others = (
+            [tuple(x.shape) for x in feats] for feats in (student_feats, teacher_feats)
+        )
+        if not shapes or shapes != others:
+            raise ValueError(
+                'a feature loss needs the same levels on both sides, one or more; the student has '
+                f'{shapes}, the teacher {others}'
+            )
+        return self.distances(student_feats, teacher_feats)
+
+    def distances(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
+        """Compute each level's distance, for levels of the same shapes."""
         pairs = zip(student_feats, teacher_feats, strict=True)
         return torch.stack([self.distance(student, teacher) for student, teacher in pairs])
 
-    @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the distance between two maps of shape (B, C, h, w), a scalar."""
+        raise NotImplementedError
 
     def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
-        """Average the levels' distances.
-
-        Args:
-            distances: Distances of shape (L,), from :meth:`level_distances`.
-            feats: The L levels of either side.
-
-        Returns:
-            The mean of the distances, a scalar.
-        """
+        """Average the distances, of shape (L,), of the L levels ``feats`` of either side."""
         return distances.mean()
 
 
-def _check_levels(student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> None:
-    """Make sure that both sides have the same level shapes."""
-    student_shapes = [tuple(x.shape) for x in student_feats]
-    teacher_shapes = [tuple(x.shape) for x in teacher_feats]
-    if not student_shapes or student_shapes != teacher_shapes:
-        raise ValueError(
-            'a feature loss needs the same levels on both sides, one or more; the student has '
-            f'{student_shapes}, the teacher {teacher_shapes}'
-        )
+@MODELS.register_module()
+class NormedMSELoss(FeatureLoss):
+    r"""LGD's distillation loss: mean squared error over the elements of all levels.
+
+    .. math:: \frac{1}{B \sum_p C_p h_p w_p} \sum_p \lVert x_p - t_p \rVert^2
+
+    so larger levels weigh more (LGD, https://arxiv.org/abs/2109.11496, and its reference code).
+    :class:`~mmdet_sssd.models.SSSDDistiller` instance-normalises both sides first.
+
+    Example:
+        >>> NormedMSELoss()([torch.zeros(1, 1, 1, 2)], [torch.tensor([[[[1., 2.]]]])])
+        tensor(2.5000)
+    """
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the mean squared error between two maps of shape (B, C, h, w), a finite scalar."""
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        limit = torch.finfo(dtype).max ** 0.5 / 1e4  # keeps a sum of 10^8 squares finite
+        squares = (student.to(dtype) - teacher.to(dtype)).clamp(-limit, limit).square()
+        return squares.sum() / max(squares.numel(), 1)
+
+    def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
+        """Weigh each level by its number of elements; see the base class."""
+        sizes = [x.numel() for x in feats]
+        shares = distances.new_tensor([size / max(sum(sizes), 1) for size in sizes])
+        return (distances * shares).sum()
