@@ -55,7 +55,7 @@ TABLES = (
     '--profile',
     type=Path,
     metavar='DIR',
-    help='Folder for a trace and the operators by part.',
+    help='Folder for a trace and the slowest operators.',
 )
 def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
     """Measure the costs of training steps, stock and distilled.

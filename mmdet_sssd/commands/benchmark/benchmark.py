@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from rich.console import Console
+from torch.profiler import profile
 
 from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError, check
@@ -21,15 +22,13 @@ from ...models.building import is_config_of
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
 from ..random_batch import random_batch
 from ..training_steps import Trainee, seconds_in_turn, without_weights
-from .costs import NOISE_BOUND, Costs
-from .flops import PartFlops
-from .memory import KINDS, KeptForBackward, peak_memory
-from .parts import Parts
-from .profiling import operators_text, profile_step
-from .tables import cost_table, flops_table, noise_note
+from .costs import NOISE_BOUND, Costs, cost_table, flops_table, noise_note
+from .memory import KINDS, peak_memory
+from .parts import Parts, flop_counter
 
 WARM_UP = 1  # the steps that count operations and memory come before
 STEPS = 15
+ROWS = 60  # of the list of operators
 
 
 @dataclass
@@ -103,13 +102,15 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
         )
     for costs in arms:
         costs.seconds = taken[costs.name]
-    console.print(cost_table(arms, KINDS[torch.device(options.device).type]))
-    console.print(flops_table(arms))
-    if note := noise_note(arms):
+    found = {x.name: x.to_dict(arms[0]) for x in arms}
+    rows = list(found.values())
+    console.print(cost_table(rows, KINDS[torch.device(options.device).type]))
+    console.print(flops_table(rows))
+    if note := noise_note(rows):
         console.print(note, highlight=False)
     if options.profile:
         _profile(console, trainees, options.profile)
-    result = {**_conditions(options), 'arms': {x.name: x.to_dict(arms[0]) for x in arms}}
+    result = {**_conditions(options), 'arms': found}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
@@ -142,9 +143,8 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
 
 def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, Costs]:
     """Build an arm, and count its operations and memory in two steps."""
-    on_gpu = torch.device(options.device).type == 'cuda'
     held_before = 0
-    if on_gpu:
+    if torch.device(options.device).type == 'cuda':
         torch.ones(8, 8, device=options.device).matmul(torch.ones(8, 8, device=options.device))
         held_before = torch.cuda.memory_allocated(options.device)
     trainee = Trainee(
@@ -152,23 +152,21 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
         lambda model: random_batch(model, options.shape, options.batch, options.objects),
         options.device,
     )
-    with Parts(trainee.model) as parts, PartFlops(parts) as flops:
+    with flop_counter() as counter, Parts(trainee.model, counter) as parts:
         trainee.step()
-    if on_gpu:
-        peak = peak_memory(trainee.step, trainee.device, held_before)
-    else:
-        with KeptForBackward([*trainee.model.parameters(), *trainee.model.buffers()]) as kept:
-            trainee.step()
-        peak = kept.peak
-    return trainee, Costs(name, dict(flops.forward), dict(flops.backward), peak)
+    return trainee, Costs(name, dict(parts.flops), peak_memory(trainee, held_before))
 
 
 def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:
+    """Write a trace of a step of each arm, and its operators, with the parts as labels."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, trainee in trainees.items():
-        text = operators_text(profile_step(trainee, folder / f'{name}.trace.json'))
+        with profile() as found, Parts(trainee.model):
+            trainee.step()
+        found.export_chrome_trace(str(folder / f'{name}.trace.json'))
+        key = 'self_cuda_time_total' if trainee.device.type == 'cuda' else 'self_cpu_time_total'
+        text = found.key_averages().table(sort_by=key, row_limit=ROWS)
         (folder / f'{name}.operators.txt').write_text(text, encoding='utf-8')
-        console.print(f'{name}: one step by part and operator\n{text}', highlight=False)
     console.print(f'traces and operators: {folder}', highlight=False)
 
 

@@ -1,9 +1,13 @@
-"""The costs of an arm's training steps, compared with another arm's."""
+"""The costs of arms' training steps, compared with the first arm's."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.table import Table
+
+from .parts import PARTS
 
 NOISE_BOUND = 0.1  # largest interquartile range of paired time ratios, relative to their median
 
@@ -14,93 +18,81 @@ class Costs:
 
     Attributes:
         name: Name of the arm.
-        flops_forward: Floating-point operations of the forward pass, by part.
-        flops_backward: Those of the backward pass.
+        flops: Floating-point operations, by part.
         peak_memory: Bytes; :data:`~.memory.KINDS` says what they measure.
         seconds: Time of each step.
     """
 
     name: str
-    flops_forward: dict[str, int]
-    flops_backward: dict[str, int]
+    flops: dict[str, int]
     peak_memory: int
     seconds: list[float] = field(default_factory=list)
 
-    @property
-    def flops(self) -> int:
-        """All operations of a step."""
-        return sum(self.flops_forward.values()) + sum(self.flops_backward.values())
-
-    @property
-    def quartiles(self) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile of the seconds."""
-        return quartiles(self.seconds)
-
-    def to_dict(self, stock: 'Costs') -> dict[str, Any]:
-        """Convert to JSON, with ratios to the costs of the first arm."""
-        return {
-            **asdict(self),
-            'flops': self.flops,
-            'step_time': _named(self.quartiles),
-            'ratios': Ratios.of(self, stock).to_dict(),
+    def to_dict(self, first: 'Costs') -> dict[str, Any]:
+        """Convert to JSON, with ratios to the costs of the first arm, step by step for the time."""
+        pairs = zip(self.seconds, first.seconds, strict=True)
+        time = quartiles([own / other for own, other in pairs])
+        flops = sum(self.flops.values()) / sum(first.flops.values())
+        ratios = {
+            'time': time['median'],
+            'time_quartiles': time,
+            'flops': flops,
+            'time_over_flops': time['median'] / flops,
+            'memory': self.peak_memory / first.peak_memory,
+            'too_noisy': time['upper_quartile'] - time['lower_quartile']
+            > NOISE_BOUND * time['median'],
         }
+        return {**asdict(self), 'step_time': quartiles(self.seconds), 'ratios': ratios}
 
 
-@dataclass(frozen=True)
-class Ratios:
-    """The costs of an arm over those of another, measured in alternation.
-
-    Attributes:
-        time: Quartiles of the step times' ratios, pair by pair.
-        flops: Ratio of all operations.
-        memory: Ratio of the peaks.
-    """
-
-    time: tuple[float, float, float]
-    flops: float
-    memory: float
-
-    @classmethod
-    def of(cls, costs: Costs, stock: Costs) -> 'Ratios':
-        """Compare two arms."""
-        pairs = zip(costs.seconds, stock.seconds, strict=True)
-        return cls(
-            quartiles([own / other for own, other in pairs]),
-            _ratio(costs.flops, stock.flops),
-            _ratio(costs.peak_memory, stock.peak_memory),
-        )
-
-    @property
-    def time_over_flops(self) -> float:
-        """How much longer the steps take than their arithmetic suggests; lower is better."""
-        return _ratio(self.time[1], self.flops)
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether the times scatter too much for a conclusion."""
-        low, median, high = self.time
-        return high - low > NOISE_BOUND * median
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON."""
-        return {
-            'time': self.time[1],
-            'time_quartiles': _named(self.time),
-            'flops': self.flops,
-            'time_over_flops': self.time_over_flops,
-            'memory': self.memory,
-            'too_noisy': self.is_noisy,
-        }
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
+def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Compute lower quartile, median and upper quartile of one or more values."""
-    return tuple(np.quantile(values, (0.25, 0.5, 0.75)).tolist())
+    names = ('lower_quartile', 'median', 'upper_quartile')
+    return dict(zip(names, np.quantile(values, (0.25, 0.5, 0.75)).tolist(), strict=True))
 
 
-def _named(values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(('lower_quartile', 'median', 'upper_quartile'), values, strict=True))
+def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
+    """List the costs of steps, as from :meth:`Costs.to_dict`."""
+    table = Table(
+        title=f'training steps; × is relative to {arms[0]["name"]}',
+        caption=f'memory: {memory_kind}',
+    )
+    table.add_column('arm')
+    for name in ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'memory', '×'):
+        table.add_column(name, justify='right')
+    for arm in arms:
+        low, median, high = arm['step_time'].values()
+        ratios = arm['ratios']
+        table.add_row(
+            arm['name'],
+            f'{median:.4g} s ({low:.4g} – {high:.4g})',
+            f'{ratios["time"]:.2f}' + ' ?' * ratios['too_noisy'],
+            f'{sum(arm["flops"].values()) / 1e9:,.1f} G',
+            f'{ratios["flops"]:.2f}',
+            f'{ratios["time_over_flops"]:.2f}',
+            f'{arm["peak_memory"] / 2**20:,.0f} MiB',
+            f'{ratios["memory"]:.2f}',
+        )
+    return table
 
 
-def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference else float('nan')
+def flops_table(arms: Sequence[dict[str, Any]]) -> Table:
+    """List the operations by part."""
+    table = Table(title='FLOPs by part, forward unless it says otherwise (G)')
+    table.add_column('part')
+    for arm in arms:
+        table.add_column(arm['name'], justify='right')
+    for part in PARTS:
+        counts = [arm['flops'].get(part, 0) for arm in arms]
+        if any(counts):
+            table.add_row(part, *(f'{count / 1e9:,.2f}' for count in counts))
+    return table
+
+
+def noise_note(arms: Sequence[dict[str, Any]]) -> str:
+    """Name the arms whose times scatter too much for a conclusion; empty without any."""
+    noisy = ', '.join(arm['name'] for arm in arms if arm['ratios']['too_noisy'])
+    return noisy and (
+        f'Step times of {noisy} are too noisy: the interquartile range of the ratios of paired steps '
+        f'is over {NOISE_BOUND:.0%} of their median. Use more --steps or an idle machine.'
+    )

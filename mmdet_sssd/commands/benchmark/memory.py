@@ -1,11 +1,13 @@
 """Measures the peak memory of a training step."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from ..training_steps import Trainee
 
 KINDS = {
     'cuda': 'peak of the memory allocated on the GPU, with weights and optimizer',
@@ -14,57 +16,45 @@ KINDS = {
 """What is measured on each type of device."""
 
 
-def peak_memory(step: Callable[[], object], device: torch.device, held_before: int) -> int:
-    """Measure the peak of a step on a GPU in bytes, minus ``held_before``, held by other objects."""
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - held_before
+def peak_memory(trainee: Trainee, held_before: int) -> int:
+    """Measure the peak of a step in bytes, see :data:`KINDS`; without ``held_before`` on a GPU."""
+    if trainee.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(trainee.device)
+        trainee.step()
+        torch.cuda.synchronize(trainee.device)
+        return torch.cuda.max_memory_allocated(trainee.device) - held_before
+    return peak_kept(trainee.step, [*trainee.model.parameters(), *trainee.model.buffers()])
 
 
-class KeptForBackward:
-    """Measures the memory that autograd keeps for the backward pass, as a context.
+def peak_kept(step: Callable[[], object], weights: list[Tensor]) -> int:
+    """Measure the peak in bytes of what autograd keeps for the backward pass, without weights.
 
     Tensors that share memory count once; recomputation in the backward pass does not count.
-
-    Args:
-        weights: Tensors to leave out.
-
-    Attributes:
-        peak: Peak in bytes.
     """
+    left_out = {x.untyped_storage().data_ptr() for x in weights}
+    uses: Counter[int] = Counter()
+    now = peak = 0
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self.weights = {x.untyped_storage().data_ptr() for x in weights}
-        self.uses: Counter[int] = Counter()
-        self.now = self.peak = 0
-        self.hooks = saved_tensors_hooks(lambda x: _Kept(self, x), lambda kept: kept.tensor)
-
-    def __enter__(self) -> 'KeptForBackward':
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.hooks.__exit__(*error)
-
-    def count(self, tensor: Tensor, change: int) -> None:
-        """Add (``change`` = 1) or remove (-1) one use of a tensor's memory."""
+    def count(tensor: Tensor, change: int) -> None:
+        nonlocal now, peak
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
-        if key in self.weights:
-            return
-        was_used = self.uses[key] > 0
-        self.uses[key] += change
-        self.now += storage.nbytes() * ((self.uses[key] > 0) - was_used)
-        self.peak = max(self.peak, self.now)
+        if key not in left_out:
+            was_used = uses[key] > 0
+            uses[key] += change
+            now += storage.nbytes() * ((uses[key] > 0) - was_used)
+            peak = max(peak, now)
 
+    class Kept:
+        """A tensor that autograd keeps; it counts while this object lives."""
 
-class _Kept:
-    """A tensor that autograd keeps; it counts while this object lives."""
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            count(tensor, 1)
 
-    def __init__(self, owner: KeptForBackward, tensor: Tensor) -> None:
-        self.owner, self.tensor = owner, tensor
-        owner.count(tensor, 1)
+        def __del__(self) -> None:
+            count(self.tensor, -1)
 
-    def __del__(self) -> None:
-        self.owner.count(self.tensor, -1)
+    with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        step()
+    return peak

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mmcv
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -13,7 +12,6 @@ from matplotlib.patches import Rectangle
 from mmdet.registry import VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.visualization import DetLocalVisualizer
 from mmdet.visualization.palette import get_palette
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -22,6 +20,7 @@ from ...models import SSSDDistiller
 from ...models.adapters import instance_norm
 from ...models.labelled_objects import LabelledObjects
 from ...models.replay import fresh_samples
+from .predictions import draw_objects
 
 CELL_WIDTH = 3.2  # inches
 DPI = 150
@@ -118,15 +117,16 @@ def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float 
     _draw_images(grid[:, 0], features, dataset_meta, score_thr)
     colors = _class_colors(features.sample.gt_instances, dataset_meta)
     for level, regions in enumerate(features.regions):
-        drawn = _draw_maps(grid[level, 1:-1], [x[level] for x in features.maps.values()], features)
-        figure.colorbar(drawn, ax=list(grid[level, 1:-1]), pad=0.01, shrink=0.9)
-        painted = _paint(regions, colors)
-        _draw_level(grid[level, -1], painted, features, centred=not features.soft_regions)
+        *row, last = grid[level, 1:]
+        maps = [x[level].numpy() for x in features.maps.values()]
+        high = max(x.max() for x in maps) or 1  # a level of one pixel is normalised to 0
+        for axes, name, values in zip(row, features.maps, maps, strict=True):
+            drawn = _draw_level(axes, name, values, features, vmin=0, vmax=high)
         size = f'{regions.shape[2]}×{regions.shape[1]} pixels'
-        grid[level, 1].set_title(f'level {level}, {size}: student', fontsize=10)
-        for axes, name in zip(grid[level, 2:-1], list(features.maps)[1:], strict=True):
-            axes.set_title(name, fontsize=10)
-        grid[level, -1].set_title('label regions', fontsize=10)
+        row[0].set_title(f'level {level}, {size}: {row[0].get_title()}', fontsize=10)
+        figure.colorbar(drawn, ax=row, pad=0.01, shrink=0.9)
+        painted, is_soft = _paint(regions, colors), features.soft_regions
+        _draw_level(last, 'label regions', painted, features, centred=not is_soft)
     return figure
 
 
@@ -156,46 +156,19 @@ def _draw_images(
         dict(type='DetLocalVisualizer', name='draw_features', line_width=2)
     )
     visualizer.dataset_meta = dataset_meta
-    gt = features.sample.gt_instances
-    labels = InstanceData(bboxes=get_box_tensor(gt.bboxes), labels=gt.labels)
-    for axes, title, instances in (
-        (column[0], 'labels', labels),
+    sample = features.sample
+    scale = torch.tensor(sample.get('scale_factor', (1, 1))).repeat(2)
+    for axes, title, given in (
+        (column[0], 'labels', sample.gt_instances),
         (column[1], "student's predictions", features.student_predictions),
         (column[2], "teacher's predictions (it sees the labels)", features.teacher_predictions),
     ):
-        if 'scores' in instances:
-            instances = instances[instances.scores >= score_thr]
-        axes.imshow(draw_instances(visualizer, features.sample, instances))
+        objects = InstanceData(bboxes=get_box_tensor(given.bboxes) / scale, labels=given.labels)
+        if 'scores' in given:
+            objects.scores = given.scores
+            objects = objects[objects.scores >= score_thr]
+        axes.imshow(draw_objects(visualizer, sample.img_path, objects, IMAGE_WIDTH))
         axes.set_title(title, fontsize=10)
-
-
-def draw_instances(
-    visualizer: DetLocalVisualizer, sample: DetDataSample, instances: InstanceData
-) -> np.ndarray:
-    """Draw objects on an image (RGB, uint8), whose width becomes :data:`IMAGE_WIDTH`.
-
-    Args:
-        visualizer: Draws.
-        sample: Names the image, with its ``ori_shape`` and, unless that is 1, its ``scale_factor``.
-        instances: Labels, boxes in pixels of the scaled image, and perhaps scores.
-    """
-    width, height = _content_size(sample)
-    factor = IMAGE_WIDTH / width
-    image = mmcv.imread(sample.img_path, channel_order='rgb')
-    image = mmcv.imresize(image, (IMAGE_WIDTH, round(height * factor)))
-    enlarged = InstanceData(labels=instances.labels, bboxes=instances.bboxes * factor)
-    if 'scores' in instances:
-        enlarged.scores = instances.scores
-    visualizer.add_datasample('image', image, DetDataSample(gt_instances=enlarged), draw_pred=False)
-    return visualizer.get_image()
-
-
-def _draw_maps(row: Sequence[Axes], maps: list[Tensor], features: ImageFeatures) -> AxesImage:
-    """Draw one level's maps on one scale; returns one of them for the colour bar."""
-    high = max(x.max().item() for x in maps) or 1  # a level of one pixel is normalised to 0
-    for axes, values in zip(row, maps, strict=True):
-        drawn = _draw_level(axes, values.numpy(), features, vmin=0, vmax=high)
-    return drawn
 
 
 def _paint(regions: Tensor, colors: list[tuple[float, ...]]) -> np.ndarray:
@@ -213,6 +186,7 @@ def _paint(regions: Tensor, colors: list[tuple[float, ...]]) -> np.ndarray:
 
 def _draw_level(
     axes: Axes,
+    title: str,
     values: np.ndarray,
     features: ImageFeatures,
     centred: bool = True,
@@ -233,6 +207,7 @@ def _draw_level(
     drawn = axes.imshow(values, extent=extent, interpolation='nearest', **kwargs)
     right, bottom = _content_size(features.sample)
     axes.set(xlim=(0, right), ylim=(bottom, 0))
+    axes.set_title(title, fontsize=10)
     for x1, y1, x2, y2 in get_box_tensor(features.sample.gt_instances.bboxes).tolist():
         axes.add_patch(
             Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='white', linewidth=0.6)

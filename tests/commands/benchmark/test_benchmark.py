@@ -13,8 +13,7 @@ from mmdet_sssd.commands.benchmark.benchmark import (
     arm_configs,
     run_benchmark,
 )
-from mmdet_sssd.commands.benchmark.costs import Costs, Ratios, quartiles
-from mmdet_sssd.commands.benchmark.tables import noise_note
+from mmdet_sssd.commands.benchmark.costs import Costs, noise_note
 from mmdet_sssd.commands.training_steps import without_weights
 
 from ...command import error_of
@@ -31,26 +30,26 @@ def stock(tmp_path_factory):
 
 
 def costs(name, seconds, flops, memory=10) -> Costs:
-    return Costs(name, dict(head=flops), dict(head=2 * flops), memory, seconds)
+    return Costs(name, {'head': flops, 'backward pass': 2 * flops}, memory, seconds)
 
 
 def test_ratios_by_hand():
     stock = costs('baseline', [1.0, 2.0, 4.0], 10)
-    arm = costs('sssd', [2.0, 4.2, 8.0], 15, 25)
-    ratios = Ratios.of(arm, stock)
-    assert ratios.time == pytest.approx((2.0, 2.0, 2.05))  # of 2, 2.1, 2
-    assert (ratios.flops, ratios.memory) == (1.5, 2.5)
-    assert ratios.time_over_flops == pytest.approx(2 / 1.5)
-    assert not ratios.is_noisy  # the machine became slower for both alike
-    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+    found = costs('sssd', [2.0, 4.2, 8.0], 15, 25).to_dict(stock)
+    ratios = found['ratios']
+    assert list(ratios['time_quartiles'].values()) == pytest.approx([2, 2, 2.05])  # of 2, 2.1, 2
+    assert (ratios['time'], ratios['flops'], ratios['memory']) == pytest.approx((2, 1.5, 2.5))
+    assert ratios['time_over_flops'] == pytest.approx(2 / 1.5)
+    assert not ratios['too_noisy']  # the machine became slower for both alike
+    assert found['step_time']['median'] == 4.2
 
 
 def test_a_noisy_machine_is_reported():
     stock = costs('baseline', [1.0, 1.0, 1.0], 10)
-    calm, noisy = costs('calm', [2.0, 2.1, 2.0], 10), costs('wild', [2.0, 2.6, 3.0], 10)
-    assert noise_note([stock, calm]) is None
-    assert 'Step times of wild are too noisy' in noise_note([stock, calm, noisy])
-    assert noisy.to_dict(stock)['ratios']['too_noisy'] is True
+    arms = dict(baseline=[1.0, 1.0, 1.0], calm=[2.0, 2.1, 2.0], wild=[2.0, 2.6, 3.0])
+    found = [costs(name, seconds, 10).to_dict(stock) for name, seconds in arms.items()]
+    assert noise_note(found[:2]) == ''
+    assert noise_note(found).startswith('Step times of wild are too noisy')
 
 
 def test_results(stock, tmp_path):
@@ -65,15 +64,18 @@ def test_results(stock, tmp_path):
     assert (result['batch'], result['objects'], result['steps']) == (2, 3, 2)
     assert list(result['arms']) == arms
     first, second, _ = result['arms'].values()
-    assert set(first['flops_forward']) == {'backbone', 'neck', 'head'}
-    assert second['flops_forward']['second head pass'] == first['flops_forward']['head']
+    assert set(first['flops']) == {'backbone', 'neck', 'head', 'backward pass'}
+    assert second['flops']['second head pass'] == first['flops']['head']
     assert len(second['seconds']) == 2
-    assert second['ratios']['flops'] == second['flops'] / first['flops'] > 1
+    totals = [sum(x['flops'].values()) for x in (first, second)]
+    assert second['ratios']['flops'] == totals[1] / totals[0] > 1
     assert second['ratios']['memory'] > 1
     assert first['ratios']['time'] == first['ratios']['time_over_flops'] == 1
     for arm in arms:
         assert (tmp_path / f'{arm}.trace.json').is_file()
-        assert 'aten::' in (tmp_path / f'{arm}.operators.txt').read_text()
+        operators = (tmp_path / f'{arm}.operators.txt').read_text()
+        assert 'aten::' in operators
+        assert 'part: head' in operators
     text = console.file.getvalue()
     for words in ('FLOPs by part', 'second head pass', 'sssd+dim=channel', 'backward pass'):
         assert words in text

@@ -5,10 +5,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmdet_sssd.commands.benchmark.flops import PartFlops
-from mmdet_sssd.commands.benchmark.memory import KeptForBackward
-from mmdet_sssd.commands.benchmark.parts import PARTS, Parts
-from mmdet_sssd.commands.benchmark.profiling import TOP, operators_text, profile_step
+from mmdet_sssd.commands.benchmark.memory import peak_kept
+from mmdet_sssd.commands.benchmark.parts import Parts, flop_counter
 from mmdet_sssd.commands.random_batch import SMALLEST, random_batch, random_boxes
 from mmdet_sssd.commands.training_steps import Trainee
 
@@ -24,47 +22,45 @@ def toy_trainee(model) -> Trainee:
     return Trainee(cfg, lambda built: random_batch(built, (64, 64), 2, 3), 'cpu')
 
 
-def flops_of(model) -> PartFlops:
+def flops_of(model) -> dict[str, int]:
     trainee = toy_trainee(model)
-    with Parts(trainee.model) as parts, PartFlops(parts) as flops:
+    with flop_counter() as counter, Parts(trainee.model, counter) as parts:
         for _ in range(2):
             trainee.step()
-    return flops
+    return dict(parts.flops)
 
 
 def test_operations_of_a_stock_detector():
-    flops = flops_of(TOY_MODEL['student'])
-    assert flops.forward == dict(backbone=2 * BACKBONE, neck=2 * NECK, head=2 * HEAD)
-    # the images need no gradient
-    assert flops.backward == dict(backbone=2 * BACKBONE, neck=4 * NECK, head=4 * HEAD)
+    forward = dict(backbone=2 * BACKBONE, neck=2 * NECK, head=2 * HEAD)
+    backward = 2 * BACKBONE + 4 * NECK + 4 * HEAD  # the images need no gradient
+    assert flops_of(TOY_MODEL['student']) == {**forward, 'backward pass': backward}
 
 
 def test_operations_of_a_distilled_one_are_kept_apart_by_part():
     flops = flops_of(TOY_MODEL)
-    teacher = flops.forward.pop('teacher'), flops.backward.pop('teacher')
     expected = {'backbone': BACKBONE, 'neck': NECK, 'head': HEAD, 'second head pass': HEAD}
     expected['adapter'] = ADAPTER
-    assert flops.forward == {part: 2 * count for part, count in expected.items()}
-    backward = {part: 4 * count for part, count in expected.items()}
-    assert flops.backward == {**backward, 'backbone': 2 * BACKBONE}
-    assert 1.5 * teacher[0] < teacher[1] <= 2 * teacher[0]
+    teacher = flops.pop('teacher')
+    of_teacher = flops.pop('backward pass') - 4 * sum(expected.values()) + 2 * BACKBONE
+    assert flops == {part: 2 * count for part, count in expected.items()}
+    assert 1.5 * teacher < of_teacher <= 2 * teacher
 
 
-def test_convolutions_with_groups_are_no_larger_than_they_are():
+def test_grouped_convolutions_are_no_larger_than_they_are():
     conv = nn.Conv2d(8, 16, 3, padding=1, groups=4)
     x = torch.rand(2, 8, 10, 10, requires_grad=True)
-
-    class Always:
-        current = 'neck'
-
-        def of_node(self, _):
-            return 'neck'
-
-    with PartFlops(Always()) as flops:
+    with flop_counter() as counter:
         conv(x).sum().backward()
     once = 2 * (2 * 10 * 10) * 16 * (8 // 4) * 9
-    assert flops.forward == dict(neck=once)
-    assert flops.backward == dict(neck=2 * once)
+    assert counter.get_total_flops() == 3 * once
+
+
+def test_attention_is_counted_on_a_cpu():
+    x = torch.rand(1, 2, 5, 8, requires_grad=True)
+    with flop_counter() as counter:
+        nn.functional.scaled_dot_product_attention(x, x, x).sum().backward()
+    product = 2 * 2 * 5 * 5 * 8  # of queries and keys, or of that and values
+    assert counter.get_total_flops() == (2 + 5) * product
 
 
 def test_parts_leave_the_model_as_it_was():
@@ -79,15 +75,14 @@ def test_parts_leave_the_model_as_it_was():
 
 def test_what_is_kept_for_the_backward_pass():
     weight, x = torch.rand(1000, requires_grad=True), torch.rand(1000)
-    with KeptForBackward([weight]) as kept:
+
+    def step():
         y = weight * x  # keeps x, and the weight, which does not count
         z = (y.exp().view(10, 100) * 1).exp()  # each keeps what it makes
-        assert kept.now == kept.peak == 3 * 4000
-        loss = z.square().sum() + z.square().sum()  # keep z, which is kept already
-        assert kept.now == 3 * 4000
-        loss.backward()
-    assert kept.now == 0
-    assert kept.peak == 3 * 4000
+        (z.square().sum() + z.square().sum()).backward()  # keep z, which is kept already
+
+    assert peak_kept(step, [weight]) == 3 * 4000
+    assert peak_kept(lambda: (step(), step()), [weight]) == 3 * 4000  # the first's is freed
 
 
 def test_boxes_lie_in_the_image_and_are_of_all_sizes():
@@ -113,17 +108,3 @@ def test_the_batch_is_the_same_for_stock_and_distilled(num_objects):
         assert len(x.gt_instances) == num_objects
         assert torch.equal(x.gt_instances.labels, y.gt_instances.labels)
         assert torch.equal(x.gt_instances.bboxes, y.gt_instances.bboxes)
-
-
-def test_a_profile_has_the_operators_of_each_part(tmp_path):
-    trainee = toy_trainee(TOY_MODEL)
-    trainee.step()
-    operators = profile_step(trainee, tmp_path / 'trace.json')
-    assert (tmp_path / 'trace.json').stat().st_size > 1000
-    assert set(operators) == set(PARTS)
-    for part in ('backbone', 'neck', 'head', 'second head pass', 'adapter', 'teacher'):
-        assert operators[part]['aten::convolution_backward'] > 0, part
-    assert not operators['loss']['aten::convolution_backward']
-    text = operators_text(operators)
-    assert all(f'{part}: ' in text for part in PARTS)
-    assert len(text.splitlines()) <= len(PARTS) * (TOP + 1)
