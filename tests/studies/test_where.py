@@ -1,0 +1,79 @@
+"""The study of where it helps, on cells of seconds."""
+
+import json
+
+import pytest
+import torch
+
+from mmdet_sssd.commands.shapes import draw_data_set
+
+from . import where
+from .where_record import by_origin, gradients
+
+TINY = {**where.BASE, 'images': 48, 'epochs': 2, 'width': 16, 'base_channels': 8}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data')
+    draw_data_set(out / 'pictograms', 64, 4, 4, hard=True)
+    return out
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(where, 'RESULTS', tmp_path / 'results.jsonl')
+    monkeypatch.setattr(where, 'WORK_DIRS', tmp_path / 'work_dirs')
+    monkeypatch.setattr(where, 'MEASURE_EVERY', 1)
+    monkeypatch.setattr(where, 'config_of', unsure_config)
+    return tmp_path
+
+
+def unsure_config(*args, of_cell=where.config_of):
+    """Let detectors that have seen few batches detect something."""
+    cfg = of_cell(*args)
+    cfg.model.get('student', cfg.model).test_cfg.score_thr = 0.0
+    return cfg
+
+
+@pytest.mark.parametrize('arm', ['baseline', 'features'])
+def test_a_cell_ends_as_one_line_and_is_not_trained_again(data, elsewhere, arm):
+    cell = {**TINY, 'arm': arm}
+    where.train_alone(data, where.name_of(cell), cell)
+    (line,) = where.finished().values()
+    assert line['cell'] == cell
+    assert [x['epoch'] for x in line['val']] == [1, 2]
+    assert 'mAP_75' in line['test']
+    if arm != 'baseline':
+        assert 'teacher/mAP' in line['test']
+        found = line['val'][-1]['gradients']
+        assert found['head.distill'] == 0 < found['head.detection']
+        assert found['head.teacher'] == 0 < found['features.teacher']  # what the arm is about
+        assert found['features.distill'] > 0
+    where.train_alone(data, where.name_of(cell), cell)
+    assert len(where.RESULTS.read_text().splitlines()) == 1
+    assert not (where.WORK_DIRS / where.name_of(cell)).exists()
+
+
+def test_all_cells_have_their_own_names_and_configs(data):
+    plan = [cell for cells in where.PLANS.values() for cell in cells]
+    for cell in plan:
+        assert cell.keys() == where.BASE.keys()
+        assert cell['arm'] in ('baseline', *where.ARMS)
+    names = {json.dumps(cell): where.name_of(cell) for cell in plan}
+    assert len(names) == len({*names.values()})
+
+
+def test_gradients_are_by_loss_and_part():
+    x, y = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    losses = dict(
+        loss_cls=[3 * x.sum(), y.sum()], loss_distill=x[0] * 2, acc=x.sum(), **{'teacher.loss': y}
+    )
+    found = {
+        name: gradients(total, dict(first=[x], second=[y]))
+        for name, total in by_origin(losses).items()
+    }
+    assert found['detection']['first'].tolist() == [3, 3]
+    assert found['detection']['second'].tolist() == [1]
+    assert found['teacher']['first'].tolist() == [0, 0]
+    assert found['distill']['first'].tolist() == [2, 0]
