@@ -124,13 +124,6 @@ WHAT_IS_REPORTED = (
         is_flag=True,
         help='Train nothing; report what has results (with --arms: these alone).',
     ),
-    click.option(
-        '--examples',
-        type=click.IntRange(min=0),
-        default=4,
-        show_default=True,
-        help='Images to draw for the page, with the predictions of each arm; 0: none.',
-    ),
 )
 
 

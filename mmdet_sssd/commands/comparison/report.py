@@ -76,8 +76,6 @@ class Report:
         facts: What was compared, by name.
         commands: What trained, as in a shell.
         configs: Listings of the arms' configs, by title.
-        examples: JPEGs of images as each arm sees them, by the image's name and by caption.
-        examples_note: What the pictures show, or why there are none.
     """
 
     title: str
@@ -87,8 +85,6 @@ class Report:
     facts: dict[str, str] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
     configs: dict[str, str] = field(default_factory=dict)
-    examples: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    examples_note: str = ''
 
     def write(self, path: Path) -> str:
         """Write the report, as Markdown or as a page, by the suffix ``.md`` or ``.html``.
@@ -114,10 +110,8 @@ def _css_width(plot: Path) -> int:
         return round(image.width / PIXEL_RATIO)
 
 
-def _data_uri(image: bytes | Path) -> str:
-    content = image.read_bytes() if isinstance(image, Path) else image
-    kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
-    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
+def _data_uri(plot: Path) -> str:
+    return f'data:image/png;base64,{base64.b64encode(plot.read_bytes()).decode()}'
 
 
 def comparison_report(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> Report:

@@ -1,6 +1,6 @@
 """A comparison from its command line to its report: arms × seeds → runs → results → report."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -44,7 +44,6 @@ class StudyOptions:
     dry_run: bool = True
     split: str = 'val'
     report_only: bool = False
-    examples: int = 4
     against: list[str] = field(default_factory=list)
     command: str | None = None
 
@@ -158,9 +157,8 @@ class Study:
             for arm in self.arms
         }
 
-    def _runs(self, arm: str, seeds: Iterable[int] | None = None) -> list[Run]:
-        seeds = self.options.seeds if seeds is None else seeds
-        return [Run(arm, seed, self.work_dir, self.results) for seed in seeds]
+    def _runs(self, arm: str) -> list[Run]:
+        return [Run(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
 
     def _rehearse(self, configs: Mapping[str, Config]) -> None:
         """Find, before anything is trained, what could not be."""
@@ -183,9 +181,7 @@ class Study:
         plots = draw_plots(self.results.path, results)
         for path in plots:
             print(f'drawn: {path}')
-        runs = [run for arm, seeds in results.items() for run in self._runs(arm, seeds)]
-        page = write_page(report, self.results, runs, plots, self.options.examples)
-        print(f'page: {page}')
+        print(f'page: {write_page(report, self.results, results, plots)}')
 
 
 def _check_test_data(cfg: Config) -> None:

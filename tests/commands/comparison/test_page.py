@@ -1,4 +1,4 @@
-"""The page: plain words first, nothing from elsewhere, pictures where there are checkpoints."""
+"""The page: plain words first, nothing from elsewhere."""
 
 import html
 import re
@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmdet_sssd.commands.comparison.page import write_page
 from mmdet_sssd.commands.comparison.plots import draw_plots
 from mmdet_sssd.commands.comparison.report import comparison_report
-from mmdet_sssd.commands.comparison.runs import Run
 from mmdet_sssd.commands.comparison.summary import summarize_all
 
 from .synthetic import folder_of, results
@@ -22,13 +21,12 @@ CONFIG = dict(
 )
 
 
-def page_of(folder, found, count=4, with_plots=False):
+def page_of(folder, found, with_plots=False):
     configs = {arm: Config(CONFIG) for arm in found}
     results_folder = folder_of(folder, found, configs=configs, command=COMMAND)
     report = comparison_report(found, summarize_all(found))
     plots = draw_plots(folder, found) if with_plots else []
-    runs = [Run(arm, seed, folder / 'work', results_folder) for arm in found for seed in found[arm]]
-    return write_page(report, results_folder, runs, plots, count).read_text()
+    return write_page(report, results_folder, found, plots).read_text()
 
 
 @pytest.mark.parametrize(
@@ -83,20 +81,3 @@ def test_the_tables_are_those_of_the_markdown(tmp_path):
     text = comparison_report(found, summarize_all(found)).write(tmp_path / 'report.md')
     lines = [line[2:-2].split(' | ') for line in text.splitlines() if line.startswith('| ')]
     assert shown == [line for line in lines if line[0] != '---']
-
-
-def test_without_checkpoints_the_page_says_how_to_get_pictures(tmp_path):
-    found = results(baseline=[40.0], sssd=[41.0])
-    assert '--keep-checkpoints last' in page_of(tmp_path / 'some', found)
-    assert 'No example pictures' not in page_of(tmp_path / 'none', found, count=0)
-
-
-def test_a_page_comes_out_where_pictures_cannot_be_drawn(tmp_path):
-    for arm in ('baseline', 'sssd'):
-        folder = tmp_path / 'work' / arm / 'seed_0'
-        folder.mkdir(parents=True)
-        (folder / 'epoch_2.pth').touch()
-        (folder / 'last_checkpoint').write_text('epoch_2.pth')
-    page = page_of(tmp_path, results(baseline=[40.0], sssd=[41.0]))
-    assert re.search(r'No example pictures: FileNotFoundError: .*baseline', page)
-    assert 'sssd' in page

@@ -1,7 +1,6 @@
 """A whole comparison with real runs, one of them killed; and what is refused before any."""
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,9 +97,6 @@ def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
         assert 'coco/circle_precision' in run.metrics['val']
 
     assert {path.stem for path in folder.path.glob('*.png')} == PICTURES
-    page = (folder.path / 'report.html').read_text()
-    captions = re.findall('<figcaption>(.*?)</figcaption>', page)
-    assert captions == ['labels', 'baseline', 'sssd'] * 4
     files = sorted(path for path in folder.path.iterdir() if path.is_file())
     written = {path: path.read_bytes() for path in files}
     for path in files:
