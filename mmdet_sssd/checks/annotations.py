@@ -3,6 +3,7 @@
 import logging
 import math
 import os.path as osp
+from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
@@ -107,11 +108,28 @@ def _check_evaluator(evaluator: ConfigDict, files: list[str], key: str) -> None:
             f"{len(lacking)} annotations without iscrowd, which COCO's metric needs (0, or 1 for a "
             f'crowd), the first {lacking[0]}'
         )
+    metrics = evaluator.get('metric', 'bbox')
+    if 'segm' in ([metrics] if isinstance(metrics, str) else metrics):
+        for annotation in labels.annotations:
+            if not _is_mask(annotation.get('segmentation')):
+                labels.refuse(
+                    f'annotation {annotation.get("id")} with segmentation '
+                    f"{str(annotation.get('segmentation'))[:80]}, which COCO's metric cannot read; "
+                    'accepted: polygons of three or more points, or an RLE with counts and size'
+                )
     if len(files) == 1 and osp.isfile(files[0]) and not osp.samefile(path, files[0]):
         predicted = CocoFile(files[0], key)
         names = [{x['id']: x.get('file_name') for x in y.images} for y in (predicted, labels)]
         if not names[0].items() <= names[1].items():
             labels.refuse(f'other images than {files[0]}, which are predicted; give both one file')
+
+
+def _is_mask(segmentation: Any) -> bool:
+    """Tell whether pycocotools reads a segmentation."""
+    if isinstance(segmentation, dict):
+        return {'counts', 'size'} <= segmentation.keys()
+    polygons = segmentation if isinstance(segmentation, list) else ()
+    return bool(polygons) and all(isinstance(x, list) and len(x) >= 6 for x in polygons)
 
 
 class CocoFile:

@@ -209,6 +209,23 @@ def test_labels_that_coco_s_metric_cannot_read_are_named(config, tmp_path):
     check_annotations(config)
 
 
+@pytest.mark.parametrize(
+    'shape', [None, [], [[]], [[1, 1, 4, 4]], [1, 1, 4, 1, 4, 4], {'counts': []}]
+)
+def test_masks_that_coco_s_metric_cannot_read_are_named(config, tmp_path, shape):
+    """It would end the run after the first epoch."""
+    good = [[1, 1, 4, 1, 4, 4]], {'size': [8, 8], 'counts': [64]}, {'size': [8, 8], 'counts': 'P2'}
+    annotations = [annotation(id=i, segmentation=x) for i, x in enumerate((*good, shape))]
+    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=annotations)))
+    check_annotations(config)
+    config.val_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(ConfigError, match=r'^val_evaluator\.ann_file: .* annotation 3'):
+        check_annotations(config)
+    annotations.pop()
+    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=annotations)))
+    check_annotations(config)
+
+
 def test_an_image_without_its_size_is_named(config, tmp_path):
     content = coco(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}])
     (tmp_path / 'train.json').write_text(json.dumps(content))
