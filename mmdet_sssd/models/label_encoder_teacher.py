@@ -5,6 +5,7 @@ Sources: LGD (https://arxiv.org/abs/2109.11496), section 3, and its reference co
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -22,7 +23,6 @@ MOST_ONE_HOT_CLASSES = 256
 EMBEDDED_CHANNELS = 64
 NUM_HEADS = 8
 SMALLEST_AREA = 1e-6  # of a region, in level pixels; an image pixel at stride 512 has 4e-6
-FEW_OBJECTS = 48  # objects; with more, the transposed product is faster (measured)
 
 
 @MODELS.register_module()
@@ -138,9 +138,10 @@ class LabelEncoderTeacher(BaseModule):
             for x, of_level in zip(student_feats, regions, strict=True)
         ]
         vectors = self.relation_adapter(appearance, label_embeddings, valid)
+        brushes = self.knowledge_mapper.brushes(vectors, regions)
         return tuple(
-            recomputed(self.with_cp, self._paint, of_level, where, x.shape[1])
-            for of_level, where, x in zip(vectors, regions, student_feats, strict=True)
+            recomputed(self.with_cp, self._paint, brush, of_level, x.shape[1])
+            for brush, of_level, x in zip(brushes, regions, student_feats, strict=True)
         )
 
     def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
@@ -149,9 +150,9 @@ class LabelEncoderTeacher(BaseModule):
             x = x.detach()
         return self.appearance_encoder(self.projection.to_width(x), regions)
 
-    def _paint(self, vectors: Tensor, regions: Regions, channels: int) -> Tensor:
+    def _paint(self, brush: 'Brush', regions: Regions, channels: int) -> Tensor:
         """Paint the objects' vectors into teacher features of shape (B, ``channels``, h, w)."""
-        return self.projection.from_width(self.knowledge_mapper(vectors, regions), channels)
+        return self.projection.from_width(self.knowledge_mapper(brush, regions), channels)
 
     def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
         channels = [x.shape[1] for x in student_feats]
@@ -306,7 +307,7 @@ class RelationAdapter(nn.Module):
 
     def forward(
         self, appearance: Sequence[Tensor], label_embeddings: Tensor, valid: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         """Relate the objects of each image.
 
         Args:
@@ -315,8 +316,8 @@ class RelationAdapter(nn.Module):
             valid: Which of the N are objects, bool of shape (B, N).
 
         Returns:
-            Per level, the objects' vectors of shape (B, N, C); those of padding are meaningless,
-            but finite.
+            The objects' vectors of shape (B, L, N, C) for L levels; those of padding are
+            meaningless, but finite.
         """
         ignored = ~valid
         ignored[:, 0] = False  # may be padding: a softmax needs one key
@@ -327,7 +328,23 @@ class RelationAdapter(nn.Module):
             key_padding_mask=ignored,
             need_weights=False,
         )
-        return vectors.chunk(len(appearance), 1)
+        return vectors.unflatten(1, (len(appearance), -1))
+
+
+class Brush(NamedTuple):
+    """What the objects of a level are painted with.
+
+    Attributes:
+        objects: Object vectors of shape (B, N, C).
+        bias: Added to every pixel, of shape (B, D).
+        kernels: Kernels from the regions of the image, whose kernel adds the bias, and its objects to
+            D channels, of shape (B, 1 + N, 3, D, 3): a column × D × a row. None if painting the
+            vectors first is cheaper.
+    """
+
+    objects: Tensor
+    bias: Tensor
+    kernels: Tensor | None
 
 
 class KnowledgeMapper(nn.Module):
@@ -353,86 +370,63 @@ class KnowledgeMapper(nn.Module):
             layers += [conv, norm, nn.ReLU(inplace=True)]
         self.refine = nn.Sequential(*layers[:-1])
 
-    def forward(self, vectors: Tensor, regions: Regions) -> Tensor:
-        """Make the teacher features of one level.
+    def brushes(self, vectors: Tensor, regions: Sequence[Regions]) -> list[Brush]:
+        """Make what the objects of each level are painted with, for all levels at once.
 
         Args:
-            vectors: Object vectors of shape (B, N, C), or with the context object's, which comes
-                first, of shape (B, 1 + N, C).
-            regions: The regions of the image and its N objects.
-
-        Returns:
-            Teacher features of shape (B, C, h, w).
+            vectors: Object vectors of shape (B, L, N, C) for L levels, or with the context object's,
+                which comes first, of shape (B, L, 1 + N, C).
+            regions: The levels' regions of the image and its N objects.
         """
-        bias = self.object_conv.bias.expand(len(vectors), -1)
+        bias = self.object_conv.bias.expand(*vectors.shape[:2], -1)
         if self.context_proj is not None:
-            context, vectors = vectors[:, 0], vectors[:, 1:]
-            bias = bias + self.context_proj(context)
-        painted = self._painted_conv(self.object_proj(vectors), regions, bias)
-        return self.refine(F.relu(painted, inplace=True))
+            bias = bias + self.context_proj(vectors[:, :, 0])
+            vectors = vectors[:, :, 1:]
+        objects = self.object_proj(vectors).unbind(1)
+        with_kernels = [p for p, x in enumerate(regions) if self._pays(objects[p], x)]
+        kernels = [None] * len(objects)
+        if with_kernels:
+            weight = self.object_conv.weight.permute(1, 3, 0, 2)  # C, a column, D, a row
+            made = torch.stack([objects[p] for p in with_kernels]) @ weight.flatten(1)
+            made = made.unflatten(-1, weight.shape[1:])
+            # the image's kernel: its bias in the middle of 3×3 zeros
+            of_image = F.pad(
+                bias[:, with_kernels].transpose(0, 1)[..., None, :, None], (1, 1, 0, 0, 1, 1)
+            )
+            made = torch.cat([of_image.unsqueeze(2).to(made.dtype), made], 2)
+            for p, kernel in zip(with_kernels, made, strict=True):
+                kernels[p] = kernel
+        return [Brush(*x) for x in zip(objects, bias.unbind(1), kernels, strict=True)]
 
-    def _painted_conv(self, objects: Tensor, regions: Regions, bias: Tensor) -> Tensor:
-        """Paint each object's vector onto its region, convolve the map, and add ``bias`` of (B, C).
+    def _pays(self, objects: Tensor, regions: Regions) -> bool:
+        """Decide whether kernels are cheaper on a level than painting objects of shape (B, N, C)."""
+        num_objects, channels, pixels = *objects.shape[1:], regions.maps[0, 0].numel()
+        region_cost = 1 if regions.rows is None else 2 / 3  # measured; painting costs `channels`
+        return num_objects * (channels + region_cost * pixels) <= channels * pixels
+
+    def forward(self, brush: Brush, regions: Regions) -> Tensor:
+        """Make the teacher features of one level, of shape (B, C, h, w)."""
+        return self.refine(F.relu(self.painted_conv(brush, regions), inplace=True))
+
+    def painted_conv(self, brush: Brush, regions: Regions) -> Tensor:
+        """Paint each object's vector onto its region, convolve the map, and add the bias.
 
         The convolution is linear in the vectors. Multiplying them into its kernel gives, per image, a
         kernel from the N regions to the C channels: exact, and cheaper than painting first unless
-        there are many objects or few pixels.
+        there are many objects or few pixels. Boxes are convolved first along the rows, for each kernel
+        column, then along the columns, which sums over objects: a third of the multiplications, and
+        nothing is kept for the backward pass.
         """
-        maps, weight = regions.maps[:, 1:], self.object_conv.weight
-        num_objects, channels, pixels = *objects.shape[1:], maps[0, 0].numel()
-        region_cost = 1 if regions.rows is None else 2 / 3  # measured; painting costs `channels`
-        if num_objects * (channels + region_cost * pixels) > channels * pixels:
-            painted = torch.einsum('bnc,bnhw->bchw', objects, maps)
-            return F.conv2d(painted, weight, padding=1) + bias[:, :, None, None]
+        objects, bias, kernels = brush
+        if kernels is None:
+            painted = torch.einsum('bnc,bnhw->bchw', objects, regions.maps[:, 1:])
+            return F.conv2d(painted, self.object_conv.weight, padding=1) + bias[:, :, None, None]
         if regions.rows is None:
-            return _region_conv(objects, maps, weight) + bias[:, :, None, None]
-        return _separable_conv(objects, regions.rows[:, 1:], regions.columns[:, 1:], weight, bias)
-
-
-def _region_conv(objects: Tensor, regions: Tensor, weight: Tensor) -> Tensor:
-    """Convolve N regions with kernels made of the objects' vectors.
-
-    Args:
-        objects: Object vectors of shape (B, N, C).
-        regions: Regions of shape (B, N, h, w).
-        weight: Kernel from vectors to D channels, of shape (D, C, 3, 3).
-
-    Returns:
-        Map of shape (B, D, h, w).
-    """
-    kernels = torch.einsum('oikl,bni->bonkl', weight, objects)
-    together = regions.flatten(0, 1).to(kernels.dtype)
-    painted = F.conv2d(together, kernels.flatten(0, 1), padding=1, groups=len(objects))
-    return painted.unflatten(0, (len(objects), -1))
-
-
-def _separable_conv(
-    objects: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """Convolve N regions, products of rows and columns, and add a bias.
-
-    First along the rows, for each kernel column, then along the columns, which sums over objects: a
-    third of the multiplications, and nothing is kept for the backward pass.
-
-    Args:
-        objects: Object vectors of shape (B, N, C).
-        rows: Rows with padding, of shape (B, N, h + 2).
-        columns: Columns with padding, of shape (B, N, w + 2).
-        weight: Kernel from vectors to D channels, of shape (D, C, 3, 3).
-        bias: Added to every pixel, of shape (B, D).
-
-    Returns:
-        Map of shape (B, D, h, w).
-    """
-    batch, num_objects, height = rows.shape[0], rows.shape[1], rows.shape[2] - 2
-    kernels = objects @ weight.permute(1, 3, 0, 2).flatten(1)  # a column × D × a row, 3 × D × 3
-    kernels = kernels.view(batch * num_objects, -1, 3)
-    down, along = (x.to(kernels.dtype).unfold(-1, x.shape[-1] - 2, 1) for x in (rows, columns))
-    strips = torch.bmm(kernels, down.flatten(0, 1)).view(batch, 3 * num_objects, -1)
-    added = bias.to(strips.dtype).repeat_interleave(height, 1)  # a strip along all columns
-    strips = torch.cat([strips, added[:, None]], 1)  # (B, 3 N + 1, D · h)
-    along = F.pad(along.flatten(1, 2), (0, 0, 0, 1), value=1)  # (B, 3 N + 1, w)
-    if num_objects <= FEW_OBJECTS:
-        return torch.bmm(strips.transpose(1, 2), along).unflatten(1, (-1, height))
-    painted = torch.bmm(along.transpose(1, 2), strips)  # (B, w, D · h)
-    return painted.unflatten(-1, (-1, height)).permute(0, 2, 3, 1).contiguous()
+            kernels = kernels[:, 1:].permute(0, 3, 1, 4, 2)  # B, D, N, a row, a column
+            maps = regions.maps[:, 1:].flatten(0, 1).to(kernels.dtype)
+            painted = F.conv2d(maps, kernels.flatten(0, 1), padding=1, groups=len(kernels))
+            return painted.unflatten(0, (len(kernels), -1)) + bias[:, :, None, None]
+        down, along = regions.rows.flatten(0, 1), regions.columns.flatten(1, 2)
+        strips = torch.bmm(kernels.flatten(0, 1).flatten(1, 2), down)  # B · (1 + N), 3 · D, h
+        strips = strips.view(*along.shape[:2], -1)  # B, (1 + N) · 3, D · h
+        return torch.bmm(strips.transpose(1, 2), along).unflatten(1, (-1, down.shape[-1]))

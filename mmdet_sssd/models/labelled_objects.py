@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +25,9 @@ class Regions(NamedTuple):
 
     Attributes:
         maps: Each object's regions, in [0, 1], of shape (B, 1 + N, h, w).
-        rows: Boxes' regions are products of rows and columns. These are the rows, with a pixel of
-            padding on each side, of shape (B, 1 + N, h + 2); None for masks.
-        columns: Likewise the columns, of shape (B, 1 + N, w + 2).
+        rows: Boxes' regions are products of rows and columns. These are the rows, shifted by -1, 0
+            and 1 pixel, of shape (B, 1 + N, 3, h); None for masks.
+        columns: Likewise the columns, of shape (B, 1 + N, 3, w).
     """
 
     maps: Tensor
@@ -135,19 +136,14 @@ class LabelledObjects:
         if self.masks is not None:
             return [Regions(x) for x in self._mask_maps(level_sizes)]
         sides = self._sides(level_sizes)
-        halves = sides[: len(level_sizes)], sides[len(level_sizes) :]
-        pairs = zip(*halves, strict=True)
+        pairs = zip(sides[: len(level_sizes)], sides[len(level_sizes) :], strict=True)
         return [
-            Regions(rows[..., 1:-1, None] * columns[..., None, 1:-1], rows, columns)
+            Regions(rows[:, :, 1, :, None] * columns[:, :, 1, None], rows, columns)
             for rows, columns in pairs
         ]
 
-    def _sides(self, level_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Compute the objects' rows on each level, then their columns, all of them at once.
-
-        Returns:
-            Tensors of shape (B, 1 + N, n + 2), n being the level's height or width.
-        """
+    def _sides(self, level_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Compute the objects' shifted rows on each level, then their columns, all of them at once."""
         counts = [n for axis in zip(*level_sizes, strict=True) for n in axis]
         lengths = [length for length in self.image_size for _ in level_sizes]
         scales = [np.full(n + 2, n / length) for n, length in zip(counts, lengths, strict=True)]
@@ -170,7 +166,9 @@ class LabelledObjects:
         covered = _covered_pixels if self.soft else _pixels_inside
         sides = covered(low * scale, high * scale, pixel)
         sides[:, 0] = 1
-        return sides.split(padded, -1)
+        shifted = sides.unfold(-1, len(pixel) - 2, 1).contiguous()  # a level's padding is one pixel
+        starts = accumulate(padded, initial=0)
+        return [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
 
     def _mask_maps(self, level_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Resize masks to each level.

@@ -418,20 +418,26 @@ def test_features_at_the_end_of_float16_stay_finite(dtype):
 )
 def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
     mapper = KnowledgeMapper(channels, True, 3).double()
-    vectors = torch.randn(2, num_objects, channels, dtype=torch.float64, requires_grad=True)
-    everywhere = torch.randn(2, channels, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(2, 1, 1 + num_objects, channels, dtype=torch.float64, requires_grad=True)
     rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
     regions = rows.unsqueeze(-1) * columns.unsqueeze(-2)
-    whole = F.pad(regions, (0, 0, 0, 0, 1, 0), value=1)
-    sides = [F.pad(F.pad(x, (1, 1)), (0, 0, 1, 0), value=1) for x in (rows, columns)]
-    painted = sum(vectors[:, n, :, None, None] * regions[:, n, None] for n in range(num_objects))
-    weight = mapper.object_conv.weight
-    expected = F.conv2d(painted, weight, padding=1) + everywhere[:, :, None, None]
-    inputs = (vectors, everywhere, weight)
+    with torch.no_grad():
+        mapper.object_proj.weight.copy_(torch.eye(channels))
+    painted = sum(
+        (vectors[:, 0, 1 + n] + mapper.object_proj.bias)[..., None, None] * regions[:, n, None]
+        for n in range(num_objects)
+    )
+    conv, everywhere = mapper.object_conv, mapper.context_proj(vectors[:, 0, 0])
+    expected = F.conv2d(painted, conv.weight, conv.bias, padding=1) + everywhere[:, :, None, None]
+    inputs = (vectors, conv.weight, conv.bias)
     probe = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, inputs, probe)
-    for where in (Regions(whole), Regions(whole, *sides)):
-        found = mapper._painted_conv(vectors, where, everywhere)
+    whole = F.pad(regions, (0, 0, 0, 0, 1, 0), value=1)
+    sides = [F.pad(F.pad(x, (1, 1)), (0, 0, 1, 0), value=1) for x in (rows, columns)]
+    shifted = [x.unfold(-1, x.shape[-1] - 2, 1) for x in sides]
+    for of_level in (Regions(whole), Regions(whole, *shifted)):
+        (brush,) = mapper.brushes(vectors, [of_level])
+        found = mapper.painted_conv(brush, of_level)
         torch.testing.assert_close(found, expected)
         for one, other in zip(torch.autograd.grad(found, inputs, probe), gradients, strict=True):
             torch.testing.assert_close(one, other)

@@ -25,7 +25,7 @@ from mmdet_sssd.commands.benchmark.costs import quartiles
 from mmdet_sssd.commands.random_batch import random_boxes
 from mmdet_sssd.commands.training_steps import seconds_in_turn
 from mmdet_sssd.models import LabelEncoderTeacher
-from mmdet_sssd.models.label_encoder_teacher import AppearanceEncoder, KnowledgeMapper
+from mmdet_sssd.models.label_encoder_teacher import AppearanceEncoder, Brush, KnowledgeMapper
 from mmdet_sssd.models.labelled_objects import Regions
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -44,9 +44,10 @@ class PlainAppearance(AppearanceEncoder):
 class PlainMapper(KnowledgeMapper):
     """Paints, then convolves."""
 
-    def _painted_conv(self, objects: Tensor, regions: Regions, bias: Tensor) -> Tensor:
-        painted = torch.einsum('bnc,bnhw->bchw', objects, regions.maps[:, 1:])
-        return F.conv2d(painted, self.object_conv.weight, padding=1) + bias[:, :, None, None]
+    def painted_conv(self, brush: Brush, regions: Regions) -> Tensor:
+        painted = torch.einsum('bnc,bnhw->bchw', brush.objects, regions.maps[:, 1:])
+        painted = F.conv2d(painted, self.object_conv.weight, padding=1)
+        return painted + brush.bias[:, :, None, None]
 
 
 def plain_copy(teacher: LabelEncoderTeacher) -> LabelEncoderTeacher:

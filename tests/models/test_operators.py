@@ -1,0 +1,71 @@
+"""Operators that teacher and distance launch: what bounds a step of small batches on a GPU."""
+
+from collections import Counter
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
+from mmdet_sssd.models.adapters import instance_norm
+from mmdet_sssd.models.losses import js_distance_loss
+
+SIDE, CHANNELS, OBJECTS = 320, 256, 8
+SYNCHRONISING = ('aten._local_scalar_dense', 'aten.nonzero', 'aten.item', 'aten._unique')
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run in its context, without views and allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function.overloadpacket)
+        if not (function.is_view or name.startswith(('aten.empty', 'aten._unsafe_view'))):
+            self.counts[name] += 1
+        return function(*args, **kwargs or {})
+
+
+def retinanet_levels() -> list[torch.Tensor]:
+    """Levels of RetinaNet for two images of 320×320."""
+    return [torch.randn(2, CHANNELS, n, n) for n in (40, 20, 10, 5, 3)]
+
+
+def batch() -> list[DetDataSample]:
+    samples = []
+    for _ in range(2):
+        corners = torch.rand(OBJECTS, 2) * SIDE / 2
+        sample = DetDataSample(metainfo=dict(img_shape=(SIDE, SIDE)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corners, corners + SIDE / 4], 1), labels=torch.arange(OBJECTS)
+        )
+        samples.append(sample)
+    return samples
+
+
+@pytest.mark.parametrize(
+    ('settings', 'most'),
+    [(dict(), 225), (dict(refine_convs=1), 195), (dict(soft_regions=False), 230)],
+)
+def test_the_teacher_takes_few_operators_and_never_waits(settings, most):
+    teacher = LabelEncoderTeacher(CHANNELS, num_classes=80, **settings)
+    feats, images, samples = retinanet_levels(), torch.zeros(2, 3, SIDE, SIDE), batch()
+    with Operators() as operators:
+        teacher(feats, images, samples)
+    assert operators.counts.total() <= most, operators.counts.most_common()
+    assert not set(SYNCHRONISING) & set(operators.counts)
+
+
+def test_the_distance_of_all_levels_takes_few_operators_and_never_waits(monkeypatch):
+    monkeypatch.setattr(js_distance_loss, '_in_blocks', None)  # as on a GPU
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    adapter, loss = FeatureAdapter(CHANNELS), JSDistanceLoss()
+    student, teacher = retinanet_levels(), retinanet_levels()
+    with Operators() as operators:
+        loss(*([instance_norm(x) for x in levels] for levels in (adapter(student), teacher)))
+    assert operators.counts.total() <= 105, operators.counts.most_common()
+    assert not set(SYNCHRONISING) & set(operators.counts)
