@@ -115,11 +115,14 @@ class AdaptiveDistillCoefHook(Hook):
         self.wait = 0  # iterations before the next measurement
         self.last_used: float | None = None  # λ of the last iteration with the term's loss
 
+    def before_run(self, runner: Runner) -> None:
+        """Read the term's λ, before a checkpoint is resumed, which has the last one."""
+        self.base_coef = find_term(runner, self).distill_coef
+
     def before_train(self, runner: Runner) -> None:
-        """Find λ₀ and the student's parameter groups."""
+        """Find the student's parameter groups."""
         self.owner = find_term(runner, self)
         self.taps = find_distiller(runner, self).gradient_taps
-        self.base_coef = self.owner.distill_coef
         if self.ratio is not None:
             self._check_can_be_measured()
         student = {id(p) for p in find_distiller(runner, self).student.parameters()}

@@ -8,7 +8,7 @@ import torch
 from mmdet_sssd.commands.shapes import draw_data_set
 
 from . import where
-from .where_record import by_origin, gradients
+from .where_record import RecordHook, by_origin, gradients
 
 TINY = {**where.BASE, 'images': 48, 'epochs': 2, 'width': 16, 'base_channels': 8}
 
@@ -53,6 +53,30 @@ def test_a_cell_ends_as_one_line_and_is_not_trained_again(data, elsewhere, arm):
     where.train_alone(data, where.name_of(cell), cell)
     assert len(where.RESULTS.read_text().splitlines()) == 1
     assert not (where.WORK_DIRS / where.name_of(cell)).exists()
+
+
+def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not(data, elsewhere, monkeypatch):
+    cell = {**TINY, 'arm': 'ratio-0.25', 'epochs': 3}
+    whole = where.train(data, cell, elsewhere / 'whole')
+    end = RecordHook.after_val_epoch
+
+    def killed(self, runner, metrics=None):
+        if runner.epoch == 2:
+            raise KeyboardInterrupt
+        end(self, runner, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordHook, 'after_val_epoch', killed)
+        with pytest.raises(KeyboardInterrupt):
+            where.train(data, cell, elsewhere / 'killed')
+    resumed = where.train(data, cell, elsewhere / 'killed')
+    for run in (whole, resumed):
+        assert [x.pop('cpu_seconds') >= 0 for x in run['val']] == [True] * 3
+    lost = whole['val'][1]  # the gradients of the epoch whose line was not written
+    assert lost.pop('gradients')
+    assert lost.pop('distill_coef')
+    assert resumed['val'] == whole['val']
+    assert resumed['test'] == whole['test']
 
 
 def test_all_cells_have_their_own_names_and_configs(data):

@@ -230,7 +230,7 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         'optim_wrapper.optimizer': dict(
             _delete_=True, type=cell['optimizer'], lr=cell['lr'], **OPTIMIZERS[cell['optimizer']]
         ),
-        'param_scheduler.0.end': min(1000, 1 + iterations // 20),
+        'param_scheduler.0.end': max(2, min(1000, 1 + iterations // 20)),
         'train_cfg.val_interval': interval,
         'train_dataloader.dataset.indices': cell['images'],
         'default_hooks.logger.interval': 50,
