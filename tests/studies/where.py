@@ -81,13 +81,13 @@ def cells(*changes: dict, **grid: list) -> list[dict]:
 
 
 SGD = {'optimizer': 'SGD', 'lr': 0.05}
-RATES = [{'lr': 1e-3}, SGD, {'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
+RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
 HOW_MUCH = ['ratio-0.05', 'ratio-1', 'coef-1', 'sssd', 'coef-0']
 OF_WHAT = ['features', 'no-cls', 'detach', 'apart']
 BOTH = ['baseline', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
+    sign=cells({}, SGD, arm=['baseline', 'ratio-0.25', 'features'], epochs=[4]),
     rates=cells(*RATES, epochs=[4]),
-    sign=cells({}, SGD, arm=['ratio-0.25', 'features'], epochs=[4]),
     curve=cells({}, SGD, epochs=[8, 16]),
     spread=cells({}, SGD, epochs=[4], seed=[1, 2]),
     arms=cells({}, SGD, arm=['ratio-0.25', *OF_WHAT, *HOW_MUCH]),
