@@ -10,7 +10,7 @@ if not (sys.argv[0] == '-m' and __name__ in sys.orig_argv):
 
     check_environment()
 
-    from . import checkpoints, checks, hooks, models, optimizers
+    from . import checkpoints, checks, hooks, models, optimizers, runs
     from .errors import ConfigError
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     'hooks',
     'models',
     'optimizers',
+    'runs',
 ]

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -109,6 +110,11 @@ def user_error(error: BaseException) -> str | None:
         return (
             'out of GPU memory; accepted: a smaller train_dataloader.batch_size, --amp, or '
             'model.economy=True'
+        )
+    if isinstance(error, (UnpicklingError, EOFError)) or 'PytorchStreamReader' in str(error):
+        return (
+            'the checkpoint named above is not whole, or holds Python objects besides weights. If it '
+            'is whole and you trust its source, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 loads it all'
         )
     if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
         return ' '.join(_without_place(str(error.args[0])).split())

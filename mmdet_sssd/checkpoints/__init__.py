@@ -1,19 +1,17 @@
-"""Writes, finds, loads, exports and converts checkpoint files."""
+"""Exports and converts checkpoints."""
 
-from .atomic_backend import AtomicLocalBackend
+from ..runs import (  # noqa: F401  (where they were; they move to mmdet_sssd.runs)
+    AtomicLocalBackend,
+    check_finite,
+    find_checkpoint_to_resume,
+    is_whole,
+    load_from_local,
+)
 from .export import export_student, stock_config
-from .finite import check_finite
 from .lgd import convert_lgd
-from .loading import load_from_local
-from .recovery import find_checkpoint_to_resume, is_whole
 
 __all__ = [
-    'AtomicLocalBackend',
-    'check_finite',
     'convert_lgd',
     'export_student',
-    'find_checkpoint_to_resume',
-    'is_whole',
-    'load_from_local',
     'stock_config',
 ]

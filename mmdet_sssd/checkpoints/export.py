@@ -23,9 +23,7 @@ from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.distiller import is_distiller
 from ..models.student import deployed_model
-from .atomic_backend import AtomicLocalBackend
-from .finite import check_finite
-from .loading import load_from_local
+from ..runs import AtomicLocalBackend, check_finite, load_from_local
 
 PREFIX = 'student.'
 BASE_SETTINGS = ('distiller_hooks', 'sssd_hooks', 'own_teacher')  # of configs/_base_

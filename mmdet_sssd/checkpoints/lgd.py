@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.labelled_objects import MASK_SIZE
-from .atomic_backend import AtomicLocalBackend
+from ..runs import AtomicLocalBackend, load_from_local
 from .export import serialized
-from .loading import load_from_local
 
 # Prefixes of weight names in the reference code, and here.
 LABEL_ENCODER = {

@@ -25,12 +25,11 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from ..checkpoints import find_checkpoint_to_resume
 from ..datasets import leaf_datasets
 from ..errors import ConfigError, user_error
-from ..hooks import PreemptionHook
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
+from ..runs import PreemptionHook, find_checkpoint_to_resume
 from .checkpoints import detector_weights, misfit
 from .images import check_image_files
 from .labels import CheckDatasetHook, check_data_sets

@@ -11,9 +11,9 @@ from mmengine.device import get_device
 from mmengine.structures import InstanceData
 from rich.progress import track
 
-from ..checkpoints import AtomicLocalBackend, loading
 from ..datasets.coco_file import read_coco
 from ..errors import ConfigError, check
+from ..runs import AtomicLocalBackend
 
 
 def make_pseudo_labels(
@@ -52,7 +52,6 @@ def make_pseudo_labels(
     if Path(out).resolve() == Path(ann_file).resolve():
         raise ConfigError(f'--out {out} is also --ann; write to another file')
     images = _read_images(ann_file, img_dir)
-    loading.install()
     detector = init_detector(
         str(config), str(checkpoint), device=device or get_device(), cfg_options={}
     )

@@ -22,7 +22,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..checkpoints import loading
 from ..checks.annotations import check_annotations
 from ..checks.checkpoints import CheckResumeHook, CheckTestHook
 from ..checks.dry_run import rehearse
@@ -164,7 +163,6 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
     if launcher == 'pytorch':
         _check_torchrun()
     setup_cache_size_limit_of_dynamo()
-    loading.install()
     MMLogger.get_current_instance().setLevel('WARNING')  # runs set their own
     cfg = Config.fromfile(config)
     check_overrides(cfg, overrides)

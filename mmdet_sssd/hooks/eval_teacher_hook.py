@@ -12,8 +12,8 @@ from ..datasets import leaf_datasets, loads_labels_after_resizing, rescale_label
 from ..errors import ConfigError
 from ..models import Distiller, Teacher
 from ..models.replay import fresh_samples
+from ..runs import preserved_random_state
 from .model_parts import find_distiller, find_teacher
-from .random_state_hook import preserved_random_state
 
 
 @HOOKS.register_module()

@@ -20,7 +20,6 @@ from mmengine.model import ModuleDict
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..checkpoints import loading
 from ..errors import ConfigError, within
 from .building import build_part, is_config_of
 from .dense_head import HeadRecord
@@ -96,7 +95,6 @@ class Distiller(BaseDetector):
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
-        loading.install()  # the run loads checkpoints
         built_student = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student

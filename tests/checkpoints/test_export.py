@@ -20,7 +20,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import export_student, loading, stock_config
+from mmdet_sssd.checkpoints import export_student, stock_config
 from mmdet_sssd.commands import shapes as drawing
 
 from ..command import error_of, run_command
@@ -101,7 +101,6 @@ def save_checkpoint(path, cfg, **changes) -> Path:
 def in_stock_mmdet(data, tmp_path_factory):
     """What stock mmdet makes of each exported detector, and what the distiller predicts."""
     register_all_modules()
-    loading.install()  # the inferencer loads a training checkpoint before it builds a distiller
     folder = tmp_path_factory.mktemp('export')
     images = sorted(str(path) for path in (data / 'val').iterdir())
     expected, pairs = {}, []

@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.checks.checkpoints import CheckResumeHook
 from mmdet_sssd.checks.dry_run import warnings_listed
+from mmdet_sssd.runs import load_from_local
 
 from ..toy_detector import TOY_MODEL, toy_runner
 

@@ -19,7 +19,7 @@ from mmengine.registry import Registry
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from mmdet_sssd import hooks
+from mmdet_sssd import hooks, runs
 from mmdet_sssd.checks.annotations import check_annotations
 from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions
 from mmdet_sssd.config_tree import nested_configs
@@ -90,7 +90,7 @@ def test_a_config_is_read_and_built(block, folder, extensions):
         with shallow_resnets(), without_weights():
             MODELS.build(cfg.model)
     for hook in cfg.default_hooks.values():
-        if hook.type in hooks.__all__:
+        if hook.type in hooks.__all__ + runs.__all__:
             HOOKS.build(hook)
 
 

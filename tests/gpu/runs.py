@@ -14,7 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
 from ..small_runner import draw_shapes, small_runner
 from .checks import Settings, Skipped, Wrong, within

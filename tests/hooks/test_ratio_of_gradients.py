@@ -11,9 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.models.losses import JSDistanceLoss
+from mmdet_sssd.runs import load_from_local
 
 from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 

@@ -7,7 +7,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import save_checkpoint
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
 from ..toy_detector import toy_runner
 

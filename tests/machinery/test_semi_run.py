@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
+from mmdet_sssd.runs import load_from_local
 
 from ..small_runner import draw_shapes
 from ..tools.run_comparison import assert_equal_states, scalars

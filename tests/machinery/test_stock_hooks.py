@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
 from ..stock_detectors import NUM_CLASSES, demo_batch, stock_config
 from ..toy_detector import ToyDetector

@@ -11,7 +11,6 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.models import (
     ChannelAdapter,
     DetectorOutputs,
@@ -25,6 +24,7 @@ from mmdet_sssd.models import (
     Teacher,
     probe,
 )
+from mmdet_sssd.runs import load_from_local
 
 from ..stock_detectors import demo_batch, stock_config
 from ..toy_detector import ToyDetector

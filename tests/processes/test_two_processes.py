@@ -9,9 +9,9 @@ import torch
 from mmdet.registry import MODELS
 from torch import distributed
 
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
-from ..hooks.test_preemption_hook import assert_equal_runs
+from ..runs.test_preemption_hook import assert_equal_runs
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,

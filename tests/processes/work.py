@@ -19,9 +19,10 @@ from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.hooks import FreezeBackboneHook, SafeCheckpointHook
+from mmdet_sssd.hooks import FreezeBackboneHook
+from mmdet_sssd.runs import SafeCheckpointHook
 
-from ..hooks.test_preemption_hook import SIGNALS, make_runner
+from ..runs.test_preemption_hook import SIGNALS, make_runner
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 

@@ -7,11 +7,11 @@ import pickle
 import pytest
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
-from ..hooks.test_safe_checkpoint_hook import last_checkpoint
 from ..tools.run_comparison import assert_equal_states, scalars
 from .stock_runs import EPOCH, NUM_EPOCHS, Killed, make_runner, train
+from .test_safe_checkpoint_hook import last_checkpoint
 
 LAST = NUM_EPOCHS * EPOCH
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdet_sssd.checkpoints import load_from_local
+from mmdet_sssd.runs import load_from_local
 
 from ..commands.comparison.test_study import CONFIG
 from ..small_runner import draw_shapes, shapes_environment

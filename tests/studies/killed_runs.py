@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from mmdet_sssd.checkpoints import AtomicLocalBackend, is_whole
+from mmdet_sssd.runs import AtomicLocalBackend, is_whole
 
 from ..tools.run_comparison import assert_equal_states, scalars
 from ..tools.test_runs import FASTER_RCNN, ROOT

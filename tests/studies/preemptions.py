@@ -25,12 +25,11 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
-from mmdet_sssd.checkpoints import load_from_local
-from mmdet_sssd.hooks import PreemptionHook
+from mmdet_sssd.runs import PreemptionHook, load_from_local
 
-from ..hooks.test_preemption_hook import assert_equal_runs, make_runner
-from ..hooks.test_safe_checkpoint_hook import last_checkpoint
 from ..processes.work import WRAPPER, join_group
+from ..runs.test_preemption_hook import assert_equal_runs, make_runner
+from ..runs.test_safe_checkpoint_hook import last_checkpoint
 from ..toy_detector import ITERS_PER_EPOCH
 
 EPOCHS = 40

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.shapes import draw_data_set
+from mmdet_sssd.runs import load_from_local
 
 from ..command import run_command
 from ..small_runner import shapes_environment
@@ -109,7 +109,7 @@ def uninterrupted(request, shapes, tmp_path_factory):
     [
         ('iterations', 'the λ step'),
         pytest.param('iterations', 'the phase change', marks=pytest.mark.slow),
-        # In process: tests/hooks/test_safe_checkpoint_hook.py.
+        # In process: tests/runs/test_safe_checkpoint_hook.py.
         pytest.param('epochs', 'the phase change', marks=pytest.mark.slow),
         pytest.param('epochs', 'the λ step', marks=pytest.mark.slow),
     ],

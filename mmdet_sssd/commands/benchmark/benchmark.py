@@ -15,10 +15,10 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from torch.profiler import profile
 
-from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError, check
 from ...models import SemiDistiller
 from ...models.building import is_config_of
+from ...runs import AtomicLocalBackend
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
 from ..random_batch import random_batch
 from ..training_steps import Trainee, seconds_in_turn, without_weights

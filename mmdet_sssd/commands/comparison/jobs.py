@@ -17,7 +17,7 @@ from mmengine.config import Config
 from submitit.core.utils import FailedJobError
 
 from ...errors import ConfigError, user_error
-from ...hooks import PreemptionHook
+from ...runs import PreemptionHook
 from .programs import PREEMPTION, Preempted
 from .runs import Run
 from .slurm import check_slurm, slurm_executor

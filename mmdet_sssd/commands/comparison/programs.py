@@ -14,7 +14,7 @@ from typing import Any
 import submitit
 
 from ...errors import ConfigError
-from ...hooks import PreemptionHook
+from ...runs import PreemptionHook
 
 GRACE = 20  # seconds that a program has to save and end before a further signal kills it
 POLL = 0.2  # seconds between looks at a program

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from ...checkpoints import AtomicLocalBackend
+from ...runs import AtomicLocalBackend
 from .arms import BASELINE
 from .metrics import AP_NAMES, MASK_AP_NAMES
 from .results import Results

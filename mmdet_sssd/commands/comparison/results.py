@@ -9,9 +9,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...checkpoints import AtomicLocalBackend
 from ...config_tree import overridden, overrides
 from ...errors import ConfigError
+from ...runs import AtomicLocalBackend
 from ..locks import locked
 from .metrics import class_metrics, standard_metrics
 

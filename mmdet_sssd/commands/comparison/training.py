@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from ...checkpoints import AtomicLocalBackend
 from ...errors import ConfigError
+from ...runs import AtomicLocalBackend
 from ...version import __version__
 from .logs import read_validations
 from .metrics import main_metric

@@ -11,7 +11,6 @@ from mmengine.dataset import BaseDataset, Compose, pseudo_collate
 from mmengine.runner import load_checkpoint
 from rich.progress import track
 
-from ...checkpoints import loading
 from ...datasets import loads_labels_after_resizing, rescale_labels
 from ...datasets.leaf_datasets import leaf_datasets
 from ...errors import ConfigError
@@ -43,7 +42,6 @@ def draw_images(
         ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
             model, or no data set lists an image.
     """
-    loading.install()
     register_all_modules()
     distiller = load_distiller(cfg, checkpoint).to(device).eval()
     use_masks = distiller.teachers['teacher'].use_masks

@@ -16,7 +16,6 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from rich.progress import track
 
-from ...checkpoints import loading
 from ...errors import ConfigError
 
 COLUMNS = 3

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checkpoints import load_from_local
 from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.jobs import JobRunner
 from mmdet_sssd.commands.comparison.logs import read_validations
 from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.comparison.runs import Run
 from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+from mmdet_sssd.runs import load_from_local
 
 from ...command import run_command
 from ...small_runner import draw_shapes, shapes_environment

@@ -1,7 +1,10 @@
+import copy
 import math
 import os
 import os.path as osp
 from bisect import bisect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape, glob
 from typing import Any
 
@@ -13,17 +16,16 @@ from mmengine.hooks import CheckpointHook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
-from ..checkpoints import AtomicLocalBackend, check_finite, find_checkpoint_to_resume, loading
-from ..checkpoints.finite import ADVICE
 from ..errors import ConfigError
+from .checkpoint_files import ADVICE, AtomicLocalBackend, check_finite, find_checkpoint_to_resume
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """Saves checkpoints like mmengine's hook, but a run killed at any moment can be resumed.
 
-    - Checkpoints and ``last_checkpoint``, which names the latest, are written to a temporary file and
-      moved into place when whole. Outdated checkpoints are removed afterwards.
+    - Checkpoints are written to a temporary file and moved into place when whole. Outdated ones are
+      removed afterwards.
     - A run with ``resume=True`` and no file to resume from takes the checkpoint that
       ``last_checkpoint`` names or, if that is lost or broken, the newest whole one. If all are broken
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
@@ -36,7 +38,7 @@ class SafeCheckpointHook(CheckpointHook):
     - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays. So
       does a run whose loss is not finite in ``MOST_BROKEN`` iterations in a row.
 
-    A best checkpoint stays if its run was killed before recording it. Checkpoints on non-local
+    An outdated checkpoint stays if its run was killed before removing it. Checkpoints on non-local
     storage (``out_dir``, ``backend_args``) are written and found as in mmengine. Works with any
     model.
 
@@ -51,15 +53,16 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     MOST_BROKEN = 10
+    PREEMPTED = 'preempted.pth'  # by PreemptionHook; outdated by any later checkpoint
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.validates_first = False
+        self.saved_iter: int | None = None  # by this process
         self.num_broken = 0  # iterations in a row
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint to resume from, and make it loadable."""
-        loading.install()
+        """Choose the checkpoint to resume from."""
         is_asked = runner._resume is True and runner._load_from is None
         is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
         is_restarted = is_restarted and isinstance(runner._train_loop, BaseLoop)  # not a test
@@ -83,11 +86,11 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         # On a new best, the parent saves again if `last_ckpt` is set, which a resumed process lacks.
         self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
+        self.first_iter = runner.iter
         if is_main_process():
             for folder in {runner.work_dir, self.out_dir}:
                 for path in glob(osp.join(escape(folder), f'*{AtomicLocalBackend.SUFFIX}')):
                     os.remove(path)
-        self.saved_iter = runner.iter
         if self.validates_first and runner.val_loop is not None:
             runner.val_loop.run()
 
@@ -113,7 +116,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train(self, runner: Runner) -> None:
         """Save the end of training if something else than its length ended it."""
-        if self.save_last and runner.iter > self.saved_iter:
+        if self.save_last and runner.iter not in (self.first_iter, self.saved_iter):
             step = runner.epoch if self.by_epoch else runner.iter
             meta = dict(epoch=runner.epoch, iter=runner.iter)
             self._save_checkpoint_with_step(runner, step, meta)
@@ -132,85 +135,38 @@ class SafeCheckpointHook(CheckpointHook):
         return osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save a checkpoint, update ``last_checkpoint``, then remove the outdated checkpoint.
-
-        The saved ``keep_ckpt_ids`` still has the outdated one: if the run is killed before removing
-        it, the parent removes it when the run is resumed.
-        """
+        """Save a checkpoint if its weights are finite; then remove the outdated."""
         check_finite(dict(runner.model.named_parameters()))
-        self.saved_iter = meta['iter']
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if by_epoch == self.by_epoch:
             meta['validates_first'] = validates(runner, meta['epoch' if by_epoch else 'iter'])
-        runner.call_hook(
-            'before_saving'
-        )  # on every process; mmengine's own call is on the first only
-        outdated = None
-        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
-            kept = [*self.keep_ckpt_ids, step]
-            runner.message_hub.update_info('keep_ckpt_ids', kept)
-            outdated = kept[0] if len(kept) > self.max_keep_ckpts else None
-            self.keep_ckpt_ids.append(step)  # drops the oldest
-        filename = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            filename,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if is_main_process():
-            last_checkpoint = osp.join(runner.work_dir, 'last_checkpoint')
-            AtomicLocalBackend().put_text(self.last_ckpt, last_checkpoint)
-            if outdated is not None:
-                self._remove(
-                    self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
-                )
+        # on every process; mmengine's own call is on the first only
+        runner.call_hook('before_saving')
+        with self._removing_last():
+            super()._save_checkpoint_with_step(runner, step, meta)
+            preempted = self.file_backend.join_path(self.out_dir, self.PREEMPTED)
+            if is_main_process() and self.file_backend.isfile(preempted):
+                self.file_backend.remove(preempted)
+        self.saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Save a new best checkpoint, if any, then remove the one it replaces.
+        """Save a new best checkpoint, if any, then remove the one it replaces."""
+        with self._removing_last():
+            super()._save_best_checkpoint(runner, metrics)
 
-        The parent would remove the previous best before saving, so its path is hidden meanwhile.
-        """
-        if not self.save_best:
-            return
-        previous = self._best_paths
-        self._best_paths = [None] * len(previous)
-        super()._save_best_checkpoint(runner, metrics)
-        self._best_paths = [new or old for new, old in zip(self._best_paths, previous, strict=True)]
-        for path in set(previous) - {None, *self._best_paths}:
-            if is_main_process() and self._remove(path):
-                runner.logger.info(f'The previous best checkpoint {path} is removed')
-
-    @property
-    def _best_paths(self) -> list[str | None]:
-        """The best checkpoint of each metric; the parent stores a single metric's elsewhere."""
-        if len(self.key_indicators) == 1:
-            return [self.best_ckpt_path]
-        return [self.best_ckpt_path_dict[key] for key in self.key_indicators]
-
-    @_best_paths.setter
-    def _best_paths(self, paths: list[str | None]) -> None:
-        if len(self.key_indicators) == 1:
-            (self.best_ckpt_path,) = paths
-        else:
-            self.best_ckpt_path_dict = dict(zip(self.key_indicators, paths, strict=True))
-
-    def _remove(self, path: str) -> bool:
-        """Remove a checkpoint, a file or a folder (DeepSpeed); tell whether it existed."""
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)
-        else:
-            return False
-        return True
+    @contextmanager
+    def _removing_last(self) -> Iterator[None]:
+        """Put removals of files and folders (DeepSpeed) off to the end of the context."""
+        backend, removals = self.file_backend, []
+        self.file_backend = copy.copy(backend)
+        self.file_backend.remove = lambda path: removals.append((backend.remove, path))
+        self.file_backend.rmtree = lambda path: removals.append((backend.rmtree, path))
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for remove, path in removals:
+            remove(path)
 
 
 def validates(runner: Runner, num_done: int) -> bool:

@@ -11,8 +11,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from ..datasets.resumable_loader import ResumableLoader, cpu_random_state, set_cpu_random_state
-from .plain_state import plain_state, set_plain_state
+from .plain_state import parts_of_detector, plain_state, set_plain_state, stopping_hooks
+from .resumable_loader import ResumableLoader, cpu_random_state, set_cpu_random_state
 
 UNTRUE = ('the gradient of some iterations is lost', 'Advance dataloader')
 """What mmengine warns of when it resumes a run, and this hook prevents."""
@@ -48,6 +48,7 @@ class RandomStateHook(Hook):
 
     def __init__(self) -> None:
         self.resumed_state: dict | None = None
+        self.resumed_attributes: dict = {}
         self.state_before_val: dict | None = None
         self.states_of_ranks: list[dict] = []
         self.loader: ResumableLoader | None = None
@@ -56,7 +57,7 @@ class RandomStateHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Note the plain attributes before training."""
-        self.attributes = plain_state(runner)
+        self.attributes = _attributes(runner)
 
     def before_saving(self, runner: Runner) -> None:
         """Collect all processes' states; called in each process."""
@@ -85,7 +86,11 @@ class RandomStateHook(Hook):
             self.resumed_state = states[runner.rank]
         elif runner.rank == 0 and states[0] is not None:
             self.resumed_state = {**states[0], 'workers': {}}
-        set_plain_state(runner, (self.resumed_state or states[0] or {}).get('attributes', {}))
+        self.resumed_attributes = (self.resumed_state or states[0] or {}).get('attributes', {})
+        set_plain_state(stopping_hooks(runner), self.resumed_attributes)  # they validate first
+        self.resumed_attributes = {
+            k: x for k, x in self.resumed_attributes.items() if k.startswith('detector.')
+        }
         num_passes, num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 0, 1))
         now = len(runner.train_dataloader)
         num_read = num_read if now == num_batches else round(num_read / num_batches * now)
@@ -116,6 +121,9 @@ class RandomStateHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restore the states before an epoch loop's loader starts its workers, or let it do so."""
+        # other hooks have seen what the config says in before_train
+        set_plain_state(parts_of_detector(runner), self.resumed_attributes)
+        self.resumed_attributes = {}
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             return
@@ -177,8 +185,9 @@ class RandomStateHook(Hook):
         else:
             workers = self.loader.worker_states if self.loader else {}
             state = {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
-        now = plain_state(runner).items()
-        return {**state, 'attributes': {k: x for k, x in now if x != self.attributes.get(k, x)}}
+        now = _attributes(runner) | self.resumed_attributes
+        changed = {k: x for k, x in now.items() if x != self.attributes.get(k, x)}
+        return {**state, 'attributes': changed}
 
     def _restore(self) -> None:
         if self.resumed_state is not None:
@@ -198,6 +207,10 @@ def _switch_pipelines(runner: Runner) -> None:
         if hasattr(hook, '_restart_dataloader'):
             hook.before_train_epoch(runner)
     loop._epoch += 1
+
+
+def _attributes(runner: Runner) -> dict:
+    return plain_state([*parts_of_detector(runner), *stopping_hooks(runner)])
 
 
 def _parameters(runner: Runner) -> dict[str, nn.Parameter]:

@@ -17,24 +17,16 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..checkpoints import AtomicLocalBackend
 from ..errors import ConfigError
+from .checkpoint_files import AtomicLocalBackend
 from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook, validates
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ('SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGINT')
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 FORWARDED_WITHIN = 5  # seconds
-NOTICE = (
-    '\n{}: the run saves a checkpoint after this iteration and ends; a second signal ends it '
-    'at once.\n'
-)
 
 
 @HOOKS.register_module()
@@ -49,6 +41,7 @@ class PreemptionHook(Hook):
     - With gradient accumulation the run exits after the optimizer's next step.
     - A validation is abandoned, and the resumed run starts with it; one already computing its metrics
       is finished.
+    - What is saved already is not saved again.
     - On several processes a signal to any of them is enough. All exit after the same iteration, the
       one that follows the signal or the next.
     - A second signal ends the process at once: Ctrl-C always, another after 5 seconds. (Within these it
@@ -71,19 +64,17 @@ class PreemptionHook(Hook):
 
     priority = 'LOWEST'  # after the other hooks of an iteration
     EXIT_CODE = 75
-    FILENAME = 'preempted.pth'
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.is_ending = False  # on all processes
+        self.is_training = False
         self.vote: _Vote | None = None
         self.handlers: dict[int, Any] = {}  # replaced handlers, by signal
-        self.is_training = False
-        self.has_saved = False
 
     def before_run(self, runner: Runner) -> None:
         """Handle signals from here on, in training."""
-        if not isinstance(runner._train_loop, BaseLoop):
+        if not _is_running(type(runner).train.__code__, sys._getframe()):
             return
         self.checkpoint_hook = _hook_of(runner, SafeCheckpointHook)
         _hook_of(runner, RandomStateHook)
@@ -94,12 +85,8 @@ class PreemptionHook(Hook):
             if isinstance(loader, DataLoader):
                 loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
                 loader._get_iterator = partial(_start_without_signals, loader._get_iterator)
-        self._listen(runner)
-
-    def before_train(self, runner: Runner) -> None:
-        """Remove the checkpoint of an earlier run that it has left behind."""
-        self.has_saved = True
-        self._remove_outdated(runner)
+        if threading.current_thread() is threading.main_thread():  # the only one that handles them
+            self._listen(runner)
 
     def after_train_iter(
         self,
@@ -108,30 +95,23 @@ class PreemptionHook(Hook):
         data_batch: DATA_BATCH = None,
         outputs: dict | None = None,
     ) -> None:
-        """Exit on request, if no gradients would be lost."""
-        self._remove_outdated(runner)
-        loop = runner.train_loop
+        """Exit on request, if no gradients wait for the optimizer's step."""
+        loop, num_done = runner.train_loop, runner.iter + 1
         if not self._ends(runner):
             return
         if not isinstance(loop, EpochBasedTrainLoop):
-            num_done = runner.iter + 1
-            is_due = validates(runner, num_done)
-            if is_due or num_done < loop.max_iters:
+            if (is_due := validates(runner, num_done)) or num_done < loop.max_iters:
                 self._save_and_exit(runner, runner.epoch, num_done, is_due)
-        elif batch_idx + 1 != len(
-            loop.dataloader
-        ):  # at the end of the epoch its own hooks run first
-            self._save_and_exit(runner, runner.epoch, runner.iter + 1)
+        elif batch_idx + 1 != len(loop.dataloader):  # else the epoch's own hooks run first
+            self._save_and_exit(runner, runner.epoch, num_done)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Exit on request at the end of an epoch."""
-        self._remove_outdated(runner)
-        loop = runner.train_loop
-        if isinstance(loop, EpochBasedTrainLoop) and self._ends(runner):
-            num_done = runner.epoch + 1
-            is_due = validates(runner, num_done)
-            if is_due or num_done < loop.max_epochs:
-                self._save_and_exit(runner, num_done, runner.iter, is_due)
+        loop, num_done = runner.train_loop, runner.epoch + 1
+        is_due = validates(runner, num_done)
+        goes_on = isinstance(loop, EpochBasedTrainLoop) and (is_due or num_done < loop.max_epochs)
+        if goes_on and self._ends(runner):
+            self._save_and_exit(runner, num_done, runner.iter, is_due)
 
     def before_val(self, runner: Runner) -> None:
         """Count the batches that every process validates."""
@@ -154,27 +134,14 @@ class PreemptionHook(Hook):
                     hook._swap_ema_parameters()
             self._save_and_exit(runner, runner.epoch, runner.iter, validates_first=True)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note that an earlier checkpoint of this hook's may be outdated."""
-        self.has_saved = True
-
     def after_train(self, runner: Runner) -> None:
-        """Restore the signal handlers, and remove an outdated checkpoint."""
+        """Restore the signal handlers."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
         self.is_training = False
-        if is_main_process() and self._named(runner) == self._path:
-            # The last epoch is saved, and only its validation was missing.
-            last = runner.message_hub.get_info('last_ckpt')
-            if last and self.checkpoint_hook.file_backend.exists(last):
-                _write_last_checkpoint(runner, last)
-                self.has_saved = True
-        self._remove_outdated(runner)
 
     def _listen(self, runner: Runner) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread handles signals
         train = type(runner).train.__code__
         forwarded_until = math.inf
 
@@ -186,7 +153,9 @@ class PreemptionHook(Hook):
                 forwarded_until = time.monotonic() + FORWARDED_WITHIN
                 self.signal = signal.Signals(number)
                 if runner.rank == 0:  # not the logger, which may hold a lock
-                    os.write(2, NOTICE.format(self.signal.name).encode())
+                    notice = 'the run saves a checkpoint after this iteration and ends'
+                    notice = f'\n{self.signal.name}: {notice}; a second signal ends it at once.\n'
+                    os.write(2, notice.encode())
             elif number == signal.SIGINT or time.monotonic() > forwarded_until:
                 _pass_on(number, signal.SIG_DFL)
 
@@ -204,21 +173,27 @@ class PreemptionHook(Hook):
     def _save_and_exit(
         self, runner: Runner, epoch: int, iterations: int, validates_first: bool = False
     ) -> None:
-        runner.call_hook('before_saving')
         hook = self.checkpoint_hook
-        runner.save_checkpoint(
-            hook.out_dir,
-            self.FILENAME,
-            hook.file_client_args,
-            meta=dict(epoch=epoch, iter=iterations, validates_first=validates_first),
-            by_epoch=False,
-            backend_args=hook.backend_args,
-        )
+        if iterations == hook.saved_iter:
+            path = hook.last_ckpt
+        elif runner._resume and iterations == hook.first_iter:
+            path = runner._load_from
+        else:
+            path = hook.file_backend.join_path(hook.out_dir, hook.PREEMPTED)
+            runner.call_hook('before_saving')
+            runner.save_checkpoint(
+                hook.out_dir,
+                hook.PREEMPTED,
+                hook.file_client_args,
+                meta=dict(epoch=epoch, iter=iterations, validates_first=validates_first),
+                by_epoch=False,
+                backend_args=hook.backend_args,
+            )
         if is_main_process():
-            _write_last_checkpoint(runner, self._path)
+            AtomicLocalBackend().put_text(path, osp.join(runner.work_dir, 'last_checkpoint'))
             runner.logger.warning(
                 f'{self.signal.name if self.signal else "Another process got a signal"}: the run ends '
-                f'after iteration {iterations}. Saved {self._path}; continue with --resume (exit code '
+                f'after iteration {iterations}. Saved {path}; continue with --resume (exit code '
                 f'{self.EXIT_CODE}).'
             )
         if self.vote:
@@ -226,28 +201,6 @@ class PreemptionHook(Hook):
         for number in self.handlers:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(self.EXIT_CODE)
-
-    @property
-    def _path(self) -> str:
-        hook = self.checkpoint_hook
-        return hook.file_backend.join_path(hook.out_dir, self.FILENAME)
-
-    def _named(self, runner: Runner) -> str:
-        path = osp.join(runner.work_dir, 'last_checkpoint')
-        if not osp.isfile(path):
-            return ''
-        with open(path, encoding='utf-8', errors='replace') as file:
-            return file.read().strip()
-
-    def _remove_outdated(self, runner: Runner) -> None:
-        """Remove this hook's checkpoint once ``last_checkpoint`` names another."""
-        if not self.has_saved:
-            return
-        self.has_saved = False
-        if is_main_process() and self._named(runner) != self._path:
-            backend = self.checkpoint_hook.file_backend
-            if backend.exists(self._path):
-                backend.remove(self._path)
 
 
 class _Vote:
@@ -311,8 +264,6 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
 
 def _start_without_signals(get_iterator: Callable[[], Any]) -> Any:
     """Start a loader's workers with signals blocked, so that none ends one before it ignores them."""
-    if not hasattr(signal, 'pthread_sigmask'):
-        return get_iterator()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return get_iterator()
@@ -327,7 +278,7 @@ def _init_worker_without_signals(init_fn: Callable[[int], None] | None, worker: 
     """
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if init_fn is not None:
@@ -339,7 +290,3 @@ def _end_with_parent(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
-
-
-def _write_last_checkpoint(runner: Runner, path: str) -> None:
-    AtomicLocalBackend().put_text(path, osp.join(runner.work_dir, 'last_checkpoint'))

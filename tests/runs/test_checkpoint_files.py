@@ -1,0 +1,193 @@
+import errno
+import logging
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.runs import AtomicLocalBackend, find_checkpoint_to_resume, is_whole
+
+OLD, NEW = b'old' * 1000, b'new' * 5000
+
+
+def put_in_a_process(path: Path, most_bytes: int, at_the_limit: signal.Handlers) -> int:
+    """Put NEW in a process that the kernel stops at a byte, and give how the process ended."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGXFSZ, at_the_limit)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        try:
+            AtomicLocalBackend().put(NEW, path)
+        except OSError as error:
+            os._exit(error.errno)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file that is there already."""
+    path = tmp_path / 'folder' / 'a.pth'
+    path.parent.mkdir()
+    path.write_bytes(OLD)
+    return path
+
+
+def files(folder):
+    return {x.name: x.stat().st_size for x in folder.iterdir()}
+
+
+def test_writing_replaces_a_file_and_leaves_nothing_else(path):
+    AtomicLocalBackend().put(NEW, path)
+    assert path.read_bytes() == NEW
+    AtomicLocalBackend().put_text('λ', str(path))
+    assert path.read_text(encoding='utf-8') == 'λ'
+    AtomicLocalBackend().put(NEW, path.parents[1] / 'new folder' / 'b.pth')
+    assert files(path.parent) == {'a.pth': 2}
+
+
+@pytest.mark.parametrize('most_bytes', [0, 1, len(OLD), len(NEW) - 1])
+def test_a_process_killed_half_way_leaves_the_old_file_whole(path, most_bytes):
+    status = put_in_a_process(path, most_bytes, signal.SIG_DFL)
+    assert os.WTERMSIG(status) == signal.SIGXFSZ
+    assert path.read_bytes() == OLD
+    assert files(path.parent) == {'a.pth': len(OLD), 'a.pth.writing': most_bytes}
+    AtomicLocalBackend().put(NEW, path)  # what it left is in nobody's way
+    assert path.read_bytes() == NEW
+    assert files(path.parent) == {'a.pth': len(NEW)}
+
+
+@pytest.mark.parametrize('most_bytes', [0, len(NEW) - 1])
+def test_a_write_that_fails_half_way_leaves_the_old_file_whole_and_nothing_else(path, most_bytes):
+    status = put_in_a_process(path, most_bytes, signal.SIG_IGN)
+    assert os.waitstatus_to_exitcode(status) == errno.EFBIG
+    assert path.read_bytes() == OLD
+    assert files(path.parent) == {'a.pth': len(OLD)}
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_old_file_s_place(path, monkeypatch):
+    steps = []
+    for name in ('fsync', 'replace'):
+        done = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *x, n=name, f=done: steps.append(n) or f(*x))
+    AtomicLocalBackend().put(NEW, path)
+    assert steps == ['fsync', 'replace', 'fsync']  # the file, the move, the folder
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings of the search for a checkpoint."""
+    logged = []
+
+    def note(message, logger=None, level=logging.INFO):
+        if level == logging.WARNING:
+            logged.append(message)
+
+    monkeypatch.setattr('mmdet_sssd.runs.checkpoint_files.print_log', note)
+    return logged
+
+
+def save(path):
+    torch.save({'weights': torch.arange(1000.0)}, path)
+    return path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def find(folder, filename_tmpl='epoch_{}.pth'):
+    return find_checkpoint_to_resume(str(folder), str(folder), filename_tmpl)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with three checkpoints, of which last_checkpoint names the latest."""
+    for epoch in (8, 9, 10):
+        last = save(tmp_path / f'epoch_{epoch}.pth')
+    for name in ('best_bbox_mAP_epoch_11', 'epoch_12.pth.writing', 'iter_99', 'epoch_x'):
+        save(tmp_path / f'{name}.pth'.replace('.writing.pth', '.writing'))
+    (tmp_path / 'last_checkpoint').write_text(f'{last}\n')
+    return tmp_path
+
+
+def test_last_checkpoint_is_believed(run, warnings):
+    assert find(run) == f'{run}/epoch_10.pth'
+    (run / 'last_checkpoint').write_text(f'{run}/epoch_8.pth')  # as after going back in time
+    assert find(run) == f'{run}/epoch_8.pth'
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    'content',
+    [None, b'', b' \n', b'/gone/epoch_3.pth', b'\0\0\xff'],
+    ids=['missing', 'empty', 'blank', 'dangling', 'garbage'],
+)
+def test_without_a_usable_last_checkpoint_the_newest_is_taken(run, warnings, content):
+    (run / 'last_checkpoint').unlink()
+    if content is not None:
+        (run / 'last_checkpoint').write_bytes(content)
+    assert find(run) == f'{run}/epoch_10.pth'
+    assert f'{run}/epoch_10.pth' in warnings[0]
+
+
+@pytest.mark.parametrize('has_last', [True, False])
+def test_broken_checkpoints_are_passed_over_and_named(run, warnings, has_last):
+    cut(run / 'epoch_10.pth')
+    cut(run / 'epoch_9.pth')
+    if not has_last:
+        (run / 'last_checkpoint').unlink()
+    assert find(run) == f'{run}/epoch_8.pth'
+    for epoch in (8, 9, 10):
+        assert f'epoch_{epoch}.pth' in warnings[0]
+
+
+def test_a_run_with_broken_checkpoints_only_is_refused(run, warnings):
+    elsewhere = run / 'elsewhere.pth'
+    for path in [run / f'epoch_{epoch}.pth' for epoch in (8, 9, 10)] + [save(elsewhere)]:
+        cut(path)
+    (run / 'last_checkpoint').write_text(str(elsewhere))
+    with pytest.raises(ConfigError) as error:
+        find(run)
+    for name in ('elsewhere', 'epoch_8', 'epoch_9', 'epoch_10'):
+        assert f'{name}.pth' in str(error.value)
+
+
+@pytest.mark.parametrize('last_checkpoint', [None, '', '/gone/epoch_3.pth'])
+def test_without_any_checkpoint_training_starts_anew(tmp_path, warnings, last_checkpoint):
+    if last_checkpoint is not None:
+        (tmp_path / 'last_checkpoint').write_text(last_checkpoint)
+    assert find(tmp_path) is None
+    assert find_checkpoint_to_resume(str(tmp_path), f'{tmp_path}/none', 'epoch_{}.pth') is None
+    assert len(warnings) == 2
+
+
+@pytest.mark.parametrize('template', ['iter_{}.pth', 'run{:04d}(x).pth'])
+def test_names_follow_the_template(tmp_path, warnings, template):
+    for step in (70, 1200):
+        save(tmp_path / template.format(step))
+    save(tmp_path / 'epoch_5000.pth')
+    assert find(tmp_path, template) == str(tmp_path / template.format(1200))
+
+
+def test_damage_anywhere_is_noticed(tmp_path):
+    path = save(tmp_path / 'a.pth')
+    assert is_whole(str(path))
+    whole = path.read_bytes()
+    unnoticed = []
+    for start in range(0, len(whole), 256):  # blocks of zeros, as a power failure leaves them
+        damaged = (whole[:start] + bytes(256) + whole[start + 256 :])[: len(whole)]
+        path.write_bytes(damaged)
+        if damaged != whole and is_whole(str(path)):
+            unnoticed.append(start)
+            assert torch.equal(torch.load(path)['weights'], torch.arange(1000.0))
+    assert len(unnoticed) <= 1  # a block of padding
+    for length in range(0, len(whole), 99):
+        path.write_bytes(whole[:length])
+        assert not is_whole(str(path))
+    assert not is_whole(str(tmp_path / 'missing.pth'))
+    assert is_whole(str(tmp_path))  # DeepSpeed's are folders
