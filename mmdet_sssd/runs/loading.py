@@ -16,6 +16,7 @@ import mmengine
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
@@ -93,7 +94,13 @@ def _allow_history_buffers() -> None:
     codes = '?' + np.typecodes['AllInteger'] + np.typecodes['Float']
     torch.serialization.add_safe_globals(
         [
-            *(HistoryBuffer, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in codes}),
+            *(
+                ConfigDict,
+                HistoryBuffer,
+                np.ndarray,
+                np.dtype,
+                *{type(np.dtype(code)) for code in codes},
+            ),
             # NumPy 1 and 2 name their functions' packages differently
             *((f, f'numpy.{core}.{name}') for core in ('core', '_core') for f, name in functions),
             (_statistic, 'builtins.getattr'),

@@ -76,7 +76,6 @@ def draw_predictions(
 
 def load_detector(cfg: Config, checkpoint: str, device: str) -> BaseDetector:
     """Build a config's detector, or distiller, with the weights of a checkpoint."""
-    loading.install()
     # not mmdet's DetInferencer, which warns of a registry that mmdet lacks
     return init_detector(cfg, checkpoint, device=device, cfg_options={})
 
