@@ -128,10 +128,8 @@ class LabelEncoderTeacher(BaseModule):
         )
         regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])
         first = 0 if self.add_context_box else 1  # object 0 is the image
-        descriptors, valid = (
-            objects.descriptors(self.class_code)[:, first:],
-            objects.valid[:, first:],
-        )
+        descriptors = objects.descriptors(self.class_code)[:, first:]
+        valid = objects.valid[:, first:]
         label_embeddings = self.label_encoder(descriptors, valid)
         appearance = [
             recomputed(self.with_cp, self._appearance, x, of_level.maps[:, first:])
@@ -316,7 +314,7 @@ class RelationAdapter(nn.Module):
             valid: Which of the N are objects, bool of shape (B, N).
 
         Returns:
-            The objects' vectors of shape (B, L, N, C) for L levels; those of padding are
+            The objects' vectors of shape (L, B, N, C) for L levels; those of padding are
             meaningless, but finite.
         """
         ignored = ~valid
@@ -328,7 +326,7 @@ class RelationAdapter(nn.Module):
             key_padding_mask=ignored,
             need_weights=False,
         )
-        return vectors.unflatten(1, (len(appearance), -1))
+        return vectors.unflatten(1, (len(appearance), -1)).transpose(0, 1)
 
 
 class Brush(NamedTuple):
@@ -338,8 +336,8 @@ class Brush(NamedTuple):
         objects: Object vectors of shape (B, N, C).
         bias: Added to every pixel, of shape (B, D).
         kernels: Kernels from the regions of the image, whose kernel adds the bias, and its objects to
-            D channels, of shape (B, 1 + N, 3, D, 3): a column × D × a row. None if painting the
-            vectors first is cheaper.
+            D channels, of shape (B, 1 + N, 3, D, 3): a column × D × a row. None if they pay on no
+            level.
     """
 
     objects: Tensor
@@ -374,33 +372,26 @@ class KnowledgeMapper(nn.Module):
         """Make what the objects of each level are painted with, for all levels at once.
 
         Args:
-            vectors: Object vectors of shape (B, L, N, C) for L levels, or with the context object's,
-                which comes first, of shape (B, L, 1 + N, C).
+            vectors: Object vectors of shape (L, B, N, C) for L levels, or with the context object's,
+                which comes first, of shape (L, B, 1 + N, C).
             regions: The levels' regions of the image and its N objects.
         """
         bias = self.object_conv.bias.expand(*vectors.shape[:2], -1)
         if self.context_proj is not None:
             bias = bias + self.context_proj(vectors[:, :, 0])
             vectors = vectors[:, :, 1:]
-        objects = self.object_proj(vectors).unbind(1)
-        with_kernels = [p for p, x in enumerate(regions) if self._pays(objects[p], x)]
-        kernels = [None] * len(objects)
-        if with_kernels:
-            weight = self.object_conv.weight.permute(1, 3, 0, 2)  # C, a column, D, a row
-            made = torch.stack([objects[p] for p in with_kernels]) @ weight.flatten(1)
-            made = made.unflatten(-1, weight.shape[1:])
-            # the image's kernel: its bias in the middle of 3×3 zeros
-            of_image = F.pad(
-                bias[:, with_kernels].transpose(0, 1)[..., None, :, None], (1, 1, 0, 0, 1, 1)
-            )
-            made = torch.cat([of_image.unsqueeze(2).to(made.dtype), made], 2)
-            for p, kernel in zip(with_kernels, made, strict=True):
-                kernels[p] = kernel
-        return [Brush(*x) for x in zip(objects, bias.unbind(1), kernels, strict=True)]
+        objects = self.object_proj(vectors)
+        if not any(self._kernels_pay(objects.shape[2], x) for x in regions):
+            return [Brush(*x, None) for x in zip(objects, bias, strict=True)]
+        weight = self.object_conv.weight.permute(1, 3, 0, 2)  # C, a column, D, a row
+        kernels = (objects @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
+        of_image = F.pad(bias[:, :, None, None, :, None], (1, 1, 0, 0, 1, 1))  # 0 around the middle
+        kernels = torch.cat([of_image.to(kernels.dtype), kernels], 2)
+        return [Brush(*x) for x in zip(objects, bias, kernels, strict=True)]
 
-    def _pays(self, objects: Tensor, regions: Regions) -> bool:
-        """Decide whether kernels are cheaper on a level than painting objects of shape (B, N, C)."""
-        num_objects, channels, pixels = *objects.shape[1:], regions.maps[0, 0].numel()
+    def _kernels_pay(self, num_objects: int, regions: Regions) -> bool:
+        """Decide whether kernels from a level's regions are cheaper than painting the vectors."""
+        channels, pixels = self.object_conv.in_channels, regions.maps[0, 0].numel()
         region_cost = 1 if regions.rows is None else 2 / 3  # measured; painting costs `channels`
         return num_objects * (channels + region_cost * pixels) <= channels * pixels
 
@@ -418,7 +409,7 @@ class KnowledgeMapper(nn.Module):
         nothing is kept for the backward pass.
         """
         objects, bias, kernels = brush
-        if kernels is None:
+        if not self._kernels_pay(objects.shape[1], regions):
             painted = torch.einsum('bnc,bnhw->bchw', objects, regions.maps[:, 1:])
             return F.conv2d(painted, self.object_conv.weight, padding=1) + bias[:, :, None, None]
         if regions.rows is None:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
@@ -290,24 +289,12 @@ def test_channels_that_disagree_are_named():
 
 
 @pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (
-            dict(in_channels=[16, 0], num_classes=3),
-            r'in_channels is \[16, 0\]; accepted: 1 or more',
-        ),
-        (dict(in_channels=[], num_classes=3), r'in_channels is \[\]; accepted: 1 or more'),
-        (dict(in_channels=16, num_classes=0), 'num_classes is 0; accepted: 1 or more'),
-    ],
+    'wrong',
+    [dict(in_channels=[16, 0]), dict(in_channels=[]), dict(num_classes=0), dict(refine_convs=0)],
 )
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ConfigError, match=message):
-        LabelEncoderTeacher(**kwargs)
-
-
-def test_teacher_is_registered():
-    cfg = dict(type='LabelEncoderTeacher', in_channels=16, num_classes=3)
-    assert isinstance(MODELS.build(cfg), LabelEncoderTeacher)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        LabelEncoderTeacher(**dict(in_channels=16, num_classes=3) | wrong)
 
 
 @pytest.mark.parametrize(
@@ -418,16 +405,16 @@ def test_features_at_the_end_of_float16_stay_finite(dtype):
 )
 def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
     mapper = KnowledgeMapper(channels, True, 3).double()
-    vectors = torch.randn(2, 1, 1 + num_objects, channels, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(1, 2, 1 + num_objects, channels, dtype=torch.float64, requires_grad=True)
     rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
     regions = rows.unsqueeze(-1) * columns.unsqueeze(-2)
     with torch.no_grad():
         mapper.object_proj.weight.copy_(torch.eye(channels))
     painted = sum(
-        (vectors[:, 0, 1 + n] + mapper.object_proj.bias)[..., None, None] * regions[:, n, None]
+        (vectors[0, :, 1 + n] + mapper.object_proj.bias)[..., None, None] * regions[:, n, None]
         for n in range(num_objects)
     )
-    conv, everywhere = mapper.object_conv, mapper.context_proj(vectors[:, 0, 0])
+    conv, everywhere = mapper.object_conv, mapper.context_proj(vectors[0, :, 0])
     expected = F.conv2d(painted, conv.weight, conv.bias, padding=1) + everywhere[:, :, None, None]
     inputs = (vectors, conv.weight, conv.bias)
     probe = torch.randn_like(expected)

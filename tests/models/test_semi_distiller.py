@@ -10,7 +10,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models.losses import adaptive_distill_loss
+from mmdet_sssd.models import AdaptiveDistillLoss
 
 from ..stock_detectors import NUM_CLASSES, stock_config
 
@@ -136,7 +136,7 @@ def restated_adl(model, inputs, samples, truth):
             logits.append(
                 torch.cat([x[0].permute(1, 2, 0).reshape(-1, NUM_CLASSES) for x in levels])
             )
-    return adaptive_distill_loss(
+    return AdaptiveDistillLoss()(
         *(torch.cat(x) for x in (ours, theirs)), torch.cat(counts)[:, None]
     )
 

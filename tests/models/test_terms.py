@@ -8,9 +8,14 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import DetectorOutputs, Distiller, SSIMLoss
+from mmdet_sssd.models import (
+    AdaptiveDistillLoss,
+    DetectorOutputs,
+    Distiller,
+    JSDistanceLoss,
+    SSIMLoss,
+)
 from mmdet_sssd.models.logit_term import _inside_image
-from mmdet_sssd.models.losses import adaptive_distill_loss, js_distance
 from mmdet_sssd.models.terms import match_levels
 
 from ..stock_detectors import demo_batch, stock_config
@@ -97,7 +102,7 @@ def test_js_distance_with_a_pretrained_teacher():
         return (x - x.mean((2, 3), keepdim=True)) / (variance + 1e-5).sqrt()
 
     distances = [
-        js_distance(normed(x), normed(t)).mean()
+        JSDistanceLoss()([normed(x)], [normed(t)])
         for x, t in zip(
             model.student.extract_feat(data['inputs']),
             model.teachers['large'].detector.extract_feat(data['inputs']),
@@ -144,7 +149,7 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
     """FCOS's assigner ignores nothing."""
     model = build('fcos', dict(adl={**ADL, 'distill_coef': 0.5}))
     data = demo_batch(model)
-    expected = 0.5 * adaptive_distill_loss(*adl_by_hand(model, data))
+    expected = 0.5 * AdaptiveDistillLoss()(*adl_by_hand(model, data))
     torch.testing.assert_close(losses_of(model, **data)['loss_adl'], expected)
 
 
@@ -189,7 +194,7 @@ def test_a_logit_term_leaves_out_ignored_anchors():
             z.append(logits[0][inside & (found >= 0)])
             q.append(logits[1][inside & (found >= 0)])
     assert num_ignored > 0
-    torch.testing.assert_close(loss, adaptive_distill_loss(torch.cat(z), torch.cat(q)))
+    torch.testing.assert_close(loss, AdaptiveDistillLoss()(torch.cat(z), torch.cat(q)))
 
 
 def test_one_forward_of_the_student_and_its_losses_are_stock_s(dense):

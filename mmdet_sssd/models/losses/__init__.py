@@ -1,6 +1,6 @@
-from .adaptive_distill_loss import AdaptiveDistillLoss, adaptive_distill_loss, soft_positive_count
+from .adaptive_distill_loss import AdaptiveDistillLoss, soft_positive_count
 from .feature_loss import FeatureLoss, NormedMSELoss
-from .js_distance_loss import JSDistanceLoss, js_distance
+from .js_distance_loss import JSDistanceLoss
 from .ssim_loss import SSIMLoss, ssim
 
 __all__ = [
@@ -9,8 +9,6 @@ __all__ = [
     'JSDistanceLoss',
     'NormedMSELoss',
     'SSIMLoss',
-    'adaptive_distill_loss',
-    'js_distance',
     'soft_positive_count',
     'ssim',
 ]

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -13,19 +12,6 @@ from .chunked import sum_of_chunks
 CHUNK = 2**22  # elements processed at a time; the size of the temporaries
 LOGIT_OF_NONE = -1e4  # on both sides: probabilities of 0, and so no loss
 CPU_CHUNK = 2**17  # the temporaries fit a CPU's cache
-
-
-def _sum(z: Tensor, t: Tensor, ignored: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
-    """Sum the losses of elements that count, given both sides' logits."""
-    z, t = (x.masked_fill(ignored, LOGIT_OF_NONE) for x in (z, t))
-    q, not_q = t.sigmoid(), t.neg().sigmoid()
-    positive, negative = -q * F.logsigmoid(z), -not_q * F.logsigmoid(-z)  # of the cross-entropy
-    distance = positive + negative
-    if beta != 1:
-        entropy = -q * F.logsigmoid(t) - not_q * F.logsigmoid(-t)
-        distance = (distance + (beta - 1) * entropy).clamp(min=0)  # rounding
-    weight = (-torch.expm1(-distance)) ** gamma
-    return (weight * (alpha * positive + (1 - alpha) * negative)).sum()
 
 
 def soft_positive_count(teacher: Tensor, mask: Tensor | None = None, theta: float = 1.8) -> Tensor:
@@ -44,17 +30,9 @@ def soft_positive_count(teacher: Tensor, mask: Tensor | None = None, theta: floa
     return powers.sum() if mask is None else powers.masked_fill_(~mask, 0).sum()
 
 
-def adaptive_distill_loss(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    alpha: float = 0.5,
-    beta: float = 1.0,
-    gamma: float = 2.0,
-    theta: float = 1.8,
-    avg_factor: float | Tensor | None = None,
-) -> Tensor:
-    r"""Adaptive distillation loss between the logits of independent sigmoids.
+@MODELS.register_module()
+class AdaptiveDistillLoss(nn.Module):
+    r"""SAD's loss between classification logits, as independent sigmoids.
 
     .. math:: \frac{1}{\max(1, \sum q^\theta)} \sum \left(1 - e^{-DL}\right)^\gamma
         \left[-\alpha q \log p - (1 - \alpha)(1 - q) \log(1 - p)\right],
@@ -65,49 +43,10 @@ def adaptive_distill_loss(
     the student, and gradients flow through it. Teacher and normaliser get none.
 
     Args:
-        student: The student's logits, of any shape.
-        teacher: The teacher's logits, of the same shape.
-        mask: Boolean tensor that broadcasts to that shape, true for counted elements. None: all.
-        alpha: Weight α of the positives' part, in [0, 1].
-        beta: Weight β of the teacher's uncertainty, >= 0. With 1, DL is the cross-entropy.
-        gamma: Exponent γ, 0 or >= 1; in between, the gradient would be unbounded where p = q.
-        theta: Exponent θ of the normaliser, > 0.
-        avg_factor: Replaces Σ q^θ in the normaliser max(1, ·), for callers that sum over levels or
-            average over processes; see :func:`soft_positive_count`.
-
-    Returns:
-        A scalar >= 0 in float32 or wider, with a finite gradient for finite logits.
-
-    Raises:
-        ValueError: if the shapes of student and teacher differ.
-
-    Example:
-        >>> adaptive_distill_loss(torch.tensor([0., -9.]), torch.tensor([0., -9.]))
-        tensor(0.0866)
-    """
-    if student.shape != teacher.shape:
-        shapes = f'{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)'
-        raise ValueError(f'the logits have shapes {shapes}; accepted: equal shapes')
-    if avg_factor is None:
-        avg_factor = soft_positive_count(teacher, mask, theta)
-    counts = student.new_ones((), dtype=torch.bool) if mask is None else mask
-    ignored = ~counts.expand_as(student).reshape(-1)
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    z, t = (x.to(dtype).reshape(-1) for x in (student, teacher.detach()))
-    size = CPU_CHUNK if z.device.type == 'cpu' else CHUNK
-    total = sum_of_chunks(partial(_sum, alpha=alpha, beta=beta, gamma=gamma), size, z, t, ignored)
-    normaliser = torch.as_tensor(avg_factor, dtype=dtype, device=total.device).detach().clamp(min=1)
-    return total / normaliser
-
-
-@MODELS.register_module()
-class AdaptiveDistillLoss(nn.Module):
-    """SAD's loss between classification logits; see :func:`adaptive_distill_loss`.
-
-    Args:
         alpha: Weight α of the positives' part, in [0, 1]. Defaults to 0.5.
-        beta: Weight β of the teacher's uncertainty, >= 0. Defaults to 1.
-        gamma: Exponent γ of the adaptive weight, 0 or >= 1. Defaults to 2.
+        beta: Weight β of the teacher's uncertainty, >= 0. With 1, the default, DL is the cross-entropy.
+        gamma: Exponent γ of the adaptive weight, 0 or >= 1; in between, the gradient would be unbounded
+            where p = q. Defaults to 2.
         theta: Exponent θ of the normaliser, > 0. Defaults to 1.8.
 
     Raises:
@@ -115,6 +54,8 @@ class AdaptiveDistillLoss(nn.Module):
 
     Example:
         >>> loss = AdaptiveDistillLoss()
+        >>> loss(torch.tensor([0., -9.]), torch.tensor([0., -9.]))
+        tensor(0.0866)
         >>> student, teacher = torch.randn(2, 100, 80), torch.randn(2, 100, 80)
         >>> valid = torch.ones(2, 100, 1, dtype=torch.bool)
         >>> positives = soft_positive_count(teacher, valid, loss.theta)  # average it over processes
@@ -123,37 +64,58 @@ class AdaptiveDistillLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        gamma: float = 2.0,
-        theta: float = 1.8,
+        self, alpha: float = 0.5, beta: float = 1.0, gamma: float = 2.0, theta: float = 1.8
     ) -> None:
         super().__init__()
         check('alpha', alpha, 0 <= alpha <= 1, 'a number in [0, 1]')
         check('beta', beta, 0 <= beta < math.inf, 'a number >= 0')
         check('gamma', gamma, gamma == 0 or 1 <= gamma < math.inf, '0 or a number >= 1')
         check('theta', theta, 0 < theta < math.inf, 'a number > 0')
-        self.alpha = alpha
-        self.beta = beta
-        self.gamma = gamma
-        self.theta = theta
+        self.alpha, self.beta, self.gamma, self.theta = alpha, beta, gamma, theta
 
     def forward(
         self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
+        student: Tensor,
+        teacher: Tensor,
         mask: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Compute :func:`adaptive_distill_loss` of these arguments."""
-        return adaptive_distill_loss(
-            student_logits,
-            teacher_logits,
-            mask,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            theta=self.theta,
-            avg_factor=avg_factor,
-        )
+        """Compute the loss.
+
+        Args:
+            student: The student's logits, of any shape.
+            teacher: The teacher's logits, of the same shape.
+            mask: Boolean tensor that broadcasts to that shape, true for counted elements. None: all.
+            avg_factor: Replaces Σ q^θ in the normaliser max(1, ·), for callers that sum over levels or
+                average over processes; see :func:`soft_positive_count`.
+
+        Returns:
+            A scalar >= 0 in float32 or wider, with a finite gradient for finite logits.
+
+        Raises:
+            ValueError: if the shapes of student and teacher differ.
+        """
+        if student.shape != teacher.shape:
+            shapes = f'{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)'
+            raise ValueError(f'the logits have shapes {shapes}; accepted: equal shapes')
+        if avg_factor is None:
+            avg_factor = soft_positive_count(teacher, mask, self.theta)
+        counts = student.new_ones((), dtype=torch.bool) if mask is None else mask
+        ignored = ~counts.expand_as(student).reshape(-1)
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        z, t = (x.to(dtype).reshape(-1) for x in (student, teacher.detach()))
+        total = sum_of_chunks(self._sum, CPU_CHUNK if z.is_cpu else CHUNK, z, t, ignored)
+        normaliser = torch.as_tensor(avg_factor, dtype=dtype, device=total.device)
+        return total / normaliser.detach().clamp(min=1)
+
+    def _sum(self, z: Tensor, t: Tensor, ignored: Tensor) -> Tensor:
+        """Sum the losses of elements that count, given both sides' logits."""
+        z, t = (x.masked_fill(ignored, LOGIT_OF_NONE) for x in (z, t))
+        q, not_q = t.sigmoid(), t.neg().sigmoid()
+        positive, negative = -q * F.logsigmoid(z), -not_q * F.logsigmoid(-z)  # of the cross-entropy
+        distance = positive + negative
+        if self.beta != 1:
+            entropy = -q * F.logsigmoid(t) - not_q * F.logsigmoid(-t)
+            distance = (distance + (self.beta - 1) * entropy).clamp(min=0)  # rounding
+        weight = (-torch.expm1(-distance)) ** self.gamma
+        return (weight * (self.alpha * positive + (1 - self.alpha) * negative)).sum()

@@ -109,27 +109,6 @@ def _by_level(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [x.view(shape) for x, shape in zip(levels, shapes, strict=True)]
 
 
-def js_distance(student: Tensor, teacher: Tensor, dim: str = 'spatial', tau: float = 1.0) -> Tensor:
-    """Compute each distribution's distance between two maps; see :class:`JSDistanceLoss`.
-
-    Args:
-        student: Map of shape (B, C, h, w).
-        teacher: Map of the same shape, which gets no gradient.
-        dim: As in the loss.
-        tau: As in the loss.
-
-    Returns:
-        Distances in [0, 1], in float32 or wider, of shape (B, C), (B, h, w) or (B,).
-
-    Example:
-        >>> js_distance(torch.tensor([[[[50., 0.]]]]), torch.tensor([[[[0., 50.]]]]))
-        tensor([[1.]])
-    """
-    batch, channels, *size = student.shape
-    shape = {'spatial': (batch, channels), 'channel': (batch, *size), 'all': (batch,)}[dim]
-    return _JSDistances.apply(tau, _rows(student, dim), _rows(teacher, dim)).view(shape)
-
-
 def _rows(x: Tensor, dim: str) -> Tensor:
     """Arrange a map of shape (B, C, h, w) as a matrix, each row of which becomes a distribution."""
     if dim == 'channel':

@@ -112,7 +112,7 @@ class SSIMLoss(FeatureLoss):
             return student.sum()
         low, span = _range_per_image(teacher)
         x, y = (((z - low) / span).flatten(0, 1) for z in (student, teacher))
-        maps_at_once = max((CPU_CHUNK if x.device.type == 'cpu' else CHUNK) // x[0].numel(), 1)
+        maps_at_once = max((CPU_CHUNK if x.is_cpu else CHUNK) // x[0].numel(), 1)
         with torch.autocast(x.device.type, enabled=False):
             total = sum_of_chunks(lambda *maps: (1 - ssim(*maps)).sum(), maps_at_once, x, y)
         return total / (2 * len(x))
