@@ -123,8 +123,8 @@ def compare(objects: int, shape: tuple[int, int], steps: int, device: str) -> di
     ratios = [plain / own for own, plain in zip(seconds['ours'], seconds['plain'], strict=True)]
     return dict(
         objects=objects,
-        seconds={name: quartiles(x) for name, x in seconds.items()},
-        speedup=quartiles(ratios),
+        seconds={name: [*quartiles(x).values()] for name, x in seconds.items()},
+        speedup=[*quartiles(ratios).values()],
         largest_difference=worst,
         largest_gradient_difference=worst_gradient,
     )

@@ -113,21 +113,6 @@ def test_the_papers_arms_undo_the_gentle_recipe(configs):
     assert {**of_stock.model, 'economy': False, 'teacher_head_grad': 1} == paper.model
 
 
-def test_variants_differ_in_what_their_names_say(configs):
-    names = ('sssd', 'sssd_channel', 'sssd_all', 'sssd_fixed', 'sssd_no_phases')
-    sssd, channel, everything, fixed, no_phases = configs_of(configs / 'stock.py', *names)
-    assert (channel.model.distill_loss.dim, everything.model.distill_loss.dim) == ('channel', 'all')
-    assert fixed.default_hooks.distill_coef.policy == 'constant'
-    assert no_phases.default_hooks.detach_student.first == 0
-    assert no_phases.default_hooks.freeze_backbone.first == 0
-    for cfg in (channel, everything):
-        cfg.model.distill_loss.pop('dim')
-        assert cfg.to_dict() == sssd.to_dict()
-    fixed.default_hooks.distill_coef.policy = 'step'
-    assert fixed.to_dict() == sssd.to_dict()
-    assert no_phases.model == sssd.model
-
-
 def test_options_reach_all_arms(configs):
     options = {'model.student.backbone.depth': 18, 'optim_wrapper.optimizer.lr': 0.5}
     baseline, config = configs_of(configs / 'distilled.py', 'baseline', 'config', options=options)

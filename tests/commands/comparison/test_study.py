@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mmdet.visualization import DetLocalVisualizer
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison import training
@@ -50,69 +51,13 @@ def config(tmp_path_factory):
         yield str(folder / 'config.py')
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('seeds', [[0], [0, 1]], ids=['one', 'two'])
-def test_two_arms_and_a_killed_run(config, tmp_path, capsys, seeds):
-    """The killed run, the baseline's first, ends as one that nothing happened to."""
-    Path(config).with_name('killed').unlink(missing_ok=True)
-    options = StudyOptions(
-        config, arms=['baseline', 'sssd'], seeds=seeds, work_dir=tmp_path / 'work', dry_run=False
-    )
-    (failure,) = Study(options).run()
-    assert (str(failure.run), failure.reason) == (
-        'baseline seed 0',
-        'train was killed by signal 9',
-    )
-    table = capsys.readouterr().out
-    assert f'| sssd | {len(seeds)} |' in table
-
-    assert Study(options).run() == []
-    table = capsys.readouterr().out
-    assert f'| baseline | {len(seeds)} |' in table
-    folder = ResultsFolder(tmp_path / 'work/results')
-    killed = Run('baseline', 0, tmp_path / 'work', folder)
-    assert 'resumed epoch: 1, iter: 2' in killed.log.read_text()
-
-    whole = StudyOptions(
-        config, arms=['baseline'], seeds=[0], work_dir=tmp_path / 'whole', dry_run=False
-    )
-    assert Study(whole).run() == []
-    untouched = Run('baseline', 0, tmp_path / 'whole', ResultsFolder(tmp_path / 'whole/results'))
-    ours, expected = (load_from_local(str(x.checkpoint)) for x in (killed, untouched))
-    for key in ('state_dict', 'optimizer'):
-        assert_equal_states(ours[key], expected[key], key)
-    ours, expected = killed.result, untouched.result
-    assert (ours.metrics, ours.curve) == (expected.metrics, expected.curve)
-    assert ours.iterations == expected.iterations == 4
-    assert len(ours.curve) == 2
-
-    results = {arm: list(folder.runs(arm).values()) for arm in ('baseline', 'sssd')}
-    assert [run.seed for runs in results.values() for run in runs] == seeds * 2
-    if len(seeds) > 1:
-        assert results['baseline'][0].metrics != results['baseline'][1].metrics  # seeds matter
-    assert results['baseline'][0].metrics != results['sssd'][0].metrics
-    for run in (*results['baseline'], *results['sssd']):
-        assert run.train_seconds > 0
-        assert run.peak_memory > 100  # MiB; Python with torch is larger
-        assert 'coco/circle_precision' in run.metrics['val']
-
-    assert {path.stem for path in folder.path.glob('*.png')} == PICTURES
-    files = sorted(path for path in folder.path.iterdir() if path.is_file())
-    written = {path: path.read_bytes() for path in files}
-    for path in files:
-        if path != folder.file:
-            path.unlink()
-    again = dict(work_dir=tmp_path / 'work', results=folder.path)
-    Study(StudyOptions(report_only=True, **again)).run()
-    assert {path: path.read_bytes() for path in written} == written
-
-
 @pytest.fixture
 def in_this_process(config, monkeypatch):
     """Run programs, as jobs start them, in this process; for runs that are quick."""
 
     def run(name, args, log, environment):
         log.parent.mkdir(parents=True, exist_ok=True)
+        DetLocalVisualizer._instance_dict.clear()  # or runs would share their logs
         code, said = run_command(name, *args[1:])
         assert code == 0, said
 
@@ -122,24 +67,62 @@ def in_this_process(config, monkeypatch):
     )
 
 
-def test_a_run_that_stopped_early_is_evaluated(config, tmp_path, in_this_process):
-    """By its last checkpoint, as a run killed in its last validation is."""
+def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_process):
+    """They are evaluated by their last checkpoint, as a run killed in its last validation is."""
     Path(config).with_name('killed').touch()
     stop = dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', stopping_threshold=-1.0)
     options = StudyOptions(
         config,
-        arms=['baseline'],
+        arms=['baseline', 'sssd'],
         seeds=[0],
         cfg_options={'custom_hooks': [stop]},
         work_dir=tmp_path,
         dry_run=False,
     )
     assert Study(options).run() == []
-    found = ResultsFolder(tmp_path / 'results').runs('baseline')[0]
-    assert (found.iterations, len(found.curve)) == (2, 1)  # of 4 iterations in 2 epochs
-    (validated,) = read_validations(tmp_path / 'baseline/seed_0').values()
-    expected = {name: x for name, x in validated.items() if name.startswith('coco/')}
-    assert found.metrics['val'] == pytest.approx(expected, nan_ok=True)
+    folder = ResultsFolder(tmp_path / 'results')
+    baseline, sssd = (folder.runs(arm)[0] for arm in ('baseline', 'sssd'))
+    for run in (baseline, sssd):
+        assert (run.iterations, len(run.curve)) == (2, 1)  # of 4 iterations in 2 epochs
+        (validated,) = read_validations(tmp_path / run.arm / 'seed_0').values()
+        names = {name: x for name, x in validated.items() if name.startswith('coco/')}
+        assert run.metrics['val'] == pytest.approx(names, nan_ok=True)
+        assert 'coco/circle_precision' in run.metrics['val']
+        assert run.train_seconds > 0
+        assert run.peak_memory > 100  # MiB; Python with torch is larger
+    assert baseline.metrics != sssd.metrics
+
+    written = {path: path.read_bytes() for path in folder.path.glob('[!.]*')}
+    assert {path.stem for path in written if path.suffix == '.png'} == PICTURES
+    for path in written:
+        if path != folder.file:
+            path.unlink()
+    Study(StudyOptions(report_only=True, results=folder.path)).run()
+    assert {path: path.read_bytes() for path in written} == written
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_left_alone(config, tmp_path):
+    def study(name):
+        options = StudyOptions(
+            config, arms=['baseline'], seeds=[0], work_dir=tmp_path / name, dry_run=False
+        )
+        run = Run('baseline', 0, tmp_path / name, ResultsFolder(tmp_path / name / 'results'))
+        return Study(options).run(), run
+
+    Path(config).with_name('killed').unlink(missing_ok=True)
+    (failure,), killed = study('killed')
+    assert failure.reason == 'train was killed by signal 9'
+    assert study('killed')[0] == []
+    assert 'resumed epoch: 1, iter: 2' in killed.log.read_text()
+    failures, whole = study('whole')
+    assert failures == []
+    ours, expected = (load_from_local(str(x.checkpoint)) for x in (killed, whole))
+    for key in ('state_dict', 'optimizer'):
+        assert_equal_states(ours[key], expected[key], key)
+    ours, expected = killed.result, whole.result
+    assert (ours.metrics, ours.curve) == (expected.metrics, expected.curve)
+    assert ours.iterations == expected.iterations == 4
 
 
 def test_what_was_trained_before_is_reported_too(config, tmp_path):

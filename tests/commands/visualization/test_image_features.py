@@ -1,17 +1,17 @@
 import logging
 import re
-from pathlib import Path
 from unittest import mock
 
 import cv2
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mmdet_sssd.commands.visualization import image_features
 
 from ...command import error_of, run_command
-from ...small_runner import LABELS_FIRST, LABELS_LAST, LOAD_IMAGE, PACK, draw_shapes, small_runner
+from ...small_runner import LABELS_FIRST, LOAD_IMAGE, PACK, draw_shapes, small_runner
 
 
 @pytest.fixture(scope='module')
@@ -37,29 +37,43 @@ def changed_config(folder, options=None, pipeline=None):
     return folder / 'changed.py'
 
 
-@pytest.mark.parametrize(
-    ('image', 'pipeline'),
-    [('val/000002.png', LABELS_LAST), ('{shapes}/train/000007.png', LABELS_FIRST)],
-    ids=['by the end of its path', 'from the training data'],
-)
-def test_an_image_is_drawn_with_its_labels_in_input_pixels(monkeypatch, trained, image, pipeline):
-    seen = []
-    look = image_features.look_at_features
+@pytest.fixture
+def seen(monkeypatch):
+    """The samples whose features are looked at."""
+    samples, look = [], image_features.look_at_features
     monkeypatch.setattr(
-        image_features, 'look_at_features', lambda *args: seen.append(args[-1]) or look(*args)
+        image_features, 'look_at_features', lambda *args: samples.append(args[-1]) or look(*args)
     )
-    shapes, out = trained / 'shapes', trained / 'out'
-    config = changed_config(trained, pipeline=pipeline)
-    image = image.format(shapes=shapes)
-    assert run_command('visualize', config, trained / 'trained.pth', image, '--out', out)[0] == 0
-    (sample,) = seen
-    assert sample.img_path == str(shapes / image.split('/', image.count('/') - 1)[-1])
+    return samples
+
+
+def check_boxes(sample):
     boxes = sample.gt_instances.bboxes
     assert boxes[:, 3].max() <= 48  # 64 pixels in the original, stretched to 96x48
     assert boxes[:, 2].max() > 64
-    picture = cv2.imread(str(out / Path(image).name))
+
+
+def test_an_image_is_drawn_with_its_labels_in_input_pixels(trained, seen):
+    out = trained / 'out'
+    command = ('visualize', changed_config(trained), trained / 'trained.pth', 'val/000002.png')
+    assert run_command(*command, '--out', out)[0] == 0
+    (sample,) = seen
+    assert sample.img_path == str(trained / 'shapes/val/000002.png')
+    check_boxes(sample)
+    picture = cv2.imread(str(out / '000002.png'))
     assert picture.shape[0] > 500
     assert picture.std() > 30
+
+
+def test_images_of_the_training_data_are_found(trained, seen, monkeypatch):
+    monkeypatch.setattr(image_features, 'draw_features', lambda *_: Figure())
+    config = changed_config(trained, pipeline=LABELS_FIRST)
+    image = trained / 'shapes/train/000007.png'
+    out = ('--out', trained / 'found')
+    assert run_command('visualize', config, trained / 'trained.pth', image, *out)[0] == 0
+    (sample,) = seen
+    assert sample.img_path == str(image)
+    check_boxes(sample)
 
 
 def test_an_image_without_labels_is_named_with_what_was_searched(trained):
