@@ -79,11 +79,12 @@ def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not(data, elsewhere, monkey
     assert resumed['test'] == whole['test']
 
 
-def test_all_cells_have_their_own_names_and_configs(data):
+def test_all_cells_have_their_own_names_and_known_settings():
     plan = [cell for cells in where.PLANS.values() for cell in cells]
     for cell in plan:
         assert cell.keys() == where.BASE.keys()
         assert cell['arm'] in ('baseline', *where.ARMS)
+        assert cell['data'] in where.SCALES
     names = {json.dumps(cell): where.name_of(cell) for cell in plan}
     assert len(names) == len({*names.values()})
 
