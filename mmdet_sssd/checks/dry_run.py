@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from logging import LogRecord
 from typing import Any
@@ -14,16 +14,13 @@ from unittest.mock import patch
 
 import torch
 from mmdet.evaluation import CocoMetric
-from mmdet.models import BaseDetector
 from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.logging import MMLogger
-from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import Tensor, nn
 
 from ..datasets import leaf_datasets
 from ..errors import ConfigError, user_error
@@ -71,10 +68,10 @@ def rehearse(cfg: Config, build: Callable[[Config], Runner]) -> None:
                 f'{rehearsal.stage} failed ({type(error).__name__}: {first_line}); --debug shows where'
             ) from error
         finally:
-            for message in dict.fromkeys(warnings):
-                print(f'warning: {message}')
+            warnings = dict.fromkeys(warnings)
+            print(''.join(f'warning: {message}\n' for message in warnings), end='')
         if is_main_process():
-            print(summary(runner, rehearsal, warnings))
+            print(summary(runner, rehearsal.rows, len(warnings)))
 
 
 def rehearsed_config(cfg: Config, work_dir: str) -> Config:
@@ -107,22 +104,12 @@ class RehearsalHook(Hook):
 
     Attributes:
         stage: The current stage, for errors.
-        seconds: Duration of the training step.
-        batch_size: Images in the step.
-        losses: Its logged values, by name.
-        bad_gradients: Names of the parameters whose gradient is not finite.
-        num_predictions: Objects found in the validation batch; None without validation.
-        weights: What was loaded from a checkpoint; empty without one.
+        rows: What it saw, for the summary.
     """
 
     def __init__(self) -> None:
         self.stage = 'building model and data'
-        self.seconds = 0.0
-        self.batch_size = 0
-        self.losses: dict[str, float] = {}
-        self.bad_gradients: list[str] = []
-        self.num_predictions: int | None = None
-        self.weights = ''
+        self.rows: dict[str, str] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Note that weights come next: ``init_cfg``, then ``load_from`` or the checkpoint."""
@@ -131,59 +118,56 @@ class RehearsalHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note how many of the detector's weights are in a checkpoint."""
         own, loaded = find_detector(runner).state_dict(), detector_weights(runner, checkpoint)
-        fit = [key for key, x in own.items() if key in loaded and loaded[key].shape == x.shape]
-        problem = misfit(own, loaded)
-        self.weights = f'{len(fit)} of {len(own)} from {runner._load_from}' + (
-            problem and f': {problem}'
-        )
+        fit = sum(key in loaded and loaded[key].shape == x.shape for key, x in own.items())
+        found = [f'{fit} of {len(own)} from {runner._load_from}', misfit(own, loaded)]
+        self.rows['weights'] = ': '.join(filter(None, found))
 
     def before_train(self, runner: Runner) -> None:
-        """Check labels, unless a hook of the run does, and image files, and watch the gradients."""
+        """Check labels, unless a hook of the run does, and image files."""
         self.stage = 'checking the data'
         if not any(isinstance(hook, CheckDatasetHook) for hook in runner.hooks):
             check_data_sets(runner)
-        loaders = [runner.train_dataloader, getattr(runner.val_loop, 'dataloader', None)]
-        check_image_files(x for loader in loaders if loader for x in leaf_datasets(loader.dataset))
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            check_image_files(leaf_datasets(loop.dataloader.dataset))
         self.stage = 'reading a training batch'
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             runner.train_loop._iter = 0  # a resumed loop would read all batches that it skips
-        # AMP's loss scaler handles infinite gradients.
-        if not isinstance(runner.optim_wrapper, AmpOptimWrapper):
-            self._watch_gradients(runner)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, **_: Any) -> None:
         """Start the clock."""
         self.stage = 'the training step'
-        self.batch_size = len(_samples(data_batch))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.started = time.perf_counter()
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: DATA_BATCH = None,
-        outputs: dict[str, Any] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH, outputs: dict[str, Any]
     ) -> None:
-        """Check losses and gradients, and leave the training loop.
+        """Check losses and updated parameters, and leave the training loop.
 
         Raises:
             ConfigError: if one is not finite.
         """
-        self.losses = {name: torch.as_tensor(x).item() for name, x in outputs.items()}
-        self.seconds = time.perf_counter() - self.started
-        bad = [f'{name} is {x}' for name, x in self.losses.items() if not math.isfinite(x)]
-        bad += [f'the gradient of {name} is not finite' for name in self.bad_gradients]
+        losses = {name: torch.as_tensor(x).item() for name, x in outputs.items()}
+        seconds, samples = time.perf_counter() - self.started, _samples(data_batch)
+        bad = [f'{name} is {x}' for name, x in losses.items() if not math.isfinite(x)]
+        bad += [
+            f'the gradient of {name} is not finite'
+            for name, x in bare_model(runner).named_parameters()
+            if not x.isfinite().all()  # after the optimizer's step
+        ]
         if bad:
-            images = [str(sample.metainfo.get('img_path')) for sample in _samples(data_batch)]
+            images = ', '.join(str(sample.metainfo.get('img_path')) for sample in samples)
             more = f' (and {len(bad) - 3} more)' if len(bad) > 3 else ''
             raise ConfigError(
                 f'in the first training step, {"; ".join(bad[:3])}{more}. Check the boxes of its '
-                f'images ({", ".join(images)}) and the weights that the model starts from'
+                f'images ({images}) and the weights that the model starts from'
             )
+        self.rows['losses'] = ', '.join(f'{k} {x:.4g}' for k, x in losses.items() if 'loss' in k)
+        self.rows['first step'] = f'{seconds:.2f} s for {len(samples)} images'
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated() / 2**30
+            self.rows['first step'] += f'; peak memory {memory:.1f} GiB'
         raise _IterationDone
 
     def validate(self, runner: Runner) -> None:
@@ -192,7 +176,7 @@ class RehearsalHook(Hook):
         Raises:
             ConfigError: if the run had no iteration left.
         """
-        if not self.losses:
+        if 'losses' not in self.rows:
             raise ConfigError(
                 f'the checkpoint to resume, at epoch {runner.epoch} and iteration {runner.iter}, is '
                 'at the end of the run; train_cfg sets its length'
@@ -203,11 +187,7 @@ class RehearsalHook(Hook):
             runner.val_loop.run_iter(0, next(iter(runner.val_loop.dataloader)))
 
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: DATA_BATCH = None,
-        outputs: Sequence | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH, outputs: Sequence
     ) -> None:
         """Count the predictions.
 
@@ -215,7 +195,7 @@ class RehearsalHook(Hook):
             ConfigError: if masks are evaluated, but not predicted.
         """
         predictions = [x.get('pred_instances', ()) for x in outputs]
-        self.num_predictions = sum(map(len, predictions))
+        self.rows['validation'] = f'{sum(map(len, predictions))} predictions in a batch'
         for metric in runner.val_loop.evaluator.metrics:
             wants_masks = isinstance(metric, CocoMetric) and 'segm' in metric.metrics
             if wants_masks and not all('masks' in x for x in predictions):
@@ -223,20 +203,6 @@ class RehearsalHook(Hook):
                     "val_evaluator.metric has 'segm', but the detector predicts no masks; accepted: "
                     'bbox'
                 )
-
-    def _watch_gradients(self, runner: Runner) -> None:
-        """Check the gradients between the backward pass and the optimizer's step."""
-        backward = runner.optim_wrapper.backward
-
-        def watched_backward(loss: Tensor, **kwargs: Any) -> None:
-            backward(loss, **kwargs)
-            self.bad_gradients = [
-                name
-                for name, parameter in runner.model.named_parameters()
-                if parameter.grad is not None and not parameter.grad.isfinite().all()
-            ]
-
-        runner.optim_wrapper.backward = watched_backward
 
 
 @contextmanager
@@ -259,31 +225,31 @@ def warnings_listed(shown: bool = True) -> Iterator[list[str]]:
         yield listed
 
 
-def summary(runner: Runner, rehearsal: RehearsalHook, warnings: Sequence[str]) -> str:
+def summary(runner: Runner, rows: Mapping[str, str], num_warnings: int) -> str:
     """Summarise a rehearsed run and its first step in a few lines."""
-    train, val = runner.train_dataloader.dataset, getattr(runner.val_loop, 'dataloader', None)
+    model, train = bare_model(runner), runner.train_dataloader.dataset
+    names = dict.fromkeys(type(x).__name__ for x in (model, find_detector(runner)))
+    parts = {'': model}
+    if isinstance(model, Distiller):
+        parts = {'student': model.student}
+        parts |= {f'teacher {name}': x for name, x in model.teachers.items()}
+        parts |= {f'term {name}': x for name, x in model.terms.items()}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     classes = train.metainfo.get('classes') or ()
-    more = ' …' if len(classes) > SHOWN_CLASSES else ''
+    shown = [*classes[:SHOWN_CLASSES], *['…'] * (len(classes) > SHOWN_CLASSES)]
+    images = [f'{len(train)} to train on']
+    if runner.val_loop:
+        images.append(f'{len(runner.val_loop.dataloader.dataset)} to validate on')
     rows = {
-        'model': ' around '.join(
-            dict.fromkeys((_name(bare_model(runner)), _name(find_detector(runner))))
-        ),
-        'parameters': _parameters(bare_model(runner)),
-        'classes': f'{len(classes)}: {", ".join(classes[:SHOWN_CLASSES])}{more}',
-        'images': f'{len(train)} to train on'
-        + (f', {len(val.dataset)} to validate on' if val else ''),
-        'losses': ', '.join(f'{k} {x:.4g}' for k, x in rehearsal.losses.items() if 'loss' in k),
-        'weights': rehearsal.weights,
-        'first step': f'{rehearsal.seconds:.2f} s for {rehearsal.batch_size} images'
-        + _peak_memory(),
+        'model': ' around '.join(names),
+        'parameters': ', '.join(f'{k} {x / 1e6:.1f} M'.strip() for k, x in counts.items() if x),
+        'classes': f'{len(classes)}: {", ".join(shown)}',
+        'images': ', '.join(images),
+        **rows,
     }
-    if rehearsal.num_predictions is not None:
-        rows['validation'] = f'{rehearsal.num_predictions} predictions in a batch'
-    lines = [f'  {name:<12}{row}' for name, row in rows.items() if row]
-    noted = {0: '', 1: ', with a warning (above)'}.get(
-        len(warnings), f', with {len(warnings)} warnings (above)'
-    )
-    return '\n'.join([f'dry run: this config trains{noted}', *lines])
+    noted = f', with {num_warnings} warnings (above)' if num_warnings else ''
+    lines = [f'dry run: this config trains{noted}', *(f'  {k:<12}{x}' for k, x in rows.items())]
+    return '\n'.join(lines)
 
 
 def _samples(data_batch: dict) -> SampleList:
@@ -291,28 +257,3 @@ def _samples(data_batch: dict) -> SampleList:
     samples = data_batch['data_samples']
     branches = samples.values() if isinstance(samples, dict) else [samples]
     return [sample for branch in branches for sample in branch if sample is not None]
-
-
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
-
-
-def _parameters(model: BaseDetector) -> str:
-    parts = {'': model}
-    if isinstance(model, Distiller):
-        teachers = {
-            'teacher' if name == 'teacher' else f'teacher {name}': x
-            for name, x in model.teachers.items()
-        }
-        terms = {f'term {name}': x for name, x in model.terms.items()}
-        parts = {'student': model.student, **teachers, **terms}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return ', '.join(
-        f'{name} {count / 1e6:.1f} M'.strip() for name, count in counts.items() if count
-    )
-
-
-def _peak_memory() -> str:
-    if not torch.cuda.is_available():
-        return ''
-    return f'; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB'

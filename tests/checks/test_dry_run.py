@@ -74,7 +74,7 @@ def rehearse(config, folder, capsys, **options) -> dict[str, str]:
 def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
     rows = rehearse(DISTILLED, shapes, capsys)
     assert rows['model'] == 'SSSDDistiller around RetinaNet'
-    parts = r'student 3\.\d M, teacher \d\.\d M, term distill 0\.1 M'
+    parts = r'student 3\.\d M, teacher teacher \d\.\d M, term distill 0\.1 M'
     assert re.fullmatch(parts, rows['parameters'])
     assert rows['classes'] == '1: square'
     assert rows['images'] == f'{NUM_IMAGES} to train on, {NUM_IMAGES} to validate on'
@@ -237,4 +237,4 @@ def test_warnings_are_counted_in_the_summary(shapes, monkeypatch, capsys):
     both = [f'{x}_dataloader.dataset.ann_file=annotations/train.json' for x in ('train', 'val')]
     evaluator = f'val_evaluator.ann_file={shapes}/annotations/train.json'
     assert run_command('dry-run', STOCK, *both, evaluator)[0] == 0
-    assert 'dry run: this config trains, with a warning (above)\n' in capsys.readouterr().out
+    assert 'dry run: this config trains, with 1 warnings (above)\n' in capsys.readouterr().out
