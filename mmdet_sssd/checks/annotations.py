@@ -29,33 +29,21 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
         stages: Loaders and evaluators to check: ``'train'``, ``'val'``, ``'test'``.
 
     Raises:
-        ConfigError: if a file or folder is missing, an annotation file is not a COCO file, none of the
-            class names is one of its categories, class names and labels disagree, there are no images
-            or, to train on, no annotations, an image has no size, an annotation lacks what mmdet reads
-            or its category is undefined, or predictions would be compared with labels of other images.
-            The message names the config key.
+        ConfigError: if a file or folder is missing, or an annotation file cannot be read or does not
+            mean what the config says; the message names the config key.
     """
     files: dict[str, list[str]] = {}  # annotation files by stage
     for stage in stages:
-        datasets = [
-            (key, dataset)
-            for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset')
-            if not dataset.get('backend_args')
-        ]
-        for key, dataset in datasets:
-            _check_dataset(dataset, key)
-        files[stage] = [_ann_file(dataset) for _, dataset in datasets if _ann_file(dataset)]
+        files[stage] = []
+        for key, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
+            if not dataset.get('backend_args'):
+                files[stage] += _check_dataset(dataset, key)
         for key, evaluator in evaluator_configs(cfg, f'{stage}_evaluator'):
             if not evaluator.get('backend_args'):
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
                 _check_evaluator(evaluator, files[stage], key)
     for path in set(files.get('train', ())) & set(files.get('val', ())):
         _warn(f'{path} is both trained on and validated on, so AP says nothing of other images.')
-
-
-def _ann_file(dataset: ConfigDict) -> str:
-    ann_file = dataset.get('ann_file')
-    return osp.join(dataset.get('data_root') or '', ann_file) if ann_file else ''
 
 
 def _check_exists(key: str, path: str | None) -> None:
@@ -66,22 +54,24 @@ def _check_exists(key: str, path: str | None) -> None:
         )
 
 
-def _check_dataset(dataset: ConfigDict, key: str) -> None:
-    path, root = _ann_file(dataset), dataset.get('data_root') or ''
+def _check_dataset(dataset: ConfigDict, key: str) -> list[str]:
+    """Check a data set; list its annotation file, if it has one."""
+    root, file = (dataset.get(name) or '' for name in ('data_root', 'ann_file'))
+    path = file and osp.join(root, file)
     _check_exists(f'{key}.ann_file', path)
     for name, prefix in (dataset.get('data_prefix') or {}).items():
         _check_exists(f'{key}.data_prefix.{name}', osp.join(root, prefix or ''))
     cls = dataset.get('type', '')
     cls = DATASETS.get(cls) if isinstance(cls, str) else cls
-    if not (isinstance(cls, type) and issubclass(cls, CocoDataset) and osp.isfile(path)):
-        return
-    labels = CocoFile(path, key)
-    classes = _read_classes(dataset, key) or list(cls.METAINFO.get('classes') or ())
-    labels.check_categories()
-    labels.check_classes(classes)
-    if cls is CocoDataset:  # subclasses have their own order and annotations
-        labels.check_order(classes)
-        labels.check_entries(bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt')))
+    if isinstance(cls, type) and issubclass(cls, CocoDataset) and osp.isfile(path):
+        labels = CocoFile(path, key)
+        classes = _read_classes(dataset, key) or list(cls.METAINFO.get('classes') or ())
+        labels.check_categories()
+        labels.check_classes(classes)
+        if cls is CocoDataset:  # subclasses have their own order and annotations
+            labels.check_order(classes)
+            labels.check_entries(bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt')))
+    return [path] if path else []
 
 
 def _read_classes(dataset: ConfigDict, key: str) -> list[str]:

@@ -1,5 +1,4 @@
 import json
-import re
 
 import pytest
 from mmdet.datasets import CocoDataset
@@ -9,30 +8,36 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.annotations import check_annotations
 from mmdet_sssd.checks.dry_run import warnings_listed
 
+IMAGE = {'id': 1, 'file_name': 'a.jpg', 'height': 8, 'width': 8}
+ANNOTATION = dict(id=5, image_id=1, category_id=2, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
+
 
 def coco(**changes) -> dict:
-    return {
-        'images': [{'id': 1, 'file_name': 'a.jpg', 'height': 8, 'width': 8}],
-        'annotations': [
-            {
-                'id': 5,
-                'image_id': 1,
-                'category_id': 2,
-                'bbox': [1, 1, 4, 4],
-                'area': 16,
-                'iscrowd': 0,
-            }
-        ],
-        'categories': [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}],
-        **changes,
-    }
+    categories = [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}]
+    return dict(images=[IMAGE], annotations=[ANNOTATION], categories=categories) | changes
+
+
+def annotation(without=None, **changes) -> dict:
+    return {k: x for k, x in (ANNOTATION | changes).items() if k != without}
 
 
 @pytest.fixture
-def config(tmp_path):
+def write(tmp_path):
+    """Write an annotation file; gives its path."""
+
+    def write(content=None, name='train.json', **changes) -> str:
+        text = content if isinstance(content, str) else json.dumps(content or coco(**changes))
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def config(tmp_path, write):
     """A config whose files are all there."""
     (tmp_path / 'images').mkdir()
-    (tmp_path / 'train.json').write_text(json.dumps(coco()))
+    evaluator = dict(type='CocoMetric', ann_file=write())
     dataset = dict(
         type='CocoDataset',
         data_root=str(tmp_path),
@@ -44,206 +49,127 @@ def config(tmp_path):
         dict(
             train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dataset)),
             val_dataloader=dict(dataset=dataset),
-            val_evaluator=dict(type='CocoMetric', ann_file=str(tmp_path / 'train.json')),
+            val_evaluator=evaluator,
         )
     )
 
 
-def test_a_good_config_passes(config):
-    check_annotations(config)
-
-
-def test_a_missing_annotation_file_is_named_with_its_key(config):
-    config.train_dataloader.dataset.dataset.ann_file = 'missing.json'
-    with pytest.raises(
-        ConfigError,
-        match=r'train_dataloader\.dataset\.dataset\.ann_file: there is no .*missing\.json',
-    ):
+def assert_refused(config, *named):
+    """Check that the error names these."""
+    with pytest.raises(ConfigError) as error:
         check_annotations(config)
+    missing = [x for x in named if x not in str(error.value)]
+    assert not missing, error.value
 
 
-def test_a_missing_image_folder_is_named_with_its_key(config):
-    config.val_dataloader.dataset.data_prefix.img = 'pictures'
-    with pytest.raises(
-        ConfigError, match=r'val_dataloader\.dataset\.data_prefix\.img: there is no'
-    ):
+def warnings_of(config) -> list[str]:
+    with warnings_listed() as warnings:
         check_annotations(config)
-
-
-def test_a_missing_evaluator_file_is_named_with_its_key(config):
-    config.val_evaluator.ann_file = 'nowhere.json'
-    with pytest.raises(ConfigError, match=r'val_evaluator\.ann_file: there is no nowhere\.json'):
-        check_annotations(config)
-
-
-def test_class_names_without_a_category_are_named_with_the_categories(config):
-    config.val_dataloader.dataset.metainfo.classes = ('lion', 'tiger')
-    with pytest.raises(
-        ConfigError, match=r'metainfo\.classes: none of lion, tiger is a category .* has: cat, dog'
-    ):
-        check_annotations(config)
+    return warnings
 
 
 @pytest.mark.parametrize(
-    ('classes', 'labelled'),
+    ('key', 'value', 'named'),
     [
-        (('dog', 'cat'), 'cat, dog'),
-        (('lion', 'cat', 'dog'), 'cat, dog'),
-        (('cat', 'lion', 'dog'), ''),
+        ('train_dataloader.dataset.dataset.ann_file', 'missing.json', 'missing.json'),
+        ('val_dataloader.dataset.data_prefix.img', 'pictures', 'pictures'),
+        ('val_evaluator.ann_file', 'nowhere.json', 'nowhere.json'),
+        ('val_dataloader.dataset.metainfo.classes', ('lion', 'tiger'), 'cat, dog'),
+        ('val_dataloader.dataset.metainfo.classes', 'cat', 'comma'),
+        # CocoDataset numbers categories as the file does: names would be swapped, silently
+        ('val_dataloader.dataset.metainfo.classes', ('dog', 'cat'), 'cat, dog'),
+        ('val_dataloader.dataset.metainfo.classes', ('lion', 'cat', 'dog'), 'cat, dog'),
+        ('val_dataloader.dataset.metainfo.classes', ('cat', 'lion', 'dog'), 'cat, dog'),
     ],
 )
-def test_names_that_would_belong_to_other_labels_are_refused(config, classes, labelled):
-    """CocoDataset numbers categories as the file does: names would be swapped, silently."""
-    config.val_dataloader.dataset.metainfo.classes = classes
-    with pytest.raises(
-        ConfigError,
-        match=rf'val_dataloader\.dataset\.metainfo\.classes is {", ".join(classes)}, but labels 0 to 1 '
-        rf'will be {labelled}',
-    ):
-        check_annotations(config)
+def test_settings_that_disagree_with_the_files_are_refused(config, key, value, named):
+    config.merge_from_dict({key: value})
+    assert_refused(config, key, named)
 
 
 @pytest.mark.parametrize('classes', [('cat',), ('dog',), ('cat', 'dog', 'lion')])
 def test_names_of_a_part_of_the_categories_pass(config, classes):
     config.val_dataloader.dataset.metainfo.classes = classes
-    check_annotations(config)
+    assert len(warnings_of(config)) == 1 + ('lion' in classes)  # one of training images
 
 
-def test_a_single_name_without_a_comma_is_no_file(config):
-    config.val_dataloader.dataset.metainfo.classes = 'cat'
-    with pytest.raises(ConfigError, match=r"classes is 'cat', and there is no file of that name"):
-        check_annotations(config)
-
-
-def test_coco_s_own_classes_count_where_none_are_given(config, tmp_path):
-    (tmp_path / 'train.json').write_text(
-        json.dumps(coco(categories=[{'id': 1, 'name': 'Katze'}, {'id': 2, 'name': 'Hund'}]))
-    )
+def test_coco_s_own_classes_count_where_none_are_given(config, write):
+    write(categories=[{'id': 1, 'name': 'Katze'}, {'id': 2, 'name': 'Hund'}])
     config.val_dataloader.dataset.pop('metainfo')
     config.pop('train_dataloader')
-    with pytest.raises(ConfigError, match=r'person, bicycle.*80 names.* has: Katze, Hund'):
-        check_annotations(config)
-
-
-def test_a_category_that_the_file_does_not_define_is_named(config, tmp_path):
-    content = coco()
-    content['annotations'][0]['category_id'] = 7
-    (tmp_path / 'train.json').write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r'annotation 5 of category_id 7, .* \[1, 2\]'):
-        check_annotations(config)
-
-
-def annotation(**changes) -> dict:
-    return {**coco()['annotations'][0], **changes}
-
-
-def annotation_without(key: str) -> dict:
-    return {k: value for k, value in annotation().items() if k != key}
+    assert_refused(config, 'person, bicycle', 'Katze, Hund')
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
+    ('changes', 'named'),
     [
         (dict(images=[], annotations=[]), 'no images'),
+        (dict(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}]), 'a.jpg'),
+        (dict(images=[IMAGE] * 2), '2 images with 1 ids'),
         (dict(annotations=[]), 'no annotations'),
-        (dict(annotations=[annotation_without('area')]), 'without area'),
-        (dict(annotations=[annotation(bbox=['1', 1, 4, 4])]), 'annotation 5 with bbox'),
-        (dict(annotations=[annotation(bbox=[1, 4])]), 'annotation 5 with bbox'),
-        (dict(images=coco()['images'] * 2), '2 images with 1 ids'),
+        (dict(annotations=[annotation('area')]), 'without area'),
+        (dict(annotations=[annotation('iscrowd')]), 'without iscrowd'),
+        (dict(annotations=[annotation(category_id=7)]), 'category_id 7'),
+        (dict(annotations=[annotation(bbox=['1', 1, 4, 4])]), 'annotation 5'),
+        (dict(annotations=[annotation(bbox=[1, 4])]), 'annotation 5'),
+        (dict(annotations=[annotation(bbox=[float('nan'), 1, 4, 4])]), 'annotation 5'),
         (dict(annotations=[annotation(), annotation()]), '2 annotations with 1 ids'),
-        (dict(annotations=[annotation(image_id='1')]), "no image .*'1' and others"),
+        (dict(annotations=[annotation(image_id='1')]), "'1' and others"),
     ],
 )
-def test_entries_that_mmdet_would_stumble_over_are_named(config, tmp_path, changes, message):
+def test_entries_that_mmdet_would_stumble_over_are_named(config, write, changes, named):
     config.train_dataloader.dataset.dataset.filter_cfg = dict(filter_empty_gt=True)
-    (tmp_path / 'train.json').write_text(json.dumps(coco(**changes)))
-    with pytest.raises(ConfigError, match=message):
-        check_annotations(config)
+    write(**changes)
+    assert_refused(config, 'ann_file', 'train.json', named)
 
 
-def warnings_of(config) -> str:
-    with warnings_listed() as warnings:
-        check_annotations(config)
-    return '\n'.join(warnings)
+@pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
+def test_other_formats_are_refused(config, write, content):
+    write(content)
+    assert_refused(config, 'ann_file', 'train.json', 'not a COCO')
 
 
-def test_boxes_of_another_format_are_reported(config, tmp_path):
+def test_boxes_of_another_format_are_reported(config, write):
     config.val_dataloader.dataset.ann_file = 'val.json'
-    config.val_evaluator.ann_file = str(tmp_path / 'val.json')
-    (tmp_path / 'val.json').write_text(json.dumps(coco(annotations=[])))
-    assert warnings_of(config) == ''
-    (tmp_path / 'train.json').write_text(
-        json.dumps(coco(annotations=[annotation(bbox=[4, 4, 7, 8])]))
-    )
-    assert re.search(
-        r'^1 of 1 boxes in .*train\.json leave.*\[4, 4, 7, 8\] .* 5\. ', warnings_of(config)
-    )
+    config.val_evaluator.ann_file = write(name='val.json', annotations=[])
+    assert warnings_of(config) == []
+    write(annotations=[annotation(bbox=[4, 4, 7, 8])])
+    (message,) = warnings_of(config)
+    assert '[4, 4, 7, 8]' in message
 
 
 def test_training_images_as_validation_images_are_reported(config):
-    assert re.search(r'train\.json is both trained on and validated on', warnings_of(config))
+    (message,) = warnings_of(config)
+    assert 'train.json' in message
 
 
-def test_an_evaluator_with_other_images_is_refused(config, tmp_path):
-    more = [*coco()['images'], {'id': 2, 'file_name': 'b.jpg', 'height': 8, 'width': 8}]
-    (tmp_path / 'val.json').write_text(json.dumps(coco(images=more)))
-    config.val_evaluator.ann_file = str(tmp_path / 'val.json')
-    check_annotations(config)  # images that are not predicted do no harm
-    (tmp_path / 'val.json').write_text(json.dumps(coco(images=more[1:], annotations=[])))
-    with pytest.raises(
-        ConfigError,
-        match=r'^val_evaluator\.ann_file: .*val\.json has other images than .*train\.json',
-    ):
-        check_annotations(config)
-
-
-def test_labels_that_coco_s_metric_cannot_read_are_named(config, tmp_path):
-    lacking = annotation_without('iscrowd')
-    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=[lacking])))
-    with pytest.raises(
-        ConfigError,
-        match=r'^val_evaluator\.ann_file: .* 1 annotations without iscrowd',
-    ):
-        check_annotations(config)
-    config.val_evaluator.ann_file = None  # then mmdet writes a file with it
+def test_an_evaluator_with_other_images_is_refused(config, write):
+    """Images that are not predicted do no harm."""
+    more = [IMAGE, IMAGE | {'id': 2, 'file_name': 'b.jpg'}]
+    config.val_evaluator.ann_file = write(name='val.json', images=more)
     check_annotations(config)
+    write(name='val.json', images=more[1:], annotations=[])
+    assert_refused(config, 'val_evaluator.ann_file', 'val.json', 'train.json')
 
 
 @pytest.mark.parametrize(
     'shape', [None, [], [[]], [[1, 1, 4, 4]], [1, 1, 4, 1, 4, 4], {'counts': []}]
 )
-def test_masks_that_coco_s_metric_cannot_read_are_named(config, tmp_path, shape):
+def test_masks_that_coco_s_metric_cannot_read_are_named(config, write, shape):
     """It would end the run after the first epoch."""
     good = [[1, 1, 4, 1, 4, 4]], {'size': [8, 8], 'counts': [64]}, {'size': [8, 8], 'counts': 'P2'}
     annotations = [annotation(id=i, segmentation=x) for i, x in enumerate((*good, shape))]
-    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=annotations)))
+    write(annotations=annotations)
     check_annotations(config)
     config.val_evaluator.metric = ['bbox', 'segm']
-    with pytest.raises(ConfigError, match=r'^val_evaluator\.ann_file: .* annotation 3'):
-        check_annotations(config)
-    annotations.pop()
-    (tmp_path / 'train.json').write_text(json.dumps(coco(annotations=annotations)))
+    assert_refused(config, 'val_evaluator.ann_file', 'annotation 3')
+    write(annotations=annotations[:3])
     check_annotations(config)
 
 
-def test_an_image_without_its_size_is_named(config, tmp_path):
-    content = coco(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}])
-    (tmp_path / 'train.json').write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r'train\.json has 1 images without .*a\.jpg'):
-        check_annotations(config)
-
-
-@pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
-def test_other_formats_are_refused(config, tmp_path, content):
-    (tmp_path / 'train.json').write_text(content)
-    with pytest.raises(ConfigError, match=r'train\.json .* is not a COCO annotation file'):
-        check_annotations(config)
-
-
-def test_unchecked_settings_pass(config, tmp_path):
-    """Panoptic annotations, other storage, class names in a file, classes instead of their names."""
-    panoptic = coco(annotations=[{'image_id': 1, 'segments_info': []}])
-    (tmp_path / 'panoptic.json').write_text(json.dumps(panoptic))
+def test_what_no_check_is_for_passes(config, write, tmp_path):
+    """Panoptic annotations, other storage, class names in a file, classes, a metric's own labels."""
+    write(name='panoptic.json', annotations=[{'image_id': 1, 'segments_info': []}])
     (tmp_path / 'classes.txt').write_text('cat\ndog\n')
     dataset = config.val_dataloader.dataset
     for changes in (
@@ -254,3 +180,6 @@ def test_unchecked_settings_pass(config, tmp_path):
     ):
         config.val_dataloader = dict(dataset=dict(dataset, **changes))
         check_annotations(config)
+    write(annotations=[annotation('iscrowd')])
+    config.val_evaluator.ann_file = None  # mmdet writes a file with it
+    check_annotations(config)
