@@ -54,7 +54,7 @@ WHAT_IS_COMPARED = (
         show_default=True,
         help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
     ),
-    click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value, and a plot.'),
+    click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value.'),
     click.option('--sweep-arm', default='sssd', show_default=True, help='The arm to vary.'),
 )
 HOW_IT_IS_RUN = (
@@ -179,7 +179,7 @@ def pool(folders: tuple[Path, ...], arms: list[str] | None, against: list[str], 
     """Pool several comparisons: what to expect on a pair of detector and data set of your own.
 
     FOLDER has the results of `compare` for one detector on one data set. Each counts alike; the
-    report has the mean over them with its interval, and a plot.
+    report has the mean over them with its interval.
 
     \b
     Example:

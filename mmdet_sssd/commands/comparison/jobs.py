@@ -121,17 +121,29 @@ class JobRunner:
                 finished, and those that failed.
         """
         todo = {run: cfg for run, cfg in runs.items() if not self.training.is_done(run)}
-        running: dict[Run, tuple[int, submitit.Job]] = {}
+        free = list(self.slots)
+        running: dict[Run, tuple[dict[str, str], submitit.Job]] = {}
         finished: list[Run] = []
         failures: list[Failure] = []
         try:
             while True:
                 for run in [x for x, (_, job) in running.items() if job.done()]:
-                    _, job = running.pop(run)
+                    slot, job = running.pop(run)
+                    free.append(slot)
                     if reason := _outcome(job):
                         failures.append(Failure(run, reason))
                         del todo[run]
-                self._start(todo, running, finished)
+                chosen = {}
+                for run in [x for x in todo if x not in running]:
+                    if not free:
+                        break
+                    if self.training.is_done(run):
+                        finished.append(run)
+                        del todo[run]
+                    elif run.is_free():
+                        chosen[run] = free.pop(0)
+                jobs = self._submit([self._work(x, todo[x], slot) for x, slot in chosen.items()])
+                running |= {x: (chosen[x], job) for x, job in zip(chosen, jobs, strict=True)}
                 begun = [x for x, (_, job) in running.items() if job.paths.stdout.exists()]
                 on_change(begun, list(finished), list(failures))
                 if not todo:
@@ -155,29 +167,8 @@ class JobRunner:
         finally:
             self._stop([job])
 
-    def _start(
-        self,
-        todo: dict[Run, Config],
-        running: dict[Run, tuple[int, submitit.Job]],
-        finished: list[Run],
-    ) -> None:
-        """Start runs in the free slots, and move what is done from those to do to the finished."""
-        busy = {slot for slot, _ in running.values()}
-        free = [slot for slot in range(len(self.slots)) if slot not in busy]
-        chosen: dict[Run, int] = {}
-        for run in [x for x in todo if x not in running]:
-            if len(chosen) == len(free):
-                break
-            if self.training.is_done(run):
-                finished.append(run)
-                del todo[run]
-            elif run.is_free():
-                chosen[run] = free[len(chosen)]
-        trainings = [replace(self.training, environment=self.slots[x]) for x in chosen.values()]
-        jobs = self._submit(
-            [partial(x.train, run, todo[run]) for x, run in zip(trainings, chosen, strict=True)]
-        )
-        running.update(zip(chosen, zip(chosen.values(), jobs, strict=True), strict=True))
+    def _work(self, run: Run, cfg: Config, slot: dict[str, str]) -> Callable[[], None]:
+        return partial(replace(self.training, environment=slot).train, run, cfg)
 
     def _submit(self, works: Sequence[Callable[[], None]]) -> list[submitit.Job]:
         if not works:

@@ -1,8 +1,7 @@
 """Plots of a comparison."""
 
 import math
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from .results import Results, RunResult
 from .summary import (
     SPLITS,
     ArmSummary,
-    Estimate,
     Summaries,
     has_differences,
     rivals,
@@ -37,8 +35,6 @@ def draw_plots(folder: Path, results: Results) -> list[Path]:
         summaries = summarize(results, split)
         if has_differences(summaries):
             figures[f'differences_{split}'] = draw_differences(summaries, split)
-        for name, arms in find_sweeps(summaries).items():
-            figures[f'sweep_{name}_{split}'] = draw_sweep(name, arms, summaries, split)
     paths = [folder / f'{name}.png' for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=DPI)
@@ -79,45 +75,13 @@ def draw_differences(summaries: Summaries, split: str) -> Figure:
     """Draw the differences to the baseline, overall, by object size and class; a panel for each arm."""
     arms = {arm: x for arm, x in rivals(summaries).items() if x.differences}
     known = [*AP_NAMES, *MASK_AP_NAMES]
-    names = [name for name in known if any(name in x.differences for x in arms.values())]
-    rows = {
-        f'{arm} (n={x.differences["AP"].count})': {**x.class_differences, **x.differences}
-        for arm, x in arms.items()
-    }
-    title = f'{SPLITS[split].capitalize()}\nmean of the paired differences, 95% t-interval'
-    label = 'difference of AP to the baseline'
-    return draw_rows(rows, (names, _shown_classes(arms.values())), label, title)
-
-
-def _shown_classes(arms: Iterable[ArmSummary]) -> list[str]:
-    """Choose the classes to draw: all, or those whose AP differs most."""
-    largest: dict[str, float] = {}
-    for arm in arms:
-        for name, x in arm.class_differences.items():
-            largest[name] = max(largest.get(name, 0.0), abs(x.mean))
-    if len(largest) <= MAX_CLASSES:
-        return list(largest)
-    return sorted(largest, key=largest.get, reverse=True)[:MAX_CLASSES]
-
-
-def draw_rows(
-    arms: Mapping[str, Mapping[str, Estimate]],
-    groups: tuple[Sequence[str], Sequence[str]],
-    label: str,
-    title: str,
-) -> Figure:
-    """Draw estimates by name from top to bottom, a panel for each arm.
-
-    Args:
-        arms: Estimates by the panel's title and by name.
-        groups: The names, in two groups with a line between them.
-        label: What the estimates are.
-        title: The figure's title.
-    """
-    upper, lower = groups
+    upper = [name for name in known if any(name in x.differences for x in arms.values())]
+    lower = _shown_classes(arms.values())
     names = [*upper, *lower]
-    figure, panels = _panels(arms, width=3.6, height=1.3 + 0.28 * len(names))
-    for values, color, axes in zip(arms.values(), _colors(arms), panels, strict=True):
+    titles = [f'{arm} (n={x.differences["AP"].count})' for arm, x in arms.items()]
+    figure, panels = _panels(titles, width=3.6, height=1.3 + 0.28 * len(names))
+    for arm, color, axes in zip(arms.values(), _colors(arms), panels, strict=True):
+        values = {**arm.class_differences, **arm.differences}
         for row, x in enumerate(values.get(name) for name in names):
             if x and x.low is not None:
                 axes.plot([x.low, x.high], [row, row], color=color, linewidth=2, alpha=0.6)
@@ -129,46 +93,21 @@ def draw_rows(
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis='x', alpha=0.3)
-    figure.supxlabel(label, fontsize='medium')
+    figure.supxlabel('difference of AP to the baseline', fontsize='medium')
+    title = f'{SPLITS[split].capitalize()}\nmean of the paired differences, 95% t-interval'
     figure.suptitle(title, fontsize='medium')
     return figure
 
 
-def find_sweeps(arms: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Find the arms that differ in one value alone.
-
-    Returns:
-        By what is varied, such as ``'sssd+distill_coef'``, the arms by value; two or more.
-    """
-    sweeps: dict[str, dict[str, str]] = {}
+def _shown_classes(arms: Iterable[ArmSummary]) -> list[str]:
+    """Choose the classes to draw: all, or those whose AP differs most."""
+    largest: dict[str, float] = {}
     for arm in arms:
-        if match := re.fullmatch(r'(.+\+[^=+]+)=([^=]+)', arm):
-            sweeps.setdefault(match[1], {})[match[2]] = arm
-    return {name: arms for name, arms in sweeps.items() if len(arms) > 1}
-
-
-def draw_sweep(name: str, arms: Mapping[str, str], summaries: Summaries, split: str) -> Figure:
-    """Draw AP against a setting, with the baseline and the arm that is varied as bands."""
-    figure = Figure(figsize=(6, 4), layout='constrained')
-    axes = figure.add_subplot()
-    for position, arm in enumerate(arms.values()):
-        ap = summaries[arm].ap['AP']
-        axes.errorbar(position, ap.mean, ap.half_width, fmt='o', color=COLORS[0], capsize=4)
-    axes.set_xticks(range(len(arms)), arms)
-    varied, _, key = name.rpartition('+')
-    for arm, color in ((BASELINE, GREY), (varied, COLORS[1])):
-        if arm in summaries:
-            ap = summaries[arm].ap['AP']
-            axes.axhline(ap.mean, color=color, linestyle='--', label=f'{arm} (n={ap.count})')
-            axes.axhspan(
-                ap.low or ap.mean, ap.high or ap.mean, color=color, alpha=0.15, linewidth=0
-            )
-            axes.legend(loc='best', fontsize='small')
-    axes.set_xlabel(f'{key} ({varied})')
-    axes.set_ylabel('AP')
-    axes.set_title(f'{SPLITS[split].capitalize()}: mean, 95% t-interval', fontsize='medium')
-    axes.grid(alpha=0.3)
-    return figure
+        for name, x in arm.class_differences.items():
+            largest[name] = max(largest.get(name, 0.0), abs(x.mean))
+    if len(largest) <= MAX_CLASSES:
+        return list(largest)
+    return sorted(largest, key=largest.get, reverse=True)[:MAX_CLASSES]
 
 
 def _colors(arms: Collection[str]) -> list[str]:

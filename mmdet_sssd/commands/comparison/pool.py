@@ -3,11 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ...errors import ConfigError
 from .arms import BASELINE
-from .plots import DPI, draw_rows
 from .report import Report, Section, Table, difference_text, times_text
 from .results import ResultsFolder
 from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
@@ -76,7 +73,7 @@ def write_pool(
     arms: Iterable[str] | None = None,
     references: Sequence[str] = (BASELINE,),
 ) -> str:
-    """Write ``pool.md``, the same as a page, and a plot for each split and reference into a folder.
+    """Write ``pool.md``, and the same as a page, into a folder.
 
     Args:
         out: The folder.
@@ -95,10 +92,8 @@ def write_pool(
     for split, title in SPLITS.items():
         for reference in references:
             if pooled := pool(folders, split, arms, reference):
-                plot = out / f'pool_{split}_{reference}.png'
-                draw_pool(pooled, title, reference).savefig(plot, dpi=DPI)
                 heading = f'{title.capitalize()}: difference to {reference}'
-                sections.append(Section(heading, [_table(pooled)], plots=[plot]))
+                sections.append(Section(heading, [_table(pooled)]))
     if not sections:
         raise ConfigError(
             f'no arm shares a seed with {" or ".join(references)} in two of '
@@ -132,17 +127,3 @@ def _entry(summary: ArmSummary | None) -> str:
     if summary is None:
         return '–'
     return f'{difference_text(summary.differences["AP"])}, {times_text(summary.time_ratio)}'
-
-
-def draw_pool(pooled: Pooled, title: str, reference: str) -> Figure:
-    """Draw each arm's differences of AP, a row for each pair and one for the mean over pairs."""
-    rows = {
-        arm: {
-            **{study: x.differences['AP'] for study, x in studies.items()},
-            'over pairs': over_pairs(studies),
-        }
-        for arm, studies in pooled.items()
-    }
-    label = f'difference of AP to {reference}'
-    heading = f'{title.capitalize()}\nmean, 95% t-interval'
-    return draw_rows(rows, (_studies(pooled), ['over pairs']), label, heading)

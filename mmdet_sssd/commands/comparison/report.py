@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from PIL import Image
 
 from ...runs import AtomicLocalBackend
 from .arms import BASELINE
@@ -29,7 +28,6 @@ from .summary import (
 
 LITTLE = 5  # AP, in percent, of a baseline that has hardly begun to learn
 MEDIAN_TIME = 'median step × iterations'
-PIXEL_RATIO = 1.9  # of plots on the page: their text is about as large as the page's
 
 
 @dataclass(frozen=True)
@@ -99,15 +97,10 @@ class Report:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        environment.filters |= {'data_uri': _data_uri, 'css_width': _css_width}
+        environment.filters['data_uri'] = _data_uri
         text = environment.get_template(f'report{path.suffix}').render(vars(self))
         AtomicLocalBackend().put_text(text, str(path))
         return text
-
-
-def _css_width(plot: Path) -> int:
-    with Image.open(plot) as image:
-        return round(image.width / PIXEL_RATIO)
 
 
 def _data_uri(plot: Path) -> str:

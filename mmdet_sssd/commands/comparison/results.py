@@ -109,13 +109,9 @@ class ResultsFolder:
         names = known if arms is None else arms
         return {arm: known[arm].runs for arm in names if arm in known and known[arm].runs}
 
-    def runs(self, arm: str) -> dict[int, RunResult]:
-        """Read the results of an arm, by seed."""
-        return self.read([arm]).get(arm, {})
-
-    def config(self, arm: str) -> dict[str, Any] | None:
-        """Read the config of an arm, with lists for tuples; None if it is unknown."""
-        return self.records()[1].get(arm, ArmRecord()).config
+    def arm(self, name: str) -> ArmRecord:
+        """Read what is known of an arm; nothing of an unknown one."""
+        return self.records()[1].get(name, ArmRecord())
 
     def add(
         self,

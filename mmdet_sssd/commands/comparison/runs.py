@@ -55,7 +55,7 @@ class Run:
     @property
     def result(self) -> RunResult | None:
         """The result, if the run is finished."""
-        return self.results.runs(self.arm).get(self.seed)
+        return self.results.arm(self.arm).runs.get(self.seed)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -146,9 +146,11 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     Raises:
         ConfigError: if results, or runs that were begun, are of another config.
     """
-    finished = results.runs(arm).values()
+    finished = results.arm(arm).runs.values()
     tested = any('test' in x.metrics for x in finished)
-    if finished and (changed := _changes(results.config(arm), cfg, () if tested else TEST_KEYS)):
+    if finished and (
+        changed := _changes(results.arm(arm).config, cfg, () if tested else TEST_KEYS)
+    ):
         raise ConfigError(
             f'{results.file} has results of arm {arm} from another config; it differs in {changed}. '
             'Use another --work-dir or --results, or remove the arm from the file to train it again'

@@ -1,4 +1,4 @@
-"""What is drawn where: curves, differences, sweeps."""
+"""What is drawn where: curves and differences."""
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,8 +7,6 @@ from mmdet_sssd.commands.comparison.plots import (
     draw_curves,
     draw_differences,
     draw_plots,
-    draw_sweep,
-    find_sweeps,
 )
 from mmdet_sssd.commands.comparison.summary import summarize
 
@@ -79,21 +77,6 @@ def test_of_many_classes_those_that_differ_most_are_drawn():
     (axes,) = draw_differences(summarize(found, 'val'), 'val').axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[2:] == [f'class {i}' for i in range(49, 29, -1)]
-
-
-def test_a_sweep_has_a_point_for_each_value():
-    arms = {value: f'sssd+x={value}' for value in ('1', '3', 'all')}
-    found = results(baseline=[40.0, 42.0], sssd=[42.0, 43.0])
-    found |= results(**{arm: [41.0, 43.0] for arm in arms.values()})
-    assert find_sweeps(found) == {'sssd+x': arms}
-    (axes,) = draw_sweep('sssd+x', arms, summarize(found, 'val'), 'val').axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(arms)
-    assert line(axes, 'baseline (n=2)').get_ydata()[0] == 41
-    assert line(axes, 'sssd (n=2)').get_ydata()[0] == 42.5
-
-
-def test_one_value_is_no_sweep():
-    assert find_sweeps(['sssd+tau=2', 'sssd+dim=all', 'sssd', 'lgd+tau=3']) == {}
 
 
 def test_only_what_there_is_gets_drawn(tmp_path):

@@ -57,7 +57,7 @@ def test_results_are_sorted_with_values_as_numbers(tmp_path):
 
 def test_configs_are_kept_whole_once_and_else_as_changes(folder):
     for arm, cfg in CONFIGS.items():
-        assert folder.config(arm) == plain_config(Config(cfg))
+        assert folder.arm(arm).config == plain_config(Config(cfg))
     baseline, sssd, swept = json.loads(folder.file.read_text())['arms'].values()
     assert baseline['config']['model']['backbone'] == dict(depth=18, out_indices=[0, 1])
     assert sssd['base'] == 'baseline'
@@ -70,14 +70,14 @@ def test_configs_are_kept_whole_once_and_else_as_changes(folder):
 def test_adding_replaces_what_is_there_and_keeps_the_rest(folder):
     folder.add(command='compare b')
     written = folder.file.read_bytes()
-    folder.add(*folder.runs('sssd').values(), command='compare a')
+    folder.add(*folder.arm('sssd').runs.values(), command='compare a')
     assert folder.file.read_bytes() == written
     assert folder.records()[0] == ['compare a', 'compare b']
     folder.add(result('sssd', 9, 50.0), result('lgd', 9, 52.0))
-    aps = {seed: run.ap('val')['AP'] for seed, run in folder.runs('sssd').items()}
+    aps = {seed: run.ap('val')['AP'] for seed, run in folder.arm('sssd').runs.items()}
     assert aps == pytest.approx({9: 50, 10: 41})
-    assert folder.config('sssd')['model']['distill_coef'] == 10
-    assert folder.config('lgd') is None  # it was not given
+    assert folder.arm('sssd').config['model']['distill_coef'] == 10
+    assert folder.arm('lgd').config is None  # it was not given
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_adding_replaces_what_is_there_and_keeps_the_rest(folder):
 )
 def test_a_broken_file_is_named(folder, damage):
     folder.file.write_text(damage(folder.file.read_text()))
-    for use in (folder.read, folder.add, lambda: folder.config('lgd')):
+    for use in (folder.read, folder.add, lambda: folder.arm('lgd').config):
         with pytest.raises(ConfigError, match=r'results\.json is not a results file of compare'):
             use()
 

@@ -81,7 +81,7 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
     )
     assert Study(options).run() == []
     folder = ResultsFolder(tmp_path / 'results')
-    baseline, sssd = (folder.runs(arm)[0] for arm in ('baseline', 'sssd'))
+    baseline, sssd = (folder.arm(arm).runs[0] for arm in ('baseline', 'sssd'))
     for run in (baseline, sssd):
         assert (run.iterations, len(run.curve)) == (2, 1)  # of 4 iterations in 2 epochs
         (validated,) = read_validations(tmp_path / run.arm / 'seed_0').values()
