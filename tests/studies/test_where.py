@@ -79,6 +79,19 @@ def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not(data, elsewhere, monkey
     assert resumed['test'] == whole['test']
 
 
+def test_a_cell_starts_from_a_backbone_that_has_learned_other_classes(data, elsewhere, monkeypatch):
+    monkeypatch.setattr(where, 'BASE', TINY)
+    cell = {**TINY, 'classes': 'second', 'start': 'first', 'lr': 0.0}
+    where.train(data, cell, elsewhere / 'run')
+    name = 'backbone.layer3.0.conv1.weight'
+    first, run = (
+        torch.load(path, weights_only=False)['state_dict']
+        for path in (data / 'first.pth', elsewhere / 'run/epoch_2.pth')
+    )
+    assert torch.equal(run[name], first[name])
+    assert len(run['bbox_head.retina_cls.bias']) == 3 * len(where.CLASSES) / 2
+
+
 def test_all_cells_have_their_own_names_and_known_settings():
     plan = [cell for cells in where.PLANS.values() for cell in cells]
     for cell in plan:

@@ -25,6 +25,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdet_sssd.commands.locks import locked
+from mmdet_sssd.commands.pictograms import CLASSES
 from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.hooks import EvalTeacherHook
 
@@ -52,7 +53,10 @@ BASE = dict(
     arm='baseline',
     epochs=8,
     seed=0,
+    classes='all',  # or the first or second half
+    start='random',  # or the backbone of a baseline that has learned the first half
 )
+HALVES = dict(first=slice(0, len(CLASSES) // 2), second=slice(len(CLASSES) // 2, None))
 OPTIMIZERS = dict(
     AdamW=dict(weight_decay=0.05, fused=True),
     SGD=dict(momentum=0.9, weight_decay=1e-4, fused=True),
@@ -96,6 +100,7 @@ PLANS = dict(  # in the order of what they tell for their time
     seeds=cells({}, SGD, arm=[*BOTH, 'features'], seed=[1, 2]),
     width=cells({'width': 128}, {'width': 64}, {'width': 256}, arm=BOTH),
     images=cells(*({'images': 30_000 // n, 'epochs': 8 * n} for n in (64, 16, 4)), arm=BOTH),
+    start=cells(*({'classes': 'second', 'start': x} for x in ('random', 'first')), arm=BOTH),
     iiit5k=cells({'data': 'iiit5k', 'images': 3873, 'epochs': 64}, arm=[*BOTH, 'features']),
 )
 
@@ -180,6 +185,8 @@ def train(data: Path, cell: dict, work_dir: Path) -> dict:
     """
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    if cell['start'] == 'first':
+        pretrain(data)
     runner = Runner.from_cfg(config_of(data, cell, work_dir))
     record = RecordHook(work_dir / 'record.jsonl', MEASURE_EVERY)
     runner.register_hook(record)
@@ -192,6 +199,15 @@ def train(data: Path, cell: dict, work_dir: Path) -> dict:
         test=coco(metrics),
         cpu_seconds=round(sum(x['cpu_seconds'] for x in record.lines)),
     )
+
+
+def pretrain(data: Path) -> None:
+    """Train the detector whose backbone cells start from, unless DATA has it."""
+    path, work_dir = data / 'first.pth', WORK_DIRS / 'first'
+    with locked(data / 'first.lock'):
+        if not path.exists():
+            train(data, {**BASE, 'classes': 'first'}, work_dir)
+            shutil.copy((work_dir / 'last_checkpoint').read_text().strip(), path)
 
 
 def teacher_metrics(runner: Runner) -> dict[str, float]:
@@ -253,6 +269,18 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         changes[f'{split}_dataloader.persistent_workers'] = False
     for split in ('val', 'test'):
         changes[f'{split}_dataloader.batch_size'] = 50
+    if cell['start'] == 'first':
+        changes['model.backbone.init_cfg'] = dict(
+            _delete_=True,
+            type='Pretrained',
+            checkpoint=str(data / 'first.pth'),
+            prefix='backbone.',
+        )
+    if cell['classes'] != 'all':
+        metainfo = dict(classes=CLASSES[HALVES[cell['classes']]])
+        changes['model.bbox_head.num_classes'] = len(metainfo['classes'])
+        for split in ('train', 'val', 'test'):
+            changes[f'{split}_dataloader.dataset.metainfo'] = metainfo
     cfg.merge_from_dict(changes)
     if cell['arm'] != 'baseline':
         cfg.model = dict(type='SSSDDistiller', student=cfg.model)
