@@ -123,7 +123,7 @@ class LabelEncoderTeacher(BaseModule):
         """
         self._check_channels(student_feats)
         dtype = torch.promote_types(student_feats[0].dtype, torch.float32)
-        objects = LabelledObjects.from_samples(
+        objects = LabelledObjects(
             batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])

@@ -1,7 +1,6 @@
 """The ground truth of a batch as the implicit teacher sees it: descriptors and regions of objects."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -35,75 +34,52 @@ class Regions(NamedTuple):
     columns: Tensor | None = None
 
 
-@dataclass
 class LabelledObjects:
     """The ground truth of a batch, padded to the same number of objects N ≥ 1 for each image.
 
     The first of an image's 1 + N objects is the image itself, without a class: LGD's context object.
+
+    Args:
+        batch_inputs: Images of shape (B, 3, H, W); only their size is used.
+        batch_data_samples: Their B data samples.
+        use_masks: Whether descriptors and regions are those of the instance masks.
+        soft: Whether regions are the covered share of each pixel, not 0 or 1.
+        dtype: Floating-point type of boxes, descriptors and regions.
 
     Attributes:
         boxes: Boxes (x1, y1, x2, y2) in input pixels, clipped to the batch's images (padding
             included), of shape (B, 1 + N, 4); zero where padded.
         labels: Class indices of shape (B, 1 + N); -1 for the image and where padded.
         valid: Which of them are objects, the image included, bool of shape (B, 1 + N).
-        image_size: Height and width of the batch's images, padding included.
-        content_sizes: Height and width of each image without padding.
-        soft: Whether regions are the covered share of each pixel, not 0 or 1.
         masks: Per image, the instance masks as a uint8 array of shape (n_b, h, w) on the CPU; None
-            if masks are not used.
+            without ``use_masks``.
+
+    Raises:
+        ConfigError: if the boxes are not axis-aligned, or ``use_masks`` is set and a data sample has
+            no masks.
     """
 
-    boxes: Tensor
-    labels: Tensor
-    valid: Tensor
-    image_size: tuple[int, int]
-    content_sizes: list[tuple[int, int]]
-    soft: bool
-    masks: list[np.ndarray] | None = None
-
-    @classmethod
-    def from_samples(
-        cls,
+    def __init__(
+        self,
         batch_inputs: Tensor,
         batch_data_samples: Sequence[DetDataSample],
         use_masks: bool,
         soft: bool,
         dtype: torch.dtype = torch.float32,
-    ) -> 'LabelledObjects':
-        """Gather the ground truth of a batch.
-
-        Args:
-            batch_inputs: Images of shape (B, 3, H, W).
-            batch_data_samples: Their B data samples.
-            use_masks: Whether to gather instance masks too.
-            soft: See the attribute.
-            dtype: Floating-point type of boxes, descriptors and regions.
-
-        Raises:
-            ConfigError: if the boxes are not axis-aligned, or ``use_masks`` is set and a data sample
-                has no masks.
-        """
-        height, width = batch_inputs.shape[-2:]
+    ) -> None:
+        self.image_size = height, width = tuple(batch_inputs.shape[-2:])
+        self.soft = soft
         instances = [sample.gt_instances for sample in batch_data_samples]
-        boxes = _pad([_box_tensor(x) for x in instances], 0).to(dtype)
-        boxes = F.pad(boxes.nan_to_num_(), (0, 0, 1, 0), value=max(height, width))
-        boxes[:, 0, :2] = 0
-        boxes[..., 0::2].clamp_(0, width - 1)
-        boxes[..., 1::2].clamp_(0, height - 1)
-        labels = F.pad(_pad([x.labels for x in instances], -1), (1, 0), value=-1)
-        valid = labels >= 0
-        valid[:, 0] = True
-        return cls(
-            boxes=boxes,
-            labels=labels,
-            valid=valid,
-            image_size=(height, width),
-            content_sizes=[
-                tuple(s.metainfo.get('img_shape', (height, width))[:2]) for s in batch_data_samples
-            ],
-            soft=soft,
-            masks=[_mask_array(x) for x in instances] if use_masks else None,
-        )
+        boxes = _pad([_box_tensor(x) for x in instances], 0).to(dtype).nan_to_num_()
+        self.boxes = F.pad(boxes, (0, 0, 1, 0), value=max(height, width))
+        self.boxes[:, 0, :2] = 0
+        self.boxes[..., 0::2].clamp_(0, width - 1)
+        self.boxes[..., 1::2].clamp_(0, height - 1)
+        self.labels = F.pad(_pad([x.labels for x in instances], -1), (1, 0), value=-1)
+        self.valid = self.labels >= 0
+        self.valid[:, 0] = True
+        self.masks = [_mask_array(x) for x in instances] if use_masks else None
+        self._content_sizes = [x.get('img_shape', self.image_size)[:2] for x in batch_data_samples]
 
     def descriptors(self, class_code: Callable[[Tensor], Tensor]) -> Tensor:
         """Describe each object by box, class and, with masks, shape; boxes and shapes in [-1, 1].
@@ -177,7 +153,7 @@ class LabelledObjects:
         level; others are the nearest pixels.
         """
         padded = []
-        for masks, (height, width) in zip(self.masks, self.content_sizes, strict=True):
+        for masks, (height, width) in zip(self.masks, self._content_sizes, strict=True):
             whole = np.zeros((1 + len(masks), *self.image_size), np.uint8)
             whole[0, :height, :width] = 1
             whole[1:, : masks.shape[1], : masks.shape[2]] = masks

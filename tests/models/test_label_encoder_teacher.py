@@ -117,7 +117,7 @@ def test_teacher_equals_the_restatement_with_masks(add_context_box, soft_regions
 def test_soft_regions_lose_nothing_of_an_object(use_masks):
     """On every level a region adds up to the object's area; binary ones miss the small object."""
     objects = {
-        soft: LabelledObjects.from_samples(
+        soft: LabelledObjects(
             torch.zeros(3, 3, *IMAGE), batch_of_masks(), use_masks, soft, torch.float64
         )
         for soft in (True, False)
@@ -157,7 +157,7 @@ def test_soft_mask_regions_are_averages_over_the_pixels_of_the_finest_level(leve
         sample([[1, 1, 30, 30]] * len(x), [0] * len(x), (*size, 3), BitmapMasks(x, *size))
         for x, size in zip(masks, sizes, strict=True)
     ]
-    objects = LabelledObjects.from_samples(torch.zeros(3, 3, 64, 96), batch, True, True)
+    objects = LabelledObjects(torch.zeros(3, 3, 64, 96), batch, True, True)
     for level, found in zip(levels, objects.regions(levels), strict=True):
         context, regions = found.maps[:, :1], found.maps[:, 1:]
         assert regions.dtype == torch.float32
@@ -272,7 +272,7 @@ def test_boxes_that_are_not_axis_aligned_are_refused(boxes):
     with pytest.raises(
         ConfigError, match=r'boxes of shape \(.*\); accepted: axis-aligned .*x1, y1, x2, y2'
     ):
-        LabelledObjects.from_samples(torch.zeros(1, 3, *IMAGE), [data_sample], False, True)
+        LabelledObjects(torch.zeros(1, 3, *IMAGE), [data_sample], False, True)
 
 
 def test_missing_masks_are_named():

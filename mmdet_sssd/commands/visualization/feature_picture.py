@@ -78,7 +78,7 @@ def look_at_features(
     }
     use_masks = getattr(neck, 'use_masks', False)
     soft_regions = getattr(neck, 'soft_regions', False)
-    objects = LabelledObjects.from_samples(inputs, [sample], use_masks, soft_regions)
+    objects = LabelledObjects(inputs, [sample], use_masks, soft_regions)
     (by_student,) = distiller.predict(inputs, fresh_samples([sample]), rescale=False)
     (by_teacher,) = distiller.predict_with_teacher(
         'teacher', inputs, fresh_samples([sample]), rescale=False

@@ -11,8 +11,7 @@ def sum_of_chunks(
 ) -> Tensor:
     """Sum a function of tensors over chunks of their first axis, keeping one map for backward.
 
-    The forward pass computes each chunk's gradient at once, so no more than a chunk's intermediate
-    results exist at a time.
+    The forward pass computes the gradient too, so only a chunk's intermediate results exist at a time.
 
     Args:
         function: Maps a chunk of each tensor to a scalar.
