@@ -102,6 +102,18 @@ def test_all_cells_have_their_own_names_and_known_settings():
     assert len(names) == len({*names.values()})
 
 
+def test_the_list_has_each_cells_ap_and_gain(elsewhere, capsys):
+    lines = [
+        {'cell': {**TINY, 'arm': x}, 'test': dict(mAP=y)}
+        for x, y in (('baseline', 0.3), ('sssd', 0.25))
+    ]
+    where.RESULTS.write_text('\n'.join(map(json.dumps, lines)))
+    cells = [{**TINY, 'arm': x} for x in ('baseline', 'sssd', 'apart')]
+    where.show({where.name_of(x): x for x in cells})
+    rows = [row.split()[:-1] for row in capsys.readouterr().out.splitlines()]
+    assert rows == [['30.0'], ['25.0', '-5.0'], []]
+
+
 def test_gradients_are_by_loss_and_part():
     x, y = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
     losses = dict(

@@ -135,11 +135,13 @@ def finished() -> dict[str, dict]:
 
 
 def show(plan: dict[str, dict]) -> None:
-    """Print each cell's test AP, or that it has none yet."""
-    lines = finished()
-    for name in plan:
-        ap = lines[name]['test'].get('mAP', 0) if name in lines else None  # none without detections
-        print('     ' if ap is None else f'{ap * 100:5.1f}', name)
+    """Print each cell's test AP, if it has one, and its difference to the baseline's."""
+    ap = {name: 100 * x['test'].get('mAP', 0) for name, x in finished().items()}  # 0: no detections
+    for name, cell in plan.items():
+        baseline = name_of({**cell, 'arm': 'baseline'})
+        found = f'{ap[name]:5.1f}' if name in ap else ''
+        gain = f'{ap[name] - ap[baseline]:+5.1f}' if {name, baseline} <= ap.keys() else ''
+        print(f'{found:5} {gain if name != baseline else "":5} {name}')
 
 
 def draw(data: Path) -> None:
