@@ -33,22 +33,7 @@ ROWS = 60  # of the list of operators
 
 @dataclass
 class BenchmarkOptions:
-    """Options of a benchmark.
-
-    Attributes:
-        config: Config of a stock detector or a distiller; its data sets are ignored.
-        arms: Arms as in ``compare``; the others are compared with the first.
-        arms_file: A file with further arms.
-        cfg_options: Changes to the config, by dotted key.
-        shape: Height and width of the images.
-        batch: Images per step.
-        objects: Objects per image.
-        device: Device to train on. None: the GPU if there is one.
-        amp: Whether to use automatic mixed precision.
-        steps: Timed steps per arm.
-        json: File for the results.
-        profile: Folder for a trace and the operators of each arm.
-    """
+    """The command line of ``benchmark``; see its help. The data sets of ``config`` are ignored."""
 
     config: str
     arms: list[str] = field(default_factory=lambda: ['baseline', 'config'])
@@ -164,7 +149,7 @@ def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> No
         with profile() as found, Parts(trainee.model):
             trainee.step()
         found.export_chrome_trace(str(folder / f'{name}.trace.json'))
-        key = 'self_cuda_time_total' if trainee.device.type == 'cuda' else 'self_cpu_time_total'
+        key = 'self_device_time_total' if trainee.device.type == 'cuda' else 'self_cpu_time_total'
         text = found.key_averages().table(sort_by=key, row_limit=ROWS)
         (folder / f'{name}.operators.txt').write_text(text, encoding='utf-8')
     console.print(f'traces and operators: {folder}', highlight=False)
@@ -173,16 +158,12 @@ def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> No
 def _conditions(options: BenchmarkOptions) -> dict[str, Any]:
     """Describe what was measured, and on which machine."""
     device = torch.device(options.device)
-    on_gpu = device.type == 'cuda'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor()
+    given = ('config', 'cfg_options', 'batch', 'objects', 'amp', 'steps')
     return {
-        'config': options.config,
-        'cfg_options': options.cfg_options,
+        **{key: getattr(options, key) for key in given},
         'shape': list(options.shape),
-        'batch': options.batch,
-        'objects': options.objects,
-        'amp': options.amp,
-        'steps': options.steps,
-        'device': torch.cuda.get_device_name(device) if on_gpu else platform.processor() or 'CPU',
+        'device': name or 'CPU',
         'threads': torch.get_num_threads(),
         'load_average': os.getloadavg()[0],
         'torch': torch.__version__,

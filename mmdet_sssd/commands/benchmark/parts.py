@@ -8,7 +8,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 from torch.autograd.profiler import record_function
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ...models import Distiller
 
@@ -29,7 +29,6 @@ BACKBONE, NECK, HEAD, TEACHER, ADAPTER, LOSS, SECOND_HEAD, BACKWARD, OTHER = PAR
 does between its parts."""
 
 LABEL = 'part: '
-aten = torch.ops.aten
 
 
 def _conv_backward_flops(grad: Any, x: Any, weight: Any, *settings: Any, **_: Any) -> int:
@@ -38,28 +37,12 @@ def _conv_backward_flops(grad: Any, x: Any, weight: Any, *settings: Any, **_: An
     return conv_flop_count(x, weight, grad, transposed) * sum(needed[:2])
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward_flops(
-    _: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any
-) -> int:
-    """Count five products for two in the forward pass, as torch does on a GPU."""
-    return sdpa_flop_count(query, key, value) * 5 // 2
-
-
 def flop_counter() -> FlopCounterMode:
     """Make torch's counter of the operations of convolutions and matrix products.
 
     It ignores element-wise operations, and mmcv's RoI and deformable ones.
     """
-    attention = aten._scaled_dot_product_flash_attention_for_cpu
-    formulas = {
-        aten.convolution_backward: _conv_backward_flops,
-        attention: _attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    }
+    formulas = {torch.ops.aten.convolution_backward: _conv_backward_flops}
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 

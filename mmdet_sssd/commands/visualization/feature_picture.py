@@ -98,9 +98,9 @@ def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float 
     """Draw a grid with one row per feature level.
 
     The first column shows the image with its labels, the student's predictions and the teacher's;
-    the next ones the four maps with the labelled boxes, on one colour scale per row; the last one
-    the regions onto which the teacher paints the objects. (mmengine's ``draw_featmap`` stretches each
-    map to its own range, so maps could not be compared.)
+    the next ones the four maps with the labelled boxes, on one colour scale per row (mmengine's
+    ``draw_featmap`` stretches each map to its own range); the last one the regions onto which the
+    teacher paints the objects.
 
     Args:
         features: The result of :func:`look_at_features`.
