@@ -10,7 +10,7 @@ if not (sys.argv[0] == '-m' and __name__ in sys.orig_argv):
 
     check_environment()
 
-    from . import checkpoints, checks, hooks, models, optimizers, runs
+    from . import checkpoints, checks, hooks, models, optimizers, recipes, runs
     from .errors import ConfigError
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     'hooks',
     'models',
     'optimizers',
+    'recipes',
     'runs',
 ]

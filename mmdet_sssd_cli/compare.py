@@ -41,10 +41,9 @@ WHAT_IS_COMPARED = (
         '--arms',
         type=ListType(),
         help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
-        'gentle, sssd, sssd_paper, lgd, sssd_channel, sssd_all, sssd_fixed, sssd_no_phases, '
-        'baseline_longer; any with changes, as in sssd+distill_coef=3, or baseline+stretch=1.2 (a '
-        'longer schedule).  [default: baseline,config; with --sweep baseline; with --report-only all '
-        'that have results]',
+        'the recipes gentle, paper and lgd, baseline_longer; any with changes, as in '
+        'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
+        'baseline,config; with --sweep baseline; with --report-only all that have results]',
     ),
     click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
     click.option(
@@ -55,7 +54,7 @@ WHAT_IS_COMPARED = (
         help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
     ),
     click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value.'),
-    click.option('--sweep-arm', default='sssd', show_default=True, help='The arm to vary.'),
+    click.option('--sweep-arm', default='paper', show_default=True, help='The arm to vary.'),
 )
 HOW_IT_IS_RUN = (
     click.option(

@@ -7,63 +7,9 @@ import click
 
 from .config_names import ConfigType
 from .group import Command
-from .parameters import ListType, add_options, config_argument
+from .parameters import ListType, config_argument
 
-LOSSES = ('JSDistanceLoss', 'NormedMSELoss', 'SSIMLoss')
-DIMS = ('spatial', 'channel', 'all')
-RECIPES = ('gentle', 'paper')
-POLICIES = ('step', 'inverse_lr', 'constant')
-
-
-_DISTILLATION = (  # for `model` and the hooks
-    click.option(
-        '--recipe',
-        type=click.Choice(RECIPES),
-        default='gentle',
-        show_default=True,
-        help="gentle: distilling pulls 1/4 as hard as the detection loss, leaves the head's "
-        'classification branches alone, takes the cheapest settings, and ends after half of the run; '
-        "paper: SSSD's.",
-    ),
-    click.option('--loss', type=click.Choice(LOSSES), help='Distillation loss.'),
-    click.option('--dim', type=click.Choice(DIMS), help="Axis of the loss's distributions."),
-    click.option('--tau', type=float, help="The loss's temperature.  [default: 1]"),
-    click.option(
-        '--distill-coef',
-        type=float,
-        help="λ, fixed but for --policy.  [default: balanced; in the paper's recipe the loss's, "
-        'JSDistanceLoss: 10]',
-    ),
-    click.option('--policy', type=click.Choice(POLICIES), help='How λ follows the learning rate.'),
-    click.option('--factor', type=float, help='Factor of λ per step.  [default: 2]'),
-    click.option('--max-decays', type=int, help='Number of steps; -1: no limit.  [default: 1]'),
-    click.option(
-        '--context-box/--no-context-box',
-        default=None,
-        help='Add an object to each image that covers it.  [default: on]',
-    ),
-    click.option(
-        '--detach-appearance/--no-detach-appearance',
-        default=None,
-        help="Stop the teacher's gradients before neck and backbone.  [default: on if two-stage]",
-    ),
-    click.option(
-        '--masks',
-        is_flag=True,
-        help='Use instance masks as regions; the pipelines then load them.',
-    ),
-    click.option(
-        '--economy',
-        is_flag=True,
-        help='Cheapest settings, as in the gentle recipe: a step takes about 1.2 times as long as in '
-        'stock, not 2 times.',
-    ),
-    click.option(
-        '--from-scratch',
-        is_flag=True,
-        help="For random initial weights: the paper's recipe then never freezes the backbone.",
-    ),
-)
+RECIPES = ('gentle', 'paper', 'lgd')
 
 
 @click.command(cls=Command)
@@ -71,7 +17,18 @@ _DISTILLATION = (  # for `model` and the hooks
 @click.option('--out', type=Path, required=True, help='Config file to write.')
 @click.option('--force', is_flag=True, help='Replace an existing --out.')
 @click.option('--no-build', is_flag=True, help='Write the config without building the model.')
-@add_options(*_DISTILLATION)
+@click.option(
+    '--recipe',
+    type=click.Choice(RECIPES),
+    default='gentle',
+    show_default=True,
+    help='gentle: distilling pulls 1/4 as hard as the detection loss, leaves what ranks boxes alone, '
+    "takes the cheapest settings, and ends after half of the run; paper: SSSD's; lgd: LGD's.",
+)
+@click.option('--explicit', is_flag=True, help="Write all of the recipe's settings out.")
+@click.option(
+    '--masks', is_flag=True, help='Use instance masks as regions; the pipelines then load them.'
+)
 @click.option('--data-root', help='Folder of your own data set, in COCO format.')
 @click.option('--train-ann', help='Training annotation file in --data-root.')
 @click.option('--val-ann', help='Annotation file in --data-root for validation and test.')
@@ -83,7 +40,7 @@ _DISTILLATION = (  # for `model` and the hooks
     metavar='NAME,NAME,…',
     help='Class names.  [default: with --data-root or --train-ann those of the annotation file]',
 )
-def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **options: Any) -> None:
+def wrap(config: str, out: Path, force: bool, no_build: bool, **options: Any) -> None:
     """Write a config that distills a stock config's detector.
 
     It inherits the stock config and has only what differs.
@@ -99,8 +56,7 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, masks: bool, **opt
 
     if out.exists() and not force:
         raise ConfigError(f'--out {out} exists already; --force replaces it')
-    wrapping = WrappingOptions(**options, masks=masks or None)
-    notes = write_wrapped_config(config, out, wrapping, not no_build)
+    notes = write_wrapped_config(config, out, WrappingOptions(**options), not no_build)
     click.echo(f'{out} distills {config}; check it on its data: mmdet-sssd dry-run {out}')
     for note in notes:
         click.echo(f'note: {note}')

@@ -68,7 +68,7 @@ def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
     Examples:
       mmdet-sssd benchmark mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
       mmdet-sssd benchmark my_config.py --shape 640 640 --batch 8 --amp --json costs.json
-      mmdet-sssd benchmark my_config.py --arms baseline,sssd,sssd+dim=channel --profile trace
+      mmdet-sssd benchmark my_config.py --arms baseline,paper,paper+dim=channel --profile trace
     """
     from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, run_benchmark
 

@@ -222,9 +222,9 @@ def test_coco_configs_have_the_papers_settings(path):
     assert drops.milestones == ([210_000, 250_000] if longer else [120_000, 160_000])
     hooks = cfg.default_hooks
     last = 'x101' in path.stem or 'fcos_r101-dcn' in path.stem
-    assert round(hooks.detach_student.first * run, 6) == 30_000
-    assert round(hooks.detach_student.last * run, 6) == last * 50_000
-    assert round(hooks.freeze_backbone.first * run, 6) == 20_000
+    phases = {k: round(v * run, 6) for k, v in hooks.phases.items() if k != 'type'}
+    expected = dict(detach_student=30_000, freeze_backbone=20_000)
+    assert phases == expected | (dict(detach_last=50_000) if last else {})
     assert hooks.distill_coef.max_decays == 1
     checkpoint = hooks.checkpoint
     assert (checkpoint.by_epoch, checkpoint.interval, checkpoint.max_keep_ckpts) == (
@@ -258,7 +258,7 @@ def test_teachers_are_of_mmdet_s_zoo_and_fit_their_students(path):
         assert teacher.bbox_head == student.bbox_head
     terms = [*cfg.model.terms, *['distill'] * (cfg.model.type == 'SSSDDistiller')]
     for hook in cfg.default_hooks.values():
-        if hook.type in ('AdaptiveDistillCoefHook', 'DetachStudentHook'):
+        if hook.type == 'AdaptiveDistillCoefHook':
             assert hook.get('term', 'distill') in terms
 
 
@@ -373,14 +373,7 @@ def test_the_config_of_the_readme_builds(tmp_path):
     assert build(cfg).teachers['teacher'].neck.num_classes == 80
     stock = re.search(r"_base_ = '(.*?)'", text)[1]
     write_wrapped_config(stock, tmp_path / 'wrapped.py', build=False)
-    wrapped = Config.fromfile(tmp_path / 'wrapped.py')
-    assert cfg.model == wrapped.model
-    distilling = wrapped.default_hooks.keys() & cfg.default_hooks.keys()
-    assert {'distill_coef', 'detach_student', 'teacher_schedule'} <= distilling
-    wrapped.default_hooks.distill_coef.pop('max_decays')
-    assert all(
-        cfg.default_hooks[x] == wrapped.default_hooks[x] for x in distilling - {'checkpoint'}
-    )
+    assert text == (tmp_path / 'wrapped.py').read_text()
 
 
 def test_the_pretrained_teacher_of_the_tutorial_builds(tmp_path):

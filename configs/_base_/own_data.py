@@ -8,9 +8,9 @@
 #   SSSD_IMAGE_SCALE  longest x shortest side that images are resized to, keeping their ratio
 _base_ = []  # lets mmengine read a config that imports
 
-import os  # noqa: E402
+import os
 
-from mmdet_sssd.datasets import (  # noqa: E402
+from mmdet_sssd.datasets import (
     check_variable_names,
     positive_integers,
     read_coco_summary,

@@ -14,7 +14,7 @@ iter_param_scheduler = [
     ),
 ]
 iter_sampler = dict(type='InfiniteSampler', shuffle=True)
-iter_checkpoint = dict(by_epoch=False, interval=10000, max_keep_ckpts=3)
+iter_checkpoint = dict(type='SafeCheckpointHook', by_epoch=False, interval=10000, max_keep_ckpts=3)
 iter_log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
 value_clipping = dict(type='value', clip_value=1.0)
 # Multi-scale training: shorter side 640 to 800 in steps of 32, longest 1333.

@@ -11,9 +11,10 @@ _base_ = [
     '../_base_/own_teacher.py',
 ]
 
-import math  # noqa: E402
+import math
 
-from mmdet_sssd.datasets import positive_integers, read_coco_summary  # noqa: E402
+from mmdet_sssd.datasets import positive_integers, read_coco_summary
+from mmdet_sssd.recipes import run
 
 unlabelled_ann = '{{$SSSD_UNLABELLED_ANN:annotations/unlabelled.json}}'
 unlabelled_img = '{{$SSSD_UNLABELLED_IMG:images}}'
@@ -84,6 +85,8 @@ param_scheduler = [
         gamma=0.1,
     ),
 ]
-_base_.distiller_hooks.checkpoint.update(by_epoch=False, interval=epoch_iters)
-default_hooks = _base_.distiller_hooks
+default_hooks = dict(
+    run.hooks,
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=epoch_iters),
+)
 log_processor = dict(by_epoch=False)

@@ -1,7 +1,10 @@
-# The same with self-distillation. The backbone starts from random weights, so it trains from the
-# first iteration.
-_base_ = ['./retinanet_r18-small_own-data.py', '../_base_/sssd.py']
+# The same with self-distillation. The backbone starts from random weights, so it is never frozen.
+_base_ = ['./retinanet_r18-small_own-data.py', '../_base_/distiller.py']
 
-model = dict(_delete_=True, type='SSSDDistiller', student=_base_.model)
-_base_.sssd_hooks.pop('freeze_backbone')
-default_hooks = _base_.sssd_hooks
+from mmdet_sssd.recipes import paper
+
+model = dict(paper.model, _delete_=True, student=_base_.model)
+default_hooks = dict(
+    paper.hooks,
+    phases=dict(type='DistillPhasesHook', detach_student=1 / 6),
+)

@@ -5,6 +5,8 @@ _base_ = [
     '../_base_/own_teacher.py',
 ]
 
+from mmdet_sssd.recipes import run
+
 model = dict(
     _delete_=True,
     type='Distiller',
@@ -12,4 +14,4 @@ model = dict(
     teachers=dict(pretrained=_base_.own_teacher),
     terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
-default_hooks = _base_.distiller_hooks
+default_hooks = run.hooks

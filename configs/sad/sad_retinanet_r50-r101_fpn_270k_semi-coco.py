@@ -12,6 +12,8 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
+from mmdet_sssd.recipes import run
+
 model = dict(
     _delete_=True,
     type='SemiDistiller',
@@ -44,8 +46,7 @@ train_dataloader = dict(
     dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
 )
 
-_base_.distiller_hooks.checkpoint.update(_base_.iter_checkpoint)
-default_hooks = _base_.distiller_hooks
+default_hooks = dict(run.hooks, checkpoint=_base_.iter_checkpoint)
 
 train_cfg = _base_.iter_train_cfg
 val_cfg = dict(type='ValLoop')

@@ -5,6 +5,8 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
+from mmdet_sssd.recipes import run
+
 model = dict(
     _delete_=True,
     type='Distiller',
@@ -12,8 +14,7 @@ model = dict(
     teachers=dict(pretrained=_base_.retinanet_r101),
     terms=dict(adl=dict(type='LogitTerm')),
 )
-_base_.distiller_hooks.checkpoint.update(_base_.iter_checkpoint)
-default_hooks = _base_.distiller_hooks
+default_hooks = dict(run.hooks, checkpoint=_base_.iter_checkpoint)
 
 # Shorter side 600 pixels, longest 1000.
 _base_.train_dataloader.dataset.pipeline[2].scale = (1000, 600)

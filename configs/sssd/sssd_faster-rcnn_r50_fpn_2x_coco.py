@@ -1,17 +1,18 @@
 _base_ = [
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     '../_base_/schedule_180k.py',
-    '../_base_/sssd.py',
+    '../_base_/distiller.py',
 ]
 
+from mmdet_sssd.recipes import paper
+
 model = dict(
+    paper.model,
     _delete_=True,
-    type='SSSDDistiller',
     student=_base_.model,
     teacher=dict(add_context_box=False, detach_appearance=True),
 )
-_base_.sssd_hooks.checkpoint.update(_base_.iter_checkpoint)
-default_hooks = _base_.sssd_hooks
+default_hooks = dict(paper.hooks, checkpoint=_base_.iter_checkpoint)
 
 train_cfg = dict(_delete_=True, **_base_.iter_train_cfg)
 train_dataloader = dict(sampler=_base_.iter_sampler)

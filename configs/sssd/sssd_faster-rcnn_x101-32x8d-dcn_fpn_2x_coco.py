@@ -6,4 +6,4 @@ model = dict(
         backbone=_base_.x101_32x8d,
     )
 )
-default_hooks = dict(detach_student=dict(last=50 / 180))
+default_hooks = dict(phases=dict(detach_last=50 / 180))

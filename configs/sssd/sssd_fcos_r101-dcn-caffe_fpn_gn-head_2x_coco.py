@@ -1,4 +1,4 @@
 _base_ = './sssd_fcos_r101-caffe_fpn_gn-head_2x_coco.py'
 
 model = dict(student=dict(backbone=_base_.dcn))
-default_hooks = dict(detach_student=dict(last=50 / 180))
+default_hooks = dict(phases=dict(detach_last=50 / 180))

@@ -1,19 +1,23 @@
 _base_ = [
     'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
     '../_base_/schedule_270k.py',
-    '../_base_/sssd.py',
+    '../_base_/distiller.py',
 ]
 
+from mmdet_sssd.recipes import paper
+
 model = dict(
+    paper.model,
     _delete_=True,
-    type='SSSDDistiller',
     student=_base_.model,
     teacher=dict(add_context_box=False, detach_appearance=True, use_masks=True),
 )
-_base_.sssd_hooks.checkpoint.update(_base_.iter_checkpoint)
-_base_.sssd_hooks.detach_student.update(first=30 / 270)  # as many iterations as in 2x
-_base_.sssd_hooks.freeze_backbone.update(first=20 / 270)
-default_hooks = _base_.sssd_hooks
+default_hooks = dict(
+    paper.hooks,
+    checkpoint=_base_.iter_checkpoint,
+    # as many iterations as in 2x
+    phases=dict(type='DistillPhasesHook', detach_student=30 / 270, freeze_backbone=20 / 270),
+)
 
 train_cfg = dict(_delete_=True, **_base_.iter_train_cfg)
 _base_.ms_train_pipeline[1].update(with_mask=True)

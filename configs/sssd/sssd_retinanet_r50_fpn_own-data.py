@@ -4,22 +4,17 @@ _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
     '../_base_/own_data.py',
-    '../_base_/sssd.py',
+    '../_base_/distiller.py',
 ]
 
+from mmdet_sssd.recipes import gentle
+
 _base_.model.bbox_head.num_classes = _base_.num_classes
-model = dict(
-    _delete_=True,
-    type='SSSDDistiller',
-    student=_base_.model,
-    teacher_head_grad=dict(cls=0),
-    economy=True,
+model = dict(gentle.model, _delete_=True, student=_base_.model)
+default_hooks = dict(
+    gentle.hooks,
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=2, save_best='coco/bbox_mAP'),
 )
-_base_.sssd_hooks.pop('freeze_backbone')
-_base_.sssd_hooks.distill_coef.update(ratio=0.25)  # pulls 1/4 as hard as the detection loss
-_base_.sssd_hooks.teacher_schedule = dict(type='TeacherScheduleHook', until=0.5)
-_base_.sssd_hooks.checkpoint.update(max_keep_ckpts=2, save_best='coco/bbox_mAP')
-default_hooks = _base_.sssd_hooks
 
 optim_wrapper = dict(
     type='OptimWrapper',

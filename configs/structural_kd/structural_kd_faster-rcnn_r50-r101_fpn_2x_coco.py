@@ -4,6 +4,8 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
+from mmdet_sssd.recipes import run
+
 model = dict(
     _delete_=True,
     type='Distiller',
@@ -11,4 +13,4 @@ model = dict(
     teachers=dict(pretrained=_base_.faster_rcnn_r101),
     terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
-default_hooks = _base_.distiller_hooks
+default_hooks = run.hooks

@@ -26,7 +26,7 @@ from ..models.student import deployed_model
 from ..runs import AtomicLocalBackend, check_finite, load_from_local
 
 PREFIX = 'student.'
-BASE_SETTINGS = ('distiller_hooks', 'sssd_hooks', 'own_teacher')  # of configs/_base_
+BASE_SETTINGS = ('own_teacher',)  # of configs/_base_
 
 
 def export_student(

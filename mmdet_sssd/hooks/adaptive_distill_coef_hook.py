@@ -23,39 +23,33 @@ class AdaptiveDistillCoefHook(Hook):
     highest so far, as in warm-up, λ is the model's ``distill_coef``, λ₀. Then:
 
     - ``policy='step'``: λ = λ₀ · ``factor``\ :sup:`k` after the k-th decay. A decay is a fall of the
-      rate to ``decay_ratio`` of its value after the previous decay, or below: each drop of a
-      multi-step schedule, each halving of a smooth one. It is undone when the rate rises above that
-      value again (restarts).
-    - ``policy='inverse_lr'``: λ = λ₀ · (highest lr / lr)\ :sup:`power`.
+      rate to half of its value after the previous decay, or below: each drop of a multi-step
+      schedule, each halving of a smooth one. It is undone when the rate rises above that value again
+      (restarts).
+    - ``policy='inverse_lr'``: λ = λ₀ · highest lr / lr.
     - ``policy='constant'``: λ = λ₀.
 
-    λ never exceeds λ₀ · ``max_scale``. It is logged as ``NAME_coef`` with the term's name, for
+    λ never exceeds 10 λ₀. It is logged as ``NAME_coef`` with the term's name, for
     ``SSSDDistiller`` as ``distill_coef``. A resumed run continues with the same λ. Of several
     parameter groups, the student's with the highest rate counts. Each term can have its own hook.
 
     With ``ratio``, λ₀ needs no tuning: it keeps the norm of the gradient that the term, weighed by λ₀,
     sends into the student's features at ``ratio`` times the norm of the student's own losses'
     gradient, on the feature levels that the term's gradient reaches. Training steps measure both
-    without an extra backward pass; the next measurement follows min(n, ``interval``) iterations after
-    the n-th, and λ₀ follows their running mean. Until the first one, λ₀ is ``distill_coef``. While the
-    term does not train the student, λ₀ stays; norms that are zero or not finite do not count.
-    Gradients of a term on logits, through the student's head, count as the student's own. The final λ
-    is logged.
+    without an extra backward pass; the next measurement follows min(n, 20) iterations after the n-th,
+    and λ₀ follows their running mean, within a factor of 1000 of ``distill_coef``, which it is until
+    the first one. While the term does not train the student, λ₀ stays; norms that are zero or not
+    finite do not count. Gradients of a term on logits, through the student's head, count as the
+    student's own. The final λ is logged.
 
     Args:
         policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
         factor: Factor of λ at each decay, > 0. Defaults to 2.
-        max_decays: Number of decays that change λ, None for no limit; 1 in the paper. Defaults to
-            None.
-        decay_ratio: Relative rate that counts as a decay, in (0, 1). Defaults to 0.5.
-        power: Exponent of ``'inverse_lr'``, > 0. Defaults to 1.
-        max_scale: Highest λ / λ₀, >= 1. Defaults to 10.
+        max_decays: Number of decays that change λ, None for no limit. Defaults to 1, as in the paper.
         term: Name of the term. Defaults to ``'distill'``, that of ``SSSDDistiller``.
         ratio: Norm of the gradient that the term, λ₀ included, sends into the student's features,
             relative to that of the student's own losses, > 0. None, the default: λ₀ is
             ``distill_coef``.
-        interval: Most iterations between two measurements, >= 1. Defaults to 20.
-        max_change: Largest factor between λ₀ and ``distill_coef``, up or down, >= 1. Defaults to 1000.
 
     Raises:
         ConfigError: if an argument is out of range or the model has no such term; with ``ratio``, also
@@ -66,20 +60,19 @@ class AdaptiveDistillCoefHook(Hook):
     """
 
     POLICIES = ('step', 'inverse_lr', 'constant')
+    DECAY = 0.5  # relative rate that counts as a decay
+    MAX_SCALE = 10.0  # highest λ / λ₀
     SHARE = 0.1  # of the newest measurement in the running mean, at least
+    INTERVAL = 20  # most iterations between two measurements
+    MAX_CHANGE = 1000.0  # largest factor between λ₀ and distill_coef, up or down
 
     def __init__(
         self,
         policy: str = 'step',
         factor: float = 2.0,
-        max_decays: int | None = None,
-        decay_ratio: float = 0.5,
-        power: float = 1.0,
-        max_scale: float = 10.0,
+        max_decays: int | None = 1,
         term: str = 'distill',
         ratio: float | None = None,
-        interval: int = 20,
-        max_change: float = 1000.0,
     ) -> None:
         with within(type(self).__name__):
             check('policy', policy, policy in self.POLICIES, ', '.join(self.POLICIES))
@@ -90,26 +83,15 @@ class AdaptiveDistillCoefHook(Hook):
                 max_decays is None or max_decays >= 0,
                 '0 or more, or None',
             )
-            check('decay_ratio', decay_ratio, 0 < decay_ratio < 1, 'a number between 0 and 1')
-            check('power', power, is_number(power) and power > 0, 'a number > 0')
-            check('max_scale', max_scale, is_number(max_scale, least=1), 'a number >= 1')
             accepted = ratio is None or (is_number(ratio) and ratio > 0)
             check('ratio', ratio, accepted, 'a number > 0, or None')
-            accepted = isinstance(interval, int) and interval >= 1
-            check('interval', interval, accepted, 'a whole number >= 1')
-            check('max_change', max_change, is_number(max_change, least=1), 'a number >= 1')
         self.policy = policy
         self.factor = factor
         self.max_decays = math.inf if max_decays is None else max_decays
-        self.decay_ratio = decay_ratio
-        self.power = power
-        self.max_scale = max_scale
         self.term = term
         self.state_key = f'adaptive_distill_coef.{term}'
         self.references: list[float] = []  # highest rate, then the rate after each decay
         self.ratio = ratio
-        self.interval = interval
-        self.max_change = max_change
         self.mean_log = 0.0  # mean log of the λ with which both gradients have equal norms
         self.num_measured = 0
         self.wait = 0  # iterations before the next measurement
@@ -174,7 +156,7 @@ class AdaptiveDistillCoefHook(Hook):
             runner.logger.info(
                 f'Term {self.term}: λ ended at {self.last_used:.4g} '
                 f'(ratio {self.ratio:g}, {self.num_measured} measurements'
-                f'{", limited by max_change" if is_limited else ""}).'
+                f'{", limited" if is_limited else ""}).'
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -214,7 +196,7 @@ class AdaptiveDistillCoefHook(Hook):
             return
         of_term, of_student = norms
         self.num_measured += 1
-        self.wait = min(self.num_measured, self.interval)
+        self.wait = min(self.num_measured, self.INTERVAL)
         found = math.log(of_student / of_term * self.owner.distill_coef)
         self.mean_log += (found - self.mean_log) * max(1 / self.num_measured, self.SHARE)
 
@@ -223,8 +205,8 @@ class AdaptiveDistillCoefHook(Hook):
         return self.ratio * math.exp(self.mean_log) if self.num_measured else self.base_coef
 
     def _bounded(self) -> float:
-        """Bound λ₀ to ``max_change`` times ``distill_coef``, up and down."""
-        least, most = self.base_coef / self.max_change, self.base_coef * self.max_change
+        """Bound λ₀ to 1000 times ``distill_coef``, up and down."""
+        least, most = self.base_coef / self.MAX_CHANGE, self.base_coef * self.MAX_CHANGE
         return min(max(self._balanced(), least), most)
 
     def _scale(self) -> float:
@@ -239,14 +221,14 @@ class AdaptiveDistillCoefHook(Hook):
             self.references.append(lr)
         if self.policy == 'step':
             num_decays = min(len(self.references) - 1, self.max_decays)
-            return min(self.factor**num_decays, self.max_scale)
+            return min(self.factor**num_decays, self.MAX_SCALE)
         if self.policy == 'inverse_lr':
             ratio = self.references[0] / lr if lr else math.inf
-            return min(ratio**self.power, self.max_scale)
+            return min(ratio, self.MAX_SCALE)
         return 1.0
 
     def _is_decay(self, lr: float, reference: float) -> bool:
-        return lr < reference and lr <= self.decay_ratio * reference * (1 + 1e-6)
+        return lr < reference and lr <= self.DECAY * reference * (1 + 1e-6)
 
 
 def _may_decay(runner: Runner) -> bool:

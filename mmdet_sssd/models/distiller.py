@@ -14,11 +14,9 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
-from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import ModuleDict
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..errors import ConfigError, within
 from .building import build_part, is_config_of
@@ -199,21 +197,7 @@ class Distiller(BaseDetector):
         add_losses(losses, teacher_losses, 'teachers', self.teachers)
         term_losses = self._term_losses(outputs, teacher_outputs, batch_inputs, samples)
         add_losses(losses, term_losses, 'terms', self.terms)
-        if idle := self._idle_parameters():
-            losses['loss_idle'] = torch.stack([x.view(-1)[0] for x in idle]).sum() * 0
         return losses
-
-    def _idle_parameters(self) -> list[Parameter]:
-        """List the parameters that this step does not use, where DDP waits for their gradients.
-
-        They get zero gradients, which ``TeacherScheduleHook`` drops before the optimizer's step.
-        """
-        if not is_distributed():
-            return []
-        idle = {name for name, x in self.teachers.items() if not x.active}
-        parts = [self.teachers[name] for name in idle]
-        parts += [term for term in self.terms.values() if term.teacher in idle]
-        return [x for part in parts for x in part.parameters() if x.requires_grad]
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
         """Predict with the student's ``predict``."""

@@ -1,3 +1,5 @@
+from typing import Any
+
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 
@@ -7,12 +9,6 @@ from .distiller import Distiller
 from .weights_by_name import Weights
 
 TEACHER, TERM = 'teacher', 'distill'
-ECONOMY = dict(
-    start_level=1,
-    adapter=dict(num_convs=1, kernel_size=1),
-    teacher=dict(refine_convs=1),
-)
-"""The settings of ``economy=True``."""
 TEACHER_KEYS = dict(
     neck='model.teacher',
     loss_weight='model.teacher_loss_weight',
@@ -50,7 +46,8 @@ class SSSDDistiller(Distiller):
     Args:
         student: As in :class:`Distiller`.
         teacher: Config of the teacher's neck; ``type`` defaults to ``'LabelEncoderTeacher'``,
-            ``in_channels`` and ``num_classes`` to the student's.
+            ``in_channels`` and ``num_classes`` to the student's, ``detach_appearance`` to True for
+            two-stage students, as in the papers.
         adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` to
             the student's.
         distill_loss: Config of a ``FeatureLoss`` between the feature levels; ``type`` defaults to
@@ -64,7 +61,8 @@ class SSSDDistiller(Distiller):
             parameter, such as ``dict(cls=0)``; see :class:`~mmdet_sssd.models.ImplicitTeacher`.
             Defaults to 1.
         start_level: Index of the first distilled feature level; 1 skips the finest. See
-            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1.
+            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1
+            if there are levels of several sizes.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment; see
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
         economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
@@ -99,21 +97,22 @@ class SSSDDistiller(Distiller):
     ) -> None:
         _check_not_taken('teachers', teachers, TEACHER)
         _check_not_taken('terms', terms, TERM)
-        cheapest = ECONOMY if economy else {}
-        if start_level is None:
-            start_level = cheapest.get('start_level', 0)
+        neck_defaults = dict(refine_convs=1) if economy else {}
+        if isinstance(student, dict) and 'roi_head' in student:
+            neck_defaults['detach_appearance'] = True
+        adapter_defaults = dict(num_convs=1, kernel_size=1) if economy else {}
         implicit = dict(
             type='ImplicitTeacher',
-            neck=_with_defaults('teacher', teacher, 'LabelEncoderTeacher', cheapest),
+            neck=_with_defaults('teacher', teacher, 'LabelEncoderTeacher', neck_defaults),
             loss_weight=teacher_loss_weight,
             head_grad=teacher_head_grad,
-            start_level=start_level,
+            start_level=0 if start_level is None and not economy else start_level,
             reuse_assignment=reuse_assignment,
         )
         term = dict(
             type='FeatureTerm',
             teacher=TEACHER,
-            adapter=_with_defaults('adapter', adapter, 'FeatureAdapter', cheapest),
+            adapter=_with_defaults('adapter', adapter, 'FeatureAdapter', adapter_defaults),
             distill_loss=completed('model.distill_loss', distill_loss, type='JSDistanceLoss'),
             distill_coef=distill_coef,
             normalize=True,
@@ -143,9 +142,8 @@ def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str)
 
 
 def _with_defaults(
-    key: str, config: OptConfigType, default_type: str, cheapest: dict[str, dict]
+    key: str, config: OptConfigType, default_type: str, defaults: dict[str, Any]
 ) -> ConfigType:
-    """Complete a part's config; the cheapest settings only fit the default type."""
+    """Complete a part's config; the defaults only fit the default type."""
     config = completed(f'model.{key}', config, type=default_type)
-    is_default = config_class(config) is MODELS.get(default_type)
-    return {**cheapest[key], **config} if cheapest and is_default else config
+    return {**defaults, **config} if config_class(config) is MODELS.get(default_type) else config

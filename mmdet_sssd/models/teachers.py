@@ -39,7 +39,7 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         needs_head: Whether a term compares head outputs; the distiller sets it.
         is_trained: Whether the teacher is trained.
         loss_weights: Weights of its losses by regular expression.
-        active: Whether the teacher and its terms run; ``TeacherScheduleHook`` sets it.
+        active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
         reuses_assignment: Whether its detection loss reuses the student's label assignment.
         start_level: Index of the first feature level that it makes itself; lower levels are the
             student's.
@@ -168,7 +168,8 @@ class ImplicitTeacher(Teacher):
             Defaults to 1.
         start_level: Index of the first distilled feature level, counted as in FPN. Before it the
             teacher's features are the student's, without gradient, and dense heads do not run again:
-            1 skips the finest level, which costs most. Defaults to 0.
+            1 skips the finest level, which costs most; None does so if levels differ in size. Defaults
+            to 0.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment, as in LGD's
             reference code. Proposals of an R-CNN are always assigned anew. Refused for heads whose
             boxes can be inside out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
@@ -186,11 +187,13 @@ class ImplicitTeacher(Teacher):
         student: BaseDetector,
         neck: OptConfigType = None,
         loss_weight: float | Weights = 1.0,
-        start_level: int = 0,
+        start_level: int | None = 0,
         reuse_assignment: bool = False,
         head_grad: float | Weights = 1.0,
     ) -> None:
         super().__init__(loss_weight)
+        if start_level is None:
+            start_level = _after_the_finest(student)
         check('start_level', start_level, isinstance(start_level, int) and start_level >= 0, LEVEL)
         self.start_level = start_level
         check(
@@ -250,6 +253,15 @@ def _can_invert_boxes(student: BaseDetector) -> bool:
     them; that of another pass does not, and the loss can fall without limit.
     """
     return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
+
+
+def _after_the_finest(student: BaseDetector) -> int:
+    """Find the first level after the finest; a student that only runs on a GPU counts as a pyramid."""
+    try:
+        sizes = {x.shape[2:] for x in probe(student).feats}
+    except ConfigError:
+        return 1
+    return int(len(sizes) > 1)
 
 
 def _count_classes(student: BaseDetector) -> int:

@@ -34,7 +34,7 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
         distill_coef: Current λ.
         teacher: Name of the teacher; the distiller sets it.
         detach_student: Whether the student's outputs are detached, which trains the adapter only;
-            ``DetachStudentHook`` sets it.
+            ``DistillPhasesHook`` sets it.
         is_measured: Whether the term's gradient into the student's features is measured;
             ``AdaptiveDistillCoefHook`` sets it.
         needs_head: Whether the term compares outputs of dense heads.

@@ -31,8 +31,9 @@ ROOT = Path(__file__).parents[2]
 DETECTORS = ('retinanet', 'faster_rcnn', 'mask_rcnn', 'deformable_detr')
 NUM_IMAGES = 2
 CONFIG = """
-_base_ = ['mmdet::_base_/default_runtime.py', '{root}/configs/_base_/sssd.py']
-default_hooks = _base_.sssd_hooks
+_base_ = ['mmdet::_base_/default_runtime.py', '{root}/configs/_base_/distiller.py']
+from mmdet_sssd.recipes import paper
+default_hooks = paper.hooks
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
@@ -211,7 +212,7 @@ def test_exported_config_equals_the_stock_config(data, monkeypatch, method):
 @pytest.mark.parametrize(
     ('changes', 'key', 'expected'),
     [
-        (dict(custom_hooks=[dict(type='mmdet.DetachStudentHook')]), 'custom_hooks', None),
+        (dict(custom_hooks=[dict(type='mmdet.DistillPhasesHook')]), 'custom_hooks', None),
         (
             dict(custom_hooks=[dict(type='EMAHook'), dict(type='RandomStateHook')]),
             'custom_hooks',
@@ -219,7 +220,7 @@ def test_exported_config_equals_the_stock_config(data, monkeypatch, method):
         ),
         (dict(custom_hooks=[]), 'custom_hooks', []),
         (
-            dict(x=dict(type='mmdet_sssd.hooks.phase_hooks.DetachStudentHook', first=0.5)),
+            dict(x=dict(type='mmdet_sssd.hooks.distill_phases_hook.DistillPhasesHook')),
             'x',
             None,
         ),

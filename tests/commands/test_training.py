@@ -85,9 +85,9 @@ def data(tmp_path, monkeypatch):
             'the config has no train_dataloader.datset; did you mean dataset? (a new one needs ',
         ),
         (
-            ['default_hooks.teacher_schedule.until=0.5'],
-            'the config has no default_hooks.teacher_schedule (a new one needs '
-            'default_hooks.teacher_schedule.type)',
+            ['default_hooks.phase.teacher_until=0.5'],
+            'the config has no default_hooks.phase; did you mean phases? (a new one needs '
+            'default_hooks.phase.type)',
         ),
         (
             ['max_epochs=2'],

@@ -20,7 +20,7 @@ def ratios(name: str, amp: bool, settings: Settings) -> dict[str, Any]:
         raise Skipped('what mixed precision costs on a CPU says nothing of a GPU')
     options = BenchmarkOptions(
         config_of(name, settings),
-        arms=['baseline', 'sssd'],
+        arms=['baseline', 'paper'],
         shape=(64, 96) if settings.short else (800, 1344),
         device=settings.device,
         amp=amp,
@@ -28,10 +28,10 @@ def ratios(name: str, amp: bool, settings: Settings) -> dict[str, Any]:
         json=settings.out / f'benchmark_{name}{"_amp" if amp else ""}.json',
     )
     arms = run_benchmark(options, Console(file=io.StringIO()))['arms']
-    found = arms['sssd']['ratios']
+    found = arms['paper']['ratios']
     numbers = dict(
         stock_seconds=arms['baseline']['step_time']['median'],
-        distilled_seconds=arms['sssd']['step_time']['median'],
+        distilled_seconds=arms['paper']['step_time']['median'],
         time=found['time'],
         flops=found['flops'],
         stock_mib=arms['baseline']['peak_memory'] / 2**20,

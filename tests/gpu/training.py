@@ -46,7 +46,7 @@ def config_of(name: str, settings: Settings, small: bool = False) -> str:
 def trainee(
     name: str, arm: str, settings: Settings, precision: str = FLOAT32, small: bool = False
 ) -> Trainee:
-    """Build a detector, alone (``'baseline'``) or distilled (``'sssd'``), that learns."""
+    """Build a detector, alone (``'baseline'``) or distilled (``'paper'``), that learns."""
     options = BenchmarkOptions(
         config_of(name, settings, small),
         [arm],
@@ -117,7 +117,7 @@ def steps(name: str, precision: str, settings: Settings) -> dict[str, Any]:
     if settings.on_gpu:
         count = 8 if precision == FLOAT16 else 4  # the loss scale has to come down first
     stock = _of_stock(lambda: finite_steps(trainee(name, 'baseline', settings, precision), count))
-    found = finite_steps(trainee(name, 'sssd', settings, precision), count)
+    found = finite_steps(trainee(name, 'paper', settings, precision), count)
     return dict(stock_loss=stock['first_loss'], **found)
 
 
@@ -125,7 +125,7 @@ def compiled(name: str, settings: Settings) -> dict[str, Any]:
     """Train it compiled as mmengine does, a small one: the time to compile grows with the layers."""
     if not settings.on_gpu:
         raise Skipped('tests/machinery/test_compile.py shows this on a CPU')
-    plain = finite_steps(trainee(name, 'sssd', settings, small=True), 1)
+    plain = finite_steps(trainee(name, 'paper', settings, small=True), 1)
 
     def train(arm: str) -> dict[str, Any]:
         torch._dynamo.reset()
@@ -134,7 +134,7 @@ def compiled(name: str, settings: Settings) -> dict[str, Any]:
         return finite_steps(made, 3)
 
     _of_stock(lambda: train('baseline'))
-    found = train('sssd')
+    found = train('paper')
     error = abs(found['first_loss'] / plain['first_loss'] - 1)
     if error > 0.01:
         raise Wrong(f'the first loss is {error:.1%} from that of the plain step', **found)
@@ -153,7 +153,7 @@ def host_synchronisations(name: str, settings: Settings) -> dict[str, Any]:
     if not settings.on_gpu:
         raise Skipped('there is no GPU to wait for')
     found = {
-        arm: synchronising_places(trainee(name, arm, settings)) for arm in ('baseline', 'sssd')
+        arm: synchronising_places(trainee(name, arm, settings)) for arm in ('baseline', 'paper')
     }
     stock, ours = found.values()
     beyond = {

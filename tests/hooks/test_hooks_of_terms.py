@@ -50,7 +50,7 @@ def run(work_dir, epochs, **kwargs):
         COEF | dict(factor=3.0),
         COEF | dict(term='ssim', factor=0.5),
         COEF | dict(term='js', policy='constant'),
-        dict(type='DetachStudentHook', term='ssim', first=0.5),
+        dict(type='DistillPhasesHook', teacher='large', detach_student=0.5),
         recorder,
     ]
     runner = toy_runner(
@@ -68,8 +68,8 @@ def run(work_dir, epochs, **kwargs):
 
 def test_each_term_has_its_coefficient_and_phase_also_after_a_resume(tmp_path):
     expected = [
-        (2, 5, 1, [False, True, False]),
-        (2, 5, 1, [False, True, False]),
+        (2, 5, 1, [False, True, True]),
+        (2, 5, 1, [False, True, True]),
         (6, 2.5, 1, [False, False, False]),
         (6, 2.5, 1, [False, False, False]),
     ]
@@ -83,30 +83,31 @@ def test_each_term_has_its_coefficient_and_phase_also_after_a_resume(tmp_path):
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
-def test_two_hooks_for_one_coefficient_are_refused(tmp_path, hook):
-    hooks = [dict(type=hook, term='js'), dict(type=hook), dict(type=hook, term='js')]
+def test_two_hooks_for_one_coefficient_are_refused(tmp_path):
+    hooks = [COEF | dict(term='js'), COEF, COEF | dict(term='js')]
     runner = toy_runner(
         tmp_path,
         model=MODEL,
         hooks=hooks,
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
     )
-    with pytest.raises(ConfigError, match=rf"^there are two {hook} with term='js', and each"):
+    with pytest.raises(
+        ConfigError, match=r"^there are two AdaptiveDistillCoefHook with term='js', and each"
+    ):
         runner.train()
 
 
-@pytest.mark.parametrize('hook', ['AdaptiveDistillCoefHook', 'DetachStudentHook'])
 @pytest.mark.parametrize('name', ['x', None, 'ssim.js'])
-def test_a_term_that_is_not_there_is_named(tmp_path, hook, name):
+def test_a_term_that_is_not_there_is_named(tmp_path, name):
     runner = toy_runner(
         tmp_path,
         model=MODEL,
-        hooks=[dict(type=hook, term=name)],
+        hooks=[COEF | dict(term=name)],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
     )
     message = (
-        f'{hook}.term is {name!r}; accepted: the name of one of model.terms: distill, ssim, js'
+        f'AdaptiveDistillCoefHook.term is {name!r}; accepted: the name of one of model.terms: '
+        'distill, ssim, js'
     )
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
         runner.train()

@@ -132,7 +132,7 @@ def test_phases_and_distill_coef_count_iterations_under_accumulation(tmp_path):
     runner = toy_runner(
         tmp_path,
         hooks=[
-            dict(type='FreezeBackboneHook', first=1 / 3),
+            dict(type='DistillPhasesHook', freeze_backbone=1 / 3),
             dict(type='AdaptiveDistillCoefHook'),
             progress,
         ],

@@ -18,8 +18,8 @@ from .work import (
     gradients,
     run_balanced,
     run_phases,
-    run_scheduled,
     run_taught,
+    run_until,
     run_until_signal,
     semi_step,
     synced_statistics,
@@ -202,38 +202,29 @@ def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tm
     assert on_two_processes(chosen_to_resume, *args) == [None, None]
 
 
-def test_a_teacher_at_rest_does_not_hold_up_a_group_of_one(tmp_path, monkeypatch):
+def test_a_group_of_one_does_not_wait_for_a_stopped_teacher(tmp_path, monkeypatch):
     """DDP wraps the model wherever there is a launcher."""
     monkeypatch.setenv('LOCAL_RANK', '0')
     distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        result = run_scheduled(str(tmp_path), dict(every=2))
+        result = run_until(str(tmp_path), 0.5)
     finally:
         distributed.destroy_process_group()
-    assert result['moved'] == [True, False] * 6
+    assert result['moved'] == [True] * 6 + [False] * 6
 
 
-@pytest.mark.parametrize(
-    ('schedule', 'expected', 'is_frozen'),
-    [
-        (dict(every=2), [True, False] * 3, False),
-        (dict(until=0.5), [True] * 3 + [False] * 3, True),
-    ],
-)
-def test_a_teacher_at_rest_holds_nobody_up(
-    on_two_processes, tmp_path, schedule, expected, is_frozen
-):
-    """DDP is not told to look for unused parameters, and nothing moves what is at rest."""
-    whole = on_two_processes(run_scheduled, *[(str(tmp_path), schedule)] * 2)
+def test_processes_do_not_wait_for_a_stopped_teacher(on_two_processes, tmp_path):
+    """DDP is not told to look for unused parameters, and nothing moves what has stopped."""
+    whole = on_two_processes(run_until, *[(str(tmp_path), 0.5)] * 2)
     trained = len([*MODELS.build(TOY_MODEL['student']).parameters()])
     for result in whole:
-        assert result['moved'] == expected
-        assert (result['waited'] == trained) == is_frozen
+        assert result['moved'] == [True] * 3 + [False] * 3
+        assert result['waited'] == trained
         for key, value in whole[0]['weights'].items():
             assert torch.equal(result['weights'][key], value), key
-    args = (str(tmp_path / 'resumed'), schedule, str(tmp_path / 'epoch_1.pth'))
-    for result in on_two_processes(run_scheduled, args, args):
-        assert result['moved'] == expected[3:]
+    args = (str(tmp_path / 'resumed'), 0.5, str(tmp_path / 'epoch_1.pth'))
+    for result in on_two_processes(run_until, args, args):
+        assert result['moved'] == [False] * 3
         for key, value in whole[0]['weights'].items():
             assert torch.equal(result['weights'][key], value), key
 

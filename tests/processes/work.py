@@ -19,7 +19,6 @@ from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.hooks import FreezeBackboneHook
 from mmdet_sssd.runs import SafeCheckpointHook
 
 from ..runs.test_preemption_hook import SIGNALS, make_runner
@@ -179,10 +178,8 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
         Names of parameters that got no gradient, in any step.
     """
     model, optim_wrapper, without = watched(build(name))
-    hook = FreezeBackboneHook()
-    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim_wrapper))
     for first_phase in (True, False):
-        model.module.terms['distill'].detach_student = hook.frozen = first_phase
+        model.module.terms['distill'].detach_student = first_phase
         for count in counts:
             data = demo_mm_inputs(
                 1,
@@ -271,8 +268,7 @@ def run_phases(work_dir, resume_from=None) -> list[tuple]:
         work_dir,
         hooks=[
             dict(type='AdaptiveDistillCoefHook'),
-            dict(type='DetachStudentHook', first=1 / 2),
-            dict(type='FreezeBackboneHook', first=1 / 3),
+            dict(type='DistillPhasesHook', detach_student=1 / 2, freeze_backbone=1 / 3),
             dict(type='RandomStateHook'),
             recorder,
         ],
@@ -356,8 +352,8 @@ def run_taught(work_dir: str, checkpoint: str, resume_from: str | None = None) -
     )
 
 
-def run_scheduled(work_dir: str, schedule: dict[str, Any], resume_from: str | None = None) -> dict:
-    """Train two epochs with a teacher that is not always at work.
+def run_until(work_dir: str, until: float, resume_from: str | None = None) -> dict:
+    """Train two epochs with a teacher that stops.
 
     Returns:
         The trained weights, whether teacher and terms moved in each iteration, and how many
@@ -378,7 +374,7 @@ def run_scheduled(work_dir: str, schedule: dict[str, Any], resume_from: str | No
 
     runner = toy_runner(
         work_dir,
-        hooks=[dict(type='TeacherScheduleHook', **schedule), Moved()],
+        hooks=[dict(type='DistillPhasesHook', teacher_until=until), Moved()],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
         launcher='pytorch',
         cfg=dict(model_wrapper_cfg=WRAPPER),

@@ -25,7 +25,10 @@ SCHEDULERS = {  # a drop in the third epoch
     'epochs': dict(type='MultiStepLR', milestones=[2]),
     'iterations': dict(type='MultiStepLR', milestones=[2 * ITERS_PER_EPOCH + 1], by_epoch=False),
 }
-PHASES = [dict(type='AdaptiveDistillCoefHook'), dict(type='DetachStudentHook', first=3 / 8)]
+PHASES = [
+    dict(type='AdaptiveDistillCoefHook'),
+    dict(type='DistillPhasesHook', detach_student=3 / 8),
+]
 RUNS = count()
 AP = [0.1, 0.3, 0.2, 0.4]  # after each epoch
 RECALL = [0.4, 0.3, 0.5, 0.2]

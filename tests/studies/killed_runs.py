@@ -86,7 +86,7 @@ def study(folder: Path, detector: str, part: str) -> None:
     iters, interval, num_kills = PARTS[part]
     config = folder / 'config.py'
     folder.mkdir(parents=True, exist_ok=True)
-    bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
+    bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'distiller')}
     schedule = SCHEDULE.format(iters=iters, interval=interval)
     config.write_text(DETECTORS[detector].format(root=ROOT, **bases) + schedule)
     if not (folder / f'whole/iter_{iters}.pth').exists():

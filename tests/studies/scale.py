@@ -124,7 +124,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     base = BenchmarkOptions(
         CONFIG,
-        arms=['baseline', 'sssd'],
+        arms=['baseline', 'paper'],
         shape=tuple(args.shape),
         steps=args.steps,
         device=args.device,

@@ -1,4 +1,4 @@
-"""Five training steps of small detectors under every recipe, as hashes: whether a change changes numbers.
+"""Five training steps of small detectors under every recipe, as hashes: whether they changed.
 
 With PYTHONPATH=. in a checkout of the old commit, then in this one, which lists what differs::
 

@@ -1,6 +1,6 @@
 """Variants of SSSD that were tried but are not in the package, as arms of ``compare``.
 
-    PYTHONPATH=. mmdet-sssd compare CONFIG --arms baseline,sssd,no_adapter,… \
+    PYTHONPATH=. mmdet-sssd compare CONFIG --arms baseline,paper,no_adapter,… \
         --arms-file tests/studies/variants_arms.py --seeds 3
 
 Run it from the root of the repository. docs/benchmarks.md has the results.
@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdet_sssd.hooks import AdaptiveDistillCoefHook
-from mmdet_sssd.hooks.phase_hooks import run_progress
+from mmdet_sssd.hooks.distill_phases_hook import run_progress
 from mmdet_sssd.models import LabelEncoderTeacher, SSSDDistiller
 from mmdet_sssd.models.replay import fresh_samples, head_parameters
 

@@ -2,22 +2,22 @@
 imports = {'custom_imports.imports': ['mmdet_sssd', 'tests.studies.variants']}
 
 arms = dict(
-    no_adapter=dict(base='sssd', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}),
-    no_norm=dict(base='sssd', cfg_options={**imports, 'model.type': 'UnnormedDistiller'}),
+    no_adapter=dict(base='paper', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}),
+    no_norm=dict(base='paper', cfg_options={**imports, 'model.type': 'UnnormedDistiller'}),
     fading=dict(  # to zero at the end of the run, instead of stopping after its first half
         base='gentle',
         cfg_options={
             **imports,
             'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook', ratio=0.25),
-            'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=1.0),
+            'default_hooks.phases.teacher_until': 1.0,
         },
     ),
     half=dict(  # stock's step in the second half of the run
-        base='sssd',
-        cfg_options={'default_hooks.teacher_schedule': dict(type='TeacherScheduleHook', until=0.5)},
+        base='paper',
+        cfg_options={'default_hooks.phases.teacher_until': 0.5},
     ),
     bf16=dict(  # mixed precision, on a CPU too
-        base='sssd',
+        base='paper',
         cfg_options={'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
     ),
     no_gentle_adapter=dict(

@@ -28,6 +28,7 @@ from mmdet_sssd.commands.locks import locked
 from mmdet_sssd.commands.pictograms import CLASSES
 from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.hooks import EvalTeacherHook
+from mmdet_sssd.recipes import paper
 
 from .where_record import RecordHook, coco
 
@@ -233,7 +234,6 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         SSSD_MAX_EPOCHS=str(cell['epochs']),
     )
     cfg = Config.fromfile(f'configs/demo/{cell["detector"]}_r18-small_own-data.py')
-    hooks = Config.fromfile('configs/_base_/sssd.py').sssd_hooks
     width, base = cell['width'], cell['base_channels']
     interval = max(1, cell['epochs'] // POINTS)
     iterations = cell['epochs'] * cell['images'] // BATCH_SIZE
@@ -256,8 +256,8 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         'default_hooks.checkpoint': dict(
             type='SafeCheckpointHook', interval=interval, max_keep_ckpts=1, save_best=None
         ),
-        'default_hooks.random_state': hooks.random_state,
-        'default_hooks.preemption': hooks.preemption,
+        'default_hooks.random_state': paper.hooks['random_state'],
+        'default_hooks.preemption': paper.hooks['preemption'],
         'randomness.seed': cell['seed'],
         'work_dir': str(work_dir),
         'experiment_name': str(
@@ -286,8 +286,8 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
     cfg.merge_from_dict(changes)
     if cell['arm'] != 'baseline':
         cfg.model = dict(type='SSSDDistiller', student=cfg.model)
-        names = ('distill_coef', 'detach_student')
-        cfg.default_hooks.update({name: hooks[name] for name in names})
+        phases = dict(type='DistillPhasesHook', detach_student=1 / 6)
+        cfg.default_hooks.update(distill_coef=paper.hooks['distill_coef'], phases=phases)
         arm = {x.replace('hooks.', 'default_hooks.', 1): y for x, y in ARMS[cell['arm']].items()}
         cfg.merge_from_dict(arm)
     return cfg

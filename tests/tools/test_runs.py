@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = 'sssd_retinanet_r18-small_own-data.py'
 CONFIG = ROOT / 'configs/demo' / SMALL
 FASTER_RCNN = """
-_base_ = ['{own_data}', '{sssd}', 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+_base_ = ['{own_data}', '{distiller}', 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
           'mmdet::_base_/default_runtime.py']
+from mmdet_sssd.recipes import paper
 student = _base_.model
 student.backbone.update(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None)
 student.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
@@ -30,9 +31,9 @@ student.rpn_head.update(in_channels=32, feat_channels=32)
 student.roi_head.bbox_roi_extractor.out_channels = 32
 student.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32, num_classes=_base_.num_classes)
 student.train_cfg.rcnn.sampler.num = 16
-model = dict(_delete_=True, type='SSSDDistiller', student=student)
-_base_.sssd_hooks.detach_student.first = 1 / 2
-default_hooks = dict(logger=dict(interval=1), **_base_.sssd_hooks)
+model = dict(paper.model, _delete_=True, student=student)
+phases = dict(paper.hooks['phases'], detach_student=1 / 2)
+default_hooks = dict(paper.hooks, logger=dict(interval=1), phases=phases)
 train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']
 train_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
@@ -95,7 +96,7 @@ def uninterrupted(request, shapes, tmp_path_factory):
     """A whole run, in this process, of a small Faster R-CNN, which samples RoIs at random."""
     folder = tmp_path_factory.mktemp(request.param)
     config = folder / 'config.py'
-    bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'sssd')}
+    bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'distiller')}
     config.write_text(FASTER_RCNN.format(config=config, **bases) + LOOPS[request.param] + QUICK)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in shapes.items():

@@ -2,10 +2,8 @@
 
 import copy
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -14,12 +12,19 @@ from ...checkpoints import stock_config
 from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
 from ...models.distiller import is_distiller
-from ..wrapping import WrappingOptions, read_config, starts_pretrained, write_wrapped_config
+from ...recipes import RECIPES
+from ..wrapping import distilled_config, read_config
 from .schedule import stretched
 
 BASELINE = 'baseline'
-ROOTS = ('student', 'distiller', 'recommended')
-BUILTIN_ARMS = Path(__file__).with_name('builtin_arms.py')
+DEFAULT_RECIPE = 'gentle'
+ROOTS = ('student', 'config', *RECIPES)
+"""What arms start from: the detector alone, CONFIG, or a recipe."""
+
+BUILTIN_ARMS = dict(
+    baseline=dict(base='student'),
+    baseline_longer=dict(base='baseline', cfg_options=dict(stretch=1.9)),  # about paper's time
+)
 KEYS = {'base', 'cfg_options'}
 SHORT_NAMES = {
     'distill_coef': 'model.distill_coef',
@@ -38,8 +43,9 @@ SHORT_NAMES = {
     'policy': 'default_hooks.distill_coef.policy',
     'factor': 'default_hooks.distill_coef.factor',
     'max_decays': 'default_hooks.distill_coef.max_decays',
-    'detach_first': 'default_hooks.detach_student.first',
-    'freeze_first': 'default_hooks.freeze_backbone.first',
+    'detach_student': 'default_hooks.phases.detach_student',
+    'freeze_backbone': 'default_hooks.phases.freeze_backbone',
+    'teacher_until': 'default_hooks.phases.teacher_until',
     'lr': 'optim_wrapper.optimizer.lr',
     'stretch': 'stretch',
 }
@@ -65,15 +71,18 @@ class Arm:
 def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
     """Read the built-in arms and those of a file, which may replace them.
 
+    An arm has ``base``, another arm or one of :data:`ROOTS`; perhaps ``cfg_options``, changes to the
+    base's config as in ``--cfg-options``, where a dict with another type replaces the one it would be
+    merged into, and ``stretch=1.5`` makes the run and its schedule 1.5 times as long.
+
     Args:
         arms_file: A config file with ``arms = dict(name=dict(base=…, cfg_options={…}))``.
 
     Raises:
         ConfigError: if the file does not define arms in this form.
     """
-    definitions = Config.fromfile(BUILTIN_ARMS).arms.to_dict()
     if arms_file is None:
-        return definitions
+        return dict(BUILTIN_ARMS)
     own = Config.fromfile(arms_file).get('arms')
     if not isinstance(own, dict) or not own:
         raise ConfigError(f'{arms_file} has no arms; accepted: arms = dict(name=dict(base=…), …)')
@@ -84,15 +93,15 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
                 f'{arms_file}: arm {name!r} is {definition!r}; accepted: a name of letters, digits, '
                 f'_, - and ., and a dict with base and perhaps {", ".join(sorted(KEYS - {"base"}))}'
             )
-    return {**definitions, **own.to_dict()}
+    return {**BUILTIN_ARMS, **own.to_dict()}
 
 
 def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     """Look up an arm.
 
     Args:
-        name: A defined name, perhaps with changes: ``'sssd+distill_coef=3'``,
-            ``'sssd+dim=channel+tau=2'``. Their keys are :data:`SHORT_NAMES` or dotted keys.
+        name: A defined name, perhaps with changes: ``'paper+distill_coef=3'``,
+            ``'paper+dim=channel+tau=2'``. Their keys are :data:`SHORT_NAMES` or dotted keys.
         definitions: The defined arms.
 
     Raises:
@@ -104,10 +113,11 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
     while defined not in ROOTS:
         if defined not in definitions or defined in seen:
             place = f', the base of arm {seen[-1]}' if seen else ''
-            hint = did_you_mean(defined, {*definitions} - {defined}) or '.'
+            known = [*ROOTS, *definitions]
+            hint = did_you_mean(defined, {*known} - {defined}) or '.'
             raise ConfigError(
-                f'unknown arm {defined}{place}{hint} Accepted: {", ".join(definitions)}, each also '
-                'with changes like sssd+distill_coef=3'
+                f'unknown arm {defined}{place}{hint} Accepted: {", ".join(known)}, each also with '
+                'changes like paper+distill_coef=3'
             )
         seen.append(defined)
         definition = definitions[defined]
@@ -145,7 +155,7 @@ def _read_setting(setting: str) -> dict[str, Any]:
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
-    """Read the configs that arms start from: the detector alone, and with distillers.
+    """Read the configs that arms start from.
 
     Args:
         config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or a
@@ -153,8 +163,8 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
         cfg_options: Changes to it, by dotted key.
 
     Returns:
-        The configs, by :data:`ROOTS`. Of a distiller, the last two are the config itself; of a stock
-        detector, what ``wrap`` adds with the paper's recipe and with the gentle one.
+        The configs, by :data:`ROOTS`. Recipes are added to the detector alone, whatever its
+        distiller; ``config`` is CONFIG itself or, of a stock detector, what ``wrap`` makes of it.
 
     Raises:
         ConfigError: if the config cannot be read, changed or distilled.
@@ -163,20 +173,14 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     _merge(cfg, cfg_options or {}, '--cfg-options')
     if 'type' not in (cfg.get('model') or {}):
         raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
-    if is_distiller(cfg.model):
-        return {'student': stock_config(cfg), 'distiller': cfg, 'recommended': cfg}
-    with tempfile.TemporaryDirectory() as folder:
-        stock, wrapped = Path(folder, 'stock.py'), Path(folder, 'wrapped.py')
-        cfg.dump(stock)
-        write_wrapped_config(
-            str(stock),
-            wrapped,
-            WrappingOptions(recipe='paper', from_scratch=not starts_pretrained(cfg)),
-            build=False,
-        )
-        paper = Config.fromfile(wrapped, import_custom_modules=False)
-    roots = {'student': cfg, 'distiller': paper}
-    return {**roots, 'recommended': arm_config(find_arm('gentle', read_definitions()), roots)}
+    is_distilled = is_distiller(cfg.model)
+    student = stock_config(cfg) if is_distilled else cfg
+    recipes = {x: Config(distilled_config(student._cfg_dict, x)) for x in RECIPES}
+    return {
+        'student': student,
+        'config': cfg if is_distilled else recipes[DEFAULT_RECIPE],
+        **recipes,
+    }
 
 
 def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = ()) -> Config:

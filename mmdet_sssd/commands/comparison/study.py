@@ -33,7 +33,7 @@ class StudyOptions:
     arms_file: str | None = None
     seeds: list[int] = field(default_factory=lambda: list(range(5)))
     sweep: str | None = None
-    sweep_arm: str = 'sssd'
+    sweep_arm: str = 'paper'
     cfg_options: dict[str, Any] = field(default_factory=dict)
     work_dir: Path | None = None
     results: Path | None = None

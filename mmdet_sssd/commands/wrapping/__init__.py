@@ -1,4 +1,15 @@
-from .options import WrappingOptions
-from .wrapped_config import read_config, starts_pretrained, write_wrapped_config
+from .changes import WrappingOptions
+from .wrapped_config import (
+    distilled_config,
+    read_config,
+    starts_pretrained,
+    write_wrapped_config,
+)
 
-__all__ = ['WrappingOptions', 'read_config', 'starts_pretrained', 'write_wrapped_config']
+__all__ = [
+    'WrappingOptions',
+    'distilled_config',
+    'read_config',
+    'starts_pretrained',
+    'write_wrapped_config',
+]

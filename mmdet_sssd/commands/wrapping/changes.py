@@ -5,6 +5,8 @@ would not reach the places that used the old one.
 """
 
 import os.path as osp
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmdet.datasets import CocoDataset
@@ -13,11 +15,38 @@ from mmengine.config import ConfigDict
 from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
-from .options import WrappingOptions
 
 Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
 
 OTHER_CLASSES = ('rpn_head', 'semantic_head')  # their num_classes are not the objects' classes
+
+
+@dataclass(frozen=True)
+class WrappingOptions:
+    """Settings of a wrapped config; None keeps the stock config's value.
+
+    Args:
+        recipe: Name of a recipe; see :mod:`mmdet_sssd.recipes`.
+        masks: Whether the teacher uses instance masks; the training pipelines then load them.
+        explicit: Whether to write all of the recipe's settings out.
+        data_root: Folder of a COCO-format data set.
+        train_ann: Training annotation file in ``data_root``.
+        val_ann: Annotation file in ``data_root`` for validation and test.
+        train_img: Training image folder in ``data_root``.
+        val_img: Image folder in ``data_root`` for validation and test.
+        classes: Class names; None reads them from the training annotations if ``data_root`` or
+            ``train_ann`` is given, and keeps the stock config's otherwise.
+    """
+
+    recipe: str = 'gentle'
+    masks: bool = False
+    explicit: bool = False
+    data_root: str | None = None
+    train_ann: str | None = None
+    val_ann: str | None = None
+    train_img: str | None = None
+    val_img: str | None = None
+    classes: Sequence[str] | None = None
 
 
 def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:

@@ -1,28 +1,24 @@
 """Writes a config that distills a stock config's detector."""
 
 import copy
+import inspect
 import os.path as osp
 import re
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from ... import hooks
 from ...config_tree import PACKAGE, nested_configs, value_at, with_imports
-from ...errors import ConfigError, within
-from ...models import probe
+from ...errors import ConfigError
 from ...models.distiller import is_distiller
-from ...models.replay import head_parameters
 from ...optimizers import StudentNames
-from .changes import Changes, stock_changes
-from .options import RANKING_BRANCHES, WrappingOptions
-from .source import LINE_LENGTH, Expression, assignment, source
+from ...recipes import RECIPES
+from .changes import Changes, WrappingOptions, stock_changes
+from .source import Expression, assignment
 
 
 def write_wrapped_config(
@@ -30,7 +26,7 @@ def write_wrapped_config(
 ) -> list[str]:
     """Write a config that inherits a stock config and distills its model.
 
-    Before it is moved to ``out``, the config is read back, compared with the stock config and, with
+    Before it is moved to ``out``, the config is read back, compared with what it should be and, with
     ``build``, built.
 
     Args:
@@ -50,22 +46,17 @@ def write_wrapped_config(
     if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     stock_config = _read_stock(stock)
-    if options.detach_appearance is None and 'roi_head' in stock_config.model:
-        options = replace(options, detach_appearance=True)  # as in the papers' R-CNNs
     changes = stock_changes(stock_config, options)
-    distiller = options.distiller()
-    settings = {
-        'custom_imports': with_imports(stock_config, PACKAGE),
-        'model': {'type': 'SSSDDistiller', **distiller, **_fitted(stock_config, distiller)},
-        'default_hooks': options.hooks(),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    expected = distilled_config(_changed(stock_config, changes), options.recipe, options.masks)
+    if options.explicit:
+        _add_defaults(expected)
     base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
+    out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.draft.py')
-    text = _text(base, settings, changes, options.comments())
-    draft.write_text(text, encoding='utf-8')
+    write = _explicit_text if options.explicit else _text
+    draft.write_text(write(base, changes, expected, options), encoding='utf-8')
     try:
-        _check_draft(draft, _expected(stock_config, settings, changes), stock, build)
+        _check_draft(draft, expected, stock, build)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
@@ -102,6 +93,38 @@ def read_config(name: str) -> Config:
             ) from error
 
 
+def distilled_config(stock: ConfigDict, recipe: str, masks: bool = False) -> ConfigDict:
+    """Add a recipe to a stock detector's config.
+
+    A backbone that starts from random weights is not frozen, whatever the recipe says.
+
+    Args:
+        stock: The whole config; not changed.
+        recipe: Name of a recipe.
+        masks: Whether the teacher uses instance masks.
+    """
+    parts = RECIPES[recipe]
+    config = copy.deepcopy(stock)
+    config.custom_imports = with_imports(stock, PACKAGE)
+    config.model = {**copy.deepcopy(parts.model), 'student': config.model}
+    if masks:
+        config.model.teacher = {**config.model.get('teacher', {}), 'use_masks': True}
+    default_hooks = config.setdefault('default_hooks', ConfigDict())
+    for name, hook in copy.deepcopy(parts.hooks).items():
+        default_hooks[name] = {**(default_hooks.get(name) or {}), **hook}
+    if not starts_pretrained(stock):
+        default_hooks.phases.pop('freeze_backbone', None)
+    return config
+
+
+def starts_pretrained(stock: Config | ConfigDict) -> bool:
+    """Tell whether a config's detector, or a part of it, starts from trained weights."""
+    return bool(stock.get('load_from')) or any(
+        part.get('type') == 'Pretrained' or part.get('pretrained')
+        for _, part in nested_configs(stock.model)
+    )
+
+
 def _read_stock(stock: str) -> ConfigDict:
     """Read a stock detector's config as the wrapped one will inherit it."""
     config = read_config(stock)
@@ -116,38 +139,69 @@ def _read_stock(stock: str) -> ConfigDict:
     return config._cfg_dict
 
 
-def _fitted(stock: ConfigDict, distiller: dict[str, Any]) -> dict[str, Any]:
-    """Make those of the distiller's settings that depend on the detector's parts."""
-    if not distiller.keys() & {'economy', 'teacher_head_grad'}:
-        return {}
-    init_default_scope(stock.get('default_scope', 'mmdet'))
-    try:
-        import_modules_from_strings(**(stock.get('custom_imports') or {'imports': []}))
-        detector = MODELS.build(copy.deepcopy(stock.model))
-        sizes = {x.shape[-2:] for x in probe(detector).feats}
-    except Exception:  # reported when the distiller is built
-        return {}
-    fitted = {} if len(sizes) > 1 else {'start_level': 0}  # no finest level to skip
-    if 'teacher_head_grad' in distiller:
-        names = [name for name, *_ in head_parameters(detector)]
-        ranking = [x for x in RANKING_BRANCHES if any(x in name for name in names)]
-        is_all = all(any(x in name for x in ranking) for name in names)
-        fitted['teacher_head_grad'] = 0 if is_all else dict.fromkeys(ranking, 0) or 1.0
-    return fitted
+def _changed(stock: ConfigDict, changes: Changes) -> ConfigDict:
+    changed = copy.deepcopy(stock)
+    for key, value in changes.items():
+        place, _, name = key.rpartition('.')
+        value_at(changed, place)[name] = value
+    if (classes := _named_classes(changes)) is not None:
+        changed.classes = classes
+    return changed
 
 
-def _text(base: str, settings: dict[str, dict], changes: Changes, comments: dict[str, str]) -> str:
-    start = {'_delete_': True, 'type': None, 'student': Expression('_base_.model')}
-    parts = [
-        f'_base_ = {base!r}\n',
+def _text(base: str, changes: Changes, expected: ConfigDict, options: WrappingOptions) -> str:
+    """Write a config that takes its settings from the recipe, but for those that differ."""
+    recipe = RECIPES[options.recipe]
+    model = {None: Expression('recipe.model'), '_delete_': True}
+    model['student'] = Expression('_base_.model')
+    for name, value in expected.model.items():
+        if name != 'student' and value != recipe.model.get(name):
+            model[name] = value
+    hooks, phases = Expression('recipe.hooks'), expected.default_hooks.phases
+    if phases != recipe.hooks['phases']:
+        hooks = {None: hooks, 'phases': phases}
+    return _joined(
+        base,
+        f'from mmdet_sssd.recipes import {options.recipe} as recipe  # noqa: E402\n',
         *_changes_lines(changes),
-        assignment('custom_imports', settings['custom_imports']),
-        assignment('model', start | settings['model']),
-        'default_hooks = dict(',
-        *_hook_lines(settings['default_hooks'], comments),
-        ')',
-    ]
-    return '\n'.join(parts) + '\n'
+        assignment('custom_imports', expected.custom_imports),
+        assignment('model', model),
+        assignment('default_hooks', hooks),
+    )
+
+
+def _explicit_text(
+    base: str, changes: Changes, expected: ConfigDict, options: WrappingOptions
+) -> str:
+    """Write a config with all of the recipe's settings, and the defaults of others."""
+    model = {'_delete_': True, 'type': None, 'student': None, **expected.model}
+    model['student'] = Expression('_base_.model')
+    hooks = {name: expected.default_hooks[name] for name in RECIPES[options.recipe].hooks}
+    return _joined(
+        base,
+        *_changes_lines(changes),
+        assignment('custom_imports', expected.custom_imports),
+        assignment('model', model),
+        assignment('default_hooks', hooks),
+    )
+
+
+def _add_defaults(expected: ConfigDict) -> None:
+    """Add the defaults of the distiller and of the hooks that a recipe is about, None excepted."""
+    expected.model = _with_defaults(expected.model, MODELS)
+    for name in ('distill_coef', 'phases'):
+        expected.default_hooks[name] = _with_defaults(expected.default_hooks[name], HOOKS)
+
+
+def _with_defaults(config: dict, registry: Registry) -> dict:
+    parameters = inspect.signature(registry.get(config['type'])).parameters
+    empty = (inspect.Parameter.empty, None)
+    defaults = {name: x.default for name, x in parameters.items() if x.default not in empty}
+    return {**config, **{name: x for name, x in defaults.items() if name not in config}}
+
+
+def _joined(base: str, *lines: str) -> str:
+    return '\n'.join([f'_base_ = {base!r}\n', *lines]) + '\n'
 
 
 def _changes_lines(changes: Changes) -> list[str]:
@@ -172,53 +226,21 @@ def _named_classes(changes: Changes) -> tuple[str, ...] | None:
     return next((v['classes'] for k, v in changes.items() if k.endswith('.metainfo')), None)
 
 
-def _hook_lines(hooks: dict[str, dict], comments: dict[str, str]) -> list[str]:
-    """Write the hooks, each with its comment: beside it, or above if the line is too long."""
-    lines = []
-    for name, hook in hooks.items():
-        line, comment = f'    {name}={source(hook)},', f'# {comments[name]}'
-        fits = len(f'{line}  {comment}') <= LINE_LENGTH
-        lines.append(f'{line}  {comment}' if fits else f'    {comment}\n{line}')
-    return lines
-
-
-def _expected(stock: ConfigDict, settings: dict[str, dict], changes: Changes) -> ConfigDict:
-    """Derive the whole wrapped config from the stock config."""
-    expected = copy.deepcopy(stock)
-    for key, value in changes.items():
-        place, _, name = key.rpartition('.')
-        value_at(expected, place)[name] = value
-    if (classes := _named_classes(changes)) is not None:
-        expected.classes = classes
-    expected.model = {**settings['model'], 'student': expected.model}
-    expected.custom_imports = settings['custom_imports']
-    default_hooks = expected.setdefault('default_hooks', ConfigDict())
-    for name, hook in settings['default_hooks'].items():
-        default_hooks[name] = {**(default_hooks.get(name) or {}), **hook}
-    return expected
-
-
 def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
-    """Read the draft, compare it with the expected config, and build hooks, loss and distiller."""
+    """Read the draft, compare it with the expected config, and build the distiller."""
     config = Config.fromfile(path, import_custom_modules=False)
     other = [x for x in sorted({*config, *expected}) if config.get(x) != expected.get(x)]
     if other:
         raise ConfigError(
             f'{stock} cannot be wrapped: {", ".join(other)} would change too; nothing was written'
         )
-    init_default_scope(config.get('default_scope', 'mmdet'))
-    for hook in config.default_hooks.values():
-        if hook and hook.get('type') in hooks.__all__:
-            HOOKS.build(copy.deepcopy(hook))
-    if config.model.get('distill_loss'):
-        with within('model.distill_loss'):
-            MODELS.build(copy.deepcopy(config.model.distill_loss))
     if build:
         _check_builds(config, stock)
 
 
 def _check_builds(config: Config, stock: str) -> None:
     """Build the distiller as a runner would, without loading weights."""
+    init_default_scope(config.get('default_scope', 'mmdet'))
     try:
         import_modules_from_strings(**config.custom_imports)
         model = copy.deepcopy(config.model)
@@ -233,29 +255,16 @@ def _check_builds(config: Config, stock: str) -> None:
         ) from error
 
 
-def starts_pretrained(stock: Config | ConfigDict) -> bool:
-    """Tell whether a config's detector, or a part of it, starts from trained weights."""
-    return bool(stock.get('load_from')) or any(
-        part.get('type') == 'Pretrained' or part.get('pretrained')
-        for _, part in nested_configs(stock.model)
-    )
-
-
 def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
     """Collect notes for the user of a wrapped config."""
     notes = []
-    pretrained = starts_pretrained(stock)
-    if not pretrained and 'freeze_backbone' in options.hooks():
+    if (
+        not starts_pretrained(stock)
+        and 'freeze_backbone' in RECIPES[options.recipe].hooks['phases']
+    ):
         notes.append(
-            'the backbone has no init_cfg with weights: if it starts from random ones, the hook '
-            'freeze_backbone only costs time; --from-scratch leaves it out'
-        )
-    if pretrained and options.from_scratch:
-        notes.append(
-            'the stock config loads pretrained weights; --from-scratch only leaves out the hook '
-            'freeze_backbone. To start from random weights, set '
-            'model.student.backbone.init_cfg=None, and frozen_stages=-1 and norm_eval=False if the '
-            'backbone has them'
+            'the backbone has no init_cfg with weights, so it is not frozen at first; if its class '
+            "loads weights itself, add freeze_backbone=1 / 9 to default_hooks' phases"
         )
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name

@@ -35,7 +35,7 @@ def costs(name, seconds, flops, memory=10) -> Costs:
 
 def test_ratios_by_hand():
     stock = costs('baseline', [1.0, 2.0, 4.0], 10)
-    found = costs('sssd', [2.0, 4.2, 8.0], 15, 25).to_dict(stock)
+    found = costs('paper', [2.0, 4.2, 8.0], 15, 25).to_dict(stock)
     ratios = found['ratios']
     assert list(ratios['time_quartiles'].values()) == pytest.approx([2, 2, 2.05])  # of 2, 2.1, 2
     assert (ratios['time'], ratios['flops'], ratios['memory']) == pytest.approx((2, 1.5, 2.5))
@@ -54,7 +54,7 @@ def test_a_noisy_machine_is_reported():
 
 def test_results(stock, tmp_path):
     out, console = tmp_path / 'new/costs.json', Console(file=io.StringIO(), width=150)
-    arms = ['baseline', 'sssd+dim=channel']
+    arms = ['baseline', 'paper+dim=channel']
     options = BenchmarkOptions(
         stock, arms, shape=(64, 96), objects=3, device='cpu', steps=2, json=out, profile=tmp_path
     )
@@ -77,7 +77,7 @@ def test_results(stock, tmp_path):
         assert 'aten::' in operators
         assert 'part: head' in operators
     text = console.file.getvalue()
-    for words in ('FLOPs by part', 'second head pass', 'sssd+dim=channel', 'backward pass'):
+    for words in ('FLOPs by part', 'second head pass', 'paper+dim=channel', 'backward pass'):
         assert words in text
 
 
@@ -115,7 +115,7 @@ def test_mixed_precision_of_the_device(stock, device, wrapper):
     ('settings', 'message'),
     [
         (dict(arms=['baseline', 'ssd']), 'unknown arm ssd'),
-        (dict(arms=['sssd', 'sssd']), '--arms lists sssd twice'),
+        (dict(arms=['paper', 'paper']), '--arms lists sssd twice'),
         (dict(steps=0), '--steps is 0'),
         (dict(objects=-1), '--objects is -1'),
         (dict(shape=(10, 800)), '--shape is'),
@@ -127,6 +127,6 @@ def test_refusals(stock, settings, message):
 
 
 def test_an_arm_with_an_unknown_key_is_refused_in_one_line(stock):
-    command = ('benchmark', stock, '--arms', 'baseline,sssd+model.colour=3', '--device', 'cpu')
+    command = ('benchmark', stock, '--arms', 'baseline,paper+model.colour=3', '--device', 'cpu')
     found = error_of(*command, '--shape', 64, 64)
     assert found.startswith('colour is not a setting of SSSDDistiller')

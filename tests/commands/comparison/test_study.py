@@ -73,7 +73,7 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
     stop = dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', stopping_threshold=-1.0)
     options = StudyOptions(
         config,
-        arms=['baseline', 'sssd'],
+        arms=['baseline', 'paper'],
         seeds=[0],
         cfg_options={'custom_hooks': [stop]},
         work_dir=tmp_path,
@@ -81,8 +81,8 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
     )
     assert Study(options).run() == []
     folder = ResultsFolder(tmp_path / 'results')
-    baseline, sssd = (folder.arm(arm).runs[0] for arm in ('baseline', 'sssd'))
-    for run in (baseline, sssd):
+    baseline, paper = (folder.arm(arm).runs[0] for arm in ('baseline', 'paper'))
+    for run in (baseline, paper):
         assert (run.iterations, len(run.curve)) == (2, 1)  # of 4 iterations in 2 epochs
         (validated,) = read_validations(tmp_path / run.arm / 'seed_0').values()
         names = {name: x for name, x in validated.items() if name.startswith('coco/')}
@@ -90,7 +90,7 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
         assert 'coco/circle_precision' in run.metrics['val']
         assert run.train_seconds > 0
         assert run.peak_memory > 100  # MiB; Python with torch is larger
-    assert baseline.metrics != sssd.metrics
+    assert baseline.metrics != paper.metrics
 
     written = {path: path.read_bytes() for path in folder.path.glob('[!.]*')}
     assert {path.stem for path in written if path.suffix == '.png'} == PICTURES
@@ -126,19 +126,19 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(config, tmp_path):
 
 
 def test_what_was_trained_before_is_reported_too(config, tmp_path):
-    folder = folder_of(tmp_path, results(baseline=[40.0], sssd=[42.0], lgd=[41.0]))
-    trained = dict(arms=['baseline', 'sssd'], seeds=[0], against=['lgd'], dry_run=False)
+    folder = folder_of(tmp_path, results(baseline=[40.0], paper=[42.0], lgd=[41.0]))
+    trained = dict(arms=['baseline', 'paper'], seeds=[0], against=['lgd'], dry_run=False)
     folders = dict(work_dir=tmp_path, results=tmp_path, command='compare x')
     assert Study(StudyOptions(config, **folders, **trained)).run() == []
-    assert _arms_of(tmp_path) == ['baseline', 'sssd', 'lgd']
+    assert _arms_of(tmp_path) == ['baseline', 'paper', 'lgd']
 
     chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
     assert Study(chosen).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'lgd']
     commands, arms = folder.records()
-    assert (commands, list(arms)) == (['compare x'], ['baseline', 'lgd', 'sssd'])
-    with pytest.raises(ConfigError, match=r'--against: sssd is not among.*: baseline, lgd$'):
-        Study(replace(chosen, against=['sssd']))
+    assert (commands, list(arms)) == (['compare x'], ['baseline', 'lgd', 'paper'])
+    with pytest.raises(ConfigError, match=r'--against: paper is not among.*: baseline, lgd$'):
+        Study(replace(chosen, against=['paper']))
 
 
 def _arms_of(folder):
@@ -149,10 +149,10 @@ def _arms_of(folder):
 @pytest.mark.slow
 def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_path):
     options = StudyOptions(
-        config, arms=['sssd+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work'
+        config, arms=['paper+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work'
     )
     with pytest.raises(
-        ConfigError, match=r'^arm sssd\+tau=-1: model\.distill_loss\.tau is -1; accepted'
+        ConfigError, match=r'^arm paper\+tau=-1: model\.distill_loss\.tau is -1; accepted'
     ):
         Study(options).run()
     assert not list(tmp_path.glob('work/*/seed_0/*.pth'))
@@ -171,7 +171,7 @@ def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(arms=['sssd']), r'CONFIG is missing; only --report-only'),
+        (dict(arms=['paper']), r'CONFIG is missing; only --report-only'),
         (dict(report_only=True), r'--report-only needs --results, --work-dir or the CONFIG'),
         (dict(report_only=True, results=Path('nothing')), r'there are no results in nothing; run'),
         (dict(config='x.py', jobs=0), r'--jobs is 0; accepted: 1 or more'),
@@ -179,7 +179,7 @@ def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
             dict(config='x.py', against=['lgd']),
             r'--against: lgd is not among the arms; accepted: baseline, config$',
         ),
-        (dict(config='x.py', arms=['ssd']), r'unknown arm ssd; did you mean sssd'),
+        (dict(config='x.py', arms=['papers']), r'unknown arm papers; did you mean paper'),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

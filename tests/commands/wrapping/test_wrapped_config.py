@@ -1,5 +1,7 @@
 """The wrapped configs of real stock configs: read back, and some of them built."""
 
+import copy
+import inspect
 import json
 import os
 import re
@@ -13,11 +15,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
-from mmdet_sssd.commands.wrapping.options import RANKING_BRANCHES, without_defaults
-from mmdet_sssd.hooks import AdaptiveDistillCoefHook
-from mmdet_sssd.models import losses
+from mmdet_sssd.models.replay import head_parameters
+from mmdet_sssd.models.weights_by_name import find_weight
+from mmdet_sssd.recipes import RECIPES
 from mmdet_sssd_cli import making
 
 from ...command import error_of, run_command
@@ -69,34 +70,50 @@ def stock_file(tmp_path, text, model='retinanet_r50_fpn.py'):
     return path
 
 
+@pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[0][7:])
-def test_a_wrapped_config_is_its_stock_config_but_for_distiller_hooks_and_import(tmp_path, name):
-    stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name, recipe='paper')
-    model = dict(type='SSSDDistiller', student=stock.pop('model'))
-    if 'roi_head' in model['student']:
-        model['teacher'] = dict(detach_appearance=True)
-    assert wrapped.pop('model') == model
+def test_a_wrapped_config_is_its_stock_config_and_the_recipe(tmp_path, name, recipe):
+    stock, wrapped = read_stock(tmp_path, name), wrapped_by(tmp_path, name, recipe=recipe)
+    lines = (tmp_path / 'out/wrapped.py').read_text().splitlines()
+    assert len(lines) <= 10
+    assert wrapped.pop('model') == dict(RECIPES[recipe].model, student=stock.pop('model'))
     imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
     imports['imports'].append('mmdet_sssd')
     assert wrapped.pop('custom_imports') == imports
     hooks, stock_hooks = wrapped.pop('default_hooks'), stock.pop('default_hooks')
-    shared = Config.fromfile(ROOT / 'configs/_base_/sssd.py').sssd_hooks
-    assert set(hooks) == set(stock_hooks) | set(shared)
-    for hook, config in stock_hooks.items():
-        assert config.items() <= {**config, **hooks[hook]}.items() or hook in shared
+    for hook in {*stock_hooks, *RECIPES[recipe].hooks} - {'phases'}:
+        assert hooks[hook] == {**stock_hooks.get(hook, {}), **RECIPES[recipe].hooks.get(hook, {})}
     assert wrapped == stock
 
 
-def test_its_hooks_are_those_of_the_shared_configs():
-    folder = ROOT / 'configs/_base_'
-    shared = Config.fromfile(folder / 'sssd.py').sssd_hooks
-    text = ''.join((folder / name).read_text() for name in ('sssd.py', 'distiller.py'))
-    expected = {name: without_defaults(hook, HOOKS) for name, hook in shared.items()}
-    paper = WrappingOptions(recipe='paper')
-    assert list(paper.hooks().items()) == list(expected.items())
-    for name in expected:
-        comment = paper.comments()[name]
-        assert f'    # {comment}\n    {name}=dict(' in text
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_all_settings_written_out_mean_the_same(tmp_path, recipe):
+    short, written = (wrapped_by(tmp_path, recipe=recipe, explicit=x) for x in (False, True))
+    text = (tmp_path / 'out/wrapped.py').read_text()
+    assert 'recipe' not in text
+    assert '1 / 6' in text
+    assert_tidy(tmp_path / 'out/wrapped.py')
+    for place, registry in (('model', MODELS), ('distill_coef', HOOKS), ('phases', HOOKS)):
+        ours, theirs = (x.get(place) or x['default_hooks'][place] for x in (written, short))
+        assert ours.items() >= {k: v for k, v in theirs.items() if k != 'student'}.items()
+        defaults = inspect.signature(registry.get(ours['type'])).parameters
+        for key in ours.keys() - theirs.keys():
+            assert ours[key] == defaults[key].default
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'lgd'])
+def test_a_backbone_of_random_weights_is_not_frozen(tmp_path, recipe):
+    phases = wrapped_by(tmp_path, recipe=recipe)['default_hooks']['phases']
+    assert phases == dict(type='DistillPhasesHook', detach_student=1 / 6, freeze_backbone=1 / 9)
+    phases = wrapped_by(tmp_path, STOCK[3], recipe=recipe)['default_hooks']['phases']
+    assert phases == dict(type='DistillPhasesHook', detach_student=1 / 6)
+
+
+def test_reading_a_wrapped_config_leaves_the_recipe_alone(tmp_path):
+    before = copy.deepcopy({name: (x.model, x.hooks) for name, x in RECIPES.items()})
+    for recipe in RECIPES:
+        wrapped_by(tmp_path, STOCK[3], recipe=recipe, masks=True)
+    assert {name: (x.model, x.hooks) for name, x in RECIPES.items()} == before
 
 
 def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
@@ -116,91 +133,32 @@ def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
         assert Path('my_config.py').read_text() == written
 
 
-def test_hooks_and_settings_follow_the_options(tmp_path):
-    wrapped = wrapped_by(
-        tmp_path,
-        loss='JSDistanceLoss',
-        dim='channel',
-        tau=2.0,
-        distill_coef=3.0,
-        policy='inverse_lr',
-        factor=3.0,
-        max_decays=-1,
-        context_box=False,
-        detach_appearance=True,
-        from_scratch=True,
-    )
-    settings = {key: value for key, value in wrapped['model'].items() if key != 'student'}
-    assert settings == dict(
-        type='SSSDDistiller',
-        teacher=dict(add_context_box=False, detach_appearance=True),
-        distill_loss=dict(type='JSDistanceLoss', dim='channel', tau=2.0),
-        distill_coef=3.0,
-        teacher_head_grad=dict(cls=0),
-        economy=True,
-    )
-    hook = wrapped['default_hooks']['distill_coef']
-    assert hook == dict(type='AdaptiveDistillCoefHook', policy='inverse_lr', factor=3.0)
-    assert 'freeze_backbone' not in wrapped['default_hooks']
-
-
-def test_the_gentle_recipe_is_the_arm_of_that_name(tmp_path):
-    roots = {'distiller': Config(wrapped_by(tmp_path, recipe='paper'))}
-    arm = arm_config(find_arm('gentle', read_definitions()), roots).to_dict()
-    assert arm['default_hooks'].pop('freeze_backbone')['first'] == 0
-    wrapped = wrapped_by(tmp_path)
-    assert wrapped['model'].pop('teacher_head_grad') == dict(cls=0)
-    assert arm['model'].pop('teacher_head_grad') == {'|'.join(RANKING_BRANCHES): 0}
-    assert wrapped == arm
-
-
 @pytest.mark.parametrize(
-    ('name', 'settings'),
+    ('name', 'start_level', 'trained'),
     [
-        (
-            'centernet/centernet_r18_8xb16-crop512-140e_coco.py',
-            dict(start_level=0, teacher_head_grad=dict(heat=0)),
-        ),
-        ('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', dict(teacher_head_grad=1.0)),
-        (
-            'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
-            dict(teacher_head_grad=dict(cls=0, centerness=0)),
-        ),
-        (
-            'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-            dict(teacher_head_grad=0, teacher=dict(detach_appearance=True)),
-        ),
-        ('yolox/yolox_tiny_8xb8-300e_coco.py', dict(teacher_head_grad=dict(cls=0, obj=0))),
+        ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', 0, 'wh_head'),  # one level
+        ('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', 1, 'convs_bridge'),
+        ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 1, 'conv_reg'),
+        ('yolox/yolox_tiny_8xb8-300e_coco.py', 1, 'conv_reg'),
     ],
 )
-def test_the_recipe_follows_what_a_detector_has(tmp_path, name, settings):
-    model = wrapped_by(tmp_path, f'mmdet::{name}', build=True)['model']
-    assert model.items() >= settings.items()
+def test_the_gentle_recipe_follows_the_detector(tmp_path, name, start_level, trained):
+    model = MODELS.build(ConfigDict(wrapped_by(tmp_path, f'mmdet::{name}')['model']))
+    teacher = model.teachers['teacher']
+    assert teacher.start_level == start_level
+    factors = {x: find_weight(x, teacher.head_grad) for x, *_ in head_parameters(model.student)}
+    assert set(factors.values()) == {0, 1}
+    assert any(trained in x for x in factors)
+    assert all(factors[x] == 1 for x in factors if trained in x)
+    assert all(factors[x] == 0 for x in factors if 'cls' in x or 'heat' in x)
 
 
-def test_teachers_of_two_stage_detectors_are_detached_as_in_the_papers(tmp_path):
-    stock = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
-    model = wrapped_by(tmp_path, stock, recipe='paper')['model']
-    assert model['teacher'] == dict(detach_appearance=True)
-    model = wrapped_by(tmp_path, stock, recipe='paper', detach_appearance=False)['model']
-    assert 'teacher' not in model
-
-
-def test_what_is_the_default_already_is_not_written(tmp_path):
-    plain = wrapped_by(tmp_path)
-    text = (tmp_path / 'out/wrapped.py').read_text()
-    defaults = dict(
-        loss='JSDistanceLoss',
-        dim='spatial',
-        tau=1.0,
-        policy='step',
-        factor=2.0,
-        max_decays=1,
-        context_box=True,
-        detach_appearance=False,
-    )
-    assert wrapped_by(tmp_path, **defaults) == plain
-    assert (tmp_path / 'out/wrapped.py').read_text() == text
+def test_a_two_stage_head_learns_from_the_student_alone(tmp_path):
+    stock = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    model = MODELS.build(ConfigDict(wrapped_by(tmp_path, stock)['model']))
+    factors = model.teachers['teacher'].head_grad
+    assert all(find_weight(x, factors) == 0 for x, *_ in head_parameters(model.student))
+    assert model.teachers['teacher'].neck.detach_appearance  # as in the papers
 
 
 def test_classes_reach_every_stage_of_a_cascade(tmp_path):
@@ -264,11 +222,9 @@ def assert_tidy(path):
         subprocess.run([sys.executable, '-m', 'ruff', *command, *settings, path], check=True)
 
 
-def test_a_long_config_is_tidy(tmp_path):
-    options = dict(
-        context_box=False, detach_appearance=True, loss='NormedMSELoss', distill_coef=3.0
-    )
-    wrapped_by(tmp_path, classes=('cat',), policy='constant', **options)
+@pytest.mark.parametrize('explicit', [False, True])
+def test_a_long_config_is_tidy(tmp_path, explicit):
+    wrapped_by(tmp_path, STOCK[3], classes=('cat',), recipe='lgd', explicit=explicit)
     assert_tidy(tmp_path / 'out/wrapped.py')
 
 
@@ -307,12 +263,12 @@ def test_a_wrapped_config_is_inherited_and_overridden_like_any_config(tmp_path):
     heir.write_text(
         "_base_ = './wrapped.py'\n"
         'model = dict(student=dict(bbox_head=dict(num_classes=7)), distill_coef=2)\n'
-        "default_hooks = dict(freeze_backbone=None, distill_coef=dict(policy='constant'))\n"
+        "default_hooks = dict(phases=None, distill_coef=dict(policy='constant'))\n"
     )
     cfg = Config.fromfile(heir)
     assert cfg.model.student.bbox_head.num_classes == 7
     assert cfg.model.student.bbox_head.type == wrapped['model']['student']['bbox_head']['type']
-    assert cfg.default_hooks.distill_coef.max_decays == 1
+    assert cfg.default_hooks.distill_coef.ratio == 0.25
     cfg.merge_from_dict({'model.student.bbox_head.num_classes': 5})  # --cfg-options
     cfg.model.student.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
@@ -335,15 +291,8 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
     out, paper = tmp_path / 'wrapped.py', WrappingOptions(recipe='paper')
     assert write_wrapped_config(STOCK[3], out, build=False) == []  # the gentle one freezes nothing
     (note,) = write_wrapped_config(STOCK[3], out, paper, build=False)
-    # A class may load its weights itself.
-    assert note.startswith(
-        'the backbone has no init_cfg with weights: if it starts from random ones,'
-    )
-    assert '--from-scratch leaves it out' in note
-    scratch = WrappingOptions(recipe='paper', from_scratch=True)
-    assert write_wrapped_config(STOCK[3], tmp_path / 'wrapped.py', scratch, build=False) == []
-    (note,) = write_wrapped_config(RETINANET, tmp_path / 'wrapped.py', scratch, build=False)
-    assert 'model.student.backbone.init_cfg=None' in note
+    assert note.startswith('the backbone has no init_cfg with weights, so it is not frozen')
+    assert write_wrapped_config(RETINANET, out, paper, build=False) == []
     # mmdet's constructor knows distillers here; others may not.
     assert write_wrapped_config(STOCK[2], tmp_path / 'wrapped.py', build=False) == []
     stock = tmp_path / 'stock.py'
@@ -361,9 +310,6 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
         ('mmdet::no/such.py', {}, r'no/such\.py cannot be read as a config \('),
         ('no_such_file.py', {}, r'no_such_file\.py cannot be read as a config \(FileNotFoundError'),
         ('mmdet::common/lsj-100e_coco-detection.py', {}, r'has no model\.type; accepted'),
-        (RETINANET, dict(loss='NormedMSELoss', dim='all', tau=2.0), 'has no --dim and no --tau'),
-        (RETINANET, dict(tau=-1.0), r'distill_loss\.tau is -1\.0; accepted: a number > 0'),
-        (RETINANET, dict(factor=0.0), r'AdaptiveDistillCoefHook\.factor is 0\.0; accepted'),
         (RETINANET, dict(data_root='/nowhere'), r'/nowhere/annotations/instances_train2017\.json'),
         (
             STOCK[1],
@@ -427,10 +373,10 @@ def test_distilled_and_new_style_configs_are_refused(tmp_path):
 def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     out = tmp_path / 'wrapped.py'
     command = ('wrap', RETINANET, '--out', out, '--no-build')
-    assert run_command(*command, '--max-decays', 2)[0] == 0
+    assert run_command(*command, '--recipe', 'paper')[0] == 0
     assert f'mmdet-sssd dry-run {out}' in capsys.readouterr().out
     written = out.read_text()
-    assert "distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.25, max_decays=2)" in written
+    assert 'from mmdet_sssd.recipes import paper as recipe' in written
     assert error_of(*command) == f'--out {out} exists already; --force replaces it'
     assert out.read_text() == written
     assert run_command(*command, '--force')[0] == 0
@@ -440,10 +386,6 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
     assert os.path.getsize(stock) > 0
 
 
-def test_choices_of_options_are_those_of_the_modules():
+def test_the_choice_of_recipes_is_complete():
     """They are written down, because the command line's help does without torch."""
-    kinds = losses.FeatureLoss.__subclasses__()  # of other tests too
-    own = {cls.__name__ for cls in kinds if cls.__module__.startswith('mmdet_sssd.')}
-    assert set(making.LOSSES) == own
-    assert making.DIMS == losses.JSDistanceLoss.DIMS
-    assert making.POLICIES == AdaptiveDistillCoefHook.POLICIES
+    assert tuple(RECIPES) == making.RECIPES

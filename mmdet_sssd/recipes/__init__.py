@@ -1,0 +1,20 @@
+"""What a config adds to a stock one to distill its detector; each recipe is a module.
+
+A config imports one and uses its two parts::
+
+    _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+    from mmdet_sssd.recipes import gentle as recipe
+
+    custom_imports = dict(imports=['mmdet_sssd'], allow_failed_imports=False)
+    model = dict(recipe.model, _delete_=True, student=_base_.model)
+    default_hooks = recipe.hooks
+
+``wrap``, the arms of ``compare`` and this package's configs do the same.
+"""
+
+from . import gentle, lgd, paper, run
+
+RECIPES = dict(gentle=gentle, paper=paper, lgd=lgd)
+
+__all__ = ['RECIPES', 'gentle', 'lgd', 'paper', 'run']

@@ -1,0 +1,13 @@
+"""LGD (https://arxiv.org/abs/2109.11496): its loss and regions, a constant λ, phases as in SSSD."""
+
+from . import paper
+
+model = dict(
+    type='SSSDDistiller',
+    teacher=dict(soft_regions=False),
+    distill_loss=dict(type='NormedMSELoss'),
+)
+hooks = dict(
+    paper.hooks,
+    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='constant'),
+)

@@ -1,0 +1,12 @@
+"""SSSD as in its paper (https://arxiv.org/abs/2303.05015), for a pretrained backbone."""
+
+from . import run
+
+model = dict(type='SSSDDistiller')  # whose defaults are the paper's
+hooks = dict(
+    # λ doubles at the first drop of the learning rate
+    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='step', factor=2.0, max_decays=1),
+    # first 1/6: distilling trains only the adapter; first 1/9: the backbone is frozen
+    phases=dict(type='DistillPhasesHook', detach_student=1 / 6, freeze_backbone=1 / 9),
+    **run.hooks,
+)

@@ -1,0 +1,206 @@
+import copy
+import re
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks import DistillPhasesHook
+
+from ..toy_detector import ITERS_PER_EPOCH, toy_runner
+
+ITERS = 18
+LOOPS = {
+    'iterations': dict(type='IterBasedTrainLoop', max_iters=ITERS),
+    'epochs': dict(type='EpochBasedTrainLoop', max_epochs=ITERS // ITERS_PER_EPOCH),
+}
+OPTIMIZERS = {
+    'SGD': dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1)),
+    'AdamW': dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1)),
+}
+
+
+class Watch(Hook):
+    """Keeps the weights before each iteration and after the last, and what each one logged."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.weights, self.logged, self.detached, self.hub = [], [], [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.weights.append(copy.deepcopy(runner.model.state_dict()))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.logged.append(set(outputs))
+        self.detached.append(runner.model.terms['distill'].detach_student)
+        scalars = runner.message_hub.log_scalars
+        self.hub.append({k for k in scalars if 'teacher' in k or 'distill' in k})
+
+    def after_train(self, runner):
+        self.weights.append(copy.deepcopy(runner.model.state_dict()))
+
+    def moved(self, prefix):
+        pairs = zip(self.weights, self.weights[1:], strict=False)
+        return [
+            any(not torch.equal(a[k], b[k]) for k in a if k.startswith(prefix)) for a, b in pairs
+        ]
+
+
+def run(tmp_path, loop='iterations', hooks=(), **kwargs):
+    phases = {
+        name: kwargs.pop(name)
+        for name in [*DistillPhasesHook.FRACTIONS, 'teacher']
+        if name in kwargs
+    }
+    watch = Watch()
+    runner = toy_runner(
+        tmp_path,
+        hooks=[dict(type='DistillPhasesHook', **phases), *hooks, watch],
+        train_cfg=LOOPS[loop],
+        checkpoint=dict(by_epoch=False, interval=ITERS // 2),
+        **kwargs,
+    )
+    runner.train()
+    return watch, runner
+
+
+def in_log(work_dir, pattern):
+    """What a run's log has of a pattern's group, in order."""
+    (log,) = work_dir.glob('*/*.log')
+    return re.findall(pattern, log.read_text())
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_the_student_is_detached_first_and_last(tmp_path, loop):
+    watch, _ = run(tmp_path, loop, detach_student=1 / 6, detach_last=1 / 9)
+    assert watch.detached == [True] * 3 + [False] * 13 + [True] * 2
+    phases = in_log(tmp_path, r'Term distill: the student.*? (detached|learns)')
+    assert phases == ['detached', 'learns', 'detached']
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_momentum_and_decay_leave_a_frozen_backbone_alone(tmp_path, loop, optimizer):
+    watch, _ = run(tmp_path, loop, freeze_backbone=1 / 9, optim_wrapper=OPTIMIZERS[optimizer])
+    assert watch.moved('student.backbone') == [False] * 2 + [True] * 16
+    assert all(watch.moved('student.neck'))
+    assert in_log(tmp_path, 'The backbone (is frozen|trains)') == ['is frozen', 'trains']
+
+
+def test_a_frozen_backbone_thaws_what_trained_before(tmp_path):
+    class FreezeBias(Hook):
+        def before_run(self, runner):
+            runner.model.student.backbone.bias.requires_grad_(False)
+
+    watch, _ = run(tmp_path, hooks=[FreezeBias()], freeze_backbone=1 / 2)
+    assert watch.moved('student.backbone.weight') == [False] * 9 + [True] * 9
+    assert not any(watch.moved('student.backbone.bias'))
+
+
+def test_a_frozen_backbone_does_not_count_in_the_clipped_norm(tmp_path):
+    """The norm is that of a run whose optimizer does not have the backbone."""
+    norms = {}
+
+    class Norms(Hook):
+        def __init__(self, name):
+            self.name = name
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            norm = runner.message_hub.get_scalar('train/grad_norm').current()
+            norms.setdefault(self.name, []).append(norm)
+
+    class FreezeByHand(Hook):
+        def before_run(self, runner):
+            runner.model.student.backbone.requires_grad_(False)
+
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=0.1))
+    for name, hooks, frozen in (('hook', [], 1.0), ('hand', [FreezeByHand()], 0.0)):
+        run(
+            tmp_path / name,
+            hooks=[*hooks, Norms(name)],
+            freeze_backbone=frozen,
+            optim_wrapper=copy.deepcopy(optim_wrapper),
+        )
+    assert norms['hook'] == norms['hand']
+
+
+@pytest.mark.parametrize(('until', 'expected'), [(1, 18), (1 / 3, 6), (0, 0)])
+def test_the_teacher_trains_until_its_end(tmp_path, until, expected):
+    """Afterwards momentum and weight decay move nothing of it."""
+    watch, _ = run(tmp_path, teacher_until=until, optim_wrapper=OPTIMIZERS['SGD'])
+    active = [i < expected for i in range(ITERS)]
+    assert ['loss_distill' in x for x in watch.logged] == active
+    assert ['teacher.loss_cls' in x for x in watch.logged] == active
+    assert watch.moved('teachers.') == watch.moved('terms.') == active
+    assert watch.moved('student.') == [True] * ITERS
+
+
+def test_epochs_count_where_the_loop_counts_epochs(tmp_path):
+    watch, _ = run(tmp_path, 'epochs', teacher_until=1 / 3)
+    assert ['loss_distill' in x for x in watch.logged] == [True] * 6 + [False] * 12
+
+
+def test_after_its_end_the_log_has_nothing_of_the_teacher(tmp_path):
+    hooks = [dict(type='AdaptiveDistillCoefHook', policy='constant', ratio=0.5)]
+    watch, runner = run(tmp_path, hooks=hooks, teacher_until=0.5)
+    expected = {'train/teacher.loss_cls', 'train/loss_distill', 'train/distill_coef'}
+    assert all(expected <= keys for keys in watch.hub[:9])
+    assert watch.hub[9:] == [set()] * 9
+    assert runner.message_hub.get_scalar('train/loss_cls').data[0].size == ITERS
+
+
+def test_without_its_teacher_the_student_trains_as_stock(tmp_path):
+    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
+    trained = {}
+    for model in (student, dict(type='SSSDDistiller', student=student)):
+        hooks = [dict(type='DistillPhasesHook', teacher_until=0.0)] if 'student' in model else []
+        runner = toy_runner(
+            tmp_path / model['type'], model=model, hooks=hooks, train_cfg=LOOPS['iterations']
+        )
+        detector = getattr(runner.model, 'student', runner.model)
+        torch.manual_seed(0)
+        for parameter in detector.parameters():
+            parameter.data.normal_(std=0.1)
+        runner.train()
+        trained[model['type']] = detector.state_dict()
+    for key, value in trained['ToyDetector'].items():
+        assert torch.equal(trained['SSSDDistiller'][key], value), key
+
+
+@pytest.mark.parametrize(
+    'phases',
+    [
+        dict(teacher_until=0.25),
+        dict(teacher_until=0.75),
+        dict(detach_student=0.75, freeze_backbone=0.75),
+        dict(detach_student=0.25, freeze_backbone=0.25),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, phases):
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.1)
+    kwargs = dict(phases, optim_wrapper=dict(optimizer=optimizer))
+    whole, _ = run(tmp_path / 'whole', **copy.deepcopy(kwargs))
+    checkpoint = str(tmp_path / 'whole' / f'iter_{ITERS // 2}.pth')
+    resumed, _ = run(tmp_path / 'resumed', resume=True, load_from=checkpoint, **kwargs)
+    assert len(resumed.weights) == ITERS // 2 + 1
+    for key, value in whole.weights[-1].items():
+        assert torch.equal(resumed.weights[-1][key], value), key
+
+
+@pytest.mark.parametrize('name', DistillPhasesHook.FRACTIONS)
+@pytest.mark.parametrize('value', [-0.1, 1.1, 20000])
+def test_bad_fractions_are_named(name, value):
+    with pytest.raises(ConfigError, match=rf'Hook\.{name} is {value}; accepted: a fraction'):
+        DistillPhasesHook(**{name: value})
+
+
+def test_an_unknown_teacher_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"Hook\.teacher is 'x'; .*: teacher"):
+        run(tmp_path, teacher='x')
+
+
+def test_two_hooks_for_one_teacher_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"two DistillPhasesHook with teacher='teacher'"):
+        run(tmp_path, hooks=[dict(type='DistillPhasesHook')])
