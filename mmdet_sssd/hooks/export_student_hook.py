@@ -1,5 +1,5 @@
-import os.path as osp
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmdet.registry import HOOKS
 from mmengine.dist import master_only
@@ -32,15 +32,18 @@ class ExportStudentHook(Hook):
     @master_only
     def after_train(self, runner: Runner) -> None:
         """Export, also after resuming a complete run."""
+        folder, written = Path(runner.work_dir, 'export'), []
         for path in dict.fromkeys(_checkpoints(runner)):
             try:
-                export_student(path, osp.join(runner.work_dir, 'export'))
+                written += export_student(path, folder)
             except Exception as error:
                 runner.logger.error(
                     f'The student of {path} was not exported: {error}. Training is complete; to try '
                     f'again, run `mmdet-sssd export {path} --out DIR`.',
                     exc_info=not isinstance(error, (ConfigError, FileNotFoundError)),
                 )
+        if older := sorted(x.name for x in folder.glob('*.p*') if x not in written):
+            runner.logger.warning(f'{folder} has older exports, too: {", ".join(older)}')
 
 
 def _checkpoints(runner: Runner) -> Iterator[str]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -16,7 +16,6 @@ import torch.distributed as dist
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -34,14 +33,13 @@ class PreemptionHook(Hook):
     """Lets a run save a checkpoint and exit on a signal, so that ``--resume`` continues it.
 
     After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C (SIGINT) the run finishes the current iteration, saves
-    ``preempted.pth``, names it in ``last_checkpoint``, and exits with code 75 (EX_TEMPFAIL, "try again
-    later"). The resumed run equals an uninterrupted one to the bit, within the limits of
-    ``RandomStateHook``, and removes the file after saving another checkpoint.
+    ``preempted.pth`` unless another checkpoint has that iteration, names it in ``last_checkpoint``, and
+    exits with code 75 (EX_TEMPFAIL, "try again later"). The resumed run equals an uninterrupted one to
+    the bit, within the limits of ``RandomStateHook``, and removes the file with its next checkpoint.
 
     - With gradient accumulation the run exits after the optimizer's next step.
     - A validation is abandoned, and the resumed run starts with it; one already computing its metrics
       is finished.
-    - What is saved already is not saved again.
     - On several processes a signal to any of them is enough. All exit after the same iteration, the
       one that follows the signal or the next.
     - A second signal ends the process at once: Ctrl-C always, another after 5 seconds. (Within these it
@@ -88,13 +86,7 @@ class PreemptionHook(Hook):
         if threading.current_thread() is threading.main_thread():  # the only one that handles them
             self._listen(runner)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: DATA_BATCH = None,
-        outputs: dict | None = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs: Any) -> None:
         """Exit on request, if no gradients wait for the optimizer's step."""
         loop, num_done = runner.train_loop, runner.iter + 1
         if not self._ends(runner):
@@ -118,13 +110,7 @@ class PreemptionHook(Hook):
         if self.is_training and self.vote:
             self.num_val_batches = self.vote.least(len(runner.val_loop.dataloader))
 
-    def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: DATA_BATCH = None,
-        outputs: Sequence | None = None,
-    ) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, **kwargs: Any) -> None:
         """Abandon a validation on request, restoring the state before it."""
         if not self.is_training or (self.vote and batch_idx >= self.num_val_batches):
             return

@@ -1,12 +1,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, repeat
+from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
-from mmengine.hooks.hook import DATA_BATCH
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -64,18 +64,20 @@ class RandomStateHook(Hook):
         if runner.world_size > 1:
             self.states_of_ranks = all_gather_object(self._state(runner))
             self.gradients = _waiting_gradients(runner)
+            for gradient in self.gradients.values():
+                all_reduce(gradient, 'mean')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the states; during validation (a new best) the generators' from before it."""
         checkpoint[self.STATE_KEY] = self._state(runner)
         checkpoint[self.PLACE_KEY] = (*self.place, len(runner.train_dataloader))
-        if self.states_of_ranks:
+        if runner.world_size == 1:
+            self.gradients = _waiting_gradients(runner)
+        elif self.states_of_ranks:
             checkpoint[self.OTHERS_KEY] = self.states_of_ranks
-            self.states_of_ranks = []
-        if 'optimizer' in checkpoint:
-            gradients = self.gradients or _waiting_gradients(runner)
-            checkpoint[self.GRADIENTS_KEY] = {k: x.cpu() for k, x in gradients.items()}
-        self.gradients = {}
+        if 'optimizer' in checkpoint and (runner.world_size == 1 or self.states_of_ranks):
+            checkpoint[self.GRADIENTS_KEY] = {k: x.cpu() for k, x in self.gradients.items()}
+        self.states_of_ranks, self.gradients = [], {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep a resumed run's states until training starts."""
@@ -96,7 +98,9 @@ class RandomStateHook(Hook):
         num_read = num_read if now == num_batches else round(num_read / num_batches * now)
         self.place = (num_passes, num_read)
         if self.GRADIENTS_KEY in checkpoint:
-            _set_gradients(runner, checkpoint[self.GRADIENTS_KEY])
+            parameters = _parameters(runner)
+            for name, gradient in checkpoint[self.GRADIENTS_KEY].items():
+                parameters[name].grad = gradient.to(parameters[name])
             runner.logger.addFilter(
                 lambda record: not any(x in record.getMessage() for x in UNTRUE)
             )
@@ -129,7 +133,7 @@ class RandomStateHook(Hook):
             return
         first = self.place[1]
         if self.loader is not None and first:
-            self.loader.put_back(first, self._resumed_workers, self._restore)
+            self.loader.start_at(first, self._resumed_workers, self._restore)
             run_iter = loop.run_iter
             loop.run_iter = lambda idx, data_batch: run_iter(first + idx, data_batch)
             return
@@ -138,9 +142,7 @@ class RandomStateHook(Hook):
             self.loader.start_workers(self._resumed_workers)
         self._restore()
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, **kwargs: Any) -> None:
         """Record the position in the epoch; restore the states if the loader did not."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self.place = (runner.epoch, batch_idx + 1)
@@ -161,7 +163,7 @@ class RandomStateHook(Hook):
         _set_random_state(self.state_before_val)
         self.state_before_val = None
 
-    def _batches(self, num_done: int) -> Iterator[DATA_BATCH]:
+    def _batches(self, num_done: int) -> Iterator[Any]:
         """Yield an iteration loop's batches, pass by pass; None for those that it asks for again."""
         yield from repeat(None, num_done)
         state = _get_random_state()  # starting the workers draws another seed
@@ -171,7 +173,7 @@ class RandomStateHook(Hook):
             self._restore()
 
         first_pass, num_skipped = self.place
-        self.loader.put_back(num_skipped, self._resumed_workers, after_start)
+        self.loader.start_at(num_skipped, self._resumed_workers, after_start)
         for num_passes in count(first_pass):
             self.loader.set_epoch(num_passes)
             for num_read, batch in enumerate(self.loader, num_skipped + 1):
@@ -219,19 +221,10 @@ def _parameters(runner: Runner) -> dict[str, nn.Parameter]:
 
 
 def _waiting_gradients(runner: Runner) -> dict[str, Tensor]:
-    """Copy gradients that wait for the optimizer's step, their mean over the processes."""
+    """Copy the gradients that wait for the optimizer's step."""
     if runner.optim_wrapper.should_update():
         return {}
-    found = {k: x.grad.clone() for k, x in _parameters(runner).items() if x.grad is not None}
-    for gradient in found.values() if runner.world_size > 1 else ():
-        all_reduce(gradient, 'mean')
-    return found
-
-
-def _set_gradients(runner: Runner, gradients: dict[str, Tensor]) -> None:
-    parameters = _parameters(runner)
-    for name, gradient in gradients.items():
-        parameters[name].grad = gradient.to(parameters[name])
+    return {k: x.grad.clone() for k, x in _parameters(runner).items() if x.grad is not None}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -31,27 +32,21 @@ class ResumableLoader(DataLoader):
 
     @classmethod
     def take_over(cls, loader: DataLoader) -> bool:
-        """Convert an unused loader to this class, in place.
-
-        Returns:
-            Whether it was converted. Loaders of other classes or without batches are not.
-        """
+        """Convert an unused loader to this class, in place, unless it has another or no batches."""
         if type(loader) is not DataLoader or loader.batch_sampler is None:
             return False
         loader.__class__ = cls
         loader.worker_states = {}
         loader.num_passes = 0
-        loader._put_back = None
-        loader._after_start = None
-        loader._num_skipped = 0
-        loader.collate_fn = _CollateWithStates(loader.collate_fn)
+        loader.start_at(0, {})
+        loader.collate_fn = partial(_collate_with_states, loader.collate_fn)
         return True
 
-    def put_back(
+    def start_at(
         self,
         num_batches: int,
         worker_states: dict[int, bytes],
-        after_start: Callable[[], None] | None = None,
+        after_start: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the next pass begin after some batches.
 
@@ -61,13 +56,13 @@ class ResumableLoader(DataLoader):
             after_start: Called after the workers start, before this process loads a batch.
         """
         self._num_skipped = num_batches
-        self._put_back = worker_states
+        self._first_states = worker_states
         self._after_start = after_start
 
     def start_workers(self, worker_states: dict[int, bytes]) -> None:
         """Start persistent workers in their states at the end of a pass."""
         self._num_skipped = None
-        self._put_back = worker_states
+        self._first_states = worker_states
         self._start()
 
     def rewind(self) -> None:
@@ -92,12 +87,10 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """Start or reset the workers at the first batch, and record their states with each."""
-        num_skipped = self._num_skipped
+        num_skipped, after_start = self._num_skipped, self._after_start
         batches = self._start()
         self.num_passes += 1
-        if self._after_start is not None:
-            self._after_start()
-            self._after_start = None
+        after_start()
         if not self.num_workers:
             yield from batches
             return
@@ -107,13 +100,12 @@ class ResumableLoader(DataLoader):
 
     def _start(self) -> Iterator[Any]:
         if not self.persistent_workers or self._iterator is None:  # workers will be started
-            self.worker_states = dict(self._put_back or {})
+            self.worker_states = dict(self._first_states)
         init_fn = self.worker_init_fn
-        self.worker_init_fn = _InitWithStates(init_fn, self.worker_states)
+        self.worker_init_fn = partial(_init_with_states, init_fn, dict(self.worker_states))
         batches = super().__iter__()
         self.worker_init_fn = init_fn
-        self._put_back = None
-        self._num_skipped = 0
+        self.start_at(0, {})
         return batches
 
     @property
@@ -148,15 +140,15 @@ class _Indices:
 
 def _with_own_numbers(values: Iterable, seed: int) -> Iterator:
     """Iterate with the random generators in states of the iterator's own."""
-    before = cpu_random_state()
+    training = cpu_random_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     own = cpu_random_state()
-    set_cpu_random_state(before)
+    set_cpu_random_state(training)
     iterator = iter(values)
     while True:
-        before = cpu_random_state()
+        training = cpu_random_state()
         set_cpu_random_state(own)
         try:
             value = next(iterator)
@@ -164,49 +156,34 @@ def _with_own_numbers(values: Iterable, seed: int) -> Iterator:
         except StopIteration:
             return
         finally:
-            set_cpu_random_state(before)
+            set_cpu_random_state(training)
         yield value
 
 
-class _CollateWithStates:
-    """Collates in a worker, and adds the worker's number and states."""
-
-    def __init__(self, collate_fn: Callable[[list], Any]) -> None:
-        self.collate_fn = collate_fn
-
-    def __call__(self, samples: list) -> Any:
-        worker = get_worker_info()
-        batch = self.collate_fn(samples) if samples else None
-        return batch if worker is None else (batch, (worker.id, _packed_random_state()))
-
-
-class _InitWithStates:
-    """Initialises a worker with the states of an earlier one."""
-
-    def __init__(self, init_fn: Callable[[int], None] | None, states: dict[int, bytes]) -> None:
-        self.init_fn = init_fn
-        self.states = dict(states)
-
-    def __call__(self, worker: int) -> None:
-        if self.init_fn is not None:
-            self.init_fn(worker)
-        if worker in self.states:
-            set_cpu_random_state(pickle.loads(self.states[worker]))
-
-
-def _packed_random_state() -> bytes:
-    """Pickle the states, torch's as an array, which halves the time."""
+def _collate_with_states(collate_fn: Callable[[list], Any], samples: list) -> Any:
+    """Collate; in a worker, add its number and states, torch's as an array, which is faster."""
+    worker = get_worker_info()
+    batch = collate_fn(samples) if samples else None
+    if worker is None:
+        return batch
     state = cpu_random_state()
-    return pickle.dumps({**state, 'torch': state['torch'].numpy()})
+    return batch, (worker.id, pickle.dumps({**state, 'torch': state['torch'].numpy()}))
+
+
+def _init_with_states(
+    init_fn: Callable[[int], None] | None, states: dict[int, bytes], worker: int
+) -> None:
+    """Initialise a worker, with the states of an earlier one if there are any."""
+    if init_fn is not None:
+        init_fn(worker)
+    if worker in states:
+        set_cpu_random_state(pickle.loads(states[worker]))
 
 
 def cpu_random_state() -> dict[str, Any]:
     """Get the states of Python's, NumPy's and torch's generators."""
-    return {
-        'python': random.getstate(),
-        'numpy': np.random.get_state(),
-        'torch': torch.get_rng_state(),
-    }
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    return dict(zip(('python', 'numpy', 'torch'), states, strict=True))
 
 
 def set_cpu_random_state(state: dict[str, Any]) -> None:

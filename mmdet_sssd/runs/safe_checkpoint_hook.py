@@ -13,7 +13,6 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from ..errors import ConfigError
@@ -94,25 +93,17 @@ class SafeCheckpointHook(CheckpointHook):
         if self.validates_first and runner.val_loop is not None:
             runner.val_loop.run()
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: DATA_BATCH = None,
-        outputs: dict | None = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, outputs: dict, **kwargs: Any) -> None:
         """Save if due, and end a run that has diverged."""
-        is_finite = math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+        is_finite = math.isfinite(outputs.get('loss', 0))
         self.num_broken = 0 if is_finite else self.num_broken + 1
         if self.num_broken == self.MOST_BROKEN:
-            broken = [
-                name for name, x in outputs.items() if not torch.as_tensor(x).isfinite().all()
-            ]
+            broken = [k for k, x in outputs.items() if not torch.as_tensor(x).isfinite().all()]
             raise ConfigError(
                 f'{", ".join(broken)}: not finite in {self.num_broken} iterations in a row, the last '
                 f'is {runner.iter + 1}: the run diverged. {ADVICE}'
             )
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        super().after_train_iter(runner, *args, outputs=outputs, **kwargs)
 
     def after_train(self, runner: Runner) -> None:
         """Save the end of training if something else than its length ended it."""

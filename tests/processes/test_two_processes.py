@@ -12,6 +12,7 @@ from torch import distributed
 from mmdet_sssd.runs import load_from_local
 
 from ..runs.test_preemption_hook import assert_equal_runs
+from ..runs.test_safe_checkpoint_hook import last_checkpoint
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,
@@ -241,7 +242,7 @@ def test_a_signal_to_one_process_ends_all_and_the_resumed_run_is_equal(
         signals = dict(numbers=[signal.SIGTERM], **moment)
         args = [(ours, loop, number > 0, signals if rank == 1 else None) for rank in range(2)]
         assert on_two_processes(run_until_signal, *args) == [75, 75]
-        saved = load_from_local(f'{ours}/preempted.pth')
+        saved = load_from_local(str(last_checkpoint(ours)))
         assert saved['meta']['iter'] == (5, 6, 6)[number]
         first, second = saved['random_states_of_ranks']
         assert first['workers'] != second['workers']

@@ -51,6 +51,11 @@ class UprightAndFlat(BaseDetDataset):
 
     METAINFO = dict(classes=('a', 'b'))
 
+    def __init__(self, **kwargs):
+        super().__init__(
+            serialize_data=False, **kwargs
+        )  # which collects garbage, for half a run's time
+
     def load_data_list(self):
         instance = dict(bbox=[4, 4, 20, 20], ignore_flag=0)
         return [

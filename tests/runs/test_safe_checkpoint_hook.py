@@ -261,25 +261,6 @@ def test_a_best_one_that_is_written_again_under_its_name_stays(tmp_path):
     assert {name for name in pth_files(tmp_path) if 'best' in name} == {'best_mAP_iter_0.pth'}
 
 
-@pytest.mark.parametrize('number', [-1, 0])
-def test_all_are_kept_unless_told_otherwise(tmp_path, number):
-    train(tmp_path, max_keep_ckpts=number)
-    assert pth_files(tmp_path) == {f'epoch_{i}.pth' for i in range(1, 5)}
-    train(tmp_path, max_keep_ckpts=2, resume=True)  # nothing is left to train
-    assert pth_files(tmp_path) == {f'epoch_{i}.pth' for i in range(1, 5)}
-
-
-@pytest.mark.parametrize('optimizer', [True, False])
-@pytest.mark.parametrize('schedulers', [True, False])
-def test_optimizer_and_schedulers_are_saved_if_asked_for(tmp_path, optimizer, schedulers):
-    runner = make_runner(tmp_path, save_optimizer=optimizer, save_param_scheduler=schedulers)
-    runner.param_schedulers = [dict(type='MultiStepLR', milestones=[2])]
-    runner.train()
-    saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
-    assert ('optimizer' in saved) == optimizer
-    assert ('param_schedulers' in saved) == schedulers
-
-
 @pytest.mark.parametrize('stock', [False, True], ids=['distilled', 'stock'])
 @pytest.mark.parametrize('loop', LOOPS)
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, loop, stock, steps):
