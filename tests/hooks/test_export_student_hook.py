@@ -157,7 +157,7 @@ def test_an_unforeseen_failure_does_not_end_the_run_and_is_traced(tmp_path, caps
 
 def test_older_exports_are_named(tmp_path, capsys):
     run(tmp_path)
-    assert 'older' not in capsys.readouterr().out
+    assert 'has older exports' not in capsys.readouterr().out
     (tmp_path / 'export/best_ap_epoch_1-01234567.pth').touch()
     run(tmp_path)
     assert 'best_ap_epoch_1-01234567.pth' in capsys.readouterr().out

@@ -212,7 +212,7 @@ def model(kind='LossOfPixels', augments=None):
     return dict(model=dict(type=kind, data_preprocessor=preprocessor))
 
 
-MULTI_SCALE = dict(type='BatchSyncRandomResize', random_size_range=(16, 96), size_divisor=16)
+MULTI_SCALE = dict(type='BatchSyncRandomResize', random_size_range=(32, 96), size_divisor=16)
 CASES = {
     'nothing': {},
     'PipelineSwitch': dict(
