@@ -127,11 +127,7 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
 
 
 def sweep_arms(sweep: str, base: str) -> list[str]:
-    """Name an arm for each value of a sweep.
-
-    Args:
-        sweep: Key and values, such as ``'distill_coef=1,3,10'``.
-        base: The arm to vary.
+    """Name an arm for each value of a sweep, such as ``'distill_coef=1,3,10'``.
 
     Raises:
         ConfigError: if ``sweep`` has another form.
@@ -155,16 +151,14 @@ def _read_setting(setting: str) -> dict[str, Any]:
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
-    """Read the configs that arms start from.
+    """Read the configs that arms start from, by :data:`ROOTS`.
+
+    Recipes are added to the detector alone, whatever its distiller; ``config`` is CONFIG itself or, of
+    a stock detector, what ``wrap`` makes of it.
 
     Args:
-        config: A config file, or a name like ``'mmdet::fcos/….py'``, of a stock detector or a
-            distiller.
+        config: A config file or name, of a stock detector or a distiller.
         cfg_options: Changes to it, by dotted key.
-
-    Returns:
-        The configs, by :data:`ROOTS`. Recipes are added to the detector alone, whatever its
-        distiller; ``config`` is CONFIG itself or, of a stock detector, what ``wrap`` makes of it.
 
     Raises:
         ConfigError: if the config cannot be read, changed or distilled.

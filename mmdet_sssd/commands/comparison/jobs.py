@@ -83,13 +83,9 @@ class JobRunner:
     Args:
         folder: Where submitit keeps its jobs.
         training: How runs are trained.
-        slurm: Options of ``sbatch``, in submitit's words where it has some; None for jobs on this
-            machine.
-        jobs: How many run at a time, on GPUs of this machine one each, in turn; by default one here,
-            and on a cluster all that it lets run.
-
-    Raises:
-        ConfigError: if this machine cannot submit jobs to Slurm.
+        slurm: Options of ``sbatch``, see :func:`~.slurm.slurm_executor`; None for this machine.
+        jobs: How many run at a time, on GPUs of this machine one each, in turn; None: one here, and
+            on a cluster all that it lets run.
     """
 
     def __init__(
@@ -111,14 +107,10 @@ class JobRunner:
         runs: Mapping[Run, Config],
         on_change: Callable[[list[Run], list[Run], list[Failure]], None],
     ) -> list[Failure]:
-        """Train runs, with their arms' configs, and give those that failed.
+        """Train runs that are not finished, with their arms' configs, and give those that failed.
 
-        A run that others are training is waited for.
-
-        Args:
-            runs: What to train; finished runs are left out.
-            on_change: Called about once a second with the runs that are training, those that are
-                finished, and those that failed.
+        A run that others are training is waited for. ``on_change`` is called about once a second with
+        the runs that are training, that were found finished, and that failed.
         """
         todo = {run: cfg for run, cfg in runs.items() if not self.training.is_done(run)}
         free = list(self.slots)

@@ -17,14 +17,7 @@ from .summary import SPLITS
 def write_page(
     report: Report, folder: ResultsFolder, results: Results, plots: Sequence[Path]
 ) -> Path:
-    """Write ``report.html`` into a folder of results.
-
-    Args:
-        report: The report; what only the page has is filled in.
-        folder: The folder, with its ``results.json``.
-        results: What is reported on.
-        plots: PNG files.
-    """
+    """Fill in what only the page of a report has, and write ``report.html`` into a results folder."""
     report.commands, records = folder.records()
     configs = {arm: records[arm].config for arm in results}
     runs = [run for by_seed in results.values() for run in by_seed.values()]

@@ -28,13 +28,9 @@ def pool(
     arms: Iterable[str] | None = None,
     reference: str = BASELINE,
 ) -> Pooled:
-    """Pool the results of studies.
+    """Pool the results on a split of studies, which are named as their folders.
 
-    Args:
-        folders: Their folders of results; a folder's name is its study's.
-        split: ``'val'`` or ``'test'``.
-        arms: Which arms; all that two studies or more share with the reference, if None.
-        reference: The arm that they are compared with.
+    Without ``arms``, those that two studies or more share with the reference are pooled.
 
     Raises:
         ConfigError: if a folder has no results, or two have one name.
@@ -73,16 +69,13 @@ def write_pool(
     arms: Iterable[str] | None = None,
     references: Sequence[str] = (BASELINE,),
 ) -> str:
-    """Write ``pool.md``, and the same as a page, into a folder.
+    """Write ``pool.md``, whose text is returned, and the same as a page, into a folder.
 
     Args:
         out: The folder.
         folders: Folders of results, one for each pair of detector and data set.
         arms: As in :func:`pool`.
         references: The arms to compare with.
-
-    Returns:
-        The Markdown.
 
     Raises:
         ConfigError: if there is nothing to pool.

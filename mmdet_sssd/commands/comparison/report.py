@@ -85,11 +85,7 @@ class Report:
     configs: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> str:
-        """Write the report, as Markdown or as a page, by the suffix ``.md`` or ``.html``.
-
-        Returns:
-            What was written.
-        """
+        """Write the report as Markdown or as a page, by the suffix ``.md`` or ``.html``; returns it."""
         environment = Environment(
             loader=PackageLoader(__package__),
             autoescape=select_autoescape(['html']),
@@ -108,12 +104,7 @@ def _data_uri(plot: Path) -> str:
 
 
 def comparison_report(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> Report:
-    """Report on a comparison.
-
-    Args:
-        results: What came out.
-        summaries: The same in short, see :func:`~.summary.summarize_all`.
-    """
+    """Report on results and what :func:`~.summary.summarize_all` made of them."""
     sections = []
     for split, by_reference in summaries.items():
         tables = [_ap_table(by_reference[BASELINE])]

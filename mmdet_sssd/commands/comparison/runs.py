@@ -72,8 +72,7 @@ class Run:
     def claimed(self, wait: float = 2) -> AbstractContextManager[bool]:
         """Lock the run against others that share the work directory or the results.
 
-        Args:
-            wait: Seconds to keep trying, as others briefly lock a run to see whether it is free.
+        They lock it briefly to see whether it is free, so it is tried for ``wait`` seconds.
         """
         lock = self.results.path / '.locks' / f'{self.arm}_seed_{self.seed}'
         return locked(self.folder.with_suffix('.lock'), lock, wait=wait)

@@ -18,8 +18,7 @@ KINDS = (
     'Poly',
     'QuadraticWarmup',
 )
-"""Schedulers that begin, change and end at points of the run: mmengine's and mmdet's names, without
-``LR``, ``Momentum`` or ``ParamScheduler``."""
+"""Schedulers that can be stretched, without ``LR``, ``Momentum`` or ``ParamScheduler``."""
 
 
 def length(cfg: Config) -> tuple[str, int]:

@@ -67,6 +67,8 @@ def write_report(folder, found, against=()):
 class DoneJob:
     """Has the interface of submitit's jobs, and is done as soon as it is submitted."""
 
+    job_id = '7'
+
     def __init__(self, folder: Path, do) -> None:
         self.paths = JobPaths(folder, 'done')
         self.outcome = Work(do)()

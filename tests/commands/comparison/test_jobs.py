@@ -12,13 +12,15 @@ from multiprocessing import get_context
 import pytest
 import submitit
 import torch
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison.jobs import JobRunner, Work, slot_environments
 from mmdet_sssd.commands.comparison.programs import Preempted
 from mmdet_sssd.commands.comparison.slurm import QueueWatcher
 from mmdet_sssd.commands.comparison.training import Training
+
+from .synthetic import DoneJob
 
 
 @pytest.mark.slow
@@ -48,6 +50,14 @@ def test_a_program_error_is_raised_with_its_traceback(comparison):
 
 
 def test_a_lost_job_is_a_failure(comparison, monkeypatch):
+    monkeypatch.setattr(DoneJob, 'exception', lambda _: UncompletedJobError('no result'))
+    comparison.fake['crash'] = [0]
+    (failure,) = comparison.train(0)
+    assert failure.reason.startswith('its job 7 was ended from outside')
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_lost(comparison, monkeypatch):
     monkeypatch.setattr(submitit.LocalJob, '_results_timeout_s', 0)
     comparison.fake['kill_parent'] = [0]
     (failure,) = comparison.train(0, in_jobs=True)
