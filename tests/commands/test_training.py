@@ -51,95 +51,31 @@ def data(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (
-            ['model.distill_loss.dim=pixel'],
-            "model.distill_loss.dim is 'pixel'; accepted: spatial, channel, all",
-        ),
-        (['model.distill_coef=-1'], 'model.distill_coef is -1; accepted: a number >= 0'),
-        (
-            ['model.bbox_head.num_classes=2'],
-            'bbox_head is not a setting of SSSDDistiller; a setting of the detector is written '
-            'model.student.bbox_head. Accepted: student, teacher, ',
-        ),
-        (
-            ["custom_imports.imports=['json']"],
-            "custom_imports.imports is ['json'], without 'mmdet_sssd', which "
-            'model.type=SSSDDistiller needs',
-        ),
-        (
-            ['default_hooks.distill_coef.policy=cosine'],
-            "AdaptiveDistillCoefHook.policy is 'cosine'; accepted: step, inverse_lr, constant",
-        ),
-        (
-            ['default_hooks.distill_coef.polcy=constant'],
-            'polcy is not a setting of AdaptiveDistillCoefHook; did you mean policy? Accepted: ',
-        ),
-        (
-            ['trian_cfg.max_epochs=2'],
-            'trian_cfg.max_epochs: the config has no trian_cfg; did you mean train_cfg?',
-        ),
-        (
-            ['train_dataloader.datset.ann_file=a.json'],
-            'the config has no train_dataloader.datset; did you mean dataset? (a new one needs ',
-        ),
-        (
-            ['default_hooks.phase.teacher_until=0.5'],
-            'the config has no default_hooks.phase; did you mean phases? (a new one needs '
-            'default_hooks.phase.type)',
-        ),
-        (
-            ['max_epochs=2'],
-            'max_epochs: the config has used its variable max_epochs by the time it is changed; set '
-            'SSSD_MAX_EPOCHS in the environment',
-        ),
-        (
-            ['warmup_iters=2'],
-            'warmup_iters: the config has used its variable warmup_iters by the time it is changed; '
-            'change what it was used for, or the file',
-        ),
-        (
-            ['lr=0.1'],
-            'lr: the config has no lr; did you mean optim_wrapper.optimizer.lr?',
-        ),
-        (
-            ['train_cfg.max_epochs.end=2'],
-            'train_cfg.max_epochs.end: train_cfg.max_epochs is 24, which has no settings',
-        ),
-        (
-            ['model.student.backbone.type=ResNett'],
-            'model.student (RetinaNet) cannot be built: there is no model of type ResNett; '
-            'did you mean ResNet',
-        ),
-        (
-            ['model.student.backbone.dept=18'],
-            'model.student (RetinaNet) cannot be built: dept is not a setting of ResNet; did you '
-            'mean depth?',
-        ),
-        (
-            ['model.distill_loss.dimm=channel'],
-            "model.distill_loss: got an unexpected keyword argument 'dimm'; did you mean dim? "
-            'JSDistanceLoss accepts: dim, tau',
-        ),
-        (
-            ['train_dataloader.batchsize=2'],
-            'batchsize is not a setting of DataLoader; did you mean batch_size? Accepted: dataset, ',
-        ),
-        (
-            ['train_dataloader.dataset.ann_file=none.json'],
-            'train_dataloader.dataset.ann_file: there is no {data}/none.json',
-        ),
-        (
-            ["train_dataloader.dataset.metainfo.classes=('dog',)"],
-            'train_dataloader.dataset.metainfo.classes: none of dog is a category in '
-            '{data}/annotations/train.json, which has: cat',
-        ),
-    ],
+    ('option', 'named'),
+    {
+        'model.distill_loss.dim=pixel': 'spatial, channel, all',
+        'model.distill_coef=-1': 'a number >= 0',
+        'model.bbox_head.num_classes=2': 'model.student.bbox_head',
+        "custom_imports.imports=['json']": "without 'mmdet_sssd'",
+        'default_hooks.distill_coef.policy=cosine': 'step, inverse_lr, constant',
+        'default_hooks.distill_coef.polcy=constant': 'did you mean policy?',
+        'trian_cfg.max_epochs=2': 'did you mean train_cfg?',
+        'train_dataloader.datset.ann_file=a.json': 'did you mean dataset?',
+        'default_hooks.phase.teacher_until=0.5': 'did you mean phases?',
+        'max_epochs=2': 'SSSD_MAX_EPOCHS',
+        'warmup_iters=2': 'variable warmup_iters',
+        'lr=0.1': 'optim_wrapper.optimizer.lr',
+        'train_cfg.max_epochs.end=2': 'train_cfg.max_epochs is 24',
+        'model.student.backbone.type=ResNett': 'did you mean ResNet',
+        'model.student.backbone.dept=18': 'did you mean depth?',
+        'model.distill_loss.dimm=channel': 'did you mean dim?',
+        'train_dataloader.batchsize=2': 'did you mean batch_size?',
+        'train_dataloader.dataset.ann_file=none.json': '/none.json',
+        "train_dataloader.dataset.metainfo.classes=('dog',)": 'which has: cat',
+    }.items(),
 )
-def test_bad_settings_end_with_a_message(data, options, message):
-    found = error_of('train', CONFIG, '--cfg-options', *options, '--work-dir', data)
-    assert found.startswith(message.format(data=data))
+def test_bad_settings_end_with_a_message(data, option, named):
+    assert named in error_of('train', CONFIG, '--cfg-options', option, '--work-dir', data)
 
 
 def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
@@ -150,8 +86,7 @@ def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
 
 
 def test_a_missing_checkpoint_is_named(data):
-    found = error_of('test', CONFIG, data / 'none.pth', '--work-dir', data)
-    assert found == f'checkpoint {data}/none.pth cannot be found'
+    assert f'{data}/none.pth' in error_of('test', CONFIG, data / 'none.pth', '--work-dir', data)
 
 
 def stock_weights(num_classes):
@@ -195,8 +130,7 @@ def test_broken_checkpoints_are_named_when_a_run_is_resumed(data):
     (data / 'work').mkdir()
     (data / 'work/epoch_1.pth').write_bytes(b'PK')
     found = error_of('train', CONFIG, '--resume', '--work-dir', data / 'work')
-    assert found.startswith(f'--resume: there is no {data}/work/last_checkpoint, and there is')
-    assert f'not whole: {data}/work/epoch_1.pth' in found
+    assert f'{data}/work/epoch_1.pth' in found
 
 
 def test_a_second_run_in_a_folder_is_refused(data, monkeypatch):
