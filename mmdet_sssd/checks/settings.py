@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
@@ -98,23 +98,25 @@ def _hooks(cfg: Config) -> list:
 
 def _check_best(cfg: Config) -> None:
     """Check that the metric of the best checkpoint is one of COCO's, if only these are evaluated."""
+    names = [_metrics(x) for _, x in evaluator_configs(cfg, 'val_evaluator')]
+    known = ['auto', *(name for some in names for name in some)]
     wanted = [x['save_best'] for x in _hooks(cfg) if isinstance(x, dict) and x.get('save_best')]
-    evaluators = [x for _, x in evaluator_configs(cfg, 'val_evaluator')]
-    if not all(x.get('type') in ('CocoMetric', 'mmdet.CocoMetric') for x in evaluators):
-        return
-    known = [name for x in evaluators for name in _metrics(x)]
     for name in (name for x in wanted for name in ([x] if isinstance(x, str) else x)):
-        is_known = name in ('auto', *known) or not known or name.startswith('teacher/')
-        accepted = ', '.join(['auto', *known])
-        check('save_best of default_hooks.checkpoint', name, is_known, accepted)
+        is_known = name in known or not names or not all(names) or name.startswith('teacher/')
+        check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
 
 
-def _metrics(evaluator: dict) -> Iterator[str]:
-    """Yield the names of COCO's metrics of boxes and masks."""
-    metrics = evaluator.get('metric', 'bbox')
-    for metric in [metrics] if isinstance(metrics, str) else metrics:
-        for item in evaluator.get('metric_items') or BOX_METRICS:
-            yield f'{evaluator.get("prefix") or "coco"}/{metric}_{item}'
+def _metrics(evaluator: dict) -> list[str]:
+    """List the names of an evaluator's metrics of boxes and masks; empty if it has others."""
+    if 'dataset_prefixes' in evaluator:
+        pairs = zip(evaluator['dataset_prefixes'], evaluator['metrics'], strict=False)
+        return [f'{prefix}/{name}' for prefix, metric in pairs for name in _metrics(metric)]
+    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
+        return []
+    metrics, prefix = evaluator.get('metric', 'bbox'), evaluator.get('prefix') or 'coco'
+    items = evaluator.get('metric_items') or BOX_METRICS
+    kinds = [metrics] if isinstance(metrics, str) else metrics
+    return [f'{prefix}/{kind}_{item}' for kind in kinds for item in items]
 
 
 def check_overrides(cfg: Config, keys: Collection[str]) -> None:

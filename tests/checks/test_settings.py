@@ -26,10 +26,19 @@ def config(**changes) -> Config:
     return cfg
 
 
+TWO_SETS = dict(
+    _delete_=True,
+    type='MultiDatasetsEvaluator',
+    metrics=[dict(type='CocoMetric', metric='bbox')] * 2,
+    dataset_prefixes=['a', 'b'],
+)
+
+
 @pytest.mark.parametrize(
     'changes',
     [
         {},
+        {'default_hooks.checkpoint.save_best': 'b/coco/bbox_mAP', 'val_evaluator': TWO_SETS},
         {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
         {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'teacher/coco/bbox_mAP']},
         {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
@@ -50,6 +59,10 @@ def test_good_settings_pass(changes):
         ({'optim_wraper': {}}, 'optim_wrapper'),
         ({'train_dataloaders': {}}, 'if it is train_dataloader,'),
         ({'default_hooks.checkpoint.save_best': 'mAP'}, 'coco/segm_mAP_l'),
+        (
+            {'default_hooks.checkpoint.save_best': 'coco/bbox_mAP', 'val_evaluator': TWO_SETS},
+            'b/coco/bbox_mAP',
+        ),
     ],
 )
 def test_bad_settings_are_named(changes, named):
