@@ -354,38 +354,22 @@ def with_a_nan(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'named'),
     [
-        (
-            without_student,
-            r'c\.pth has no weights under student\.\* \(found: backbone, bbox_head, neck\)',
-        ),
-        (without_config, r"c\.pth holds no config in meta\['cfg'\]; give the run's with --config"),
-        (
-            with_a_config_that_cannot_be_imported,
-            r"config that .*c\.pth holds in meta\['cfg'\] cannot be read \(ImportError: .*no_such_mod",
-        ),
-        (with_no_model, r'model\.type of the config is None, which is not a distiller'),
-        (
-            with_a_stock_config,
-            r"model\.type of the config is 'RetinaNet', which is not a distiller",
-        ),
-        (
-            with_misfits,
-            r"does not fit the config's, a RetinaNet \(1 missing: bbox_head\.retina_reg\.bias; 1 "
-            r'unexpected: bbox_head\.other; 1 of another shape: bbox_head\.retina_cls\.bias \(3,\) '
-            r'instead of \(27,\)\)',
-        ),
-        (
-            with_a_nan,
-            r'1 of \d+ weights are not finite, the first is bbox_head\.retina_cls\.bias: the',
-        ),
+        (without_student, ['c.pth', 'student.*', 'backbone, bbox_head, neck']),
+        (without_config, ['c.pth', '--config']),
+        (with_a_config_that_cannot_be_imported, ['c.pth', 'no_such_mod']),
+        (with_no_model, ['model.type', 'None']),
+        (with_a_stock_config, ['model.type', 'RetinaNet']),
+        (with_misfits, ['bbox_head.retina_reg.bias', 'bbox_head.other', 'retina_cls.bias (3,)']),
+        (with_a_nan, ['bbox_head.retina_cls.bias']),
     ],
 )
-def test_checkpoints_that_cannot_be_exported_are_named(run, tmp_path, change, message):
+def test_checkpoints_that_cannot_be_exported_are_named(run, tmp_path, change, named):
     checkpoint = resaved(run, tmp_path / 'c.pth', change)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as error:
         export_student(checkpoint, tmp_path / 'out')
+    assert all(x in str(error.value) for x in named), error.value
     assert not (tmp_path / 'out').exists()
 
 

