@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,25 +190,16 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
     """
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:
-        for key in _leaf_keys(changes):
-            if clash := [option for option in cfg_options if f'{option}.'.startswith(f'{key}.')]:
-                raise ConfigError(
-                    f'--cfg-options {clash[0]} has no effect on arm {arm.name}, which sets {key}; '
-                    f'drop one of the two, or compare {arm.name}+{clash[0]}=VALUE'
-                )
         _merge(cfg, changes, f'arm {arm.name}')
+    for key in cfg_options:
+        if value_at(cfg, key) != value_at(roots[arm.root], key):
+            raise ConfigError(
+                f'--cfg-options {key} has no effect on arm {arm.name}, which sets it; drop one of the '
+                f'two, or compare {arm.name}+{key}=VALUE'
+            )
     if any('stretch' in changes for changes in arm.changes):
         return stretched(cfg, cfg.stretch)
     return cfg
-
-
-def _leaf_keys(changes: dict[str, Any], start: str = '') -> Iterator[str]:
-    """List the keys that changes set, inside merged dicts too."""
-    for key, value in changes.items():
-        if isinstance(value, dict) and not value.get('_delete_'):
-            yield from _leaf_keys(value, f'{start}{key}.')
-        else:
-            yield f'{start}{key}'
 
 
 def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:

@@ -152,7 +152,7 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     ):
         raise ConfigError(
             f'{results.file} has results of arm {arm} from another config; it differs in {changed}. '
-            'Use another --work-dir or --results, or remove the arm from the file to train it again'
+            "Use another --work-dir or --results, or remove the arm's seeds from the file"
         )
     for run in runs:
         if run.checkpoint and run.config_file.is_file():

@@ -98,7 +98,7 @@ class Training:
             raise ConfigError(
                 f'there is no checkpoint in {run.folder} to evaluate on the {split} data. If the run '
                 'ended early, give default_hooks.checkpoint a smaller interval; if it was removed, '
-                f'remove the run from {run.results.file} too, to train it again'
+                f'remove its seed from {run.results.file} too, to train it again'
             )
         cfg = run.config(cfg)
         if split == 'val':  # by mmengine's test loop, which writes the metrics to a file

@@ -115,7 +115,7 @@ def test_mixed_precision_of_the_device(stock, device, wrapper):
     ('settings', 'message'),
     [
         (dict(arms=['baseline', 'ssd']), 'unknown arm ssd'),
-        (dict(arms=['paper', 'paper']), '--arms lists sssd twice'),
+        (dict(arms=['paper', 'paper']), '--arms lists paper twice'),
         (dict(steps=0), '--steps is 0'),
         (dict(objects=-1), '--objects is -1'),
         (dict(shape=(10, 800)), '--shape is'),
