@@ -91,7 +91,7 @@ class LabelledObjects:
             Descriptors of shape (B, 1 + N, 4 + E), or (B, 1 + N, 4 + E + 49) with masks.
         """
         height, width = self.image_size
-        half_size = self.boxes.new_tensor([width, height, width, height]) / 2
+        half_size = torch.tensor([width / 2, height / 2] * 2).to(self.boxes, non_blocking=True)
         parts = [self.boxes / half_size - 1, class_code(self.labels)]
         if self.masks is not None:
             crops = [
@@ -124,9 +124,8 @@ class LabelledObjects:
         lengths = [length for length in self.image_size for _ in level_sizes]
         scales = [np.full(n + 2, n / length) for n, length in zip(counts, lengths, strict=True)]
         pixels = [np.arange(-1.0, n + 1) for n in counts]
-        scale, pixel = torch.from_numpy(np.stack([*map(np.concatenate, (scales, pixels))])).to(
-            self.boxes
-        )
+        constants = np.stack([np.concatenate(scales), np.concatenate(pixels)])
+        scale, pixel = torch.from_numpy(constants).to(self.boxes, non_blocking=True)
         padded = [n + 2 for n in counts]
         num_rows = sum(padded[: len(level_sizes)])
         low, high = (
@@ -169,14 +168,14 @@ class LabelledObjects:
         rows, columns = (
             np.arange(n) * length // n for n, length in zip(size, self.image_size, strict=True)
         )
-        return torch.from_numpy(masks[:, rows][:, :, columns]).to(self.boxes)
+        return torch.from_numpy(masks[:, rows][:, :, columns]).to(self.boxes, non_blocking=True)
 
     def _pooled(self, masks: np.ndarray, size: tuple[int, int]) -> Tensor:
         """Average an image's masks of shape (n, H, W) over each of h×w pixels, rows first."""
         height, width = self.image_size
         num_rows = size[0] if height % size[0] == 0 else height
         blocks = masks.reshape(len(masks), num_rows, height // num_rows, width)
-        sums = torch.from_numpy(blocks.sum(2, dtype=np.uint16)).to(self.boxes)
+        sums = torch.from_numpy(blocks.sum(2, dtype=np.uint16)).to(self.boxes, non_blocking=True)
         return F.adaptive_avg_pool2d(sums / blocks.shape[2], size)
 
 
@@ -230,7 +229,7 @@ def _crop_masks(masks: Tensor, boxes: Tensor) -> Tensor:
     """Crop each of n masks to its box and resize it to a flat binary vector of shape (n, 49)."""
     if not len(boxes):  # roi_align fails without boxes
         return boxes.new_zeros(0, MASK_SIZE**2)
-    masks = masks.to(boxes.device).to(boxes.dtype)
+    masks = masks.to(boxes.device, non_blocking=True).to(boxes.dtype)
     indices = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
     corners = boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2])  # roi_align refuses reversed boxes
     rois = torch.cat([indices[:, None], *corners], 1)

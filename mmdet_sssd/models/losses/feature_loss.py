@@ -91,5 +91,5 @@ class NormedMSELoss(FeatureLoss):
     def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
         """Weigh each level by its number of elements; see the base class."""
         sizes = [x.numel() for x in feats]
-        shares = distances.new_tensor([size / max(sum(sizes), 1) for size in sizes])
-        return (distances * shares).sum()
+        shares = torch.tensor([size / max(sum(sizes), 1) for size in sizes], dtype=torch.float64)
+        return (distances * shares.to(distances, non_blocking=True)).sum()
