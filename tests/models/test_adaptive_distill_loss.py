@@ -65,14 +65,13 @@ def test_loss_equals_its_restatement_element_by_element(alpha, beta, gamma, thet
     assert loss.item() == pytest.approx(total / normaliser, rel=1e-10)
 
 
-@pytest.mark.parametrize('alpha', [0, 0.25, 0.5])
-@pytest.mark.parametrize('beta', [0, 0.5, 1, 1.5])
+@pytest.mark.parametrize('beta', [0, 1, 1.5])
 @pytest.mark.parametrize('gamma', [0, 1, 1.5, 2])
-def test_gradient(alpha, beta, gamma):
+def test_gradient(beta, gamma):
     student, teacher = logits(3, 4)
     mask = torch.tensor([[True], [False], [True]])
     assert torch.autograd.gradcheck(
-        lambda z: AdaptiveDistillLoss(alpha, beta, gamma)(z, teacher, mask),
+        lambda z: AdaptiveDistillLoss(0.25, beta, gamma)(z, teacher, mask),
         student.requires_grad_(),
     )
 
@@ -138,14 +137,6 @@ def test_a_certain_teacher_leaves_a_focal_loss():
         assert loss.item() == pytest.approx(focal(z, labels).item(), rel=1e-5)
 
 
-def test_gamma_zero_is_the_weighted_cross_entropy():
-    student, teacher = logits(6, 5)
-    p, q = student.sigmoid(), teacher.sigmoid()
-    expected = -(0.3 * q * p.log() + 0.7 * (1 - q) * (1 - p).log()).sum()
-    loss = adaptive_distill_loss(student, teacher, alpha=0.3, gamma=0, avg_factor=1)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
-
-
 @pytest.mark.parametrize('beta', [0, 1, 1.5])
 def test_a_student_equal_to_its_teacher(beta):
     """DL is beta * T, the cross-entropy is T, and there is nothing to learn."""
@@ -156,43 +147,6 @@ def test_a_student_equal_to_its_teacher(beta):
     loss = adaptive_distill_loss(teacher, teacher, beta=beta, avg_factor=1)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
     assert gradient(teacher, teacher, beta=beta).abs().max() < 1e-15
-
-
-@pytest.mark.parametrize('gap', [-0.02, 0.02])
-def test_gradient_grows_with_the_teachers_uncertainty(gap):
-    """Hard to learn: at equal p - q, where cross-entropy's gradients are equal.
-
-    They grow as q goes up to 1/2 (down to it from above by symmetry), the more so for greater beta.
-    """
-    q = torch.linspace(0.04, 0.5, 47, dtype=torch.float64)
-    student, teacher = (q + gap).logit(), q.logit()
-    plain = gradient(student, teacher, gamma=0)
-    torch.testing.assert_close(plain, torch.full_like(q, gap / 2))
-    adaptive = gradient(student, teacher).abs()
-    assert (adaptive.diff() > 0).all()
-    torch.testing.assert_close(gradient(-student, -teacher).abs(), adaptive)
-    emphasis = gradient(student, teacher, beta=1.5).abs() / adaptive
-    assert (emphasis > 1).all()
-
-
-@pytest.mark.parametrize('q', [0.01, 0.1, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize('direction', [-1, 1])
-def test_gradient_grows_with_the_gap_to_the_teacher(q, direction):
-    """Hard to mimic: as p goes away from a fixed q, the gradient grows by more than cross-entropy's.
-
-    It does so up to a cross-entropy of 2.2, where p has long left q.
-    """
-    teacher = torch.tensor(q, dtype=torch.float64).logit().repeat(400)
-    student = teacher + direction * torch.linspace(0.01, 8, 400, dtype=torch.float64)
-    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
-        student, teacher.sigmoid(), reduction='none'
-    )
-    near = cross_entropy < 2.2
-    assert near.sum() > 50
-    adaptive = gradient(student, teacher).abs()[near]
-    plain = gradient(student, teacher, gamma=0).abs()[near]
-    assert (adaptive.diff() > 0).all()
-    assert ((adaptive / plain).diff() > 0).all()
 
 
 @pytest.mark.parametrize('gamma', [0, 1, 2])

@@ -86,15 +86,6 @@ def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
     assert (grad - expected_grad).abs().max() < rtol * expected_grad.abs().max()
 
 
-def test_js_distance_of_nearly_equal_maps_is_the_standard_deviation():
-    """For small d, D_JS of softmax(x) and softmax(x + d) is Var_p(d) / 8 nats."""
-    x, d = torch.randn(1, 1, 8, 8), 1e-3 * torch.randn(1, 1, 8, 8)
-    p, d64 = x.double().flatten().softmax(0), (x + d).double().sub(x).flatten()
-    variance = (p * d64**2).sum() - (p * d64).sum() ** 2
-    expected = (variance / 8 / np.log(2)).sqrt().item()
-    assert js_distance(x, x + d).item() == pytest.approx(expected, rel=3e-4)
-
-
 @pytest.mark.parametrize('dim', DIMS)
 @pytest.mark.parametrize('block', [1, 8, 40])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
@@ -160,11 +151,6 @@ def test_js_loss_is_finite_and_bounded(dim, dtype):
             assert not student.grad.any(), name
 
 
-def test_js_distance_of_disjoint_distributions_is_one():
-    student = torch.tensor([100.0, 0.0]).view(1, 1, 1, 2)
-    assert js_distance(student, student.flip(-1)).item() == pytest.approx(1)
-
-
 def test_normed_mse_weighs_levels_by_their_size():
     student = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 1)]
     teacher = [torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 1, 1), 5.0)]
@@ -204,11 +190,6 @@ def test_normed_mse_computes_in_float32(dtype):
     assert loss.dtype == torch.float32
     expected = (student.double() - teacher.to(dtype).double()).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_normed_mse_is_the_plain_formula_to_the_bit():
-    student, teacher = torch.randn(2, 2, 3, 4, 5)
-    assert NormedMSELoss()([student], [teacher]) == (student - teacher).square().sum() / 120
 
 
 @pytest.mark.parametrize('loss', [JSDistanceLoss(), NormedMSELoss()])

@@ -131,18 +131,6 @@ def test_loss_does_not_see_the_unit_of_the_features():
     assert moved == pytest.approx(plain, rel=1e-9)
 
 
-def test_anticorrelated_maps_are_nearly_one_apart():
-    checkerboard = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(1, 1, 10, 10)
-    loss = SSIMLoss()([1 - checkerboard], [checkerboard]).item()
-    assert loss == pytest.approx(1, abs=0.003)
-
-
-def test_constant_maps_differ_in_luminance_alone():
-    student, teacher = torch.full((1, 1, 12, 12), 0.2), torch.full((1, 1, 12, 12), 0.7)
-    luminance = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
-    assert ssim(student[0], teacher[0]).item() == pytest.approx(luminance, rel=1e-4)
-
-
 def test_a_constant_teacher_is_shifted_but_not_scaled():
     student, constant = torch.rand(1, 2, 12, 12), torch.full((1, 2, 12, 12), 5.0)
     expected = (1 - ssim(student[0], torch.zeros_like(student[0])).mean()) / 2
