@@ -101,8 +101,7 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
     Args:
         work_dir: The run's folder, which contains ``last_checkpoint``.
         folder: Local folder of the run's checkpoints.
-        filename_tmpl: Their file names, with ``{}`` for the epoch or iteration; the highest is the
-            newest.
+        filename_tmpl: Their names, with ``{}`` for the epoch or iteration.
 
     Returns:
         Path of a whole checkpoint; None without any checkpoint.

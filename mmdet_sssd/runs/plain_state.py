@@ -29,11 +29,11 @@ def plain_state(owners: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def set_plain_state(owners: Iterable[tuple[str, Any]], state: dict[str, Any]) -> None:
-    """Set those of the objects' attributes that a state has."""
+    """Set the objects' attributes that a state has, and remove them from it."""
     for path, owner in owners:
         for name in list(vars(owner)):
             if f'{path}.{name}' in state:
-                setattr(owner, name, copy.deepcopy(state[f'{path}.{name}']))
+                setattr(owner, name, state.pop(f'{path}.{name}'))
 
 
 def parts_of_detector(runner: Runner) -> Iterator[tuple[str, Any]]:

@@ -51,13 +51,6 @@ class PreemptionHook(Hook):
 
     Raises:
         ConfigError: before training, if one of these hooks is missing.
-
-    Example:
-        >>> default_hooks = dict(
-        ...     random_state=dict(type='RandomStateHook'),
-        ...     checkpoint=dict(type='SafeCheckpointHook'),
-        ...     preemption=dict(type='PreemptionHook'),
-        ... )
     """
 
     priority = 'LOWEST'  # after the other hooks of an iteration
@@ -193,9 +186,7 @@ class _Vote:
     """Tells all processes, after the same iteration, that one of them got a signal.
 
     After each iteration every process sends a flag and reads the result of the previous iteration's
-    flags. gloo exchanges them between CPUs in the background during the next iteration, so that no
-    process waits, and all read the same result. (mmengine reads the losses after each iteration, so no
-    process is more than one iteration ahead of its GPU.)
+    flags. gloo exchanges them between CPUs during the next iteration, so that no process waits.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,6 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
@@ -22,18 +21,17 @@ UNTRUE = ('the gradient of some iterations is lost', 'Advance dataloader')
 class RandomStateHook(Hook):
     """Makes a resumed run equal an uninterrupted one, to the bit.
 
-    Checkpoints include what mmengine does not save: the states of Python's, NumPy's and torch's
-    generators, in each process and its loader's workers; the position in the data; gradients that
-    wait for the optimizer's step (``accumulative_counts``); and plain attributes of the model and of
-    ``EarlyStoppingHook`` that training has changed, such as the image size of
-    ``BatchSyncRandomResize``. Resuming restores them, and skips the data already read without loading
-    it. Validation does not change the generators.
+    Checkpoints include the states of Python's, NumPy's and torch's generators, in each process and its
+    loader's workers; the position in the data; gradients that wait for the optimizer's step
+    (``accumulative_counts``); and plain attributes of the detector and of ``EarlyStoppingHook`` that
+    training has changed, such as the image size of ``BatchSyncRandomResize``. Resuming restores them,
+    and skips the data already read without loading it. Validation does not change the generators.
 
-    With a fixed ``randomness.seed`` a run on as many processes as before then resumes to the bit from
-    any checkpoint. Exceptions are transforms that cache images (``CachedMosaic``, ``CachedMixUp``),
-    custom loader classes and loops, ``MultiDataAspectRatioBatchSampler``, and, up to rounding,
-    waiting gradients of several processes. On another number of processes all generators get the
-    first process's states, and an epoch continues after the same fraction.
+    This holds with a fixed ``randomness.seed`` and as many processes as before. Exceptions are
+    transforms that cache images (``CachedMosaic``, ``CachedMixUp``), custom loader classes and loops,
+    ``MultiDataAspectRatioBatchSampler``, and, up to rounding, waiting gradients of several processes.
+    On another number of processes all generators get the first process's states, and an epoch
+    continues after the same fraction.
 
     Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first
     process's. After resuming, buffers that differ between processes (batch norms' statistics without
@@ -88,11 +86,11 @@ class RandomStateHook(Hook):
             self.resumed_state = states[runner.rank]
         elif runner.rank == 0 and states[0] is not None:
             self.resumed_state = {**states[0], 'workers': {}}
-        self.resumed_attributes = (self.resumed_state or states[0] or {}).get('attributes', {})
-        set_plain_state(stopping_hooks(runner), self.resumed_attributes)  # they validate first
-        self.resumed_attributes = {
-            k: x for k, x in self.resumed_attributes.items() if k.startswith('detector.')
-        }
+        self.resumed_attributes = dict(
+            (self.resumed_state or states[0] or {}).get('attributes', {})
+        )
+        # before a validation that was due; the detector's when hooks have seen the config's values
+        set_plain_state(stopping_hooks(runner), self.resumed_attributes)
         num_passes, num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 0, 1))
         now = len(runner.train_dataloader)
         num_read = num_read if now == num_batches else round(num_read / num_batches * now)
@@ -125,7 +123,6 @@ class RandomStateHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restore the states before an epoch loop's loader starts its workers, or let it do so."""
-        # other hooks have seen what the config says in before_train
         set_plain_state(parts_of_detector(runner), self.resumed_attributes)
         self.resumed_attributes = {}
         loop = runner.train_loop
@@ -216,8 +213,7 @@ def _attributes(runner: Runner) -> dict:
 
 
 def _parameters(runner: Runner) -> dict[str, nn.Parameter]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return dict(model.named_parameters())
+    return {k.removeprefix('module.'): x for k, x in runner.model.named_parameters()}
 
 
 def _waiting_gradients(runner: Runner) -> dict[str, Tensor]:

@@ -1,5 +1,4 @@
 import copy
-import math
 import os
 import os.path as osp
 from bisect import bisect
@@ -95,7 +94,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner: Runner, *args: Any, outputs: dict, **kwargs: Any) -> None:
         """Save if due, and end a run that has diverged."""
-        is_finite = math.isfinite(outputs.get('loss', 0))
+        is_finite = torch.as_tensor(outputs.get('loss', 0.0)).isfinite().all()
         self.num_broken = 0 if is_finite else self.num_broken + 1
         if self.num_broken == self.MOST_BROKEN:
             broken = [k for k, x in outputs.items() if not torch.as_tensor(x).isfinite().all()]
