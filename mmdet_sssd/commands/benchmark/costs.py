@@ -78,7 +78,7 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
 
 def flops_table(arms: Sequence[dict[str, Any]]) -> Table:
     """List the operations by part."""
-    table = Table(title='FLOPs by part, forward unless it says otherwise (G)')
+    table = Table(title='GFLOPs by part')
     table.add_column('part')
     for arm in arms:
         table.add_column(arm['name'], justify='right')
