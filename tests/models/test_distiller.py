@@ -529,3 +529,24 @@ def test_the_preset_s_own_parts_are_not_replaced(kind, name):
     config = dict(type='SSSDDistiller', student=stock_config('retinanet'), **{kind: {name: {}}})
     with pytest.raises(ConfigError, match=rf"^model\.{kind}\.{name} is the preset's own"):
         MODELS.build(config)
+
+
+@MODELS.register_module()
+class ClassifierTeacher(Teacher):
+    """Of a classifier's thousand classes."""
+
+    num_classes = 1000
+
+    def __init__(self, student):
+        super().__init__()
+
+    def forward(self, student, outputs, batch_inputs, batch_data_samples):
+        return outputs.detach()
+
+
+def test_a_teacher_s_classes_are_not_the_student_s():
+    """Those of the data are checked against this number."""
+    student = stock_config('retinanet')
+    teachers = dict(large=dict(type='ClassifierTeacher'))
+    config = dict(type='Distiller', student=student, teachers=teachers, terms=dict(ssim=SSIM))
+    assert MODELS.build(config).count_classes() == student.bbox_head.num_classes
