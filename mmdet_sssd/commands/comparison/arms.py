@@ -186,13 +186,19 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
         cfg_options: Keys that were changed in the roots already.
 
     Raises:
-        ConfigError: if the arm changes one of these keys too, or a change cannot be applied.
+        ConfigError: if one of these keys has no effect on the arm, as it or its recipe sets the key
+            too, or if a change cannot be applied.
     """
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:
         _merge(cfg, changes, f'arm {arm.name}')
     for key in cfg_options:
-        if value_at(cfg, key) != value_at(roots[arm.root], key):
+        given, place = roots[arm.root], key
+        if arm.root in RECIPES and roots['config'] is not roots[DEFAULT_RECIPE]:
+            given = roots['config']  # whose distiller the recipe replaces
+        elif arm.root in RECIPES:
+            given, place = roots['student'], re.sub(r'^model\.', 'model.student.', key)
+        if value_at(cfg, place) != value_at(given, key):
             raise ConfigError(
                 f'--cfg-options {key} has no effect on arm {arm.name}, which sets it; drop one of the '
                 f'two, or compare {arm.name}+{key}=VALUE'

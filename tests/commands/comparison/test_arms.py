@@ -14,6 +14,7 @@ from mmdet_sssd.commands.comparison.arms import (
     read_roots,
     sweep_arms,
 )
+from mmdet_sssd.config_tree import value_at
 
 BUILTIN = read_definitions()
 STOCK = """
@@ -108,6 +109,28 @@ def test_an_option_that_an_arm_would_override_is_refused(configs):
     options = {'default_hooks.distill_coef.factor': 3.0}  # beside what the arm sets
     (cfg,) = configs_of(configs / 'distilled.py', 'config+policy=constant', options=options)
     assert cfg.default_hooks.distill_coef.factor == 3
+
+
+@pytest.mark.parametrize('key', ['model.distill_coef', 'default_hooks.distill_coef.factor'])
+def test_an_option_for_a_distiller_that_a_recipe_replaces_is_refused(configs, key):
+    options = {key: 4.0}
+    (config,) = configs_of(configs / 'distilled.py', 'config', options=options)
+    assert value_at(config, key) == 4
+    with pytest.raises(ConfigError, match=rf'{key} has no effect on arm paper'):
+        configs_of(configs / 'distilled.py', 'paper', options=options)
+
+
+@pytest.mark.parametrize(
+    ('name', 'key'),
+    [
+        ('stock', 'model.backbone.depth'),
+        ('distilled', 'model.student.backbone.depth'),
+        ('stock', 'default_hooks.checkpoint.interval'),
+    ],
+)
+def test_an_option_reaches_a_recipe(configs, name, key):
+    (cfg,) = configs_of(configs / f'{name}.py', 'paper', options={key: 18})
+    assert value_at(cfg, key.replace('model.backbone', 'model.student.backbone')) == 18
 
 
 def test_a_name_with_changes(configs):
