@@ -122,11 +122,16 @@ class PreemptionHook(Hook):
 
     def _listen(self, runner: Runner) -> None:
         train = type(runner).train.__code__
-        forwarded_until = math.inf
+        forwarded_until, process = math.inf, os.getpid()
 
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal forwarded_until
-            if not _is_running(train, frame):  # training has failed, so no iteration will end
+            if (
+                os.getpid() != process
+            ):  # one of a metric's pool, which ends its processes by SIGTERM
+                if number == signal.SIGTERM:
+                    _pass_on(number, signal.SIG_DFL)
+            elif not _is_running(train, frame):  # training has failed, so no iteration will end
                 _pass_on(number, self.handlers[number])
             elif self.signal is None:
                 forwarded_until = time.monotonic() + FORWARDED_WITHIN

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from itertools import count
 from multiprocessing import get_context
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
+from mmengine.hooks import Hook
 from torch.utils.data._utils import signal_handling
 
 from mmdet_sssd import ConfigError
@@ -321,3 +323,27 @@ def test_it_needs_the_hooks_that_make_a_run_go_on(tmp_path, lacking):
     with pytest.raises(ConfigError, match=f'PreemptionHook needs the hook {lacking}'):
         runner.train()
     assert runner.iter == 0
+
+
+class PoolHook(Hook):
+    """Starts a process and ends it as a pool does, such as that of ``VOCMetric``."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter > 0:
+            return
+        process = get_context('fork').Process(target=time.sleep, args=(60,))
+        process.start()
+        time.sleep(0.1)
+        process.terminate()
+        process.join(10)
+        self.exitcode = process.exitcode
+        process.kill()
+
+
+def test_processes_that_a_metric_forks_end_by_sigterm(tmp_path):
+    """Else its pool waits for them for ever."""
+    hook = PoolHook()
+    runner = make_runner(tmp_path, loop='iterations')
+    runner.register_hook(hook)
+    runner.train()
+    assert hook.exitcode == -signal.SIGTERM
