@@ -103,7 +103,7 @@ class AdaptiveDistillLoss(nn.Module):
         counts = student.new_ones((), dtype=torch.bool) if mask is None else mask
         ignored = ~counts.expand_as(student).reshape(-1)
         dtype = torch.promote_types(student.dtype, torch.float32)
-        z, t = (x.to(dtype).reshape(-1) for x in (student, teacher.detach()))
+        z, t = (x.to(dtype).reshape(-1) for x in (student, teacher))
         total = sum_of_chunks(self._sum, CPU_CHUNK if z.is_cpu else CHUNK, z, t, ignored)
         normaliser = torch.as_tensor(avg_factor, dtype=dtype, device=total.device)
         return total / normaliser.detach().clamp(min=1)
