@@ -108,7 +108,7 @@ def test_the_list_has_each_cells_ap_and_gain(elsewhere, capsys):
         for x, y in (('baseline', 0.3), ('sssd', 0.25))
     ]
     where.RESULTS.write_text('\n'.join(map(json.dumps, lines)))
-    cells = [{**TINY, 'arm': x} for x in ('baseline', 'sssd', 'apart')]
+    cells = [{**TINY, 'arm': x} for x in ('baseline', 'sssd', 'detach')]
     where.show({where.name_of(x): x for x in cells})
     rows = [row.split()[:-1] for row in capsys.readouterr().out.splitlines()]
     assert rows == [['30.0'], ['25.0', '-5.0'], []]
