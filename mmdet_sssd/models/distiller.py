@@ -426,11 +426,12 @@ def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Weigh losses by their names."""
     names = [name for name in losses if 'loss' in name]
     check_names('loss_weight', weights, names, 'loss')
-    weighed = {name: weight for name in names if (weight := find_weight(name, weights)) != 1}
-    return losses | {
-        name: reweight_loss_dict({name: losses[name]}, weight)[name]
-        for name, weight in weighed.items()
-    }
+    weighed = dict(losses)
+    for name in names:
+        weight = find_weight(name, weights)
+        if weight != 1:
+            weighed.update(reweight_loss_dict({name: losses[name]}, weight))
+    return weighed
 
 
 def is_distiller(model: ConfigType) -> bool:
