@@ -139,20 +139,21 @@ def head_grad_scaled(detector: BaseDetector, factors: Weights) -> Iterator[None]
         detector: The detector.
         factors: Factors >= 0 by regular expression on the parameters' names.
     """
-    stand_ins: dict[nn.Parameter, Tensor] = {}  # one per parameter, which modules may share
+    # Modules may share a parameter, under names with different factors.
+    stand_ins: dict[tuple[nn.Parameter, float], Tensor] = {}
     replaced = []
     for name, module, key in list(head_parameters(detector)):
         parameter, factor = module._parameters[key], find_weight(name, factors)
         if factor != 1 and parameter.requires_grad and torch.is_grad_enabled():
-            if parameter not in stand_ins:
-                stand_ins[parameter] = _with_scaled_grad(parameter, factor)
-            replaced.append((module, key, parameter))
-    for module, key, parameter in replaced:
-        module._parameters[key] = stand_ins[parameter]
+            if (parameter, factor) not in stand_ins:
+                stand_ins[parameter, factor] = _with_scaled_grad(parameter, factor)
+            replaced.append((module, key, parameter, stand_ins[parameter, factor]))
+    for module, key, _, stand_in in replaced:
+        module._parameters[key] = stand_in
     try:
         yield
     finally:
-        for module, key, parameter in replaced:
+        for module, key, parameter, _ in replaced:
             module._parameters[key] = parameter
 
 

@@ -1,4 +1,4 @@
-"""Heads with batch norms: whose statistics they normalise by."""
+"""Contexts of replay: statistics and gradients of heads."""
 
 import copy
 
@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.models.replay import batch_stats_used
+from mmdet_sssd.models.replay import batch_stats_used, head_grad_scaled
 
 from ..stock_detectors import NUM_CLASSES, demo_batch
 
@@ -82,3 +82,13 @@ def test_what_training_freezes_and_other_modules_keep_their_statistics():
     assert detector.bbox_head.norm(x).mean() > 4
     assert torch.equal(detector.bbox_head.norm.running_mean, torch.zeros(3))
     assert detector.bbox_head.norm.num_batches_tracked == 0
+
+
+def test_a_shared_parameter_has_a_factor_for_each_of_its_names():
+    detector = Detector()
+    detector.bbox_head.cls, detector.bbox_head.reg = nn.Linear(1, 1, False), nn.Linear(1, 1, False)
+    detector.bbox_head.reg.weight = detector.bbox_head.cls.weight
+    x = torch.ones(1, 1)
+    with head_grad_scaled(detector, {'cls': 0.5, 'reg': 0}):
+        (3 * detector.bbox_head.cls(x) + 5 * detector.bbox_head.reg(x)).sum().backward()
+    assert detector.bbox_head.cls.weight.grad.item() == 1.5
