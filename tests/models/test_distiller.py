@@ -7,7 +7,6 @@ import torch
 from mmdet.models import RetinaNet
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmdet_sssd import ConfigError
@@ -24,7 +23,6 @@ from mmdet_sssd.models import (
     Teacher,
     probe,
 )
-from mmdet_sssd.runs import load_from_local
 
 from ..stock_detectors import demo_batch, stock_config
 from ..toy_detector import ToyDetector
@@ -508,12 +506,6 @@ def test_a_term_that_would_compare_heads_finds_none_in_two_stage_detectors():
         type='Distiller', student=detector, teachers=dict(a=pretrained(detector)), terms=terms
     )
     assert losses_of(model)['loss_mean'] > 0
-
-
-def test_a_distiller_lets_its_run_load_training_checkpoints(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', {})
-    build()
-    assert CheckpointLoader._schemes[''] is load_from_local
 
 
 def test_a_data_preprocessor_from_outside_goes_to_a_student_that_has_none():

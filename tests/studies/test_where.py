@@ -1,6 +1,8 @@
 """The study of where it helps, on cells of seconds."""
 
 import json
+import os
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +20,13 @@ def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data')
     draw_data_set(out / 'pictograms', 64, 4, 4, hard=True)
     return out
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Configs of cells are read from variables that a worker of the study keeps."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

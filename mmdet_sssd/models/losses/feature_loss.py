@@ -22,6 +22,9 @@ class FeatureLoss(nn.Module):
 
     default_coef = 1.0
 
+    def __init__(self) -> None:  # nn.Module's takes anything, so no misspelt setting would be named
+        super().__init__()
+
     def forward(self, student_feats: FeatureLevels, teacher_feats: FeatureLevels) -> Tensor:
         """Compute the loss.
 

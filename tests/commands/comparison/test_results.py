@@ -98,7 +98,9 @@ def test_a_broken_file_is_named(folder, damage):
             use()
 
 
-@pytest.mark.parametrize('study', sorted(BENCHMARKS.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'study', sorted(x.parent for x in BENCHMARKS.glob('*/report.md')), ids=lambda path: path.name
+)
 def test_reports_of_benchmarks_are_those_of_their_results(study, tmp_path):
     written = (study / 'report.md').read_text()
     lines = [line for line in written.splitlines() if line.startswith('Difference to ')]
