@@ -52,9 +52,9 @@ class Distiller(BaseDetector):
 
     .. math:: L = L_{det}(x) + \sum_j w_j L_{det}(t_j) + \sum_i \lambda_i L_i
 
-    with the student's own losses on its features x; the same losses on the features :math:`t_j` of
-    each trained teacher, through the student's heads (replay); and the terms :math:`L_i`, each
-    comparing the student's outputs with one teacher's. Only the student runs at inference.
+    with the student's own losses on its features x; the same losses computed again on the features
+    :math:`t_j` of each trained teacher, by the student's heads (replay); and the terms :math:`L_i`,
+    each comparing the student's outputs with one teacher's. Only the student runs at inference.
 
     The log has the student's losses under their own names, losses on a teacher's features as
     ``TEACHER.loss_…``, and for each term ``loss_NAME``, λ included, and its other values as
@@ -76,9 +76,9 @@ class Distiller(BaseDetector):
     Attributes:
         num_dropped_boxes: Number of labelled boxes left out because they cover less than a pixel of
             the image; stock losses are not finite on some of them.
-        gradient_taps: Gradients that the student's own losses (``'student'``) and each term
-            (``'terms.NAME'``) sent into the student's features in the last measured step; see
-            :class:`~mmdet_sssd.models.terms.DistillTerm`.
+        gradient_taps: Gradients that the student's own losses (``'student'``), the
+            teachers' (``'teachers'``) and each term (``'terms.NAME'``) sent into the student's features
+            in the last measured step; see :class:`~mmdet_sssd.models.terms.DistillTerm`.
 
     Raises:
         ConfigError: if the student cannot be distilled, a teacher or term has the wrong class, or one
@@ -331,8 +331,13 @@ class Distiller(BaseDetector):
             stack.enter_context(state_restored(student))
             stack.enter_context(record)
             if results is not None:
-                reused = teacher.reuses_assignment, teacher.start_level
-                stack.enter_context(results_reused(student, results, *reused))
+                reused = results_reused(
+                    student,
+                    results,
+                    assignment=teacher.reuses_assignment,
+                    start_level=teacher.start_level,
+                )
+                stack.enter_context(reused)
             if teacher.head_grad:
                 stack.enter_context(head_grad_scaled(student, teacher.head_grad))
             losses = student.loss(batch_inputs, fresh_samples(samples))

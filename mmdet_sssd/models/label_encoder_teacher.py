@@ -335,9 +335,9 @@ class Brush(NamedTuple):
     Attributes:
         objects: Object vectors of shape (B, N, C).
         bias: Added to every pixel, of shape (B, D).
-        kernels: Kernels from the regions of the image, whose kernel adds the bias, and its objects to
-            D channels, of shape (B, 1 + N, 3, D, 3): a column × D × a row. None if they pay on no
-            level.
+        kernels: Kernels from the regions of the image and its objects to D channels, of shape
+            (B, 1 + N, 3, D, 3): kernel width, D, kernel height. The image's has the bias at its centre.
+            None if painting by regions is cheaper on every level.
     """
 
     objects: Tensor
@@ -417,7 +417,11 @@ class KnowledgeMapper(nn.Module):
             maps = regions.maps[:, 1:].flatten(0, 1).to(kernels.dtype)
             painted = F.conv2d(maps, kernels.flatten(0, 1), padding=1, groups=len(kernels))
             return painted.unflatten(0, (len(kernels), -1)) + bias[:, :, None, None]
-        down, along = regions.rows.flatten(0, 1), regions.columns.flatten(1, 2)
-        strips = torch.bmm(kernels.flatten(0, 1).flatten(1, 2), down)  # B · (1 + N), 3 · D, h
-        strips = strips.view(*along.shape[:2], -1)  # B, (1 + N) · 3, D · h
-        return torch.bmm(strips.transpose(1, 2), along).unflatten(1, (-1, down.shape[-1]))
+        row_profiles, column_profiles = regions.rows.flatten(0, 1), regions.columns.flatten(1, 2)
+        strips = torch.bmm(
+            kernels.flatten(0, 1).flatten(1, 2), row_profiles
+        )  # B · (1 + N), 3 · D, h
+        strips = strips.view(*column_profiles.shape[:2], -1)  # B, (1 + N) · 3, D · h
+        return torch.bmm(strips.transpose(1, 2), column_profiles).unflatten(
+            1, (-1, row_profiles.shape[-1])
+        )

@@ -23,7 +23,7 @@ class Regions(NamedTuple):
     """The objects' regions on a feature level of h×w pixels.
 
     Attributes:
-        maps: Each object's regions, in [0, 1], of shape (B, 1 + N, h, w).
+        maps: Each object's region, in [0, 1], of shape (B, 1 + N, h, w).
         rows: Boxes' regions are products of rows and columns. These are the rows, shifted by -1, 0
             and 1 pixel, of shape (B, 1 + N, 3, h); None for masks.
         columns: Likewise the columns, of shape (B, 1 + N, 3, w).
@@ -141,7 +141,9 @@ class LabelledObjects:
         covered = _covered_pixels if self.soft else _pixels_inside
         sides = covered(low * scale, high * scale, pixel)
         sides[:, 0] = 1
-        shifted = sides.unfold(-1, len(pixel) - 2, 1).contiguous()  # a level's padding is one pixel
+        shifted = sides.unfold(
+            -1, len(pixel) - 2, 1
+        ).contiguous()  # each level has one border pixel per side
         starts = accumulate(padded, initial=0)
         return [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
 

@@ -41,7 +41,7 @@ class SSSDDistiller(Distiller):
                                 normalize=True), **terms)
 
     The log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` for each feature
-    level p, and ``distill_coef``.
+    level p, and with ``AdaptiveDistillCoefHook`` also ``distill_coef``.
 
     Args:
         student: As in :class:`Distiller`.

@@ -81,9 +81,8 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
 class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
-    Levels are paired by index if student and teacher have equally many, the teacher's resized to the
-    student's size (bilinear) where they differ; but if all sizes of the student's levels are among
-    the teacher's, in another order or number, by size.
+    Levels are paired by size if the teacher has a level of each of the student's sizes. Otherwise they
+    are paired by index, if there are equally many, and the teacher's are resized (bilinear).
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).
@@ -143,8 +142,9 @@ class FeatureTerm(DistillTerm):
         batch_data_samples: SampleList,
     ) -> dict[str, Tensor]:
         """Compare the feature levels; see the base class."""
-        by_index = [(p, p) for p in range(self.start_level, len(student.feats))]
-        pairs = self.pairs or by_index
+        pairs = self.pairs
+        if pairs is None:
+            pairs = [(p, p) for p in range(self.start_level, len(student.feats))]
         feats = [student.feats[p] for p, _ in pairs]
         targets = [_fitted(teacher.feats[q], x) for x, (_, q) in zip(feats, pairs, strict=True)]
         adapted = self.adapter(feats)

@@ -26,8 +26,8 @@ class _JSDistances(torch.autograd.Function):
         \frac{\partial \sqrt D}{\partial x_i} = \frac{p_i}{4 \ln 2 \, \tau \sqrt D}
         \Bigl(v_i - \sum_j p_j v_j\Bigr), \quad v = \delta - \frac c2
 
-    The forward pass computes the gradient, zero where the distance is, and keeps only this. Each level
-    is a matrix of shape (m, n): a distribution over n elements in each row.
+    The forward pass computes the gradient, zero where the distance is zero, and keeps only this. Each
+    level is a matrix of shape (m, n): a distribution over n elements in each row.
     """
 
     @staticmethod
