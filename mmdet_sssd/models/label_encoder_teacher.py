@@ -186,8 +186,8 @@ class ClassCode(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """Code labels of shape (B, N) as (B, N, E).
 
-        -1 is no class, whose code is all -1 (one-hot) or 0 (learned). Labels above K-1, which only
-        occur with an RPN's single class, count as K-1.
+        The label -1 means no class; its code is all -1 (one-hot) or 0 (learned). Labels above K-1 count
+        as K-1; they only occur with an RPN's single class.
         """
         labels = labels.clamp(max=self.num_classes - 1)
         if self.embedding is not None:

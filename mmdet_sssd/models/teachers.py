@@ -172,8 +172,8 @@ class ImplicitTeacher(Teacher):
             to 0.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment, as in LGD's
             reference code. Proposals of an R-CNN, and PAA's and LAD's second step, are always assigned
-            anew. Refused for heads whose
-            boxes can be inside out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
+            anew. Refused for heads whose boxes can be inside out (``exp_on_reg=False``, as in
+            RTMDet-tiny and -s). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
             student's head, or factors by parameter: each regular expression sets the factor of the
             parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification

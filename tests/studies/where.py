@@ -221,6 +221,22 @@ def teacher_metrics(runner: Runner) -> dict[str, float]:
 
 def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
     """Make the config of a cell from the package's own."""
+    set_data(data, cell)
+    cfg = Config.fromfile(f'configs/demo/{cell["detector"]}_r18-small_own-data.py')
+    cfg.merge_from_dict(
+        model_changes(data, cell) | data_changes(cell) | run_changes(cell, work_dir)
+    )
+    if cell['arm'] != 'baseline':
+        cfg.model = dict(type='SSSDDistiller', student=cfg.model)
+        phases = dict(type='DistillPhasesHook', detach_student=1 / 6)
+        cfg.default_hooks.update(distill_coef=paper.hooks['distill_coef'], phases=phases)
+        arm = {x.replace('hooks.', 'default_hooks.', 1): y for x, y in ARMS[cell['arm']].items()}
+        cfg.merge_from_dict(arm)
+    return cfg
+
+
+def set_data(data: Path, cell: dict) -> None:
+    """Set the variables that configs for one's own data read."""
     train_dir, val_dir, test_dir = IMAGE_FOLDERS[cell['data']]
     os.environ.update(
         SSSD_DATA_ROOT=str(data / cell['data']),
@@ -232,25 +248,57 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         SSSD_BATCH_SIZE=str(BATCH_SIZE),
         SSSD_MAX_EPOCHS=str(cell['epochs']),
     )
-    cfg = Config.fromfile(f'configs/demo/{cell["detector"]}_r18-small_own-data.py')
+
+
+def model_changes(data: Path, cell: dict) -> dict:
+    """Make the changes to the detector."""
     width, base = cell['width'], cell['base_channels']
-    interval = max(1, cell['epochs'] // POINTS)
-    iterations = cell['epochs'] * cell['images'] // BATCH_SIZE
     changes = {
-        'custom_imports': dict(imports=['mmdet_sssd']),
         'model.backbone.base_channels': base,
         'model.neck.in_channels': [base, 2 * base, 4 * base, 8 * base],
         'model.neck.out_channels': width,
         'model.bbox_head.in_channels': width,
         'model.bbox_head.feat_channels': width,
         'model.bbox_head.anchor_generator.ratios': RATIOS[cell['data']],
+    }
+    if cell['start'] == 'first':
+        path = str(data / 'first.pth')
+        changes['model.backbone.init_cfg'] = dict(
+            _delete_=True, type='Pretrained', checkpoint=path, prefix='backbone.'
+        )
+    return changes
+
+
+def data_changes(cell: dict) -> dict:
+    """Make the changes to the data, and to the number of its classes."""
+    changes = {
         'train_dataloader.dataset.pipeline.3.prob': FLIPS[cell['data']],
+        'train_dataloader.dataset.indices': cell['images'],
+        'val_dataloader.batch_size': 50,
+        'test_dataloader.batch_size': 50,
+    }
+    for split in ('train', 'val', 'test'):
+        changes[f'{split}_dataloader.num_workers'] = 0
+        changes[f'{split}_dataloader.persistent_workers'] = False
+    if cell['classes'] != 'all':
+        metainfo = dict(classes=CLASSES[HALVES[cell['classes']]])
+        changes['model.bbox_head.num_classes'] = len(metainfo['classes'])
+        for split in ('train', 'val', 'test'):
+            changes[f'{split}_dataloader.dataset.metainfo'] = metainfo
+    return changes
+
+
+def run_changes(cell: dict, work_dir: Path) -> dict:
+    """Make the changes to schedule, optimizer and hooks."""
+    interval = max(1, cell['epochs'] // POINTS)
+    iterations = cell['epochs'] * cell['images'] // BATCH_SIZE
+    return {
+        'custom_imports': dict(imports=['mmdet_sssd']),
         'optim_wrapper.optimizer': dict(
             _delete_=True, type=cell['optimizer'], lr=cell['lr'], **OPTIMIZERS[cell['optimizer']]
         ),
         'param_scheduler.0.end': max(2, min(1000, 1 + iterations // 20)),
         'train_cfg.val_interval': interval,
-        'train_dataloader.dataset.indices': cell['images'],
         'default_hooks.logger.interval': 50,
         'default_hooks.checkpoint': dict(
             type='SafeCheckpointHook', interval=interval, max_keep_ckpts=1, save_best=None
@@ -264,31 +312,6 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
         'visualizer.name': str(work_dir),
         'resume': True,
     }
-    for split in ('train', 'val', 'test'):
-        changes[f'{split}_dataloader.num_workers'] = 0
-        changes[f'{split}_dataloader.persistent_workers'] = False
-    for split in ('val', 'test'):
-        changes[f'{split}_dataloader.batch_size'] = 50
-    if cell['start'] == 'first':
-        changes['model.backbone.init_cfg'] = dict(
-            _delete_=True,
-            type='Pretrained',
-            checkpoint=str(data / 'first.pth'),
-            prefix='backbone.',
-        )
-    if cell['classes'] != 'all':
-        metainfo = dict(classes=CLASSES[HALVES[cell['classes']]])
-        changes['model.bbox_head.num_classes'] = len(metainfo['classes'])
-        for split in ('train', 'val', 'test'):
-            changes[f'{split}_dataloader.dataset.metainfo'] = metainfo
-    cfg.merge_from_dict(changes)
-    if cell['arm'] != 'baseline':
-        cfg.model = dict(type='SSSDDistiller', student=cfg.model)
-        phases = dict(type='DistillPhasesHook', detach_student=1 / 6)
-        cfg.default_hooks.update(distill_coef=paper.hooks['distill_coef'], phases=phases)
-        arm = {x.replace('hooks.', 'default_hooks.', 1): y for x, y in ARMS[cell['arm']].items()}
-        cfg.merge_from_dict(arm)
-    return cfg
 
 
 if __name__ == '__main__':
