@@ -9,7 +9,11 @@ import click
 
 from .group import Command
 
-PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet_sssd')
+FAMILIES = {
+    'OpenMMLab': ('mmengine', 'mmcv', 'mmdet'),
+    'OneDL': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
+}
+MISSING = 'not installed'
 
 
 @click.command(cls=Command, name='setup-check')
@@ -23,8 +27,13 @@ def setup_check() -> None:
       mmdet-sssd setup-check
     """
     click.echo(f'{"Python":<12}{platform.python_version()} ({sys.executable})')
-    for name in PACKAGES:
-        click.echo(f'{name:<12}{_version(name)}')
+    click.echo(f'{"torch":<12}{_version("torch")}')
+    for family, names in FAMILIES.items():
+        versions = [_version(name) for name in names]
+        if any(x != MISSING for x in versions):
+            pairs = zip(names, versions, strict=True)
+            click.echo(f'{family:<12}{", ".join(f"{name} {x}" for name, x in pairs)}')
+    click.echo(f'{"mmdet_sssd":<12}{_version("mmdet_sssd")}')
     click.echo(f'{"mmcv ops":<12}{_ops()}')
     click.echo(f'{"devices":<12}{_devices()}')
     import mmdet_sssd  # noqa: F401  (its errors name what is missing)
@@ -36,7 +45,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return 'not installed'
+        return MISSING
 
 
 def _ops() -> str:

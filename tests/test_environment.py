@@ -2,30 +2,60 @@ import importlib.metadata
 
 import pytest
 
-from mmdet_sssd.environment import check_environment
+from mmdet_sssd.environment import FAMILIES, check_environment
+
+OPENMMLAB = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'setuptools': '80.9.0'}
+ONEDL = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1'}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """The versions that are installed, by distribution."""
+    versions = {'torch': '2.13.0'}
+
+    def version(name):
+        if name in versions:
+            return versions[name]
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr('mmdet_sssd.environment.version', version)
+    return versions
+
+
+@pytest.mark.parametrize('family', [OPENMMLAB, {**ONEDL, 'setuptools': '83.0.0'}])
+def test_either_family_is_accepted(installed, family):
+    installed.update(family)
+    check_environment()
 
 
 @pytest.mark.parametrize(
-    ('name', 'found', 'message'),
+    ('family', 'changes', 'message'),
     [
-        ('mmcv', '2.2.0', 'mmcv 2.2.0 is installed, >=2.0.0,<2.2 is needed'),
-        ('mmdet', '2.28.2', 'mmdet 2.28.2 is installed, >=3.3,<3.4 is needed'),
-        ('torch', None, 'torch is not installed (>=2.4 is needed)'),
-        ('setuptools', '81.0.0', 'setuptools 81.0.0 is installed, <81 is needed'),
+        (OPENMMLAB, {'mmcv': '2.2.0'}, 'mmcv 2.2.0 is installed, >=2.0.0,<2.2 is needed'),
+        (OPENMMLAB, {'mmdet': '2.28.2'}, 'mmdet 2.28.2 is installed, >=3.3,<3.4 is needed'),
+        (OPENMMLAB, {'setuptools': '81.0.0'}, 'setuptools 81.0.0 is installed, <81 is needed'),
+        (ONEDL, {'onedl-mmcv': '2.2.1'}, 'onedl-mmcv 2.2.1 is installed, >=2.3,<2.4 is needed'),
+        (ONEDL, {'torch': '2.1.0'}, 'torch 2.1.0 is installed, >=2.4 is needed'),
     ],
 )
-def test_unsupported_versions_are_named_with_a_command(monkeypatch, name, found, message):
-    real = importlib.metadata.version
-
-    def version(package):
-        if package != name:
-            return real(package)
-        if found is None:
-            raise importlib.metadata.PackageNotFoundError(package)
-        return found
-
-    monkeypatch.setattr('mmdet_sssd.environment.version', version)
+def test_unsupported_versions_are_named_with_a_command(installed, family, changes, message):
+    installed.update(family | changes)
     with pytest.raises(ImportError) as error:
         check_environment()
     assert message in str(error.value)
-    assert 'bash tools/setup.sh' in str(error.value)
+    option = ' --onedl' if family is ONEDL else ''
+    assert f'`bash tools/setup.sh{option}`' in str(error.value)
+
+
+def test_without_any_the_default_family_is_named(installed):
+    with pytest.raises(ImportError, match=r'mmengine is not installed.*tools/setup\.sh`'):
+        check_environment()
+
+
+@pytest.mark.parametrize('other', list(FAMILIES['OneDL']))
+def test_a_mixture_of_the_families_is_refused(installed, other):
+    installed.update({**OPENMMLAB, other: ONEDL[other]})
+    with pytest.raises(ImportError) as error:
+        check_environment()
+    assert f'mmdet 3.3.0 of OpenMMLab; {other} {ONEDL[other]} of OneDL' in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

@@ -3,7 +3,8 @@
 #
 #   bash tools/setup.sh             use .venv in this checkout
 #   bash tools/setup.sh --active    use the active virtual or conda environment
-#   bash tools/setup.sh --cpu       ignore GPUs; also with --active
+#   bash tools/setup.sh --cpu       ignore GPUs; also with the others
+#   bash tools/setup.sh --onedl     OneDL's packages instead of OpenMMLab's; also with the others
 #
 # PYTHON=python3.12 bash tools/setup.sh chooses the Python for .venv. To use your own torch build, install
 # it first; setup.sh keeps it. A second run takes seconds.
@@ -11,7 +12,8 @@
 # If there is a GPU, mmcv's ops are compiled for it, with the compiler of torch's CUDA version from pip
 # (CUDA_HOME=… names another). FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 does so on a machine without a GPU,
 # for GPUs of that compute capability. The wheel is kept in the environment's wheels/; other machines with
-# the same torch, Python and kind of GPU install it with PIP_FIND_LINKS=DIR, without a compiler.
+# the same torch, Python and kind of GPU install it with PIP_FIND_LINKS=DIR, without a compiler. A wheel
+# of mmcv from an index named by PIP_EXTRA_INDEX_URL is taken likewise, if its ops work.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,14 +21,21 @@ say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '[setup] error: %s\n' "$*" >&2; exit 1; }
 pinned() { sed -n "s/^#: \($1==.*\)/\1/p" requirements.txt; }
 
-active=no cpu=no
+active=no cpu=no onedl=no
 for argument in "$@"; do
     case "$argument" in
         --active) active=yes ;;
         --cpu) cpu=yes ;;
-        *) fail "unknown argument $argument; accepted: --active, --cpu, or nothing" ;;
+        --onedl) onedl=yes ;;
+        *) fail "unknown argument $argument; accepted: --active, --cpu, --onedl, or nothing" ;;
     esac
 done
+openmmlab_names='mmengine mmcv mmdet openmim' onedl_names='onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mim'
+if [ "$onedl" = yes ]; then
+    mmcv=onedl-mmcv mim=onedl-mim others="$openmmlab_names"
+else
+    mmcv=mmcv mim=openmim others="$onedl_names"
+fi
 
 if [ "$active" = yes ]; then
     [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] ||
@@ -43,6 +52,14 @@ else
 fi
 python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$(python --version) is too old; accepted: 3.10 or later (tested: 3.11 and 3.12)"
+
+installed() {  # which of the packages there are
+    python -c 'import sys; from importlib.metadata import distributions
+print(*{x.name for x in distributions()} & set(sys.argv[1:]))' "$@"
+}
+# shellcheck disable=SC2086
+[ -z "$(installed $others)" ] ||
+    fail "there are packages of the other family, which has the same modules: \`pip uninstall -y $(installed $openmmlab_names $onedl_names)\` removes both, or use another environment"
 
 prefix="$(python -c 'import sys; print(sys.prefix)')"
 log="$prefix/mmdet_sssd-setup.log"
@@ -117,8 +134,8 @@ build_mmcv() {  # from source, with ops, for the installed torch; about 10 minut
     rm -rf "$prefix/wheels"
     MMCV_WITH_OPS=1 FORCE_CUDA="$([ -z "$archs" ] || echo 1)" TORCH_CUDA_ARCH_LIST="$archs" \
         MAX_JOBS="${MAX_JOBS:-$(python -c 'import os; print(os.cpu_count())')}" \
-        pip wheel -v $cache --no-binary mmcv --no-build-isolation --no-deps -w "$prefix/wheels" \
-        "$(pinned mmcv)" >"$log" 2>&1 &
+        pip wheel -v $cache --no-binary "$mmcv" --no-build-isolation --no-deps -w "$prefix/wheels" \
+        "$(pinned "$mmcv")" >"$log" 2>&1 &
     local pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         sleep 5
@@ -129,30 +146,30 @@ build_mmcv() {  # from source, with ops, for the installed torch; about 10 minut
     done
     wait "$pid" || status=$?
     [ "$status" = 0 ] || { tail -n 20 "$log" >&2; fail "building mmcv failed; full log: $log"; }
-    pip install -q --no-deps --force-reinstall "$prefix"/wheels/mmcv-*.whl
+    pip install -q --no-deps --force-reinstall "$prefix"/wheels/*mmcv-*.whl
 }
 
 install_mmcv() {
     has_ops && return
     # an available wheel; OpenMMLab's wheels of versions that mmdet accepts end at torch 2.1, which does
     # not work with NumPy 2
-    if pip install -q --no-deps --force-reinstall --only-binary mmcv "$(pinned mmcv)" 2>/dev/null && has_ops; then
-        say "installed an available wheel of $(pinned mmcv)"
+    if pip install -q --no-deps --force-reinstall --only-binary "$mmcv" "$(pinned "$mmcv")" 2>/dev/null && has_ops; then
+        say "installed an available wheel of $(pinned "$mmcv")"
         return
     fi
     command -v c++ >/dev/null || command -v g++ >/dev/null ||
         fail 'mmcv must be compiled, but there is no C++ compiler; on Debian: apt install g++ python3-dev'
     if [ -n "$archs" ]; then
         install_cuda_compiler
-        say "compiling $(pinned mmcv) for GPUs of compute capability $archs (about 90 core-minutes, once)"
+        say "compiling $(pinned "$mmcv") for GPUs of compute capability $archs (about 90 core-minutes, once)"
     else
-        say "installing $(pinned mmcv) with compiled ops (about 10 minutes on 2 cores, once)"
+        say "installing $(pinned "$mmcv") with compiled ops (about 10 minutes on 2 cores, once)"
     fi
     build_mmcv
     has_ops && return
     if [ -z "$archs" ]; then  # pip's cache had a wheel without ops, or for another torch
-        say "the cached $(pinned mmcv) has no ops for this torch; building it again"
-        pip cache remove mmcv >/dev/null 2>&1 || true
+        say "the cached $(pinned "$mmcv") has no ops for this torch; building it again"
+        pip cache remove "$mmcv" >/dev/null 2>&1 || true
         build_mmcv
         has_ops && return
     fi
@@ -164,15 +181,21 @@ install_requirements() {
     install_torch
     [ -z "$archs" ] || check_torch_sees_gpu
     say 'installing the packages of requirements.txt'
-    pip install -q -r requirements.txt
-    pip install -q --no-deps "$(pinned openmim)"
+    if [ "$onedl" = yes ]; then
+        grep -vE '^mm(engine|det)==' requirements.txt |
+            pip install -q -r /dev/stdin "$(pinned onedl-mmengine)"
+        pip install -q --no-deps --no-build-isolation "$(pinned onedl-mmdetection)"
+    else
+        pip install -q -r requirements.txt
+    fi
+    pip install -q --no-deps "$(pinned "$mim")"
     install_mmcv
 }
 
 fingerprint() { cat "$@" | python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'; }
 
 stamp="$prefix/mmdet_sssd-setup.stamp"
-requirements="$(fingerprint requirements.txt tools/setup.sh)"
+requirements="$mmcv $(fingerprint requirements.txt tools/setup.sh)"
 sources="$(find mmdet_sssd mmdet_sssd_cli configs tools docs/detectors.md pyproject.toml model-index.yml -name __pycache__ -prune -o -type f -print | sort | xargs cat | fingerprint -)"
 if [ "$(sed -n 1p "$stamp" 2>/dev/null)" != "$requirements" ] || ! has_ops; then
     rm -f "$stamp"

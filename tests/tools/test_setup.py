@@ -89,7 +89,16 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_to_do(run, settings, messag
 
 
 def test_an_unknown_argument_is_refused(run):
-    assert 'unknown argument --gpu; accepted: --active, --cpu, or nothing' in run('--gpu')
+    assert 'unknown argument --gpu; accepted: --active, --cpu, --onedl, or nothing' in run('--gpu')
+
+
+@pytest.mark.parametrize(('there', 'options'), [('mmcv', ['--onedl']), ('onedl_mmcv', [])])
+def test_packages_of_the_other_family_are_told_with_what_to_do(run, there, options):
+    info = run.site / f'{there}-2.1.0.dist-info'
+    info.mkdir()
+    name = there.replace('_', '-')
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n')
+    assert f'`pip uninstall -y {name}` removes both' in run(*options)
 
 
 @pytest.mark.slow
