@@ -1,3 +1,4 @@
+import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.utils import ConfigType, OptConfigType
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from .losses import FeatureLoss
 from .replay import DetectorOutputs
 from .student import probe, probe_pair
 from .teachers import Teacher
+
+Levels = Sequence[int | None]
 
 
 class DistillTerm(BaseModule, metaclass=ABCMeta):
@@ -81,8 +85,8 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
 class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
-    Levels are paired by size if the teacher has a level of each of the student's sizes. Otherwise they
-    are paired by index, if there are equally many, and the teacher's are resized (bilinear).
+    Each student level is paired with the teacher level nearest in size, which is resized (bilinear)
+    if needed; see :func:`match_levels`. The log says which, unless both have the same sizes.
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).
@@ -101,6 +105,8 @@ class FeatureTerm(DistillTerm):
             Another adapter with ``in_channels`` set pairs levels by index, without a probe.
         normalize: Whether to instance-normalise both sides first, as SSSD and LGD do. Defaults to
             False.
+        levels: Index of the teacher level for each of the student's, None to leave one out. Defaults
+            to the nearest in size.
 
     Raises:
         ConfigError: if a setting is not accepted, or the levels cannot be paired.
@@ -114,6 +120,7 @@ class FeatureTerm(DistillTerm):
         distill_coef: float | None = None,
         adapter: OptConfigType = None,
         normalize: bool = False,
+        levels: Levels | None = None,
     ) -> None:
         loss = build_part('distill_loss', distill_loss, FeatureLoss)
         super().__init__(loss.default_coef if distill_coef is None else distill_coef)
@@ -122,8 +129,8 @@ class FeatureTerm(DistillTerm):
         self.pairs: list[tuple[int, int]] | None = None  # indices of student and teacher levels
         if is_config_of(adapter, ChannelAdapter) or 'in_channels' not in adapter:
             outputs, of_teacher = probe_pair(student, teacher)
-            matched = match_levels(outputs.feats, of_teacher.feats)
-            self.pairs = [(p, q) for p, q in enumerate(matched) if q >= self.start_level]
+            matched = match_levels(outputs.feats, of_teacher.feats, levels)
+            self.pairs = [(p, q) for p, q in matched if q >= self.start_level]
             channels = tuple(outputs.channels[p] for p, _ in self.pairs)
             adapter = _with_channels(
                 adapter, channels, tuple(of_teacher.channels[q] for _, q in self.pairs)
@@ -155,33 +162,53 @@ class FeatureTerm(DistillTerm):
         return {'loss': self.distill_loss.average(distances, adapted), **logged}
 
 
-def match_levels(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[int]:
-    """Pair each student level with a teacher level.
+def match_levels(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], levels: Levels | None = None
+) -> list[tuple[int, int]]:
+    """Pair each student level with the teacher level nearest in size, the last of several.
+
+    Student levels whose nearest is more than an octave away are left out.
 
     Args:
         student: The student's feature levels of shape (1, C_p, h_p, w_p) for a blank image.
         teacher: The teacher's feature levels for the same image.
+        levels: Index of the teacher level for each student level, None to leave it out, instead.
 
     Returns:
-        Index of the teacher level for each student level.
+        Indices of the student and the teacher level of each pair.
 
     Raises:
-        ConfigError: if neither sizes nor the number of levels agree.
+        ConfigError: if ``levels`` are others than there are, or no level has one near it.
     """
-    wanted, found = ([tuple(x.shape[2:]) for x in feats] for feats in (student, teacher))
-    if wanted != found and set(wanted) <= set(found):
-        return [found.index(size) for size in wanted]
-    if len(wanted) == len(found):
-        return [*range(len(wanted))]
-    raise ConfigError(
-        'the feature levels of student and teacher cannot be matched; for the same image the '
-        f"student's have {_sizes(wanted)}, the teacher's {_sizes(found)} pixels. Accepted: a teacher "
-        'with a level of each of these sizes, or with as many levels'
+    wanted, found = ([x.shape[2] * x.shape[3] for x in feats] for feats in (student, teacher))
+    sizes = f"the student's are {_sizes(student)}, the teacher's {_sizes(teacher)} pixels"
+    if levels is not None:
+        pairs = [(p, q) for p, q in enumerate(levels) if q is not None]
+        fits = len(levels) == len(wanted) and {q for _, q in pairs} <= {*range(len(found))}
+        accepted = 'a level of the teacher for each of the student, or None; for the same image '
+        check('levels', levels, pairs and fits, accepted + sizes)
+        return pairs
+    if wanted == found:  # such as an hourglass's, which are all of one size
+        return [(p, p) for p in range(len(wanted))]
+    octaves = [[abs(math.log2(x / y)) / 2 for y in found] for x in wanted]
+    nearest = [min(range(len(found)), key=lambda q: (row[q], -q)) for row in octaves]
+    pairs = [(p, q) for p, q in enumerate(nearest) if octaves[p][q] < 1.5]
+    if not pairs:
+        raise ConfigError(
+            f'no feature levels of student and teacher are near in size; for the same image {sizes}. '
+            'Accepted: a teacher with a level of at most about twice or half the size, or levels'
+        )
+    left_out = sorted({*range(len(wanted))} - {p for p, _ in pairs})
+    print_log(
+        f'FeatureTerm pairs levels of student and teacher, {pairs}; for the same image {sizes}'
+        + f'. Left out of the student: {left_out}' * bool(left_out),
+        logger='current',
     )
+    return pairs
 
 
-def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
-    return ', '.join(f'{h}×{w}' for h, w in sizes)
+def _sizes(feats: Sequence[Tensor]) -> str:
+    return ', '.join(f'{x.shape[2]}×{x.shape[3]}' for x in feats)
 
 
 def _with_channels(

@@ -270,24 +270,61 @@ def test_a_student_s_three_features_for_an_image_meet_the_teacher_s_one():
     torch.testing.assert_close(loss, expected)
 
 
-def test_levels_are_matched_by_size_or_else_by_index():
-    assert match_levels(levels(40, 20, 10), levels(80, 40, 20, 10, 5)) == [1, 2, 3]
-    assert match_levels(levels(40, 20), levels(40, 20)) == [0, 1]
-    assert match_levels(levels(40, 40), levels(40, 40)) == [0, 1]  # stacks of an hourglass
-    assert match_levels(levels(80, 40), levels(40, 20)) == [0, 1]
-    with pytest.raises(ConfigError, match=r"student's have 80×80, 7×7, the teacher's 40×40"):
-        match_levels(levels(80, 7), levels(40))
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'pairs'),
+    [
+        ((40, 20, 10), (80, 40, 20, 10, 5), {0: 1, 1: 2, 2: 3}),
+        ((40, 40), (40, 40), {0: 0, 1: 1}),  # stacks of an hourglass
+        ((80, 40), (40, 20), {0: 0, 1: 0}),
+        ((40, 20, 10, 5, 3), (20,), {0: 0, 1: 0, 2: 0}),  # one map of stride 16
+        ((40, 20, 10, 5, 3), (23, 23), {0: 1, 1: 1, 2: 1}),  # of stride 14, the deeper one
+        ((40, 20), (80, 40, 20, 10, 5, 3), {0: 1, 1: 2}),
+    ],
+)
+def test_a_level_meets_the_teacher_s_nearest_in_size(student, teacher, pairs):
+    assert match_levels(levels(*student), levels(*teacher)) == [*pairs.items()]
+
+
+def test_levels_of_the_user_s_choice():
+    sides = levels(40, 20, 10), levels(20, 10)
+    assert match_levels(*sides, [None, 0, 0]) == [(1, 0), (2, 0)]
+    for wrong in ([0, 0], [0, 0, 2], [None, None, None]):
+        with pytest.raises(ConfigError, match=r'levels is .*40×40, 20×20, 10×10, the teacher.s 20'):
+            match_levels(*sides, wrong)
+    with pytest.raises(ConfigError, match=r"student's are 80×80, the teacher's 10×10"):
+        match_levels(levels(80), levels(10))
 
 
 def test_a_teacher_with_other_strides_is_resized():
+    """Each student level, of stride 8 to 128, meets the teacher's of its stride or half of it."""
     teacher = stock_config('retinanet')
     teacher.neck.start_level = 0
     teacher.neck.num_outs = 5
     teacher.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
     model = build('retinanet', dict(ssim=SSIM), teacher)
-    assert model.terms['ssim'].pairs == [(p, p) for p in range(5)]
+    assert model.terms['ssim'].pairs == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 4)]
     losses = losses_of(model, **demo_batch(model))
     assert 0 < losses['loss_ssim'] < 1
+
+
+def test_a_teacher_with_other_numbers_of_levels():
+    """YOLOX has strides 8 to 32, RetinaNet 8 to 128."""
+    model = build('retinanet', dict(ssim=SSIM), stock_config('yolox'))
+    losses = losses_of(model, **demo_batch(model))
+    logged = {key for key in losses if key.startswith('ssim_distance')}
+    assert logged == {f'ssim_distance.{p}' for p in range(4)}
+    chosen = {**SSIM, 'levels': [None, 0, 1, 2, None]}
+    model = build('retinanet', dict(ssim=chosen), stock_config('yolox'))
+    data = demo_batch(model)
+    losses = losses_of(model, **data)
+    feats = model.student.extract_feat(data['inputs'])
+    teacher = model.teachers['large']
+    images = teacher.convert(data['inputs'], data['data_samples'])
+    target = teacher.detector.extract_feat(images)[1]
+    resized = nn.functional.interpolate(target, feats[2].shape[2:], mode='bilinear')
+    adapted = model.terms['ssim'].adapter.levels[1](feats[2])
+    expected = SSIMLoss()([adapted], [resized]).detach()
+    torch.testing.assert_close(losses['ssim_distance.2'], expected)
 
 
 def classes(number):
