@@ -162,10 +162,11 @@ def test_model_builds(path, in_full):
 
 
 @pytest.mark.parametrize('path', LGD, ids=lambda path: path.stem)
-def test_lgd_differs_from_sssd_in_regions_loss_and_coefficient_alone(path):
+def test_lgd_differs_from_sssd_in_teacher_loss_and_coefficient_alone(path):
     sssd = ROOT / 'configs/sssd' / path.name.replace('lgd_', 'sssd_')
     assert differences(read(sssd), read(path)) == {
         'model.teacher.soft_regions': (None, False),
+        'model.teacher.class_vectors': (None, False),
         'model.distill_loss': (None, dict(type='NormedMSELoss')),
         'default_hooks.distill_coef.policy': ('step', 'constant'),
     }
@@ -184,7 +185,7 @@ def test_multi_scale_differs_in_the_pipeline_alone(path):
     assert {key for key in changed if key.startswith('train')} == {
         'train_dataloader.dataset.pipeline'
     }
-    assert len(changed) == (1 if path not in LGD else 4)
+    assert len(changed) == (1 if path not in LGD else 5)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_students_have_stock_backbones(path):
 def test_coco_configs_have_the_papers_settings(path):
     cfg = read(path)
     teacher, optimizer = longest_match(TEACHERS, path.stem)
-    lgd = dict(soft_regions=False) if path in LGD else {}
+    lgd = dict(soft_regions=False, class_vectors=False) if path in LGD else {}
     assert cfg.model.teacher == {**teacher, **lgd}
     assert cfg.optim_wrapper.optimizer == optimizer
     assert cfg.optim_wrapper.clip_grad == dict(type='value', clip_value=1.0)
@@ -330,13 +331,13 @@ def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
 
 
-def test_own_lgd_differs_from_sssd_in_regions_loss_and_coefficient_alone():
+def test_own_lgd_differs_from_sssd_in_teacher_loss_and_coefficient_alone():
     sssd, lgd = (
         Config.fromfile(ROOT / f'configs/demo/{name}_retinanet_r18-small_own-data.py')
         for name in ('sssd', 'lgd')
     )
     assert differences(sssd, lgd) == {
-        'model.teacher': (None, dict(soft_regions=False)),
+        'model.teacher': (None, dict(soft_regions=False, class_vectors=False)),
         'model.distill_loss': (None, dict(type='NormedMSELoss')),
         'default_hooks.distill_coef.policy': ('step', 'constant'),
     }

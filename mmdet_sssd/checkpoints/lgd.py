@@ -92,8 +92,9 @@ def convert_lgd(
     num_classes = weights[DESCRIPTOR_WEIGHT].shape[1] - 4
     print_log(
         f'Saved {len(converted)} weights of teacher and adapter to {out_file}, for a distiller with '
-        f'model.teacher.add_context_box={add_context_box}, soft_regions=False and {num_classes} '
-        f'classes ({MASK_SIZE**2} fewer if model.teacher.use_masks=True).',
+        f'model.teacher.add_context_box={add_context_box}, soft_regions=False, '
+        f'class_vectors=False and {num_classes} classes ({MASK_SIZE**2} fewer if '
+        'model.teacher.use_masks=True).',
         logger='current',
     )
 

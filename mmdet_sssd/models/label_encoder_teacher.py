@@ -36,8 +36,8 @@ class LabelEncoderTeacher(BaseModule):
 
     Source: LGD (https://arxiv.org/abs/2109.11496) and its reference code; SSSD
     (https://arxiv.org/abs/2303.05015) uses the same teacher. Unlike in LGD, an image may have no
-    object, a pixel at an object's edge belongs to its region in part, and more than 256 classes are
-    encoded as learned vectors.
+    object, a pixel at an object's edge belongs to its region in part, an object's class also reaches
+    the map by a vector of its own, and more than 256 classes are encoded as learned vectors.
 
     All levels are processed in one width: their own number of channels if all have the same, a
     multiple of 8 and at most 512; else 256 channels, with 1×1 convolutions from and to the levels.
@@ -54,6 +54,9 @@ class LabelEncoderTeacher(BaseModule):
         soft_regions: Whether a region is the share of each level pixel that the object covers, which
             locates its edges to less than a pixel and leaves no region empty. False: LGD's regions,
             which are 0 or 1. Defaults to True.
+        class_vectors: Whether each object is painted with a learned vector of its class in addition,
+            which reaches the map past encoder and attention: without it the teacher's class branch
+            sees little of the labels (docs/benchmarks.md). False: LGD's teacher. Defaults to True.
         refine_convs: Number of convolutions that refine the painted map, >= 1. Defaults to LGD's 3.
         with_cp: Whether to recompute the maps' activations in the backward pass, to save memory.
             Defaults to False.
@@ -79,6 +82,7 @@ class LabelEncoderTeacher(BaseModule):
         detach_appearance: bool = False,
         use_masks: bool = False,
         soft_regions: bool = True,
+        class_vectors: bool = True,
         refine_convs: int = 3,
         with_cp: bool = False,
     ) -> None:
@@ -100,6 +104,7 @@ class LabelEncoderTeacher(BaseModule):
         self.label_encoder = LabelEncoder(descriptor_channels, width)
         self.appearance_encoder = AppearanceEncoder(width)
         self.relation_adapter = RelationAdapter(width)
+        self.class_vectors = ClassVectors(num_classes, width) if class_vectors else None
         self.knowledge_mapper = KnowledgeMapper(width, add_context_box, refine_convs)
 
     def forward(
@@ -136,6 +141,8 @@ class LabelEncoderTeacher(BaseModule):
             for x, of_level in zip(student_feats, regions, strict=True)
         ]
         vectors = self.relation_adapter(appearance, label_embeddings, valid)
+        if self.class_vectors is not None:
+            vectors = vectors + self.class_vectors(objects.labels[:, first:])
         brushes = self.knowledge_mapper.brushes(vectors, regions)
         return tuple(
             recomputed(self.with_cp, self._paint, brush, of_level, x.shape[1])
@@ -327,6 +334,28 @@ class RelationAdapter(nn.Module):
             need_weights=False,
         )
         return vectors.unflatten(1, (len(appearance), -1)).transpose(0, 1)
+
+
+class ClassVectors(nn.Embedding):
+    """A learned vector for each class.
+
+    At first the attention weighs all objects of an image alike, so no object's own label trains the
+    encoder, whose embeddings become equal before it does.
+
+    Args:
+        num_classes: Number of classes K.
+        channels: Length C of a vector.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__(num_classes + 1, channels, padding_idx=num_classes)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Look up labels of shape (B, N); returns (B, N, C), zero for the label -1, no class.
+
+        Labels above K-1 count as K-1, as in :class:`ClassCode`.
+        """
+        return super().forward(labels.clamp(max=self.padding_idx - 1) % self.num_embeddings)
 
 
 class Brush(NamedTuple):

@@ -1,10 +1,10 @@
-"""LGD (https://arxiv.org/abs/2109.11496): its loss and regions, a constant λ, phases as in SSSD."""
+"""LGD (https://arxiv.org/abs/2109.11496): its teacher and loss, a constant λ, phases as in SSSD."""
 
 from . import paper
 
 model = dict(
     type='SSSDDistiller',
-    teacher=dict(soft_regions=False),
+    teacher=dict(soft_regions=False, class_vectors=False),
     distill_loss=dict(type='NormedMSELoss'),
 )
 hooks = dict(

@@ -186,7 +186,9 @@ def test_converted_weights_give_the_reference_codes_features(tmp_path, use_masks
     torch.save({'model': reference.state_dict(), 'iteration': 179999}, tmp_path / 'lgd.pth')
     convert_lgd(tmp_path / 'lgd.pth', tmp_path / 'ours.pth', context)
 
-    teacher = dict(add_context_box=context, use_masks=use_masks, soft_regions=False)
+    teacher = dict(
+        add_context_box=context, use_masks=use_masks, soft_regions=False, class_vectors=False
+    )
     distiller = MODELS.build(dict(TOY_MODEL, teacher=teacher))
     content = load_checkpoint(distiller, str(tmp_path / 'ours.pth'))
     parts = {x for x in distiller.state_dict() if not x.startswith('student.')}

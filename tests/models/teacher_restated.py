@@ -195,6 +195,9 @@ def teacher_features_of_image(
             for region in seen
         ]
         vectors = attend(teacher.relation_adapter.attention, queries, embeddings)
+        if teacher.class_vectors is not None:
+            own = [teacher.class_vectors.weight[label] for label in labels]
+            vectors = [v + x for v, x in zip(vectors, own, strict=False)] + vectors[len(own) :]
         out.append(mapped(teacher, vectors, regions, torch.zeros_like(x)))
     return out
 

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from mmdet.utils import register_all_modules
 from mmengine.logging import MessageHub
 
 import mmdet_sssd  # noqa: F401  (registers)
+from mmdet_sssd.models import LabelEncoderTeacher
 from tests.stock_detectors import demo_batch, stock_config
 
 DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'yolox', 'rtmdet', 'dino', 'mask_rcnn')
@@ -42,8 +44,11 @@ def run(detector: str, recipe: str) -> list[dict[str, str | float]]:
     settings = copy.deepcopy(RECIPES[recipe])
     if detector == 'rtmdet':
         settings.pop('reuse_assignment', None)  # refused
-    # whose default follows the student since then
-    settings['teacher'] = dict(settings.get('teacher', {}), detach_appearance=False)
+    # whose defaults changed since then
+    old = dict(detach_appearance=False)
+    if 'class_vectors' in signature(LabelEncoderTeacher).parameters:
+        old['class_vectors'] = False
+    settings['teacher'] = dict(settings.get('teacher', {}), **old)
     torch.manual_seed(0)
     config = dict(type='SSSDDistiller', student=stock_config(detector), **settings)
     model = MODELS.build(config).train()

@@ -73,6 +73,7 @@ ARMS = {
     'ratio-1': {RATIO: 1.0},
     'features': {RATIO: 0.25, HEAD_GRAD: 0.0},  # its loss trains features, not the head
     'no-cls': {RATIO: 0.25, HEAD_GRAD: {'cls': 0.0}},
+    'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
     'detach': {RATIO: 0.25, 'model.teacher': dict(detach_appearance=True)},
 }
 """What each arm changes in SSSD's defaults, with random weights; ``baseline`` is stock."""
@@ -92,7 +93,9 @@ HOW_MUCH = ['ratio-0.05', 'ratio-1', 'coef-1', 'sssd', 'coef-0']
 OF_WHAT = ['features', 'no-cls', 'detach']
 BOTH = ['baseline', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
-    sign=cells({}, SGD, arm=['baseline', 'features', 'ratio-0.25', 'coef-0'], epochs=[4]),
+    sign=cells(
+        {}, SGD, arm=['baseline', 'ratio-0.25', 'features', 'coef-0', 'no-cls', 'blind'], epochs=[4]
+    ),
     rates=cells(*RATES, epochs=[4]),
     curve=cells({}, SGD, epochs=[8, 16]),
     spread=cells({}, SGD, epochs=[4], seed=[1, 2]),

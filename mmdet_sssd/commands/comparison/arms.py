@@ -39,6 +39,7 @@ SHORT_NAMES = {
     'context_box': 'model.teacher.add_context_box',
     'detach_appearance': 'model.teacher.detach_appearance',
     'soft_regions': 'model.teacher.soft_regions',
+    'class_vectors': 'model.teacher.class_vectors',
     'ratio': 'default_hooks.distill_coef.ratio',
     'policy': 'default_hooks.distill_coef.policy',
     'factor': 'default_hooks.distill_coef.factor',
