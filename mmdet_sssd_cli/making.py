@@ -10,6 +10,7 @@ from .group import Command
 from .parameters import ListType, config_argument
 
 RECIPES = ('gentle', 'paper', 'lgd')
+METHODS = ('structural_kd', 'sad')
 
 
 @click.command(cls=Command)
@@ -20,10 +21,29 @@ RECIPES = ('gentle', 'paper', 'lgd')
 @click.option(
     '--recipe',
     type=click.Choice(RECIPES),
-    default='gentle',
-    show_default=True,
     help='gentle: distilling pulls 1/4 as hard as the detection loss, leaves what ranks boxes alone, '
-    "takes the cheapest settings, and ends after half of the run; paper: SSSD's; lgd: LGD's.",
+    "takes the cheapest settings, and ends after half of the run; paper: SSSD's; lgd: LGD's.  "
+    '[default: gentle; none beside a teacher]',
+)
+@click.option(
+    '--teacher',
+    type=(ConfigType(keep_scope=True), str),
+    metavar='CONFIG CHECKPOINT',
+    help='Learn from a trained detector.',
+)
+@click.option(
+    '--method',
+    type=click.Choice(METHODS),
+    help='What --teacher teaches. structural_kd: features, of any two detectors; sad: class logits, of '
+    'dense heads with the same anchors and classes.  [default: structural_kd; none with --unlabelled]',
+)
+@click.option(
+    '--unlabelled',
+    metavar='ANN',
+    help='COCO file of images that --teacher labels, absolute or in the data_root.',
+)
+@click.option(
+    '--unlabelled-img', metavar='DIR', help="Their folder.  [default: the labelled images']"
 )
 @click.option('--explicit', is_flag=True, help="Write all of the recipe's settings out.")
 @click.option(
@@ -50,6 +70,7 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, **options: Any) ->
       mmdet-sssd wrap mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
       mmdet-sssd wrap mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py --out my_config.py \\
           --data-root data/cells --train-ann train.json --val-ann val.json
+      mmdet-sssd wrap small.py --out my_config.py --teacher large.py large.pth
     """
     from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
     from mmdet_sssd.errors import ConfigError

@@ -13,8 +13,9 @@ _base_ = [
 
 import math
 
-from mmdet_sssd.datasets import positive_integers, read_coco_summary
-from mmdet_sssd.recipes import run
+from mmdet_sssd.datasets import positive_integers, read_coco_summary, with_unlabelled
+from mmdet_sssd.recipes import sad
+from mmdet_sssd.recipes import semi as recipe
 
 unlabelled_ann = '{{$SSSD_UNLABELLED_ANN:annotations/unlabelled.json}}'
 unlabelled_img = '{{$SSSD_UNLABELLED_IMG:images}}'
@@ -24,42 +25,21 @@ num_unlabelled = read_coco_summary(
 )[1]
 
 model = dict(
+    recipe.model,
     _delete_=True,
-    type='SemiDistiller',
     student=_base_.model,
     teachers=dict(pretrained=_base_.own_teacher),
-    terms=dict(adl=dict(type='LogitTerm')),
+    terms=sad.model['terms'],
 )
 
-branch_field = ['sup', 'unsup']
-sup_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=_base_.image_scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='MultiBranch', branch_field=branch_field, sup=dict(type='PackDetInputs')),
-]
-unsup_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadEmptyAnnotations'),
-    dict(type='Resize', scale=_base_.image_scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='MultiBranch', branch_field=branch_field, unsup=dict(type='PackDetInputs')),
-]
-labelled_dataset = dict(_base_.train_dataloader.dataset, pipeline=sup_pipeline)
-unlabelled_dataset = dict(
-    labelled_dataset,
-    ann_file=unlabelled_ann,
-    data_prefix=dict(img=unlabelled_img),
-    pipeline=unsup_pipeline,
-)
 train_dataloader = dict(
     batch_sampler=None,
     sampler=dict(
         _delete_=True, type='MultiSourceSampler', batch_size=batch_size, source_ratio=[1, 1]
     ),
     dataset=dict(
-        _delete_=True, type='ConcatDataset', datasets=[labelled_dataset, unlabelled_dataset]
+        with_unlabelled(_base_.train_dataloader.dataset, unlabelled_ann, unlabelled_img),
+        _delete_=True,
     ),
 )
 
@@ -86,7 +66,7 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
-    run.hooks,
+    recipe.hooks,
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=epoch_iters),
 )
 log_processor = dict(by_epoch=False)

@@ -5,13 +5,12 @@ _base_ = [
     '../_base_/own_teacher.py',
 ]
 
-from mmdet_sssd.recipes import run
+from mmdet_sssd.recipes import structural_kd as recipe
 
 model = dict(
+    recipe.model,
     _delete_=True,
-    type='Distiller',
     student=_base_.model,
     teachers=dict(pretrained=_base_.own_teacher),
-    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
-default_hooks = run.hooks
+default_hooks = recipe.hooks

@@ -12,14 +12,15 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
-from mmdet_sssd.recipes import run
+from mmdet_sssd.recipes import sad
+from mmdet_sssd.recipes import semi as recipe
 
 model = dict(
+    recipe.model,
     _delete_=True,
-    type='SemiDistiller',
     student=_base_.model,
     teachers=dict(pretrained=_base_.retinanet_r101),
-    terms=dict(adl=dict(type='LogitTerm')),
+    terms=sad.model['terms'],
 )
 
 branch_field = ['sup', 'unsup']
@@ -46,7 +47,7 @@ train_dataloader = dict(
     dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
 )
 
-default_hooks = dict(run.hooks, checkpoint=_base_.iter_checkpoint)
+default_hooks = dict(recipe.hooks, checkpoint=_base_.iter_checkpoint)
 
 train_cfg = _base_.iter_train_cfg
 val_cfg = dict(type='ValLoop')

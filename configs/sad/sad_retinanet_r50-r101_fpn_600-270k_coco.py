@@ -5,16 +5,15 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
-from mmdet_sssd.recipes import run
+from mmdet_sssd.recipes import sad as recipe
 
 model = dict(
+    recipe.model,
     _delete_=True,
-    type='Distiller',
     student=_base_.model,
     teachers=dict(pretrained=_base_.retinanet_r101),
-    terms=dict(adl=dict(type='LogitTerm')),
 )
-default_hooks = dict(run.hooks, checkpoint=_base_.iter_checkpoint)
+default_hooks = dict(recipe.hooks, checkpoint=_base_.iter_checkpoint)
 
 # Shorter side 600 pixels, longest 1000.
 _base_.train_dataloader.dataset.pipeline[2].scale = (1000, 600)

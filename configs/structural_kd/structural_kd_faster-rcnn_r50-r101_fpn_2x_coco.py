@@ -4,13 +4,12 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
-from mmdet_sssd.recipes import run
+from mmdet_sssd.recipes import structural_kd as recipe
 
 model = dict(
+    recipe.model,
     _delete_=True,
-    type='Distiller',
     student=_base_.model,
     teachers=dict(pretrained=_base_.faster_rcnn_r101),
-    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
 )
-default_hooks = run.hooks
+default_hooks = recipe.hooks

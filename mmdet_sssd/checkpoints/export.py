@@ -234,10 +234,9 @@ def _drop_unlabelled(content: dict) -> None:
     loader = content.get('train_dataloader') or {}
     labelled = labelled_dataset(loader['dataset']) if loader.get('dataset') else None
     if labelled not in (None, loader.get('dataset')):
-        sampler = dict(
-            type='InfiniteSampler', shuffle=True
-        )  # MultiSourceSampler for a single source
-        loader.update(dataset=labelled, sampler=sampler)
+        loader['dataset'] = labelled
+        if 'source_ratio' in (loader.get('sampler') or {}):  # MultiSourceSampler, for one source
+            loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
 
 
 def _without_package(content: dict) -> dict:

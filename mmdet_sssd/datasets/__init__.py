@@ -1,3 +1,4 @@
+from .branches import with_unlabelled
 from .coco_file import read_coco
 from .environment_settings import (
     VARIABLES,
@@ -21,4 +22,5 @@ __all__ = [
     'read_coco_summary',
     'read_teacher',
     'rescale_labels',
+    'with_unlabelled',
 ]

@@ -40,7 +40,7 @@ class SemiDistiller(Distiller):
     Args:
         student: As in :class:`Distiller`, without a mask head.
         teachers: As in :class:`Distiller`: one ``PretrainedTeacher`` with the student's classes.
-        terms: As in :class:`Distiller`.
+        terms: As in :class:`Distiller`; there may be none.
         pseudo_score_thr: Lowest score of a detection that becomes ground truth, in [0, 1]. Defaults
             to 0.4.
         data_preprocessor: As in :class:`Distiller`; a multi-branch one is unwrapped first. The
@@ -93,6 +93,13 @@ class SemiDistiller(Distiller):
                 'both need the same classes in the same order',
                 f'model.teachers.{self._name}',
             )
+
+    def _check_teachers_are_used(self) -> None:
+        """Accept a teacher without terms: it labels images."""
+
+    def _teacher_passes(self, *args: Any) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
+        """Run the teacher on labelled images if a term compares it; see the base class."""
+        return super()._teacher_passes(*args) if self.terms else ({}, {})
 
     @property
     def _name(self) -> str:

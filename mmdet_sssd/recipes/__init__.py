@@ -10,11 +10,15 @@ A config imports one and uses its two parts::
     model = dict(recipe.model, _delete_=True, student=_base_.model)
     default_hooks = recipe.hooks
 
-``wrap``, the arms of ``compare`` and this package's configs do the same.
+``wrap``, the arms of ``compare`` and this package's configs do the same. Those of :data:`OUTSIDE` need
+``model.teachers`` beside them, of the names that they say.
 """
 
-from . import gentle, lgd, paper, run
+from . import gentle, lgd, paper, run, sad, semi, structural_kd
 
 RECIPES = dict(gentle=gentle, paper=paper, lgd=lgd)
+"""Recipes with an implicit teacher."""
+OUTSIDE = dict(structural_kd=structural_kd, sad=sad, semi=semi)
+"""Recipes with a teacher from outside."""
 
-__all__ = ['RECIPES', 'gentle', 'lgd', 'paper', 'run']
+__all__ = ['OUTSIDE', 'RECIPES', 'gentle', 'lgd', 'paper', 'run', 'sad', 'semi', 'structural_kd']

@@ -12,13 +12,13 @@ from ...checkpoints import stock_config
 from ...config_tree import nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
 from ...models.distiller import is_distiller
-from ...recipes import RECIPES
+from ...recipes import OUTSIDE, RECIPES
 from ..wrapping import distilled_config, read_config
 from .schedule import stretched
 
 BASELINE = 'baseline'
 DEFAULT_RECIPE = 'gentle'
-ROOTS = ('student', 'config', *RECIPES)
+ROOTS = ('student', 'config', *RECIPES, *OUTSIDE)
 """What arms start from: the detector alone, CONFIG, or a recipe."""
 
 BUILTIN_ARMS = dict(
@@ -155,7 +155,8 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     """Read the configs that arms start from, by :data:`ROOTS`.
 
     Recipes are added to the detector alone, whatever its distiller; ``config`` is CONFIG itself or, of
-    a stock detector, what ``wrap`` makes of it.
+    a stock detector, what ``wrap`` makes of it. Those of a teacher from outside need CONFIG's, and
+    ``semi`` its images without labels; they are left out where it has none.
 
     Args:
         config: A config file or name, of a stock detector or a distiller.
@@ -170,12 +171,28 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
         raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
     is_distilled = is_distiller(cfg.model)
     student = stock_config(cfg) if is_distilled else cfg
-    recipes = {x: Config(distilled_config(student._cfg_dict, x)) for x in RECIPES}
+    recipes = {x: Config(distilled_config(student._cfg_dict, [x])) for x in RECIPES}
+    recipes.update(_outside_roots(cfg, student) if is_distilled else {})
     return {
         'student': student,
         'config': cfg if is_distilled else recipes[DEFAULT_RECIPE],
         **recipes,
     }
+
+
+def _outside_roots(cfg: Config, student: Config) -> dict[str, Config]:
+    """Make the configs of the recipes whose teacher a distiller's config has."""
+    roots = {}
+    for name, recipe in OUTSIDE.items():
+        teacher = cfg.model.get('teachers', {}).get(recipe.TEACHER)
+        if teacher:
+            teachers = {recipe.TEACHER: teacher}
+            roots[name] = Config(distilled_config(student._cfg_dict, [name], teachers))
+    if 'semi' in roots and cfg.train_dataloader == student.train_dataloader:
+        del roots['semi']
+    elif 'semi' in roots:
+        roots['semi'].train_dataloader = copy.deepcopy(cfg.train_dataloader)
+    return roots
 
 
 def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = ()) -> Config:
@@ -190,12 +207,17 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
         ConfigError: if one of these keys has no effect on the arm, as it or its recipe sets the key
             too, or if a change cannot be applied.
     """
+    if arm.root not in roots:
+        found = 'images without labels' if arm.root == 'semi' else 'teacher'
+        raise ConfigError(
+            f'arm {arm.name} needs the {found} that wrap --{found.split()[-1]} gives a config'
+        )
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:
         _merge(cfg, changes, f'arm {arm.name}')
     for key in cfg_options:
         given, place = roots[arm.root], key
-        if arm.root in RECIPES and roots['config'] is not roots[DEFAULT_RECIPE]:
+        if arm.root in RECIPES | OUTSIDE and roots['config'] is not roots[DEFAULT_RECIPE]:
             given = roots['config']  # whose distiller the recipe replaces
         elif arm.root in RECIPES:
             given, place = roots['student'], re.sub(r'^model\.', 'model.student.', key)

@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
+from ...recipes import RECIPES
 
 Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
 
@@ -26,7 +27,13 @@ class WrappingOptions:
     """Settings of a wrapped config; None keeps the stock config's value.
 
     Args:
-        recipe: Name of a recipe; see :mod:`mmdet_sssd.recipes`.
+        recipe: Name of a recipe with an implicit teacher; see :mod:`mmdet_sssd.recipes`. None: gentle,
+            but none beside another teacher.
+        teacher: Config and checkpoint of a trained detector.
+        method: Name of the recipe that learns from ``teacher``. None: structural_kd, but none with
+            ``unlabelled``.
+        unlabelled: Annotation file of the images that ``teacher`` labels.
+        unlabelled_img: Their folder; None: that of the labelled images.
         masks: Whether the teacher uses instance masks; the training pipelines then load them.
         explicit: Whether to write all of the recipe's settings out.
         data_root: Folder of a COCO-format data set.
@@ -38,7 +45,11 @@ class WrappingOptions:
             ``train_ann`` is given, and keeps the stock config's otherwise.
     """
 
-    recipe: str = 'gentle'
+    recipe: str | None = None
+    teacher: tuple[str, str] | None = None
+    method: str | None = None
+    unlabelled: str | None = None
+    unlabelled_img: str | None = None
     masks: bool = False
     explicit: bool = False
     data_root: str | None = None
@@ -47,6 +58,35 @@ class WrappingOptions:
     train_img: str | None = None
     val_img: str | None = None
     classes: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        needs_teacher = [x for x in ('method', 'unlabelled') if getattr(self, x)]
+        if needs_teacher and not self.teacher:
+            raise ConfigError(f'--{needs_teacher[0]} needs --teacher, a detector to learn from')
+        if self.unlabelled_img and not self.unlabelled:
+            raise ConfigError('--unlabelled-img needs --unlabelled, a COCO file with these images')
+        if self.recipe and self.unlabelled:
+            raise ConfigError(
+                f'--recipe is {self.recipe}, whose teacher reads labels; accepted with --unlabelled: '
+                '--method'
+            )
+        if self.masks and self.recipes[0] not in RECIPES:
+            raise ConfigError('--masks is for the teachers of --recipe; give one, or drop --masks')
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of the recipes, of which the first says what the distiller is."""
+        method = self.method or ('structural_kd' if self.teacher and not self.unlabelled else None)
+        names = (self.recipe, 'semi' if self.unlabelled else None, method)
+        return tuple(x for x in names if x) or ('gentle',)
+
+    @property
+    def teachers(self) -> dict[str, dict]:
+        """Configs of the teachers from outside, by name."""
+        if not self.teacher:
+            return {}
+        config, checkpoint = self.teacher
+        return dict(pretrained=dict(type='PretrainedTeacher', config=config, checkpoint=checkpoint))
 
 
 def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:
@@ -131,6 +171,45 @@ def _classes(
         *osp.split(path), '--data-root and --train-ann (not read with --classes)'
     )
     return classes
+
+
+def unlabelled_settings(stock: ConfigDict, options: WrappingOptions) -> dict[str, Any]:
+    """Say how :func:`~mmdet_sssd.datasets.with_unlabelled` adds the images without labels.
+
+    The labelled images are repeated to be about as many.
+
+    Args:
+        stock: The whole config, with the options' changes.
+        options: The options.
+
+    Returns:
+        The function's settings; empty without such images.
+
+    Raises:
+        ConfigError: if there are several data sets or a hook switches their pipelines, or an
+            annotation file cannot be read.
+    """
+    if not options.unlabelled:
+        return {}
+    datasets = _datasets(stock, 'train')
+    if len(datasets) != 1:
+        raise ConfigError(
+            f'train_dataloader has {len(datasets)} data sets; accepted with --unlabelled: one'
+        )
+    for key, hook in nested_configs(stock.get('custom_hooks'), 'custom_hooks'):
+        if 'Switch' in str(hook.get('type')):
+            raise ConfigError(
+                f'{key}.type is {hook["type"]!r}, which switches the pipeline of a single data set; '
+                'with --unlabelled there are two. Drop the hook in a stock config of your own'
+            )
+    ((key, dataset),) = datasets
+    _check_is_coco(key, dataset)
+    root = dataset.get('data_root') or ''
+    _, num_labelled = read_coco_summary(root, dataset.ann_file, '--data-root and --train-ann')
+    _, num_unlabelled = read_coco_summary(root, options.unlabelled, '--data-root and --unlabelled')
+    settings = dict(ann_file=options.unlabelled, img=options.unlabelled_img)
+    settings = {name: x for name, x in settings.items() if x}
+    return {**settings, 'repeat': max(1, round(num_unlabelled / max(num_labelled, 1)))}
 
 
 def _class_changes(stock: ConfigDict, classes: tuple[str, ...]) -> Changes:

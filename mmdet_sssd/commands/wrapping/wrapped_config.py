@@ -5,6 +5,7 @@ import inspect
 import os.path as osp
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -13,12 +14,15 @@ from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ...config_tree import PACKAGE, nested_configs, value_at, with_imports
-from ...errors import ConfigError
+from ...datasets import with_unlabelled
+from ...errors import ConfigError, within
 from ...models.distiller import is_distiller
 from ...optimizers import StudentNames
-from ...recipes import RECIPES
-from .changes import Changes, WrappingOptions, stock_changes
+from ...recipes import OUTSIDE, RECIPES, run
+from .changes import Changes, WrappingOptions, stock_changes, unlabelled_settings
 from .source import Expression, assignment
+
+ALL_RECIPES = {**RECIPES, **OUTSIDE}
 
 
 def write_wrapped_config(
@@ -47,20 +51,27 @@ def write_wrapped_config(
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     stock_config = _read_stock(stock)
     changes = stock_changes(stock_config, options)
-    expected = distilled_config(_changed(stock_config, changes), options.recipe, options.masks)
+    changed = _changed(stock_config, changes)
+    unlabelled = unlabelled_settings(changed, options)
+    if unlabelled:
+        loader = changed.train_dataloader
+        loader.dataset = with_unlabelled(loader.dataset, **unlabelled)
+    expected = distilled_config(changed, options.recipes, options.teachers, options.masks)
     if options.explicit:
-        _add_defaults(expected)
+        _add_defaults(expected, options)
     base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.draft.py')
     write = _explicit_text if options.explicit else _text
-    draft.write_text(write(base, changes, expected, options), encoding='utf-8')
+    draft.write_text(
+        write(base, _changes_lines(changes, unlabelled), expected, options), encoding='utf-8'
+    )
     try:
         _check_draft(draft, expected, stock, build)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    return _notes(stock_config, options)
+    return _notes(stock_config, options, unlabelled)
 
 
 def read_config(name: str) -> Config:
@@ -93,28 +104,45 @@ def read_config(name: str) -> Config:
             ) from error
 
 
-def distilled_config(stock: ConfigDict, recipe: str, masks: bool = False) -> ConfigDict:
-    """Add a recipe to a stock detector's config.
+def distilled_config(
+    stock: ConfigDict,
+    recipes: Sequence[str],
+    teachers: dict[str, dict] | None = None,
+    masks: bool = False,
+) -> ConfigDict:
+    """Add recipes to a stock detector's config.
 
-    A backbone that starts from random weights is not frozen, whatever the recipe says.
+    A backbone that starts from random weights is not frozen, whatever the recipes say.
 
     Args:
         stock: The whole config; not changed.
-        recipe: Name of a recipe.
-        masks: Whether the teacher uses instance masks.
+        recipes: Names of recipes. The first says what the distiller is, the others add their terms.
+        teachers: Configs of the teachers from outside, by name.
+        masks: Whether the implicit teacher uses instance masks.
     """
-    parts = RECIPES[recipe]
     config = copy.deepcopy(stock)
     config.custom_imports = with_imports(stock, PACKAGE)
-    config.model = {**copy.deepcopy(parts.model), 'student': config.model}
+    model, hooks = _combined(recipes, teachers)
+    config.model = {**model, 'student': config.model}
     if masks:
         config.model.teacher = {**config.model.get('teacher', {}), 'use_masks': True}
     default_hooks = config.setdefault('default_hooks', ConfigDict())
-    for name, hook in copy.deepcopy(parts.hooks).items():
+    for name, hook in hooks.items():
         default_hooks[name] = {**(default_hooks.get(name) or {}), **hook}
     if not starts_pretrained(stock):
-        default_hooks.phases.pop('freeze_backbone', None)
+        default_hooks.get('phases', {}).pop('freeze_backbone', None)
     return config
+
+
+def _combined(recipes: Sequence[str], teachers: dict[str, dict] | None = None) -> tuple[dict, dict]:
+    """Copy the first recipe's model and hooks, with the others' terms and hooks, and teachers."""
+    parts = [ALL_RECIPES[name] for name in recipes]
+    model, hooks = dict(parts[0].model), {}
+    terms = {name: term for x in parts for name, term in x.model.get('terms', {}).items()}
+    model.update({key: x for key, x in dict(teachers=teachers, terms=terms).items() if x})
+    for part in reversed(parts):
+        hooks.update(part.hooks)
+    return copy.deepcopy((model, hooks))
 
 
 def starts_pretrained(stock: Config | ConfigDict) -> bool:
@@ -149,48 +177,54 @@ def _changed(stock: ConfigDict, changes: Changes) -> ConfigDict:
     return changed
 
 
-def _text(base: str, changes: Changes, expected: ConfigDict, options: WrappingOptions) -> str:
-    """Write a config that takes its settings from the recipe, but for those that differ."""
-    recipe = RECIPES[options.recipe]
+def _text(base: str, changes: Sequence[str], expected: ConfigDict, options: WrappingOptions) -> str:
+    """Write a config that takes its settings from the first recipe, but for those that differ."""
+    name = options.recipes[0]
+    recipe = ALL_RECIPES[name]
     model = {None: Expression('recipe.model'), '_delete_': True}
     model['student'] = Expression('_base_.model')
-    for name, value in expected.model.items():
-        if name != 'student' and value != recipe.model.get(name):
-            model[name] = value
-    hooks, phases = Expression('recipe.hooks'), expected.default_hooks.phases
-    if phases != recipe.hooks['phases']:
-        hooks = {None: hooks, 'phases': phases}
+    for key, value in expected.model.items():
+        if key != 'student' and value != recipe.model.get(key):
+            model[key] = value
+    hooks, own = Expression('recipe.hooks'), _own_hooks(expected, options)
+    other = {key: hook for key, hook in own.items() if hook != recipe.hooks.get(key)}
     return _joined(
         base,
-        f'from mmdet_sssd.recipes import {options.recipe} as recipe  # noqa: E402\n',
-        *_changes_lines(changes),
+        f'from mmdet_sssd.recipes import {name} as recipe  # noqa: E402\n',
+        *changes,
         assignment('custom_imports', expected.custom_imports),
         assignment('model', model),
-        assignment('default_hooks', hooks),
+        assignment('default_hooks', {None: hooks, **other} if other else hooks),
     )
 
 
 def _explicit_text(
-    base: str, changes: Changes, expected: ConfigDict, options: WrappingOptions
+    base: str, changes: Sequence[str], expected: ConfigDict, options: WrappingOptions
 ) -> str:
-    """Write a config with all of the recipe's settings, and the defaults of others."""
+    """Write a config with all of the recipes' settings, and the defaults of others."""
     model = {'_delete_': True, 'type': None, 'student': None, **expected.model}
     model['student'] = Expression('_base_.model')
-    hooks = {name: expected.default_hooks[name] for name in RECIPES[options.recipe].hooks}
+    hooks = {name: expected.default_hooks[name] for name in _combined(options.recipes)[1]}
     return _joined(
         base,
-        *_changes_lines(changes),
+        *changes,
         assignment('custom_imports', expected.custom_imports),
         assignment('model', model),
         assignment('default_hooks', hooks),
     )
 
 
-def _add_defaults(expected: ConfigDict) -> None:
+def _own_hooks(expected: ConfigDict, options: WrappingOptions) -> dict:
+    """Look up the recipes' hooks but for those of every run, which may add to the stock config's."""
+    names = [name for name in _combined(options.recipes)[1] if name not in run.hooks]
+    return {name: expected.default_hooks[name] for name in names}
+
+
+def _add_defaults(expected: ConfigDict, options: WrappingOptions) -> None:
     """Add the defaults of the distiller and of the hooks that a recipe is about, None excepted."""
     expected.model = _with_defaults(expected.model, MODELS)
-    for name in ('distill_coef', 'phases'):
-        expected.default_hooks[name] = _with_defaults(expected.default_hooks[name], HOOKS)
+    for name, hook in _own_hooks(expected, options).items():
+        expected.default_hooks[name] = _with_defaults(hook, HOOKS)
 
 
 def _with_defaults(config: dict, registry: Registry) -> dict:
@@ -204,9 +238,9 @@ def _joined(base: str, *lines: str) -> str:
     return '\n'.join([f'_base_ = {base!r}\n', *lines]) + '\n'
 
 
-def _changes_lines(changes: Changes) -> list[str]:
+def _changes_lines(changes: Changes, unlabelled: dict) -> list[str]:
     """Write the changes to the stock config, the class names once."""
-    if not changes:
+    if not (changes or unlabelled):
         return []
     lines = []
     classes = _named_classes(changes)
@@ -218,8 +252,14 @@ def _changes_lines(changes: Changes) -> list[str]:
         elif classes is not None and key.endswith('.num_classes'):
             value = Expression('len(classes)')
         lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
+    imported = []
+    if unlabelled:
+        imported = ['from mmdet_sssd.datasets import with_unlabelled  # noqa: E402\n']
+        dataset = '_base_.train_dataloader.dataset'
+        settings = ', '.join(f'{name}={value!r}' for name, value in unlabelled.items())
+        lines.append(f'{dataset} = with_unlabelled(\n    {dataset}, {settings}\n)')
     comment = '# Changed in every place: mmengine resolves values when it reads the stock config.'
-    return [comment, *lines, '']
+    return [*imported, comment, *lines, '']
 
 
 def _named_classes(changes: Changes) -> tuple[str, ...] | None:
@@ -239,13 +279,16 @@ def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> N
 
 
 def _check_builds(config: Config, stock: str) -> None:
-    """Build the distiller as a runner would, without loading weights."""
+    """Build the distiller as a runner would, and load teachers' local weights."""
     init_default_scope(config.get('default_scope', 'mmdet'))
     try:
         import_modules_from_strings(**config.custom_imports)
         model = copy.deepcopy(config.model)
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-        MODELS.build(model)
+        for teacher in MODELS.build(model).teachers.values():
+            if '://' not in (getattr(teacher, 'checkpoint', None) or '://'):
+                with within(*teacher.place):
+                    teacher.load_weights()
     except ConfigError:
         raise
     except Exception as error:
@@ -255,12 +298,19 @@ def _check_builds(config: Config, stock: str) -> None:
         ) from error
 
 
-def _notes(stock: ConfigDict, options: WrappingOptions) -> list[str]:
+def _notes(stock: ConfigDict, options: WrappingOptions, unlabelled: dict) -> list[str]:
     """Collect notes for the user of a wrapped config."""
     notes = []
-    if (
-        not starts_pretrained(stock)
-        and 'freeze_backbone' in RECIPES[options.recipe].hooks['phases']
+    if options.teacher and not options.method:
+        does = 'labels images' if unlabelled else 'teaches its features (--method structural_kd)'
+        notes.append(f'the teacher {does}; --method sad compares class logits of dense heads')
+    if unlabelled:
+        notes.append(
+            f'an epoch has each labelled image {unlabelled["repeat"]} times, the others once, so that '
+            'both are about as many; train_cfg says how many epochs'
+        )
+    if not starts_pretrained(stock) and 'freeze_backbone' in _combined(options.recipes)[1].get(
+        'phases', {}
     ):
         notes.append(
             'the backbone has no init_cfg with weights, so it is not frozen at first; if its class '

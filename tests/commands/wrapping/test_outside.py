@@ -1,0 +1,168 @@
+"""Wrapped configs with knowledge from outside: a trained detector, and images without labels."""
+
+import json
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmdet_sssd import ConfigError, recipes
+from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions, read_roots
+from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+from mmdet_sssd.config_tree import value_at
+from mmdet_sssd_cli import making
+
+from ...small_runner import LABELS_FIRST, draw_shapes, shapes_dataset
+from ...stock_detectors import stock_config
+
+TERMS = {x: getattr(recipes, x).model['terms'] for x in making.METHODS}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A stock config on drawn shapes, a teacher half sure of everything, and unlabelled images."""
+    root = draw_shapes(tmp_path_factory.mktemp('shapes'))
+    content = json.loads((root / 'annotations/train.json').read_text())
+    unlabelled = dict(images=content['images'], categories=content['categories'])
+    (root / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
+    register_all_modules()
+    for name, detector in (('stock', 'retinanet'), ('yolox', 'yolox'), ('rcnn', 'faster_rcnn')):
+        model = stock_config(detector)
+        for head in (model.get('bbox_head'), (model.get('roi_head') or {}).get('bbox_head')):
+            if head:
+                head.num_classes = 5
+        loader = dict(
+            batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True)
+        )
+        cfg = Config(
+            dict(
+                default_scope='mmdet',
+                model=model,
+                train_dataloader={**loader, 'dataset': shapes_dataset(root, 'val', LABELS_FIRST)},
+                train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            )
+        )
+        cfg.train_dataloader.dataset.test_mode = False
+        cfg.dump(root / f'{name}.py')
+        torch.manual_seed(0)
+        detector = MODELS.build(model)
+        if name == 'stock':
+            detector.bbox_head.retina_cls.bias.data.zero_()
+        torch.save(dict(state_dict=detector.state_dict(), meta={}), root / f'{name}.pth')
+    return root
+
+
+def wrapped(folder, stock='stock', teacher='stock', **options):
+    if teacher:
+        options['teacher'] = (str(folder / f'{teacher}.py'), str(folder / f'{teacher}.pth'))
+    out = folder / 'wrapped.py'
+    notes = write_wrapped_config(str(folder / f'{stock}.py'), out, WrappingOptions(**options))
+    return Config.fromfile(out), notes
+
+
+@pytest.mark.parametrize('method', [None, *making.METHODS])
+@pytest.mark.parametrize('recipe', [None, 'gentle', 'paper'])
+def test_a_teacher_and_what_it_teaches(folder, method, recipe):
+    cfg, notes = wrapped(folder, method=method, recipe=recipe)
+    assert cfg.model.teachers.pretrained.checkpoint == str(folder / 'stock.pth')
+    assert cfg.model.terms == TERMS[method or 'structural_kd']
+    own = getattr(recipes, recipe).model if recipe else dict(type='Distiller')
+    assert cfg.model.to_dict().items() >= own.items()
+    hooks = getattr(recipes, recipe or 'run').hooks
+    assert cfg.default_hooks.keys() == hooks.keys()
+    assert any('--method sad' in x for x in notes) == (method is None)  # the choice is said
+
+
+@pytest.mark.parametrize('teacher', ['yolox', 'rcnn'])
+def test_a_teacher_of_another_kind(folder, teacher):
+    cfg, _ = wrapped(folder, teacher=teacher)
+    model = MODELS.build(cfg.model)
+    matched = {'yolox': [0, 1, 2, 2], 'rcnn': [1, 2, 3, 4, 4]}  # strides 8 to 32, and 4 to 64
+    assert model.terms['ssim'].pairs == [*enumerate(matched[teacher])]
+    with pytest.raises(ConfigError, match=r'model\.terms\.adl: .*(differ|no dense)'):
+        wrapped(folder, teacher=teacher, method='sad')
+
+
+@pytest.mark.parametrize('method', [None, 'sad'])
+def test_images_without_labels_train_and_the_export_is_stock(folder, method, tmp_path):
+    cfg, _ = wrapped(
+        folder, unlabelled='annotations/unlabelled.json', unlabelled_img='train', method=method
+    )
+    cfg.work_dir = str(tmp_path)
+    cfg.default_hooks.logger = dict(type='LoggerHook', interval=1)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert len(runner.train_dataloader.dataset) == 2 * 4 + 8  # the labelled ones twice
+    log = [json.loads(x) for x in next(tmp_path.rglob('scalars.json')).read_text().splitlines()]
+    assert len(log) == 4
+    names = {'loss_cls', 'loss_bbox', *(['loss_adl'] if method else [])}
+    logged = set().union(*log)
+    assert names | {f'unsup.{x}' for x in names} | {'unsup.pseudo_boxes'} <= logged
+    assert max(x.get('unsup.pseudo_boxes', 0) for x in log) > 0
+    exported = Config.fromfile(next((tmp_path / 'export').glob('*.py')))
+    assert exported.model.type == 'RetinaNet'
+    dataset = Runner.build_dataloader(exported.train_dataloader).dataset
+    assert len(dataset) == 8
+    assert sum(len(dataset[i]['data_samples'].gt_instances) for i in range(8)) > 0
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(teacher=None, method='sad'), '--method needs --teacher'),
+        (dict(teacher=None, unlabelled='x.json'), '--unlabelled needs --teacher'),
+        (dict(unlabelled_img='x'), '--unlabelled-img needs --unlabelled'),
+        (dict(unlabelled='x.json', recipe='paper'), '--recipe is paper.*--method'),
+        (dict(masks=True), '--masks is for'),
+        (dict(unlabelled='x.json'), 'x.json'),
+        (dict(teacher='nothing'), r"teachers\.pretrained\.config is '.*nothing\.py'"),
+        (dict(unlabelled='annotations/unlabelled.json', teacher='yolox'), None),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder, options, message):
+    if message is None:  # any detector of the same classes labels images
+        assert wrapped(folder, **options)[0].model.type == 'SemiDistiller'
+        return
+    with pytest.raises(ConfigError, match=message):
+        wrapped(folder, **options)
+
+
+def test_weights_of_another_detector_are_refused_before_training(folder):
+    for checkpoint in ('rcnn.pth', 'none.pth'):
+        teacher = str(folder / 'stock.py'), str(folder / checkpoint)
+        with pytest.raises(ConfigError, match=rf'pretrained\.checkpoint is .*{checkpoint}'):
+            write_wrapped_config(
+                str(folder / 'stock.py'), folder / 'wrong.py', WrappingOptions(teacher=teacher)
+            )
+    assert not (folder / 'wrong.py').exists()
+
+
+def test_arms_of_a_comparison_learn_from_the_config_s_teacher(folder):
+    def arm(name):
+        roots = read_roots(str(folder / 'wrapped.py'))
+        return arm_config(find_arm(name, read_definitions()), roots)
+
+    cfg, _ = wrapped(folder, recipe='gentle')
+    for method in making.METHODS:
+        alone, _ = wrapped(folder, method=method)
+        wrapped(folder, recipe='gentle')
+        assert arm(method).model == alone.model
+    assert 'teachers' not in arm('gentle').model
+    assert arm('config').model == cfg.model
+    with pytest.raises(ConfigError, match='arm semi needs the images without labels'):
+        arm('semi')
+    cfg, _ = wrapped(
+        folder, method='sad', unlabelled='annotations/unlabelled.json', unlabelled_img='train'
+    )
+    semi = arm('semi')
+    assert semi.train_dataloader == cfg.train_dataloader
+    assert (semi.model.type, semi.model.get('terms')) == ('SemiDistiller', None)
+    baseline = arm('baseline')
+    assert value_at(baseline, 'train_dataloader.dataset.times') == 2  # as many labelled images
+    wrapped(folder, teacher=None)
+    with pytest.raises(ConfigError, match='arm sad needs the teacher that wrap --teacher gives'):
+        arm('sad')
