@@ -5,7 +5,7 @@ import click
 from .compare import compare, pool
 from .group import CommandLine
 from .making import convert_lgd, export, pseudo_labels, shapes, wrap
-from .measuring import benchmark, detectors, visualize
+from .measuring import benchmark, visualize
 from .starting import quickstart, setup_check
 from .training import dry_run, test, train
 
@@ -45,7 +45,6 @@ for command in (
     export,
     pseudo_labels,
     convert_lgd,
-    detectors,
     shapes,
 ):
     command_line.add_command(command)

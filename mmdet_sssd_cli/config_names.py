@@ -89,13 +89,6 @@ def configs_of(package: str) -> Path | None:
     return next((folder.resolve() for folder in folders if folder.is_dir()), None)
 
 
-def detectors_list() -> Path:
-    """Find the list of supported detectors, installed or in a checkout."""
-    root = Path(next(iter(importlib.util.find_spec('mmdet_sssd').submodule_search_locations)))
-    paths = (root / '.mim/detectors.md', root.parent / 'docs/detectors.md')
-    return next(path for path in paths if path.is_file())
-
-
 def _suggestion(name: str) -> str:
     """Suggest configs with similar names; without any, say what is accepted."""
     stem = Path(name.partition('::')[2] or name).stem

@@ -1,12 +1,10 @@
-"""Commands that look at a model: costs, pictures, and which detectors are supported."""
+"""Commands that look at a model: its costs, and pictures."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .config_names import detectors_list
 from .group import Command
 from .parameters import (
     KEY_VALUE,
@@ -15,12 +13,6 @@ from .parameters import (
     config_argument,
     overrides_argument,
     parsed,
-)
-
-TABLES = (
-    "Distilled, one config from each of mmdet's folders",
-    'In scope, but stock does not train a step on a CPU',
-    'Out of scope',
 )
 
 
@@ -111,45 +103,3 @@ def visualize(
         draw_images(cfg, checkpoint, images, **options)
     else:
         draw_predictions(cfg, checkpoint, num_images, **options)
-
-
-@click.command(cls=Command)
-@click.argument('configs', nargs=-1, metavar='[CONFIG|FOLDER]...')
-@click.option(
-    '--all', 'check_all', is_flag=True, help="Check one config from each of mmdet's folders."
-)
-@click.option('--out', type=Path, help='File for the Markdown table; without it, it is printed.')
-@click.option('--memory', default=14.0, show_default=True, help='Memory limit of a check in GiB.')
-@click.option('--seconds', default=900.0, show_default=True, help='Time limit of a check.')
-def detectors(configs: tuple[str, ...], check_all: bool, **options: Any) -> None:
-    """List supported detectors, or check some.
-
-    Without arguments: lists, for each folder of mmdet's configs, whether its detectors can be
-    distilled. With config files, folders of configs, or names of mmdet's folders: trains a step of
-    each, stock and distilled, with random weights on two small random images, on the CPU, each in
-    its own process. A config is ok if the student's losses and buffers equal the stock detector's,
-    all parameters get the gradients they should, and the student predicts.
-
-    \b
-    Examples:
-      mmdet-sssd detectors
-      mmdet-sssd detectors ssd my_config.py
-    """
-    if configs or check_all:
-        from mmdet_sssd.commands.sweep import sweep
-
-        sweep(configs, **options)
-    else:
-        click.echo(_supported())
-
-
-def _supported() -> str:
-    """Extract the configs from the tables of ``docs/detectors.md``."""
-    text = detectors_list().read_text(encoding='utf-8')
-    parts = re.split('^(?:In scope, but|Out of scope|## )', text, flags=re.M)
-    lines = []
-    for title, part in zip(TABLES, parts, strict=False):
-        lines += [f'{title}:'] if not lines else ['', f'{title}:']
-        for name, more in re.findall(r'^\| `([^`]+)` \|(?:.*\|)? (.*) \|$', part, flags=re.M):
-            lines.append(f'  mmdet::{name}.py {more and f"({more})"}'.rstrip())
-    return '\n'.join(lines)

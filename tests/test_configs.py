@@ -16,13 +16,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands import sweep
 from mmdet_sssd.commands.wrapping import write_wrapped_config
 from mmdet_sssd.datasets import leaf_configs
 from mmdet_sssd.models import Distiller
 
 from . import quick_configs
 from .stock_detectors import shallow_resnets
+from .studies.detectors import check_config
 
 ROOT = Path(__file__).parents[1]
 STOCK = Path(mmdet.__file__).parent / '.mim/configs'
@@ -296,7 +296,7 @@ def test_sad_s_schedule_and_image_sizes(name, scale, depth):
     ],
 )
 def test_a_step_is_trained(name):
-    result = sweep.check_config(ROOT / f'configs/{name}.py')
+    result = check_config(ROOT / f'configs/{name}.py')
     assert (result.stock, result.distilled) == ('ok', 'ok')
 
 

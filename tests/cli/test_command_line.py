@@ -198,15 +198,6 @@ def test_an_mmcv_without_compiled_ops_is_told_in_a_line(command):
         assert re.search('^mmcv ops +none .*mmcv._ext', found.stdout, re.M)
 
 
-def test_the_detectors_that_were_tried_are_listed(capsys):
-    assert run_command('detectors')[0] == 0
-    distilled, no_stock, out_of_scope = capsys.readouterr().out.split('\n\n')
-    counts = [len(x.splitlines()) - 1 for x in (distilled, no_stock, out_of_scope)]
-    assert counts == [96, 6, 13]
-    assert '  mmdet::atss/atss_r50_fpn_1x_coco.py\n' in distilled
-    assert 'convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py (needs mmpretrain)' in no_stock
-
-
 @pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
 def test_the_tools_of_mim_are_commands(path):
     (name,) = re.findall(r"main\('([\w-]+)'\)", path.read_text())

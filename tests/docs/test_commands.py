@@ -41,7 +41,6 @@ WORKERS = {  # what a command hands its arguments to; each is run for real by te
     'benchmark': 'commands.benchmark.benchmark.run_benchmark',
     'compare': 'commands.comparison.study.Study',
     'convert-lgd': 'checkpoints.convert_lgd',
-    'detectors': 'commands.sweep.sweep',
     'dry-run': 'commands.training.run_training',
     'export': 'checkpoints.export_student',
     'pool': 'commands.comparison.pool.write_pool',

@@ -1,13 +1,19 @@
-"""Finds out which detectors can be distilled, by a training step of each, stock and distilled."""
+"""Finds out which detectors can be distilled, by a training step of each, stock and distilled.
+
+    python -m tests.studies.detectors [CONFIG or name of a folder of mmdet's configs ...] --out table.md
+
+Without names it checks each of mmdet's folders, by the first of its three smallest models that stock
+trains. Random weights, two small random images, on the CPU, each config in a process of its own.
+"""
 
 import copy
 import gc
 import logging
 import multiprocessing
 import resource
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import mmdet
@@ -19,18 +25,17 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.structures import InstanceData
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from ..config_tree import nested_configs
-from ..datasets.branches import LABELLED, UNLABELLED
-from ..errors import ConfigError, within
-from ..models import Distiller, SemiDistiller, probe
-from ..models.distiller import is_distiller
-from ..models.student import check_scope, count_classes
-from .random_batch import labelled_sample
-from .training_steps import without_weights
+from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.random_batch import labelled_sample
+from mmdet_sssd.commands.training_steps import without_weights
+from mmdet_sssd.config_tree import nested_configs
+from mmdet_sssd.datasets.branches import LABELLED, UNLABELLED
+from mmdet_sssd.errors import within
+from mmdet_sssd.models import Distiller, SemiDistiller, probe
+from mmdet_sssd.models.distiller import is_distiller
+from mmdet_sssd.models.student import check_scope, count_classes
 
 STOCK_CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 IMAGE_SIZES = (128, 320, 512)  # pixels a side; SSD and CornerNet, for example, fail on small ones
@@ -45,167 +50,90 @@ BOXES = (  # of the image's side
 
 
 @dataclass
-class SweepResult:
-    """The result for one config.
-
-    Attributes:
-        config: Its path; relative to mmdet's folder of configs if it is in there.
-        stock: ``'ok'`` if the stock detector trained a step, or why it did not.
-        distilled: ``'ok'`` if the distilled detector did and passed all checks, or what differed;
-            empty if stock did not train.
-        in_scope: Whether this package intends to support the model.
-        levels: Channels of the feature levels.
-        image_size: Side of the images in pixels.
-    """
+class Result:
+    """A row of the table; ``stock`` and ``distilled`` are ``'ok'`` or say what went wrong."""
 
     config: str
+    image_size: int = 0
+    levels: tuple[int, ...] = ()
     stock: str = ''
     distilled: str = ''
-    in_scope: bool = True
-    levels: tuple[int, ...] = ()
-    image_size: int = 0
-
-    @property
-    def stock_trains(self) -> bool:
-        """Whether the stock detector trained a step."""
-        return self.stock.startswith('ok')
 
     def __str__(self) -> str:
-        return ' | '.join(self.cells())
-
-    def cells(self) -> tuple[str, ...]:
-        """Make the cells of the config's row in the table."""
         levels = ', '.join(map(str, self.levels))
-        stock = self.stock if self.in_scope else f'out of scope: {self.stock}'
-        return self.config, str(self.image_size or ''), levels, stock, self.distilled
+        cells = (self.config, self.image_size or '', levels, self.stock, self.distilled)
+        return f'| {" | ".join(map(str, cells))} |'
 
 
-def sweep(names: Sequence[str], memory: float, seconds: float, out: Path | None = None) -> None:
-    """Check configs one by one, and print the table or write it as it grows.
-
-    Args:
-        names: What :func:`find_configs` takes.
-        memory: Memory limit of a check's process in GiB.
-        seconds: Time limit of a check.
-        out: File for the table. None prints it.
-
-    Raises:
-        ConfigError: if a file or folder does not exist.
-    """
-    results: list[SweepResult] = []
-    configs = find_configs(names)
-    console = Console(soft_wrap=True)
-    for config in track(configs, 'checking', console=console):
-        results.append(check_apart(config, memory, seconds))
-        console.print(
-            f'[{len(results)}/{len(configs)}] {results[-1]}', markup=False, highlight=False
-        )
-        if out:
-            out.write_text(as_table(results), encoding='utf-8')
-    if not out:
-        print(as_table(results))
-
-
-def find_configs(names: Sequence[str]) -> list[list[Path]]:
-    """Find config files by path, or by the name of one of mmdet's folders of configs.
-
-    Args:
-        names: Paths of configs or folders, or names of mmdet's folders. Empty: all of these.
-
-    Returns:
-        Lists of configs to try until the stock detector trains: one for each config file, and one
-        for each of mmdet's folders, with its three smallest models, judged by the files' names.
-
-    Raises:
-        ConfigError: if a name is neither a file nor a folder with configs.
-    """
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('names', nargs='*')
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--memory', type=float, default=14, help='GiB of a check')
+    parser.add_argument('--seconds', type=float, default=900, help='of a check')
+    args = parser.parse_args()
     folders = sorted(p.name for p in STOCK_CONFIGS.iterdir() if p.name != '_base_')
-    found = {name: _find(name) for name in names or folders}
-    if names and (missing := [name for name, tries in found.items() if not tries]):
-        raise ConfigError(
-            f'{missing[0]} not found; accepted: a config file, a folder with configs, or the name '
-            "of one of mmdet's folders of configs"
-        )
-    return [configs for tries in found.values() for configs in tries]
+    rows = [
+        '| config | image size | channels of the levels | stock | distilled |',
+        '|---|---|---|---|---|',
+    ]
+    for name in args.names or folders:
+        smallest = sorted((STOCK_CONFIGS / name).glob('*.py'), key=size_by_name)[:3]
+        results = []
+        for config in smallest or [Path(name)]:
+            results.append(check_apart(config, args.memory, args.seconds))
+            if results[-1].stock.startswith('ok'):
+                results = results[-1:]
+                break
+        rows.append(str(results[0]))
+        print(rows[-1], flush=True)
+        args.out.write_text('\n'.join(rows) + '\n', encoding='utf-8')
 
 
-def _find(name: str) -> list[list[Path]]:
-    if Path(name).is_file():
-        return [[Path(name)]]
-    in_folder = sorted(Path(name).glob('*.py'))
-    if in_folder:
-        return [[path] for path in in_folder]
-    smallest = sorted((STOCK_CONFIGS / name).glob('*.py'), key=_size_by_name)[:3]
-    return [smallest] if smallest else []
+def size_by_name(path: Path) -> tuple[bool, bool, int, str]:
+    is_small, is_large = (any(mark in path.stem for mark in marks) for marks in (SMALL, LARGE))
+    return is_large, not is_small, len(path.stem), path.stem
 
 
-def _size_by_name(path: Path) -> tuple[bool, bool, int, str]:
-    name = path.stem
-    is_small, is_large = (any(mark in name for mark in marks) for marks in (SMALL, LARGE))
-    return is_large, not is_small, len(name), name
-
-
-def check_apart(configs: Sequence[Path], memory: float, seconds: float) -> SweepResult:
-    """Run :func:`check_config` in separate processes, which may crash, until stock trains.
-
-    Args:
-        configs: One or more config files to try.
-        memory: Memory limit of a process in GiB.
-        seconds: Time limit of a process.
-
-    Returns:
-        The result of the first config that stock trains; without any, of the first config.
-    """
-    results = []
-    for config in configs:
-        results.append(_check_one_apart(config, memory, seconds))
-        if results[-1].stock_trains:
-            return results[-1]
-        if not results[-1].in_scope:
-            break
-    return results[0]
-
-
-def _check_one_apart(config: Path, memory: float, seconds: float) -> SweepResult:
+def check_apart(config: Path, memory: float, seconds: float) -> Result:
+    """Run :func:`check_config` in a process of its own, which may crash."""
     context = multiprocessing.get_context('fork')  # mmdet is imported already
     register_all_modules()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, config, memory))
+
+    def check() -> None:
+        limit = int(memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        MMLogger.get_current_instance().setLevel(logging.ERROR)  # no line for each weight
+        sender.send(check_config(config))
+
+    process = context.Process(target=check)
     process.start()
     sender.close()
     try:
         if receiver.poll(seconds):
             return receiver.recv()
-        return SweepResult(_name(config), stock=f'took more than {seconds:.0f} s')
+        return Result(config.name, stock=f'took more than {seconds:.0f} s')
     except EOFError:
-        process.join()
-        return SweepResult(_name(config), stock=f'crashed (exit code {process.exitcode})')
+        return Result(config.name, stock='crashed')
     finally:
         process.kill()
-        process.join()
 
 
-def _send_result(sender: Connection, config: Path, memory: float) -> None:
-    limit = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    MMLogger.get_current_instance().setLevel(logging.ERROR)  # no line for each weight
-    sender.send(check_config(config))
-
-
-def check_config(config: Path) -> SweepResult:
+def check_config(config: Path) -> Result:
     """Train a step of a config's detector, stock and distilled, from random weights on small images.
 
     If the config has a distiller, the stock detector is its student. The distilled step is ok if the
     student's losses and buffers equal the stock detector's, all parameters that get a gradient in
     stock get one, all trained parameters of teacher and adapter get one, and the student predicts.
     """
-    result = SweepResult(_name(config))
+    result = Result(_name(config))
     try:
         distiller = cpu_distiller(Config.fromfile(config))
         with within('model.student'):
             check_scope(distiller.student)
     except ConfigError as error:
-        result.stock, result.in_scope = _one_line(error), False
+        result.stock = f'out of scope: {_one_line(error)}'
         return result
     except Exception as error:
         result.stock = _one_line(error)
@@ -393,17 +321,5 @@ def _one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {text[0] if text else ""}'[:160]
 
 
-def as_table(results: Sequence[SweepResult]) -> str:
-    """Write results as a Markdown table with a line of totals."""
-    trained = [x for x in results if x.stock_trains]
-    distilled = [x for x in trained if x.distilled == 'ok']
-    rows = [
-        ('config', 'image size', 'channels of the levels', 'stock', 'distilled'),
-        ('---',) * 5,
-        *(x.cells() for x in results),
-    ]
-    table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
-    return (
-        f'{len(results)} configs, {sum(x.in_scope for x in results)} in scope: stock trains '
-        f'{len(trained)}, distilled {len(distilled)} of them.\n\n{table}\n'
-    )
+if __name__ == '__main__':
+    main()
