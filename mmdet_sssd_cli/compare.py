@@ -15,25 +15,12 @@ from .parameters import ListType, add_options, config_argument, overrides_argume
 STOPPED = 75  # as a preempted run: the same command goes on
 
 
-class SeedsType(click.ParamType):
-    """A number of seeds, or the seeds."""
-
-    name = 'seeds'
-
-    def convert(
-        self,
-        value: str | list[int],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> list[int]:
-        """Read ``5`` as the seeds 0 to 4, and ``3,4,5`` or ``3,`` as these."""
-        if isinstance(value, list):
-            return value
-        parts = [part.strip() for part in value.split(',') if part.strip()]
-        if not all(part.isdecimal() for part in parts) or not parts or value.strip() == '0':
-            accepted = 'accepted: a number above 0, or seeds like 3,4,5 or 3,'
-            self.fail(f'{value!r}; {accepted}', param, ctx)
-        return [int(part) for part in parts] if ',' in value else list(range(int(parts[0])))
+def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
+    """Read ``5`` as the seeds 0 to 4, and ``3,4,5`` or ``3,`` as these."""
+    parts = [part.strip() for part in text.split(',') if part.strip()]
+    if not all(part.isdecimal() for part in parts) or not parts or text.strip() == '0':
+        raise click.BadParameter(f'{text!r}; accepted: a number above 0, or seeds like 3,4,5 or 3,')
+    return [int(part) for part in parts] if ',' in text else list(range(int(parts[0])))
 
 
 WHAT_IS_COMPARED = (
@@ -49,7 +36,7 @@ WHAT_IS_COMPARED = (
     click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
     click.option(
         '--seeds',
-        type=SeedsType(),
+        callback=read_seeds,
         default='5',
         show_default=True,
         help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
@@ -135,9 +122,8 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     """Train a detector in several ways with several seeds, and compare: does it help on my data?
 
     Every arm is trained with every seed on the same data and schedule, each run in a process of its
-    own. At the end: tables with intervals (Markdown, CSV), plots, and a page with all of it. The
-    same command again goes on where it was stopped. CONFIG has a stock detector or a distiller;
-    --report-only needs none.
+    own. At the end: tables with intervals (Markdown, CSV) and plots. The same command again goes on
+    where it was stopped. CONFIG has a stock detector or a distiller; --report-only needs none.
 
     \b
     Examples:

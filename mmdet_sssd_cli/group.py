@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import traceback
 import warnings
 from typing import Any, NoReturn
@@ -85,10 +84,8 @@ class CommandLine(Command, click.Group):
         except (Exception, KeyboardInterrupt) as error:
             code, message = ending(error)
             sys.stdout.flush()
-            if self.debug:
+            if self.debug or code == BUG:
                 traceback.print_exception(error)
-            elif code == BUG:
-                message += f' (traceback: {_keep_traceback(error)})'
             click.echo(message, err=True)
         sys.exit(code if isinstance(code, int) else DONE)
 
@@ -123,11 +120,3 @@ def _help_hint(error: click.ClickException) -> str:
     """Refer to the command's help after a usage error."""
     context = getattr(error, 'ctx', None)
     return f' See {context.command_path} --help' if context else ''
-
-
-def _keep_traceback(error: BaseException) -> str:
-    with tempfile.NamedTemporaryFile(
-        'w', prefix='mmdet-sssd-', suffix='.log', delete=False, encoding='utf-8'
-    ) as file:
-        traceback.print_exception(error, file=file)
-    return file.name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from .arms import BASELINE
-from .report import Report, Section, Table, difference_text, times_text
+from .report import Report, Table, difference_text, times_text
 from .results import ResultsFolder
 from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
 
@@ -69,7 +69,7 @@ def write_pool(
     arms: Iterable[str] | None = None,
     references: Sequence[str] = (BASELINE,),
 ) -> str:
-    """Write ``pool.md``, whose text is returned, and the same as a page, into a folder.
+    """Write ``pool.md``, whose text is returned, into a folder.
 
     Args:
         out: The folder.
@@ -81,20 +81,18 @@ def write_pool(
         ConfigError: if there is nothing to pool.
     """
     out.mkdir(parents=True, exist_ok=True)
-    sections = []
+    sections = {}
     for split, title in SPLITS.items():
         for reference in references:
             if pooled := pool(folders, split, arms, reference):
                 heading = f'{title.capitalize()}: difference to {reference}'
-                sections.append(Section(heading, [_table(pooled)]))
+                sections[heading] = [_table(pooled)]
     if not sections:
         raise ConfigError(
             f'no arm shares a seed with {" or ".join(references)} in two of '
             f'{", ".join(map(str, folders))}'
         )
-    report = Report('Pooled comparisons', sections, NOTES)
-    report.write(out / 'pool.html')
-    return report.write(out / 'pool.md')
+    return Report('Pooled comparisons', sections, NOTES).write(out / 'pool.md')
 
 
 def _table(pooled: Pooled) -> Table:

@@ -1,15 +1,12 @@
-"""Reports of comparisons: one structure, rendered as Markdown and as a page; and the bare numbers."""
+"""Reports of comparisons in Markdown, and the bare numbers."""
 
-import base64
 import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ...runs import AtomicLocalBackend
 from .arms import BASELINE
@@ -17,7 +14,6 @@ from .metrics import AP_NAMES, MASK_AP_NAMES
 from .results import Results
 from .summary import (
     SPLITS,
-    ArmSummary,
     Estimate,
     Summaries,
     estimate,
@@ -40,79 +36,37 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What is known of an arm: a claim and its evidence in words; ``kind`` colours it on the page."""
-
-    kind: str  # 'better', 'worse' or 'unclear'
-    claim: str
-    evidence: str = ''
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report: heading, tables, findings for the head of the page, and plots for it.
-
-    ``split`` says what its results are of, ``'val'`` or ``'test'``; empty if of neither.
-    """
-
-    title: str
-    tables: Sequence[Table] = ()
-    split: str = ''
-    findings: Sequence[Finding] = ()
-    plots: list[Path] = field(default_factory=list)
-
-
-@dataclass
 class Report:
-    """What a report says: the page all of it, the Markdown title, sections and notes.
-
-    Attributes:
-        title: The heading.
-        sections: The parts.
-        notes: What helps to read it, a sentence or two each.
-        curves: A PNG file with the learning curves.
-        facts: What was compared, by name.
-        commands: What trained, as in a shell.
-        configs: Listings of the arms' configs, by title.
-    """
+    """A title, sections of tables by their headings, and notes, a sentence or two each."""
 
     title: str
-    sections: list[Section]
-    notes: list[str]
-    curves: Path | None = None
-    facts: dict[str, str] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-    configs: dict[str, str] = field(default_factory=dict)
+    sections: Mapping[str, Sequence[Table]]
+    notes: Sequence[str]
 
     def write(self, path: Path) -> str:
-        """Write the report as Markdown or as a page, by the suffix ``.md`` or ``.html``; returns it."""
-        environment = Environment(
-            loader=PackageLoader(__package__),
-            autoescape=select_autoescape(['html']),
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        environment.filters['data_uri'] = _data_uri
-        text = environment.get_template(f'report{path.suffix}').render(vars(self))
+        """Write the report as Markdown; returns it."""
+        parts = [f'# {self.title}']
+        for heading, tables in self.sections.items():
+            parts.append(f'## {heading}')
+            for table in tables:
+                rule = '| --- ' * len(table.header) + '|'
+                rows = [f'| {" | ".join(row)} |' for row in (table.header, *table.rows)]
+                parts += [*filter(None, [table.title]), '\n'.join([rows[0], rule, *rows[1:]])]
+        notes = '\n'.join(f'- {note}' for note in self.notes)
+        text = '\n\n'.join([*parts, notes]) + '\n'
         AtomicLocalBackend().put_text(text, str(path))
         return text
 
 
-def _data_uri(plot: Path) -> str:
-    return f'data:image/png;base64,{base64.b64encode(plot.read_bytes()).decode()}'
-
-
 def comparison_report(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> Report:
     """Report on results and what :func:`~.summary.summarize_all` made of them."""
-    sections = []
+    sections = {}
     for split, by_reference in summaries.items():
         tables = [_ap_table(by_reference[BASELINE])]
         for reference, arms in by_reference.items():
             if has_differences(arms, reference):
                 tables.append(_difference_table(arms, reference))
-        findings = [_finding(arm, x) for arm, x in rivals(by_reference[BASELINE]).items()]
-        sections.append(Section(SPLITS[split].capitalize(), tables, split, findings))
+        sections[SPLITS[split].capitalize()] = tables
     return Report('Comparison', sections, _notes(results, summaries))
 
 
@@ -156,24 +110,6 @@ def _difference_table(arms: Summaries, reference: str) -> Table:
     ]
     header = ['arm', 'AP is', *(f'Δ {ap}' for ap in names)]
     return Table(header, rows, f'Difference to {name}, paired by seed:')
-
-
-def _finding(arm: str, x: ArmSummary) -> Finding:
-    """Say in words how an arm compares with the baseline."""
-    gain = x.differences.get('AP')
-    if gain is None or not gain.count:
-        return Finding('unclear', f'{arm} shares no seed with the baseline')
-    kind, claim = 'unclear', f'No evidence that {arm} differs from the baseline'
-    interval = 'no interval'
-    if gain.low is not None:
-        interval = f'95% interval {gain.low:+.1f} to {gain.high:+.1f}'
-        if gain.low > 0 or gain.high < 0:
-            kind = 'better' if gain.low > 0 else 'worse'
-            claim = f'{arm} is {kind} than the baseline'
-    seeds = 'one seed' if gain.count == 1 else f'{gain.count} seeds'
-    time, memory = x.time_ratio.mean, x.memory_ratio.mean
-    cost = f'Training took {time:.2f} times as long, with {memory:.2f} times the memory.'
-    return Finding(kind, claim, f'{gain.mean:+.1f} AP over {seeds}, {interval}. {cost}')
 
 
 def _notes(results: Results, summaries: Mapping[str, Mapping[str, Summaries]]) -> list[str]:

@@ -13,13 +13,11 @@ from ...errors import ConfigError
 from ..locks import locked
 from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots, sweep_arms
 from .jobs import Failure, JobRunner
-from .page import write_page
 from .plots import draw_plots
-from .progress import ProgressDisplay
+from .progress import Progress
 from .report import comparison_report, write_csv
 from .results import Results, ResultsFolder
 from .runs import Run, comparable_config, keep_config
-from .schedule import length
 from .summary import summarize_all
 from .training import Training
 
@@ -143,9 +141,7 @@ class Study:
             for run in chain.from_iterable(by_seed)
             if not self.jobs.training.is_done(run)
         }
-        lengths = {name: length(cfg) for name, cfg in configs.items()}
-        with ProgressDisplay(len(runs), lengths) as progress:
-            return self.jobs.train(runs, progress.update)
+        return self.jobs.train(runs, Progress(len(runs)).update)
 
     def _configs(self) -> dict[str, Config]:
         """Make the configs of the arms."""
@@ -178,10 +174,8 @@ class Study:
         write_csv(self.results.path / 'report.csv', results)
         report = comparison_report(results, summarize_all(results, self.options.against))
         print(report.write(self.results.path / 'report.md'))
-        plots = draw_plots(self.results.path, results)
-        for path in plots:
+        for path in draw_plots(self.results.path, results):
             print(f'drawn: {path}')
-        print(f'page: {write_page(report, self.results, results, plots)}')
 
 
 def _check_test_data(cfg: Config) -> None:

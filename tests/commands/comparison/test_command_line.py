@@ -7,7 +7,7 @@ import sys
 import click
 import pytest
 
-from mmdet_sssd_cli.compare import SeedsType, command_line
+from mmdet_sssd_cli.compare import command_line, read_seeds
 
 from ...command import error_of
 
@@ -27,13 +27,13 @@ def test_the_command_is_kept_as_it_can_be_given_again(monkeypatch, command):
     ('text', 'seeds'), [('3', [0, 1, 2]), ('3,', [3]), ('3,4, 5', [3, 4, 5]), ('0,', [0])]
 )
 def test_seeds_are_a_number_of_them_or_they_themselves(text, seeds):
-    assert SeedsType().convert(text, None, None) == seeds
+    assert read_seeds(None, None, text) == seeds
 
 
 @pytest.mark.parametrize('text', ['0', '', ',', 'a', '-1', '1.5'])
 def test_what_are_no_seeds_is_refused(text):
     with pytest.raises(click.BadParameter, match='accepted: a number above 0, or seeds like'):
-        SeedsType().convert(text, None, None)
+        read_seeds(None, None, text)
 
 
 def test_options_that_do_not_go_together_are_refused():
