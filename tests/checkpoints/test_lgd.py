@@ -14,7 +14,6 @@ from torch import nn
 from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.errors import ConfigError
 
-from ..command import error_of, run_command
 from ..toy_detector import TOY_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -238,16 +237,3 @@ def test_other_checkpoints_are_refused(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         convert_lgd(tmp_path / 'x.pth', tmp_path / 'ours.pth')
     assert not (tmp_path / 'ours.pth').exists()
-
-
-def test_the_tool_ends_with_the_error(tmp_path):
-    torch.save({'model': ReferenceDistiller().state_dict()}, tmp_path / 'lgd.pth')
-
-    command = ('convert-lgd', tmp_path / 'lgd.pth', '--out', tmp_path / 'ours.pth')
-    assert run_command(*command, '--no-context-box')[0] == 0
-    assert not any('context' in x for x in torch.load(tmp_path / 'ours.pth')['state_dict'])
-    for args, message in [
-        ((tmp_path / 'none.pth', '--out', tmp_path / 'a.pth'), 'none.pth cannot be found'),
-        ((tmp_path / 'lgd.pth', '--out', tmp_path / 'lgd.pth/a.pth'), 'cannot be written'),
-    ]:
-        assert message in error_of('convert-lgd', *args)

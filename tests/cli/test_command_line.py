@@ -15,7 +15,6 @@ from mmdet_sssd.environment import build_mmcv, installed_families
 from mmdet_sssd_cli import config_names
 from mmdet_sssd_cli.commands import command_line
 from mmdet_sssd_cli.group import ending
-from mmdet_sssd_cli.parameters import ListType
 
 from ..command import error_of, run_command
 
@@ -89,10 +88,6 @@ def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, name
     assert len(run_command(*args)[1].splitlines()) == 1
 
 
-def test_spaces_around_commas_are_no_part_of_a_name():
-    assert ListType().convert('red, white cell ,,', None, None) == ['red', 'white cell']
-
-
 def test_configs_are_found_by_name_path_and_scope(tmp_path, monkeypatch):
     path = ROOT / f'configs/sssd/{SHIPPED}.py'
     assert config_names.find_config(SHIPPED) == config_names.find_config(f'{SHIPPED}.py')
@@ -105,21 +100,6 @@ def test_configs_are_found_by_name_path_and_scope(tmp_path, monkeypatch):
     assert Path(
         config_names.find_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
     ).is_file()
-
-
-def test_configs_are_found_in_the_sources_without_links(tmp_path, monkeypatch):
-    """As in an editable install of a checkout whose links are files, on a system without links."""
-    package = tmp_path / 'mmdet_sssd'
-    (package / '.mim').mkdir(parents=True)
-    (package / '__init__.py').write_text('')
-    (package / '.mim/configs').write_text('../../configs')
-    (tmp_path / 'configs/sssd').mkdir(parents=True)
-    (tmp_path / 'configs/sssd/a.py').write_text('')
-    code = 'from mmdet_sssd_cli.config_names import find_config; print(find_config("a"))'
-    found = run_apart(
-        ['-c', f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; {code}']
-    )
-    assert found.stdout.strip() == str(tmp_path / 'configs/sssd/a.py')
 
 
 def test_names_of_commands_and_configs_are_completed(monkeypatch):

@@ -21,11 +21,6 @@ def test_summary(tmp_path):
     assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
 
 
-def test_an_unreadable_file_is_named_with_its_setting(tmp_path):
-    with pytest.raises(ConfigError, match=r'^VARIABLE: there is no .*none\.json '):
-        read_coco_summary(str(tmp_path), 'none.json', 'VARIABLE')
-
-
 def test_positive_integers():
     assert positive_integers('24', 'N') == (24,)
     assert positive_integers('1333x800', 'N', count=2) == (1333, 800)

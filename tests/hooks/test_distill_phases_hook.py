@@ -151,24 +151,6 @@ def test_after_its_end_the_log_has_nothing_of_the_teacher(tmp_path):
     assert runner.message_hub.get_scalar('train/loss_cls').data[0].size == ITERS
 
 
-def test_without_its_teacher_the_student_trains_as_stock(tmp_path):
-    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
-    trained = {}
-    for model in (student, dict(type='SSSDDistiller', student=student)):
-        hooks = [dict(type='DistillPhasesHook', teacher_until=0.0)] if 'student' in model else []
-        runner = toy_runner(
-            tmp_path / model['type'], model=model, hooks=hooks, train_cfg=LOOPS['iterations']
-        )
-        detector = getattr(runner.model, 'student', runner.model)
-        torch.manual_seed(0)
-        for parameter in detector.parameters():
-            parameter.data.normal_(std=0.1)
-        runner.train()
-        trained[model['type']] = detector.state_dict()
-    for key, value in trained['ToyDetector'].items():
-        assert torch.equal(trained['SSSDDistiller'][key], value), key
-
-
 @pytest.mark.parametrize(
     'phases',
     [

@@ -1,6 +1,5 @@
 import json
 import re
-from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,12 +7,10 @@ import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
 from mmengine.hooks import CheckpointHook
 from mmengine.structures import InstanceData
-from mmengine.visualization import TensorboardVisBackend
 from torch import nn
 
 from mmdet_sssd import ConfigError
@@ -32,7 +29,6 @@ from ..small_runner import (
 )
 from ..stock_detectors import stock_config
 
-GUIDE = Path(__file__).parents[2] / 'docs/howto/curves.md'
 EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
 IDENTITY = dict(teacher=dict(type='IdentityTeacher'))
 
@@ -166,29 +162,6 @@ def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner
         torch.testing.assert_close(sample.gt_instances.bboxes, expected)
 
 
-def test_tensorboard_gets_the_teacher_s_curves_with_the_guide_s_lines(runner_of, monkeypatch):
-    """Through mmengine's backend, on a writer of our own: TensorBoard need not be installed."""
-    curves = defaultdict(list)
-    writer = SimpleNamespace(
-        add_scalar=lambda name, value, step: curves[name].append((step, value)),
-        add_text=lambda *_: None,
-        close=lambda: None,
-    )
-    monkeypatch.setattr(
-        TensorboardVisBackend, '_init_env', lambda backend: setattr(backend, '_tensorboard', writer)
-    )
-    (lines,) = re.findall(r'```python\n(visualizer = .*?)```', GUIDE.read_text(), re.DOTALL)
-    visualizer = Config.fromstring(lines, '.py').visualizer
-    hooks = dict(**EVAL_TEACHER, distill_coef=dict(type='AdaptiveDistillCoefHook'))
-    logger = dict(type='LoggerHook', interval=1)
-    visualizer = dict(type='DetLocalVisualizer', name='curves', **visualizer)
-    runner_of(hooks=dict(**hooks, logger=logger), visualizer=visualizer).train()
-    for name in ('distill_coef', 'teacher.loss_cls', 'teacher.loss_bbox', 'loss_distill'):
-        assert [step for step, _ in curves[name]] == [1, 2, 3, 4], name  # iterations
-    assert [value for _, value in curves['distill_coef']] == [10] * 4
-    assert [step for step, _ in curves['teacher/coco/bbox_mAP']] == [1, 2]  # epochs
-
-
 def test_masks_are_resized_as_the_pipeline_would(runner_of):
     load = dict(**LOAD_LABELS, with_mask=True)
     pipelines = {
@@ -272,12 +245,6 @@ def test_missing_settings_are_named_before_training(runner_of, kwargs, message):
     assert runner.iter == 0
 
 
-def test_missing_labels_are_said_before_a_test(runner_of):
-    runner = runner_of(pipeline=[LOAD_IMAGE, STRETCH, PACK])
-    with pytest.raises(ConfigError, match=r'test_dataloader\.dataset\.pipeline'):
-        runner.test()
-
-
 def test_data_sets_that_disagree_are_refused(runner_of, shapes):
     pipelines = (LABELS_LAST, LABELS_FIRST)
     runner = runner_of()
@@ -315,12 +282,6 @@ def test_a_teacher_that_is_untrained_or_not_there_is_refused(runner_of, start, n
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}'):
         getattr(runner, start)()
     assert runner.iter == 0
-
-
-def test_a_preset_whose_teacher_is_not_trained_is_refused(runner_of):
-    runner = runner_of(model=dict(teacher_loss_weight=0.0))
-    with pytest.raises(ConfigError, match=r"EvalTeacherHook\.teacher is 'teacher', which is not"):
-        runner.train()
 
 
 def test_each_teacher_is_evaluated_under_its_name(runner_of):

@@ -143,18 +143,6 @@ def test_a_failed_export_does_not_end_the_run(tmp_path, capsys):
     assert 'Traceback' not in printed
 
 
-def test_an_unforeseen_failure_does_not_end_the_run_and_is_traced(tmp_path, capsys, monkeypatch):
-    def fail(*_):
-        raise ZeroDivisionError('by zero')
-
-    monkeypatch.setattr('mmdet_sssd.hooks.export_student_hook.export_student', fail)
-    runner = run(tmp_path)
-    assert runner.iter == ITERS
-    printed = capsys.readouterr().out
-    assert 'epoch_3.pth was not exported: by zero. Training is complete' in printed
-    assert 'Traceback' in printed
-
-
 def test_older_exports_are_named(tmp_path, capsys):
     run(tmp_path)
     assert 'has older exports' not in capsys.readouterr().out

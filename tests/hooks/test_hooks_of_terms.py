@@ -112,15 +112,3 @@ def test_a_term_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
         runner.train()
     assert runner.iter == 0
-
-
-def test_a_hook_for_the_preset_s_term_needs_one(tmp_path):
-    model = {key: x for key, x in MODEL.items() if key != 'distill_coef'} | dict(type='Distiller')
-    runner = toy_runner(
-        tmp_path,
-        model=model,
-        hooks=[COEF],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
-    )
-    with pytest.raises(ConfigError, match=r"term is 'distill'; accepted: .*: ssim, js$"):
-        runner.train()

@@ -3,20 +3,16 @@
 import copy
 from types import SimpleNamespace
 
-import cv2
 import pytest
 import torch
 from mmdet.engine.hooks import (
-    CheckInvalidLossHook,
     NumClassCheckHook,
     SetEpochInfoHook,
     YOLOXModeSwitchHook,
 )
 from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
 
 from mmdet_sssd.runs import load_from_local
 
@@ -137,16 +133,6 @@ def test_the_pipeline_switches_when_the_stock_run_s_does(both_runs):
     assert ours.recorder.sizes == [[(64, 64)] * 2] * 2 + [[(96, 96)] * 2] * 4
 
 
-def test_the_same_pictures_are_drawn(both_runs):
-    stock, ours = (sorted(run.folder.glob('*/vis_data/vis_image/*.png')) for run in both_runs)
-    assert [path.name for path in ours] == [path.name for path in stock]
-    assert len(ours) > 0
-    for x, y in zip(ours, stock, strict=True):
-        assert (cv2.imread(str(x)) == cv2.imread(str(y))).all()
-    original = cv2.imread(str(next(both_runs[0].folder.parent.glob('images*/0.png'))))
-    assert (cv2.imread(str(ours[0]))[:, -64:] != original).any()
-
-
 def both(student):
     """A stock detector and a distilled detector with the same weights, in training mode."""
     stock = MODELS.build(student)
@@ -217,21 +203,3 @@ def test_the_epoch_reaches_the_student():
     for model in both(dict(type='EpochDetector')):
         SetEpochInfoHook().before_train_epoch(runner_of(model))
         assert getattr(model, 'student', model).epoch == 7
-
-
-@pytest.mark.parametrize('broken', [True, False])
-def test_an_invalid_loss_ends_both_runs(broken):
-    hook = CheckInvalidLossHook(interval=1)
-    for model in both(stock_config('retinanet')):
-        optim_wrapper = build_optim_wrapper(
-            model, dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
-        )
-        if broken:
-            model.bbox_head.retina_cls.bias.data.fill_(float('nan'))
-        data = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_classes=NUM_CLASSES)
-        outputs = model.train_step(data, optim_wrapper)
-        if broken:
-            with pytest.raises(AssertionError):
-                hook.after_train_iter(runner_of(model), 0, data, outputs)
-        else:
-            hook.after_train_iter(runner_of(model), 0, data, outputs)

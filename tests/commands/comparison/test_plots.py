@@ -1,7 +1,6 @@
 """What is drawn where: curves and differences."""
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmdet_sssd.commands.comparison.plots import (
     draw_curves,
@@ -29,16 +28,6 @@ def test_each_arm_has_a_panel_with_the_baseline():
     figure = draw_curves(results(baseline=[40.0], a=[41.0], b=[42.0], c=[43.0], d=[44.0]))
     assert [axes.get_title() for axes in figure.axes] == list('abcd')
     assert all(line(axes, 'baseline (1 seed)') for axes in figure.axes)
-
-
-def test_titles_of_neighbours_do_not_meet():
-    long = 'sssd+soft_regions=False+detach_appearance=True'
-    arms = {f'{long}+distill_coef={coef}': [41.0, 42.0] for coef in (1, 3)}
-    found = results(baseline=[40.0, 41.0], **arms)
-    for figure in (draw_curves(found), draw_differences(summarize(found, 'val'), 'val')):
-        FigureCanvasAgg(figure).draw()
-        left, right = (axes.title.get_window_extent() for axes in figure.axes)
-        assert left.x1 < right.x0
 
 
 def test_curves_hold_what_all_seeds_have():

@@ -54,16 +54,6 @@ def test_runs_can_be_resumed_and_tell_their_cost():
     assert 'work_dir' not in cfg
 
 
-def test_a_config_without_hooks_gets_them():
-    given = {k: v for k, v in GIVEN.items() if k not in ('default_hooks', 'custom_imports')}
-    given['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=10)
-    cfg = comparable_config(Config(given))
-    assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
-    assert cfg.default_hooks.random_state == dict(type='RandomStateHook')
-    assert cfg.default_hooks.logger.log_metric_by_epoch is False
-    assert cfg.custom_imports.imports[0] == 'mmdet_sssd'
-
-
 def test_coco_and_lvis_evaluate_by_class():
     cfg = comparable_config(Config(GIVEN))
     assert cfg.val_evaluator == [

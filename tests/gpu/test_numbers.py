@@ -3,9 +3,8 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
+import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModel
@@ -14,17 +13,10 @@ from torch import Tensor
 from mmdet_sssd.commands.random_batch import random_batch
 
 from ..stock_detectors import stock_config
-from .checks import Settings, within
+from . import DEVICE, ON_GPU
 
 TOLERANCE = 1e-4
 STEP_TOLERANCE = 1e-3  # a whole step's; batch norms of few values amplify rounding
-LOSSES = {
-    'js_spatial': dict(type='JSDistanceLoss'),
-    'js_channel': dict(type='JSDistanceLoss', dim='channel'),
-    'js_all': dict(type='JSDistanceLoss', dim='all'),
-    'normed_mse': dict(type='NormedMSELoss'),
-    'ssim': dict(type='SSIMLoss'),
-}
 
 
 @contextmanager
@@ -44,35 +36,45 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm().clamp(min=1e-12)).item()
 
 
-def loss(config: dict, settings: Settings) -> dict[str, Any]:
-    """Compare a loss and its gradient with those in float64 on the CPU, on flat and steep maps."""
-    errors = []
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(type='JSDistanceLoss'),
+        dict(type='JSDistanceLoss', dim='channel'),
+        dict(type='JSDistanceLoss', dim='all'),
+        dict(type='NormedMSELoss'),
+        dict(type='SSIMLoss'),
+    ],
+    ids=str,
+)
+def test_losses_are_those_in_float64_on_the_cpu(config, note):
+    """On flat and steep maps, with their gradients."""
     torch.manual_seed(0)
+    errors = []
     for scale in (1e-2, 1.0, 3.0):
         maps = [scale * torch.randn(2, 2, 16, side, side + 3) for side in (24, 5)]
         found = {}
-        for device, dtype in (('cpu', torch.float64), (settings.device, torch.float32)):
+        for device, dtype in (('cpu', torch.float64), (DEVICE, torch.float32)):
             student = [x[0].to(device, dtype).requires_grad_() for x in maps]
             value = MODELS.build(config)(student, [x[1].to(device, dtype) for x in maps])
             value.backward()
             found[dtype] = [value, *(x.grad for x in student)]
         errors += map(relative_error, found[torch.float32], found[torch.float64])
-    within('the largest relative error', max(errors), TOLERANCE, error=max(errors))
-    return dict(error=max(errors))
+    note(error=max(errors))
+    assert max(errors) <= TOLERANCE
 
 
-def adaptive_distill_loss(settings: Settings) -> dict[str, Any]:
-    """Compare SAD's loss between logits likewise."""
+def test_the_loss_between_logits_is_that_in_float64_on_the_cpu(note):
     torch.manual_seed(0)
     logits, found = 6 * torch.randn(2, 2, 200, 20), {}
-    for device, dtype in (('cpu', torch.float64), (settings.device, torch.float32)):
+    for device, dtype in (('cpu', torch.float64), (DEVICE, torch.float32)):
         student = logits[0].to(device, dtype).requires_grad_()
         value = MODELS.build(dict(type='AdaptiveDistillLoss'))(student, logits[1].to(device, dtype))
         value.backward()
         found[dtype] = [value, student.grad]
     error = max(map(relative_error, found[torch.float32], found[torch.float64]))
-    within('the largest relative error', error, TOLERANCE, error=error)
-    return dict(error=error)
+    note(error=error)
+    assert error <= TOLERANCE
 
 
 def distiller(name: str, device: str) -> BaseModel:
@@ -88,10 +90,9 @@ def batch_of(model: BaseModel) -> dict:
     return model.data_preprocessor(copy.deepcopy(random_batch(model, (128, 160), 2, 5)), True)
 
 
-def teacher(settings: Settings) -> dict[str, Any]:
-    """Compare the features that the implicit teacher makes."""
+def test_the_teacher_s_features(note):
     made = []
-    for device in ('cpu', settings.device):
+    for device in ('cpu', DEVICE):
         model = distiller('retinanet', device)
         data = batch_of(model)
         torch.manual_seed(1)
@@ -100,35 +101,22 @@ def teacher(settings: Settings) -> dict[str, Any]:
             neck = model.teachers['teacher'].neck
             made.append(neck(feats, data['inputs'], data['data_samples']))
     error = max(map(relative_error, made[1], made[0]))
-    within('the largest relative error', error, TOLERANCE, error=error)
-    return dict(error=error)
+    note(error=error)
+    assert error <= TOLERANCE
 
 
-def step(name: str, settings: Settings) -> dict[str, Any]:
-    """Compare the losses and gradients of a whole distilled step."""
+@pytest.mark.parametrize('name', ['retinanet', 'fcos'] if ON_GPU else ['retinanet'])
+def test_losses_and_gradients_of_a_step(name, note):
     losses, gradients = [], []
-    for device in ('cpu', settings.device):
+    for device in ('cpu', DEVICE):
         model = distiller(name, device)
         with full_float32():
             total, logged = model.parse_losses(model(**batch_of(model), mode='loss'))
             total.backward()
         losses.append({key: value.item() for key, value in logged.items()})
         gradients.append(torch.cat([x.grad.flatten().cpu() for x in model.parameters()]))
-    errors = dict(
-        loss_error=max(
-            abs(losses[1][key] - value) / (abs(value) + 1e-3) for key, value in losses[0].items()
-        ),
-        gradient_error=relative_error(gradients[1], gradients[0]),
-    )
-    within('the relative error of a loss', errors['loss_error'], STEP_TOLERANCE, **errors)
-    within('that of the gradients', errors['gradient_error'], 10 * STEP_TOLERANCE, **errors)
-    return errors
-
-
-CHECKS = {
-    **{name: partial(loss, config) for name, config in LOSSES.items()},
-    'adaptive_distill': adaptive_distill_loss,
-    'teacher': teacher,
-    'step_of_retinanet': partial(step, 'retinanet'),
-    'step_of_fcos': partial(step, 'fcos'),
-}
+    loss_error = max(abs(losses[1][k] - x) / (abs(x) + 1e-3) for k, x in losses[0].items())
+    gradient_error = relative_error(gradients[1], gradients[0])
+    note(loss_error=loss_error, gradient_error=gradient_error)
+    assert loss_error <= STEP_TOLERANCE
+    assert gradient_error <= 10 * STEP_TOLERANCE
