@@ -4,6 +4,7 @@ In mixed precision too, with features from 1e-4 to 6e4, float16's last powers of
 """
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from ..stock_detectors import NUM_CLASSES, stock_config
 KINDS = ('inside', 'empty', 'thin', 'reversed', 'outside', 'huge', 'not a number')
 SEEDS = st.integers(0, 2**32 - 1)
 COUNTS = st.one_of(st.integers(0, 12), st.integers(0, 300))  # objects in an image
+TIMES = int(os.environ.get('TIMES', 1))  # as many batches, for a longer search
 FUZZED = settings(
-    max_examples=50,
+    max_examples=50 * TIMES,
     deadline=None,
     derandomize=True,
     database=None,
@@ -96,25 +98,14 @@ ANY_DETECTOR = dict(  # stock's BN wants more than one value a channel
 )
 
 
-def check_a_teacher(seed, counts, size, num_classes, with_masks, context):
+@settings(FUZZED)
+@given(**ANY_TEACHER)
+def test_teacher_and_distillation_loss(seed, counts, size, num_classes, with_masks, context):
     torch.manual_seed(0)
     teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
     student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
     model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
     assert_a_step_is_finite(model, any_batch(seed, counts, size, num_classes, with_masks))
-
-
-@settings(FUZZED)
-@given(**ANY_TEACHER)
-def test_teacher_and_distillation_loss(**batch):
-    check_a_teacher(**batch)
-
-
-@pytest.mark.slow
-@settings(FUZZED, max_examples=450)
-@given(**ANY_TEACHER)
-def test_teacher_and_distillation_loss_on_many(**batch):
-    check_a_teacher(**batch)
 
 
 @pytest.fixture(scope='module', params=['retinanet', 'fcos'])
@@ -127,16 +118,9 @@ def check_a_detector(detector, seed, counts, size):
     assert_a_step_is_finite(detector, any_batch(seed, counts, size, NUM_CLASSES))
 
 
-@settings(FUZZED, max_examples=10)
+@settings(FUZZED, max_examples=10 * TIMES)
 @given(**ANY_DETECTOR)
 def test_whole_step_of_a_stock_detector(small_detector, **batch):
-    check_a_detector(small_detector, **batch)
-
-
-@pytest.mark.slow
-@settings(FUZZED, max_examples=60)
-@given(**ANY_DETECTOR)
-def test_whole_step_of_a_stock_detector_on_many(small_detector, **batch):
     check_a_detector(small_detector, **batch)
 
 
@@ -153,7 +137,12 @@ def scaled(x, magnitude, dtype):
     return (x * (magnitude / x.detach().abs().max())).to(dtype)
 
 
-def check_a_teacher_in_half_precision(dtype, magnitude, seed, counts, size, num_classes, **kinds):
+@HALF
+@settings(FUZZED, max_examples=6 * TIMES)
+@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, **FEW, 'num_classes': st.integers(1, 20)})
+def test_teacher_and_loss_in_half_precision(
+    dtype, magnitude, seed, counts, size, num_classes, **kinds
+):
     """Of teacher, adapter and distillation loss; the toy's own loss would be stock's to guard."""
     torch.manual_seed(0)
     with_masks, context = kinds['with_masks'], kinds['context']
@@ -178,41 +167,14 @@ def check_a_teacher_in_half_precision(dtype, magnitude, seed, counts, size, num_
 
 
 @HALF
-@settings(FUZZED, max_examples=6)
-@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, **FEW, 'num_classes': st.integers(1, 20)})
-def test_teacher_and_distillation_loss_in_half_precision(dtype, **batch):
-    check_a_teacher_in_half_precision(dtype, **batch)
-
-
-@HALF
-@pytest.mark.slow
-@settings(FUZZED, max_examples=100)
-@given(magnitude=MAGNITUDES, **{**ANY_TEACHER, 'num_classes': st.integers(1, 90)})
-def test_teacher_and_distillation_loss_in_half_precision_on_many(dtype, **batch):
-    check_a_teacher_in_half_precision(dtype, **batch)
-
-
-def check_a_detector_in_half_precision(detector, dtype, magnitude, seed, counts, size):
-    extract = detector.student.extract_feat
+@settings(FUZZED, max_examples=2 * TIMES)
+@given(magnitude=MAGNITUDES, **{**ANY_DETECTOR, **FEW})
+def test_whole_step_in_half_precision(small_detector, dtype, magnitude, seed, counts, size):
+    extract = small_detector.student.extract_feat
 
     def extract_feat(inputs):
         return tuple(scaled(x, magnitude, dtype) for x in extract(inputs))
 
     with pytest.MonkeyPatch.context() as patch, torch.autocast('cpu', dtype):
-        patch.setattr(detector.student, 'extract_feat', extract_feat)
-        check_a_detector(detector, seed, counts, size)
-
-
-@HALF
-@settings(FUZZED, max_examples=2)
-@given(magnitude=MAGNITUDES, **{**ANY_DETECTOR, **FEW})
-def test_whole_step_in_half_precision(small_detector, dtype, **batch):
-    check_a_detector_in_half_precision(small_detector, dtype, **batch)
-
-
-@HALF
-@pytest.mark.slow
-@settings(FUZZED, max_examples=60)
-@given(magnitude=MAGNITUDES, **ANY_DETECTOR)
-def test_whole_step_in_half_precision_on_many(small_detector, dtype, **batch):
-    check_a_detector_in_half_precision(small_detector, dtype, **batch)
+        patch.setattr(small_detector.student, 'extract_feat', extract_feat)
+        check_a_detector(small_detector, seed, counts, size)
