@@ -29,7 +29,7 @@ WHAT_IS_COMPARED = (
         type=ListType(),
         help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
         'the recipes gentle, paper and lgd, with the teacher or images that wrap gave CONFIG also '
-        'structural_kd, sad and semi, baseline_longer; any with changes, as in '
+        'structural_kd, sad, semi and backbone, baseline_longer; any with changes, as in '
         'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
         'baseline,config; with --sweep baseline; with --report-only all that have results]',
     ),

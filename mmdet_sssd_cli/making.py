@@ -38,6 +38,12 @@ METHODS = ('structural_kd', 'sad')
     'dense heads with the same anchors and classes.  [default: structural_kd; none with --unlabelled]',
 )
 @click.option(
+    '--backbone-teacher',
+    metavar='MODEL[=FILE]',
+    help='Learn features from a fixed image backbone: a model of timm, such as '
+    'vit_small_patch16_dinov3.lvd1689m, with the weights that timm downloads, or those in FILE.',
+)
+@click.option(
     '--unlabelled',
     metavar='ANN',
     help='COCO file of images that --teacher labels, absolute or in the data_root.',

@@ -1,8 +1,9 @@
 from .adapters import ChannelAdapter, FeatureAdapter
+from .backbone_teacher import BackboneTeacher
 from .distiller import Distiller
 from .label_encoder_teacher import LabelEncoderTeacher
 from .logit_term import LogitTerm
-from .losses import AdaptiveDistillLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
+from .losses import AdaptiveDistillLoss, CosineLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
 from .pretrained_teacher import PretrainedTeacher
 from .replay import DetectorOutputs
 from .semi_distiller import SemiDistiller
@@ -13,7 +14,9 @@ from .terms import DistillTerm, FeatureTerm
 
 __all__ = [
     'AdaptiveDistillLoss',
+    'BackboneTeacher',
     'ChannelAdapter',
+    'CosineLoss',
     'DetectorOutputs',
     'DetectorTeacher',
     'DistillTerm',

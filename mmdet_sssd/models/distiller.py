@@ -34,7 +34,7 @@ from .replay import (
     state_restored,
 )
 from .student import build_student, count_classes
-from .teachers import DetectorTeacher, Teacher
+from .teachers import Teacher
 from .terms import DistillTerm
 from .weights_by_name import Weights, check_names, find_weight
 
@@ -165,7 +165,7 @@ class Distiller(BaseDetector):
     def init_weights(self) -> None:
         """Initialise the weights; pretrained teachers load their checkpoints first."""
         for teacher in self.teachers.values():
-            if isinstance(teacher, DetectorTeacher):
+            if not teacher.is_trained:
                 with within(*teacher.place):
                     teacher.init_weights()
         super().init_weights()

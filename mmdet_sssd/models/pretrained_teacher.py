@@ -53,7 +53,8 @@ class PretrainedTeacher(DetectorTeacher):
         self.checkpoint = checkpoint
         self.in_checkpoint = in_checkpoint
         self.is_loaded = checkpoint is None
-        self.conversion = _conversion(student.data_preprocessor, self.detector.data_preprocessor)
+        own = self.detector.data_preprocessor
+        self.convert = ImageConversion(student.data_preprocessor, own)
         self._register_state_dict_hook(_without_weights)
 
     def init_weights(self) -> None:
@@ -108,19 +109,6 @@ class PretrainedTeacher(DetectorTeacher):
             state_dict.update(self.detector.state_dict(prefix=f'{prefix}detector.'))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def convert(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
-        """Normalise images of shape (B, 3, H, W) and pad them as the teacher's preprocessor does."""
-        if self.conversion is None:
-            return batch_inputs
-        flip, scale, shift = self.conversion
-        images = batch_inputs.flip(1) if flip else batch_inputs
-        images = images * scale.to(images) + shift.to(images)
-        inside = torch.zeros_like(images[:, :1], dtype=torch.bool)
-        for mask, sample in zip(inside, batch_data_samples, strict=True):
-            height, width = sample.get('img_shape', images.shape[2:])[:2]
-            mask[:, :height, :width] = True
-        return images.where(inside, self.detector.data_preprocessor.pad_value)
-
 
 def _without_weights(
     teacher: PretrainedTeacher, state_dict: dict, prefix: str, _metadata: dict
@@ -160,21 +148,35 @@ def _read(name: str) -> dict:
     return deployed_model(config)
 
 
-def _conversion(
-    student: ImgDataPreprocessor, teacher: ImgDataPreprocessor
-) -> tuple[bool, Tensor, Tensor] | None:
-    """Compute whether to flip the channels, and a factor and summand of shape (3, 1, 1).
+class ImageConversion:
+    """Converts images from one detector's normalisation and padding to another's.
 
-    None if both preprocessors normalise and pad alike.
+    Args:
+        own: The data preprocessor of the images.
+        wanted: The other one.
     """
-    (mean, std), (teacher_mean, teacher_std) = _normalization(student), _normalization(teacher)
-    flip = student._channel_conversion != teacher._channel_conversion
-    if flip:
-        mean, std = mean.flip(0), std.flip(0)
-    alike = torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std)
-    if alike and not flip and student.pad_value == teacher.pad_value:
-        return None
-    return flip, std / teacher_std, (mean - teacher_mean) / teacher_std
+
+    def __init__(self, own: ImgDataPreprocessor, wanted: ImgDataPreprocessor) -> None:
+        (mean, std), (wanted_mean, wanted_std) = _normalization(own), _normalization(wanted)
+        self.flip = own._channel_conversion != wanted._channel_conversion
+        if self.flip:
+            mean, std = mean.flip(0), std.flip(0)
+        self.scale, self.shift = std / wanted_std, (mean - wanted_mean) / wanted_std
+        self.pad_value = wanted.pad_value
+        alike = torch.equal(mean, wanted_mean) and torch.equal(std, wanted_std)
+        self.is_needed = self.flip or not alike or own.pad_value != wanted.pad_value
+
+    def __call__(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
+        """Convert images of shape (B, 3, H, W)."""
+        if not self.is_needed:
+            return batch_inputs
+        images = batch_inputs.flip(1) if self.flip else batch_inputs
+        images = images * self.scale.to(images) + self.shift.to(images)
+        inside = torch.zeros_like(images[:, :1], dtype=torch.bool)
+        for mask, sample in zip(inside, batch_data_samples, strict=True):
+            height, width = sample.get('img_shape', images.shape[2:])[:2]
+            mask[:, :height, :width] = True
+        return images.where(inside, self.pad_value)
 
 
 def _normalization(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,22 @@ A config imports one and uses its two parts::
 ``model.teachers`` beside them, of the names that they say.
 """
 
-from . import gentle, lgd, paper, run, sad, semi, structural_kd
+from . import backbone, gentle, lgd, paper, run, sad, semi, structural_kd
 
 RECIPES = dict(gentle=gentle, paper=paper, lgd=lgd)
 """Recipes with an implicit teacher."""
-OUTSIDE = dict(structural_kd=structural_kd, sad=sad, semi=semi)
+OUTSIDE = dict(structural_kd=structural_kd, sad=sad, semi=semi, backbone=backbone)
 """Recipes with a teacher from outside."""
 
-__all__ = ['OUTSIDE', 'RECIPES', 'gentle', 'lgd', 'paper', 'run', 'sad', 'semi', 'structural_kd']
+__all__ = [
+    'OUTSIDE',
+    'RECIPES',
+    'backbone',
+    'gentle',
+    'lgd',
+    'paper',
+    'run',
+    'sad',
+    'semi',
+    'structural_kd',
+]

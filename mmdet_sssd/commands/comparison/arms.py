@@ -208,9 +208,9 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
             too, or if a change cannot be applied.
     """
     if arm.root not in roots:
-        found = 'images without labels' if arm.root == 'semi' else 'teacher'
+        option = dict(semi='unlabelled', backbone='backbone-teacher').get(arm.root, 'teacher')
         raise ConfigError(
-            f'arm {arm.name} needs the {found} that wrap --{found.split()[-1]} gives a config'
+            f'arm {arm.name} needs what wrap --{option} writes; compare such a config'
         )
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:

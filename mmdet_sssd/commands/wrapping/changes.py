@@ -15,7 +15,7 @@ from mmengine.config import ConfigDict
 from ...config_tree import nested_configs, value_at
 from ...datasets import evaluator_configs, leaf_configs, read_coco_summary
 from ...errors import ConfigError
-from ...recipes import RECIPES
+from ...recipes import RECIPES, backbone, structural_kd
 
 Changes = dict[str, Any]  # new values by key, dotted as in --cfg-options
 
@@ -32,6 +32,7 @@ class WrappingOptions:
         teacher: Config and checkpoint of a trained detector.
         method: Name of the recipe that learns from ``teacher``. None: structural_kd, but none with
             ``unlabelled``.
+        backbone_teacher: Name of a model of timm, or ``NAME=FILE`` with a file of its weights.
         unlabelled: Annotation file of the images that ``teacher`` labels.
         unlabelled_img: Their folder; None: that of the labelled images.
         masks: Whether the teacher uses instance masks; the training pipelines then load them.
@@ -48,6 +49,7 @@ class WrappingOptions:
     recipe: str | None = None
     teacher: tuple[str, str] | None = None
     method: str | None = None
+    backbone_teacher: str | None = None
     unlabelled: str | None = None
     unlabelled_img: str | None = None
     masks: bool = False
@@ -65,11 +67,12 @@ class WrappingOptions:
             raise ConfigError(f'--{needs_teacher[0]} needs --teacher, a detector to learn from')
         if self.unlabelled_img and not self.unlabelled:
             raise ConfigError('--unlabelled-img needs --unlabelled, a COCO file with these images')
-        if self.recipe and self.unlabelled:
-            raise ConfigError(
-                f'--recipe is {self.recipe}, whose teacher reads labels; accepted with --unlabelled: '
-                '--method'
-            )
+        for name in ('recipe', 'backbone_teacher'):
+            if self.unlabelled and getattr(self, name):
+                raise ConfigError(
+                    f'--{name.replace("_", "-")} is {getattr(self, name)}; with --unlabelled there is '
+                    'one teacher, which labels images. Accepted beside it: --method'
+                )
         if self.masks and self.recipes[0] not in RECIPES:
             raise ConfigError('--masks is for the teachers of --recipe; give one, or drop --masks')
 
@@ -77,16 +80,26 @@ class WrappingOptions:
     def recipes(self) -> tuple[str, ...]:
         """Names of the recipes, of which the first says what the distiller is."""
         method = self.method or ('structural_kd' if self.teacher and not self.unlabelled else None)
-        names = (self.recipe, 'semi' if self.unlabelled else None, method)
+        semi = 'semi' if self.unlabelled else None
+        names = (self.recipe, semi, method, 'backbone' if self.backbone_teacher else None)
         return tuple(x for x in names if x) or ('gentle',)
 
     @property
     def teachers(self) -> dict[str, dict]:
         """Configs of the teachers from outside, by name."""
-        if not self.teacher:
-            return {}
-        config, checkpoint = self.teacher
-        return dict(pretrained=dict(type='PretrainedTeacher', config=config, checkpoint=checkpoint))
+        teachers = {}
+        if self.teacher:
+            config, checkpoint = self.teacher
+            found = dict(type='PretrainedTeacher', config=config, checkpoint=checkpoint)
+            teachers[structural_kd.TEACHER] = found
+        if self.backbone_teacher:
+            name, _, file = self.backbone_teacher.partition('=')
+            if osp.isfile(name):
+                raise ConfigError(f'--backbone-teacher is a file; accepted: MODEL={name}')
+            weights = dict(checkpoint=file) if file else {}
+            found = dict(type='BackboneTeacher', backbone=name, **weights)
+            teachers[backbone.TEACHER] = found
+        return teachers
 
 
 def stock_changes(stock: ConfigDict, options: WrappingOptions) -> Changes:

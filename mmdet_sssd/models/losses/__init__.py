@@ -1,10 +1,11 @@
 from .adaptive_distill_loss import AdaptiveDistillLoss, soft_positive_count
-from .feature_loss import FeatureLoss, NormedMSELoss
+from .feature_loss import CosineLoss, FeatureLoss, NormedMSELoss
 from .js_distance_loss import JSDistanceLoss
 from .ssim_loss import SSIMLoss, ssim
 
 __all__ = [
     'AdaptiveDistillLoss',
+    'CosineLoss',
     'FeatureLoss',
     'JSDistanceLoss',
     'NormedMSELoss',

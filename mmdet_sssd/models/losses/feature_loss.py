@@ -1,9 +1,10 @@
-"""The base class of feature losses, and LGD's."""
+"""The base class of feature losses, and two of one formula each."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor
 
@@ -96,3 +97,29 @@ class NormedMSELoss(FeatureLoss):
         sizes = [x.numel() for x in feats]
         shares = torch.tensor([size / max(sum(sizes), 1) for size in sizes], dtype=torch.float64)
         return (distances * shares.to(distances, non_blocking=True)).sum()
+
+
+@MODELS.register_module()
+class CosineLoss(FeatureLoss):
+    r"""One minus the cosine of the angle between the channels, averaged over the pixels of a level.
+
+    .. math:: \frac{1}{B h w} \sum_i 1 - \frac{x_i \cdot t_i}{\lVert x_i \rVert \lVert t_i \rVert}
+
+    It takes no notice of the features' scale, which differs between a detector and a foundation
+    backbone (RT-DETRv4, https://arxiv.org/abs/2510.25257).
+
+    Example:
+        >>> CosineLoss()([torch.tensor([[[[1.]], [[0.]]]])], [torch.tensor([[[[3.]], [[4.]]]])])
+        tensor(0.4000)
+    """
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the distance between two maps of shape (B, C, h, w), a finite scalar."""
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        cosine = F.cosine_similarity(_within_one(student.to(dtype)), _within_one(teacher.to(dtype)))
+        return (1 - cosine).sum() / max(cosine.numel(), 1)
+
+
+def _within_one(x: Tensor) -> Tensor:
+    """Divide each pixel's channels of (B, C, h, w) by the largest, so that no square overflows."""
+    return x / x.detach().abs().amax(1, keepdim=True).clamp(min=1e-6) if x.numel() else x

@@ -87,6 +87,21 @@ def test_a_teacher_of_another_kind(folder, teacher):
         wrapped(folder, teacher=teacher, method='sad')
 
 
+def test_a_backbone_of_timm_s(folder):
+    options = dict(teacher=None, backbone_teacher='vit_tiny_patch16_224=vit.pth', recipe='gentle')
+    out = folder / 'backbone.py'
+    write_wrapped_config(str(folder / 'stock.py'), out, WrappingOptions(**options), build=False)
+    cfg = Config.fromfile(out)
+    teacher = dict(type='BackboneTeacher', backbone='vit_tiny_patch16_224', checkpoint='vit.pth')
+    assert cfg.model.teachers == dict(backbone=teacher)
+    assert cfg.model.terms == recipes.backbone.model['terms']
+    hooks = recipes.backbone.hooks | recipes.gentle.hooks
+    assert cfg.default_hooks == hooks
+    assert arm_config(find_arm('backbone', read_definitions()), read_roots(str(out))).model == dict(
+        recipes.backbone.model, student=cfg.model.student, teachers=cfg.model.teachers
+    )
+
+
 @pytest.mark.parametrize('method', [None, 'sad'])
 def test_images_without_labels_train_and_the_export_is_stock(folder, method, tmp_path):
     cfg, _ = wrapped(
@@ -118,6 +133,8 @@ def test_images_without_labels_train_and_the_export_is_stock(folder, method, tmp
         (dict(unlabelled_img='x'), '--unlabelled-img needs --unlabelled'),
         (dict(unlabelled='x.json', recipe='paper'), '--recipe is paper.*--method'),
         (dict(masks=True), '--masks is for'),
+        (dict(unlabelled='x.json', backbone_teacher='vit'), '--backbone-teacher is vit.*--method'),
+        (dict(backbone_teacher=__file__), r'--backbone-teacher is a file; accepted: MODEL='),
         (dict(unlabelled='x.json'), 'x.json'),
         (dict(teacher='nothing'), r"teachers\.pretrained\.config is '.*nothing\.py'"),
         (dict(unlabelled='annotations/unlabelled.json', teacher='yolox'), None),
@@ -153,7 +170,7 @@ def test_arms_of_a_comparison_learn_from_the_config_s_teacher(folder):
         assert arm(method).model == alone.model
     assert 'teachers' not in arm('gentle').model
     assert arm('config').model == cfg.model
-    with pytest.raises(ConfigError, match='arm semi needs the images without labels'):
+    with pytest.raises(ConfigError, match='arm semi needs what wrap --unlabelled'):
         arm('semi')
     cfg, _ = wrapped(
         folder, method='sad', unlabelled='annotations/unlabelled.json', unlabelled_img='train'
@@ -164,5 +181,5 @@ def test_arms_of_a_comparison_learn_from_the_config_s_teacher(folder):
     baseline = arm('baseline')
     assert value_at(baseline, 'train_dataloader.dataset.times') == 2  # as many labelled images
     wrapped(folder, teacher=None)
-    with pytest.raises(ConfigError, match='arm sad needs the teacher that wrap --teacher gives'):
+    with pytest.raises(ConfigError, match='arm sad needs what wrap --teacher writes'):
         arm('sad')
