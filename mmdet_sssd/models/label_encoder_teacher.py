@@ -5,7 +5,6 @@ Sources: LGD (https://arxiv.org/abs/2109.11496), section 3, and its reference co
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -143,10 +142,10 @@ class LabelEncoderTeacher(BaseModule):
         vectors = self.relation_adapter(appearance, label_embeddings, valid)
         if self.class_vectors is not None:
             vectors = vectors + self.class_vectors(objects.labels[:, first:])
-        brushes = self.knowledge_mapper.brushes(vectors, regions)
+        kernels = self.knowledge_mapper.kernels(vectors)
         return tuple(
-            recomputed(self.with_cp, self._paint, brush, of_level, x.shape[1])
-            for brush, of_level, x in zip(brushes, regions, student_feats, strict=True)
+            recomputed(self.with_cp, self._paint, of_all, of_level, x.shape[1])
+            for of_all, of_level, x in zip(kernels, regions, student_feats, strict=True)
         )
 
     def _appearance(self, x: Tensor, regions: Tensor) -> Tensor:
@@ -155,9 +154,9 @@ class LabelEncoderTeacher(BaseModule):
             x = x.detach()
         return self.appearance_encoder(self.projection.to_width(x), regions)
 
-    def _paint(self, brush: 'Brush', regions: Regions, channels: int) -> Tensor:
-        """Paint the objects' vectors into teacher features of shape (B, ``channels``, h, w)."""
-        return self.projection.from_width(self.knowledge_mapper(brush, regions), channels)
+    def _paint(self, kernels: Tensor, regions: Regions, channels: int) -> Tensor:
+        """Paint the objects into teacher features of shape (B, ``channels``, h, w)."""
+        return self.projection.from_width(self.knowledge_mapper(kernels, regions), channels)
 
     def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
         channels = [x.shape[1] for x in student_feats]
@@ -358,22 +357,6 @@ class ClassVectors(nn.Embedding):
         return super().forward(labels.clamp(max=self.padding_idx - 1) % self.num_embeddings)
 
 
-class Brush(NamedTuple):
-    """What the objects of a level are painted with.
-
-    Attributes:
-        objects: Object vectors of shape (B, N, C).
-        bias: Added to every pixel, of shape (B, D).
-        kernels: Kernels from the regions of the image and its objects to D channels, of shape
-            (B, 1 + N, 3, D, 3): kernel width, D, kernel height. The image's has the bias at its centre.
-            None if painting by regions is cheaper on every level.
-    """
-
-    objects: Tensor
-    bias: Tensor
-    kernels: Tensor | None
-
-
 class KnowledgeMapper(nn.Module):
     """Paints object vectors onto their regions and refines the map into teacher features.
 
@@ -397,60 +380,54 @@ class KnowledgeMapper(nn.Module):
             layers += [conv, norm, nn.ReLU(inplace=True)]
         self.refine = nn.Sequential(*layers[:-1])
 
-    def brushes(self, vectors: Tensor, regions: Sequence[Regions]) -> list[Brush]:
-        """Make what the objects of each level are painted with, for all levels at once.
+    def kernels(self, vectors: Tensor) -> Tensor:
+        """Make what each image and its objects are painted with, for all levels at once.
+
+        The first convolution of the painted map is linear in the objects' vectors. Multiplying them
+        into its kernel gives, per image, a kernel from the regions to the map's channels D = C:
+        exact, and cheaper than painting first unless there are hundreds of objects.
 
         Args:
             vectors: Object vectors of shape (L, B, N, C) for L levels, or with the context object's,
                 which comes first, of shape (L, B, 1 + N, C).
-            regions: The levels' regions of the image and its N objects.
+
+        Returns:
+            Kernels of shape (L, B, 1 + N, 3, D, 3): kernel width, D, kernel height. The image's, which
+            comes first, has the bias at its centre.
         """
         bias = self.object_conv.bias.expand(*vectors.shape[:2], -1)
         if self.context_proj is not None:
             bias = bias + self.context_proj(vectors[:, :, 0])
             vectors = vectors[:, :, 1:]
-        objects = self.object_proj(vectors)
-        if not any(self._kernels_pay(objects.shape[2], x) for x in regions):
-            return [Brush(*x, None) for x in zip(objects, bias, strict=True)]
         weight = self.object_conv.weight.permute(1, 3, 0, 2)  # C, a column, D, a row
-        kernels = (objects @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
+        kernels = (self.object_proj(vectors) @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
         of_image = F.pad(bias[:, :, None, None, :, None], (1, 1, 0, 0, 1, 1))  # 0 around the middle
-        kernels = torch.cat([of_image.to(kernels.dtype), kernels], 2)
-        return [Brush(*x) for x in zip(objects, bias, kernels, strict=True)]
+        return torch.cat([of_image.to(kernels.dtype), kernels], 2)
 
-    def _kernels_pay(self, num_objects: int, regions: Regions) -> bool:
-        """Decide whether kernels from a level's regions are cheaper than painting the vectors."""
-        channels, pixels = self.object_conv.in_channels, regions.maps[0, 0].numel()
-        region_cost = 1 if regions.rows is None else 2 / 3  # measured; painting costs `channels`
-        return num_objects * (channels + region_cost * pixels) <= channels * pixels
+    def forward(self, kernels: Tensor, regions: Regions) -> Tensor:
+        """Make the teacher features of one level, of shape (B, C, h, w).
 
-    def forward(self, brush: Brush, regions: Regions) -> Tensor:
-        """Make the teacher features of one level, of shape (B, C, h, w)."""
-        return self.refine(F.relu(self.painted_conv(brush, regions), inplace=True))
-
-    def painted_conv(self, brush: Brush, regions: Regions) -> Tensor:
-        """Paint each object's vector onto its region, convolve the map, and add the bias.
-
-        The convolution is linear in the vectors. Multiplying them into its kernel gives, per image, a
-        kernel from the N regions to the C channels: exact, and cheaper than painting first unless
-        there are many objects or few pixels. Boxes are convolved first along the rows, for each kernel
-        column, then along the columns, which sums over objects: a third of the multiplications, and
-        nothing is kept for the backward pass.
+        Args:
+            kernels: The level's, of shape (B, 1 + N, 3, D, 3).
+            regions: Its regions of the images and their N objects.
         """
-        objects, bias, kernels = brush
-        if not self._kernels_pay(objects.shape[1], regions):
-            painted = torch.einsum('bnc,bnhw->bchw', objects, regions.maps[:, 1:])
-            return F.conv2d(painted, self.object_conv.weight, padding=1) + bias[:, :, None, None]
+        return self.refine(F.relu(self.painted_conv(kernels, regions), inplace=True))
+
+    def painted_conv(self, kernels: Tensor, regions: Regions) -> Tensor:
+        """Convolve the painted map, and add the bias.
+
+        Boxes are convolved first along the rows, for each kernel column, then along the columns, which
+        sums over objects: a third of the multiplications, and no map of a region is kept for the
+        backward pass.
+        """
         if regions.rows is None:
-            kernels = kernels[:, 1:].permute(0, 3, 1, 4, 2)  # B, D, N, a row, a column
-            maps = regions.maps[:, 1:].flatten(0, 1).to(kernels.dtype)
-            painted = F.conv2d(maps, kernels.flatten(0, 1), padding=1, groups=len(kernels))
-            return painted.unflatten(0, (len(kernels), -1)) + bias[:, :, None, None]
+            per_image = kernels.permute(0, 3, 1, 4, 2)  # B, D, 1 + N, a row, a column
+            maps = torch.cat([torch.ones_like(regions.maps[:, :1]), regions.maps[:, 1:]], 1)
+            maps = maps.flatten(0, 1).to(kernels.dtype)
+            painted = F.conv2d(maps, per_image.flatten(0, 1), padding=1, groups=len(kernels))
+            return painted.unflatten(0, (len(kernels), -1))
         row_profiles, column_profiles = regions.rows.flatten(0, 1), regions.columns.flatten(1, 2)
-        strips = torch.bmm(
-            kernels.flatten(0, 1).flatten(1, 2), row_profiles
-        )  # B · (1 + N), 3 · D, h
+        strips = torch.bmm(kernels.flatten(0, 1).flatten(1, 2), row_profiles)  # B(1 + N), 3D, h
         strips = strips.view(*column_profiles.shape[:2], -1)  # B, (1 + N) · 3, D · h
-        return torch.bmm(strips.transpose(1, 2), column_profiles).unflatten(
-            1, (-1, row_profiles.shape[-1])
-        )
+        painted = torch.bmm(strips.transpose(1, 2), column_profiles)
+        return painted.unflatten(1, (-1, row_profiles.shape[-1]))

@@ -428,7 +428,7 @@ def test_features_at_the_end_of_float16_stay_finite(dtype):
     ('num_objects', 'size', 'channels'),
     [(1, (9, 7), 16), (5, (9, 7), 16), (40, (9, 7), 16), (3, (1, 1), 16), (60, (16, 12), 128)],
 )
-def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
+def test_kernels_on_regions_equal_painting_and_convolving(num_objects, size, channels):
     mapper = KnowledgeMapper(channels, True, 3).double()
     vectors = torch.randn(1, 2, 1 + num_objects, channels, dtype=torch.float64, requires_grad=True)
     rows, columns = (torch.rand(2, num_objects, n, dtype=torch.float64) for n in size)
@@ -448,8 +448,7 @@ def test_painting_and_all_short_cuts_agree(num_objects, size, channels):
     sides = [F.pad(F.pad(x, (1, 1)), (0, 0, 1, 0), value=1) for x in (rows, columns)]
     shifted = [x.unfold(-1, x.shape[-1] - 2, 1) for x in sides]
     for of_level in (Regions(whole), Regions(whole, *shifted)):
-        (brush,) = mapper.brushes(vectors, [of_level])
-        found = mapper.painted_conv(brush, of_level)
+        found = mapper.painted_conv(mapper.kernels(vectors)[0], of_level)
         torch.testing.assert_close(found, expected)
         for one, other in zip(torch.autograd.grad(found, inputs, probe), gradients, strict=True):
             torch.testing.assert_close(one, other)
