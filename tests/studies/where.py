@@ -30,6 +30,7 @@ from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.hooks import EvalTeacherHook
 from mmdet_sssd.recipes import paper
 
+from . import variants  # noqa: F401  (registers)
 from .where_record import RecordHook, coco
 
 RESULTS = Path('docs/benchmarks/where-it-helps.jsonl')
@@ -74,6 +75,12 @@ ARMS = {
     'features': {RATIO: 0.25, HEAD_GRAD: 0.0},  # its loss trains features, not the head
     'no-cls': {RATIO: 0.25, HEAD_GRAD: {'cls': 0.0}},
     'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
+    'correct': {RATIO: 0.25, 'model.teacher': dict(type='CorrectingTeacher')},
+    'correct-direct': {
+        RATIO: 0.25,
+        'model.teacher': dict(type='CorrectingTeacher'),
+        'model.adapter': dict(type='NoAdapter'),
+    },
     'detach': {RATIO: 0.25, 'model.teacher': dict(detach_appearance=True)},
 }
 """What each arm changes in SSSD's defaults, with random weights; ``baseline`` is stock."""
@@ -90,11 +97,14 @@ def cells(*changes: dict, **grid: list) -> list[dict]:
 SGD = {'optimizer': 'SGD', 'lr': 0.05}
 RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
 HOW_MUCH = ['ratio-0.05', 'ratio-1', 'coef-1', 'sssd', 'coef-0']
-OF_WHAT = ['features', 'no-cls', 'detach']
+OF_WHAT = ['features', 'no-cls', 'detach', 'correct', 'correct-direct']
 BOTH = ['baseline', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(
-        {}, SGD, arm=['baseline', 'ratio-0.25', 'features', 'coef-0', 'no-cls', 'blind'], epochs=[4]
+        {},
+        SGD,
+        arm=['baseline', 'ratio-0.25', 'features', 'correct-direct', 'correct', 'blind'],
+        epochs=[4],
     ),
     rates=cells(*RATES, epochs=[4]),
     curve=cells({}, SGD, epochs=[8, 16]),
