@@ -331,18 +331,6 @@ def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
 
 
-def test_own_lgd_differs_from_sssd_in_teacher_loss_and_coefficient_alone():
-    sssd, lgd = (
-        Config.fromfile(ROOT / f'configs/demo/{name}_retinanet_r18-small_own-data.py')
-        for name in ('sssd', 'lgd')
-    )
-    assert differences(sssd, lgd) == {
-        'model.teacher': (None, dict(soft_regions=False, class_vectors=False)),
-        'model.distill_loss': (None, dict(type='NormedMSELoss')),
-        'default_hooks.distill_coef.policy': ('step', 'constant'),
-    }
-
-
 def test_own_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     """The configs may lie in the installed package, and the run start in another folder."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'package/configs')

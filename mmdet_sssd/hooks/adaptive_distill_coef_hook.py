@@ -26,7 +26,6 @@ class AdaptiveDistillCoefHook(Hook):
       rate to half of its value after the previous decay, or below: each drop of a multi-step
       schedule, each halving of a smooth one. It is undone when the rate rises above that value again
       (restarts).
-    - ``policy='inverse_lr'``: λ = λ₀ · highest lr / lr.
     - ``policy='constant'``: λ = λ₀.
 
     λ never exceeds 10 λ₀. It is logged as ``NAME_coef`` with the term's name, for
@@ -43,7 +42,7 @@ class AdaptiveDistillCoefHook(Hook):
     student's own. The final λ is logged.
 
     Args:
-        policy: ``'step'``, ``'inverse_lr'`` or ``'constant'``. Defaults to ``'step'``.
+        policy: ``'step'`` or ``'constant'``. Defaults to ``'step'``.
         factor: Factor of λ at each decay, > 0. Defaults to 2.
         max_decays: Number of decays that change λ, None for no limit. Defaults to 1, as in the paper.
         term: Name of the term. Defaults to ``'distill'``, that of ``SSSDDistiller``.
@@ -59,7 +58,7 @@ class AdaptiveDistillCoefHook(Hook):
         >>> default_hooks = dict(distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.5))
     """
 
-    POLICIES = ('step', 'inverse_lr', 'constant')
+    POLICIES = ('step', 'constant')
     DECAY = 0.5  # relative rate that counts as a decay
     MAX_SCALE = 10.0  # highest λ / λ₀
     SHARE = 0.1  # of the newest measurement in the running mean, at least
@@ -219,13 +218,10 @@ class AdaptiveDistillCoefHook(Hook):
             self.references.pop()
         if self._is_decay(lr, self.references[-1]):
             self.references.append(lr)
-        if self.policy == 'step':
-            num_decays = min(len(self.references) - 1, self.max_decays)
-            return min(self.factor**num_decays, self.MAX_SCALE)
-        if self.policy == 'inverse_lr':
-            ratio = self.references[0] / lr if lr else math.inf
-            return min(ratio, self.MAX_SCALE)
-        return 1.0
+        if self.policy == 'constant':
+            return 1.0
+        num_decays = min(len(self.references) - 1, self.max_decays)
+        return min(self.factor**num_decays, self.MAX_SCALE)
 
     def _is_decay(self, lr: float, reference: float) -> bool:
         return lr < reference and lr <= self.DECAY * reference * (1 + 1e-6)

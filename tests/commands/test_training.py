@@ -57,7 +57,7 @@ def data(tmp_path, monkeypatch):
         'model.distill_coef=-1': 'a number >= 0',
         'model.bbox_head.num_classes=2': 'model.student.bbox_head',
         "custom_imports.imports=['json']": "without 'mmdet_sssd'",
-        'default_hooks.distill_coef.policy=cosine': 'step, inverse_lr, constant',
+        'default_hooks.distill_coef.policy=cosine': 'step, constant',
         'default_hooks.distill_coef.polcy=constant': 'did you mean policy?',
         'trian_cfg.max_epochs=2': 'did you mean train_cfg?',
         'train_dataloader.datset.ann_file=a.json': 'did you mean dataset?',

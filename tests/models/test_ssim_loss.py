@@ -117,20 +117,6 @@ def test_float32_gradient_equals_float64s():
     assert (grads[torch.float32] - grads[torch.float64]).abs().max() < 2e-5 * largest
 
 
-def test_autocast_does_not_change_the_loss():
-    student, teacher = (x.float() for x in related_maps(1, 4, 16, 16))
-    plain = SSIMLoss()([student], [teacher])
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert SSIMLoss()([student], [teacher]) == plain
-
-
-def test_loss_does_not_see_the_unit_of_the_features():
-    student, teacher = related_maps(2, 3, 12, 12)
-    plain = SSIMLoss()([student], [teacher]).item()
-    moved = SSIMLoss()([student * 50 - 7], [teacher * 50 - 7]).item()
-    assert moved == pytest.approx(plain, rel=1e-9)
-
-
 def test_a_constant_teacher_is_shifted_but_not_scaled():
     student, constant = torch.rand(1, 2, 12, 12), torch.full((1, 2, 12, 12), 5.0)
     expected = (1 - ssim(student[0], torch.zeros_like(student[0])).mean()) / 2

@@ -23,7 +23,6 @@ from .work import (
     run_until,
     run_until_signal,
     semi_step,
-    synced_statistics,
     train_on_counts,
     train_on_pseudo_boxes,
 )
@@ -94,17 +93,6 @@ def test_gradients_of_two_processes_are_those_of_the_joined_batch(
             assert error <= 1e-6 * grad.norm() + 1e-12, key
     adapter = 'terms.distill.adapter.convs.0.weight'
     assert not torch.allclose(alone[adapter], expected[adapter])
-
-
-@pytest.mark.parametrize('distill', [False, True])
-def test_statistics_are_averaged_before_validation(distill, on_two_processes):
-    results = on_two_processes(synced_statistics, (distill,), (distill,))
-    (first, _), (second, _) = results
-    running = [name for name in first if 'running' in name]
-    assert len(running) > 20
-    for _, after in results:
-        for name in running:
-            torch.testing.assert_close(after[name], (first[name] + second[name]) / 2, msg=name)
 
 
 def rows(first_epoch, iters_per_epoch):

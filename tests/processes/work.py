@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmdet.engine.hooks import SyncNormHook
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -208,20 +207,6 @@ def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[st
     finally:
         torch.set_default_dtype(torch.float32)
     return {name: x.grad for name, x in model.named_parameters() if x.requires_grad}
-
-
-def synced_statistics(distill: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The statistics of a student's norms as this process has them, and after SyncNormHook."""
-    model = build('retinanet')
-    model = model if distill else model.student
-    wrapped = MMDistributedDataParallel(model)
-    torch.manual_seed(dist.get_rank())
-    for name, buffer in model.named_buffers():
-        if 'running' in name:
-            buffer.uniform_()
-    before = {n.removeprefix('student.'): x.clone() for n, x in model.named_buffers()}
-    SyncNormHook().before_val_epoch(SimpleNamespace(model=wrapped))
-    return before, {n.removeprefix('student.'): x for n, x in model.named_buffers()}
 
 
 def chosen_to_resume(work_dir: str) -> str | None:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS as ROOT_SCHEDULERS
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.comparison.schedule import KINDS, length, stretched
+from mmdet_sssd.commands.comparison.schedule import KINDS, stretched
 
 EPOCHS = Config(
     dict(
@@ -31,11 +31,6 @@ ITERATIONS = Config(
         param_scheduler=dict(type='PolyLR', begin=0, end=1000),
     )
 )
-
-
-def test_length_of_epoch_and_iteration_loops():
-    assert length(EPOCHS) == ('epoch', 24)
-    assert length(ITERATIONS) == ('iteration', 1000)
 
 
 def test_every_point_of_an_epoch_schedule_moves():
@@ -122,13 +117,6 @@ def test_a_cosine_ends_with_the_run():
     cfg = Config(dict(train_cfg=dict(max_epochs=12), param_scheduler=[half]))
     (half,) = stretched(cfg, 1.25).param_scheduler
     assert (half.begin, half.end, half.T_max) == (8, 15, 7)
-
-
-def test_a_schedule_is_stretched_in_whole_epochs():
-    warmup = dict(type='LinearLR', by_epoch=False, begin=0, end=100)
-    cfg = Config(dict(train_cfg=dict(max_epochs=12), param_scheduler=[warmup]))
-    longer = stretched(cfg, 1.49)
-    assert (longer.train_cfg.max_epochs, longer.param_scheduler[0].end) == (18, 150)
 
 
 @pytest.mark.parametrize('name', ['WarmupHoldLR', 'MyLinearLR', 'StepLR', None])
