@@ -27,8 +27,8 @@ from ..checks.checkpoints import CheckResumeHook, CheckTestHook
 from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
 from ..checks.settings import check_overrides, check_settings
+from ..config_tree import value_at
 from ..errors import ConfigError
-from ..optimizers import amp_where_it_runs
 from .locks import locked
 
 LOCK = '.lock'  # of a run, in its work directory
@@ -176,7 +176,8 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
 def _checked(cfg: Config, stages: tuple[str, ...]) -> Config:
     """Check a config and its data, and return it."""
     check_settings(cfg, stages)
-    amp_where_it_runs(cfg)
+    if value_at(cfg, 'optim_wrapper.type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise ConfigError('--amp (optim_wrapper.type=AmpOptimWrapper) needs a GPU; there is none')
     if _is_first_process():
         check_annotations(cfg, stages)
     return cfg

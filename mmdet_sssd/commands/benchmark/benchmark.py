@@ -121,8 +121,9 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
             )
         cfg.model = without_weights(cfg.model)
         if options.amp:
-            on_gpu = torch.device(options.device).type == 'cuda'
-            cfg.optim_wrapper.type = 'AmpOptimWrapper' if on_gpu else 'CpuAmpOptimWrapper'
+            if torch.device(options.device).type != 'cuda':
+                raise ConfigError(f'--amp needs a GPU, and --device is {options.device}')
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
     return configs
 
 

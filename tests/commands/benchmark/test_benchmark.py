@@ -104,14 +104,6 @@ def test_a_stock_config_of_mmdet_needs_neither_data_nor_weights():
 
 
 @pytest.mark.parametrize(
-    ('device', 'wrapper'), [('cpu', 'CpuAmpOptimWrapper'), ('cuda:1', 'AmpOptimWrapper')]
-)
-def test_mixed_precision_of_the_device(stock, device, wrapper):
-    configs = arm_configs(BenchmarkOptions(stock, device=device, amp=True))
-    assert {cfg.optim_wrapper.type for cfg in configs.values()} == {wrapper}
-
-
-@pytest.mark.parametrize(
     ('settings', 'message'),
     [
         (dict(arms=['baseline', 'ssd']), 'unknown arm ssd'),
@@ -119,6 +111,7 @@ def test_mixed_precision_of_the_device(stock, device, wrapper):
         (dict(steps=0), '--steps is 0'),
         (dict(objects=-1), '--objects is -1'),
         (dict(shape=(10, 800)), '--shape is'),
+        (dict(amp=True), '--amp needs a GPU'),
     ],
 )
 def test_refusals(stock, settings, message):
