@@ -4,7 +4,7 @@ import click
 
 from .compare import compare, pool
 from .group import CommandLine
-from .making import convert_lgd, export, pseudo_labels, shapes, wrap
+from .making import convert_lgd, export, shapes, wrap
 from .measuring import benchmark, visualize
 from .starting import quickstart, setup_check
 from .training import dry_run, test, train
@@ -43,7 +43,6 @@ for command in (
     benchmark,
     visualize,
     export,
-    pseudo_labels,
     convert_lgd,
     shapes,
 ):

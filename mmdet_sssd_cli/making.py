@@ -1,4 +1,4 @@
-"""Commands that write files: configs, checkpoints, annotations, data sets."""
+"""Commands that write files: configs, checkpoints, data sets."""
 
 from pathlib import Path
 from typing import Any
@@ -110,32 +110,6 @@ def export(checkpoint: str, out: str, config: str | None, name: str | None) -> N
     from mmdet_sssd.checkpoints import export_student
 
     export_student(checkpoint, out, config, name)
-
-
-@click.command(cls=Command, name='pseudo-labels')
-@config_argument()
-@click.argument('checkpoint')
-@click.option('--ann', required=True, help='COCO file that lists the images.')
-@click.option('--img-dir', required=True, help='Folder of the images.')
-@click.option('--out', required=True, help='COCO annotation file to write.')
-@click.option(
-    '--score-thr', type=float, default=0.4, show_default=True, help='Lowest score of a box.'
-)
-@click.option('--device', help='Device to predict on.  [default: the GPU if there is one]')
-def pseudo_labels(ann: str, out: str, **options: Any) -> None:
-    """Label images with a detector's predictions, in COCO format.
-
-    Images without detections stay in the file. With a distiller's config, its student predicts.
-
-    \b
-    Example:
-      mmdet-sssd pseudo-labels teacher.py teacher.pth --ann unlabelled.json \\
-          --img-dir data/cells/images --out data/cells/annotations/pseudo.json
-    """
-    from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
-
-    num_images, num_boxes = make_pseudo_labels(ann_file=ann, out=out, **options)
-    click.echo(f'{out} has {num_boxes} boxes on {num_images} images')
 
 
 @click.command(cls=Command, name='convert-lgd')

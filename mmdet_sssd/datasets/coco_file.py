@@ -6,13 +6,12 @@ from ..errors import ConfigError
 NEEDED = {'images': {'id'}, 'categories': {'id', 'name'}}  # LVIS has no file_name
 
 
-def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list[dict]]:
+def read_coco(path: str, named_by: str) -> dict[str, list[dict]]:
     """Read a COCO annotation file.
 
     Args:
         path: Path of the file.
         named_by: Config key or setting that names the file, for the error.
-        needed: Required lists, and the required keys of their entries.
 
     Returns:
         The lists ``images``, ``annotations`` and ``categories``; empty if missing.
@@ -23,7 +22,7 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
-        for part, keys in needed.items():
+        for part, keys in NEEDED.items():
             for entry in content[part]:
                 if missing := keys - entry.keys():
                     raise KeyError(f'{min(missing)} in {part}')
@@ -36,5 +35,5 @@ def read_coco(path: str, named_by: str, needed: dict = NEEDED) -> dict[str, list
         raise ConfigError(
             f'{named_by}: {path} (looked for from {osp.abspath(osp.curdir)}) is not a COCO '
             f'annotation file ({type(error).__name__}: {error}); accepted: JSON with '
-            f'{" and ".join(needed)}'
+            f'{" and ".join(NEEDED)}'
         ) from error

@@ -1,20 +1,17 @@
-"""Real runs of the semi-supervised demo config, and its detections as labels, on drawn shapes."""
+"""Real runs of the semi-supervised demo config on drawn shapes."""
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet.apis import DetInferencer
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.pseudo_labels import make_pseudo_labels
 from mmdet_sssd.runs import load_from_local
 
 from ..small_runner import draw_shapes
@@ -129,91 +126,3 @@ def test_the_exported_student_is_a_stock_detector(whole, data):
     assert len(found) > 0
     for key, value in expected.items():
         assert torch.equal(found[key], value)
-
-
-@pytest.fixture
-def teacher_config(data):
-    path = data / 'teacher.py'
-    small(Config.fromfile(TEACHER)).dump(path)
-    return path
-
-
-def pseudo_labels(data, config, out, **kwargs):
-    return make_pseudo_labels(
-        config,
-        data / 'teacher.pth',
-        data / 'annotations/unlabelled.json',
-        data / 'val',
-        out,
-        device='cpu',
-        **kwargs,
-    )
-
-
-def test_detections_come_back_as_labels(data, teacher_config, tmp_path):
-    out = tmp_path / 'new/pseudo.json'
-    inferencer = DetInferencer(
-        str(teacher_config), str(data / 'teacher.pth'), device='cpu', show_progress=False
-    )
-    images = sorted(str(x) for x in (data / 'val').iterdir())
-    predictions = inferencer(images, return_datasamples=True)['predictions']
-    expected = {x.metainfo['img_path']: x.pred_instances for x in predictions}
-    threshold = sorted(x.scores.max().item() for x in expected.values())[1] - 1e-6  # one has none
-    counts = pseudo_labels(data, teacher_config, out, score_thr=threshold)
-    dataset = DATASETS.build(
-        dict(
-            type='CocoDataset',
-            ann_file=str(out),
-            data_prefix=dict(img=str(data / 'val')),
-            metainfo=dict(classes=inferencer.model.dataset_meta['classes']),
-            filter_cfg=dict(filter_empty_gt=False),
-            pipeline=[],
-        )
-    )
-    assert len(dataset) == 4
-    numbers = []
-    for info in (dataset.get_data_info(i) for i in range(4)):
-        found = expected[info['img_path']]
-        found = found[found.scores >= threshold]
-        sizes = found.bboxes[:, 2:] - found.bboxes[:, :2]
-        found = found[(sizes >= 1).all(1)]
-        boxes = torch.tensor([x['bbox'] for x in info['instances']]).reshape(-1, 4)
-        torch.testing.assert_close(boxes, found.bboxes)
-        assert [x['bbox_label'] for x in info['instances']] == found.labels.tolist()
-        numbers.append(len(found))
-    assert (min(numbers), *counts) == (0, 4, sum(numbers))
-    assert sum(numbers) > 0
-
-
-def test_a_run_that_is_stopped_as_it_writes_leaves_the_old_labels(
-    data, teacher_config, tmp_path, monkeypatch
-):
-    out = tmp_path / 'pseudo.json'
-    out.write_text('old')
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, 'replace', stop)
-    with pytest.raises(KeyboardInterrupt):
-        pseudo_labels(data, teacher_config, out)
-    assert out.read_text() == 'old'
-
-
-def test_what_cannot_be_labelled_is_named(data, teacher_config, tmp_path):
-    out = tmp_path / 'pseudo.json'
-    with pytest.raises(ConfigError, match=r'--score-thr is 40; accepted: 0 to 1'):
-        pseudo_labels(data, teacher_config, out, score_thr=40)
-    with pytest.raises(ConfigError, match='write to another file'):
-        pseudo_labels(data, teacher_config, data / 'annotations/unlabelled.json')
-    with pytest.raises(ConfigError, match=r'4 of the 4 images of .* are missing, first'):
-        make_pseudo_labels(
-            teacher_config, 'x.pth', data / 'annotations/unlabelled.json', tmp_path, out
-        )
-    for text, message in (('[1', 'is not a COCO annotation file'), ('{}', "KeyError: 'images'")):
-        (tmp_path / 'ann.json').write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'ann.json', tmp_path, out)
-    with pytest.raises(ConfigError, match='--ann: there is no'):
-        make_pseudo_labels(teacher_config, 'x.pth', tmp_path / 'none.json', tmp_path, out)
-    assert not out.exists()
