@@ -108,6 +108,7 @@ def by_origin(losses: dict) -> dict[str, Tensor]:
 def gradients(loss: Tensor, parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """Compute a loss's gradient with respect to each part, as one vector each; 0 where it has none."""
     inputs = [x for part in parts.values() for x in part]
+    loss = loss + 0 * inputs[0].sum()  # which may be a constant: a detached student without adapter
     flat = iter(torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=True))
     return {
         name: torch.cat([next(flat).flatten() for _ in part]).float()
