@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .group import DEBUG, USER_ERROR, Command
-from .parameters import ListType, add_options, config_argument, overrides_argument, parsed
+from .parameters import ListType, config_argument, overrides_argument, parsed
 
 STOPPED = 75  # as a preempted run: the same command goes on
 
@@ -23,101 +23,92 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     return [int(part) for part in parts] if ',' in text else list(range(int(parts[0])))
 
 
-WHAT_IS_COMPARED = (
-    click.option(
-        '--arms',
-        type=ListType(),
-        help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
-        'the recipes gentle, paper and lgd, with the teacher or images that wrap gave CONFIG also '
-        'structural_kd, sad, semi and backbone, baseline_longer; any with changes, as in '
-        'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
-        'baseline,config; with --sweep baseline; with --report-only all that have results]',
-    ),
-    click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).'),
-    click.option(
-        '--seeds',
-        callback=read_seeds,
-        default='5',
-        show_default=True,
-        help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
-    ),
-    click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value.'),
-    click.option('--sweep-arm', default='paper', show_default=True, help='The arm to vary.'),
-)
-HOW_IT_IS_RUN = (
-    click.option(
-        '--work-dir',
-        type=Path,
-        help='Logs and checkpoints.  [default: work_dirs/compare_CONFIG]',
-    ),
-    click.option(
-        '--results',
-        type=Path,
-        help='Results and reports; what has a result there is not trained again. Keep its '
-        'results.json: --report-only makes the rest of it.  [default: WORK_DIR/results]',
-    ),
-    click.option(
-        '--jobs',
-        type=int,
-        help='Runs at a time; on GPUs one each.  [default: 1; on Slurm what it lets run]',
-    ),
-    click.option(
-        '--executor',
-        type=click.Choice(('local', 'slurm')),
-        default='local',
-        show_default=True,
-        help='Where runs are started: on this machine, or as jobs of Slurm.',
-    ),
-    click.option(
-        '--slurm-options',
-        type=ListType(),
-        default='',
-        help='Options of sbatch for each run, as in partition=gpu,time=240,gpus_per_node=1 (time in '
-        'minutes; signal_delay_s: how many seconds before that a run saves, 90 unless given).',
-    ),
-    click.option(
-        '--keep-checkpoints',
-        type=click.Choice(('none', 'last')),
-        default='last',
-        show_default=True,
-        help='What stays of a finished run.',
-    ),
-    click.option(
-        '--no-dry-run',
-        'dry_run',
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        help='Train without rehearsing the first run of each arm.',
-    ),
-)
-WHAT_IS_REPORTED = (
-    click.option(
-        '--split',
-        type=click.Choice(('val', 'test')),
-        default='val',
-        show_default=True,
-        help="test: evaluate the last checkpoints on CONFIG's test data too.",
-    ),
-    click.option(
-        '--against',
-        type=ListType(),
-        default='',
-        help='Arms to list the differences to, too, as in --against lgd.  [default: the baseline '
-        'alone]',
-    ),
-    click.option(
-        '--report-only',
-        is_flag=True,
-        help='Train nothing; report what has results (with --arms: these alone).',
-    ),
-)
-
-
 @click.command(cls=Command)
 @config_argument(required=False, keep_scope=True)
 @overrides_argument
-@add_options(*WHAT_IS_COMPARED, *HOW_IT_IS_RUN, *WHAT_IS_REPORTED)
+@click.option(
+    '--arms',
+    type=ListType(),
+    help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
+    'the recipes gentle, paper and lgd, with the teacher or images that wrap gave CONFIG also '
+    'structural_kd, sad, semi and backbone, baseline_longer; any with changes, as in '
+    'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
+    'baseline,config; with --sweep baseline; with --report-only all that have results]',
+)
+@click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).')
+@click.option(
+    '--seeds',
+    callback=read_seeds,
+    default='5',
+    show_default=True,
+    help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
+)
+@click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value.')
+@click.option('--sweep-arm', default='paper', show_default=True, help='The arm to vary.')
+@click.option(
+    '--work-dir',
+    type=Path,
+    help='Logs and checkpoints.  [default: work_dirs/compare_CONFIG]',
+)
+@click.option(
+    '--results',
+    type=Path,
+    help='Results and reports; what has a result there is not trained again. Keep its '
+    'results.json: --report-only makes the rest of it.  [default: WORK_DIR/results]',
+)
+@click.option(
+    '--jobs',
+    type=int,
+    help='Runs at a time; on GPUs one each.  [default: 1; on Slurm what it lets run]',
+)
+@click.option(
+    '--executor',
+    type=click.Choice(('local', 'slurm')),
+    default='local',
+    show_default=True,
+    help='Where runs are started: on this machine, or as jobs of Slurm.',
+)
+@click.option(
+    '--slurm-options',
+    type=ListType(),
+    default='',
+    help='Options of sbatch for each run, as in partition=gpu,time=240,gpus_per_node=1 (time in '
+    'minutes; signal_delay_s: how many seconds before that a run saves, 90 unless given).',
+)
+@click.option(
+    '--keep-checkpoints',
+    type=click.Choice(('none', 'last')),
+    default='last',
+    show_default=True,
+    help='What stays of a finished run.',
+)
+@click.option(
+    '--no-dry-run',
+    'dry_run',
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help='Train without rehearsing the first run of each arm.',
+)
+@click.option(
+    '--split',
+    type=click.Choice(('val', 'test')),
+    default='val',
+    show_default=True,
+    help="test: evaluate the last checkpoints on CONFIG's test data too.",
+)
+@click.option(
+    '--against',
+    type=ListType(),
+    default='',
+    help='Arms to list the differences to, too, as in --against lgd.  [default: the baseline '
+    'alone]',
+)
+@click.option(
+    '--report-only',
+    is_flag=True,
+    help='Train nothing; report what has results (with --arms: these alone).',
+)
 def compare(overrides: tuple[str, ...], **options: Any) -> int:
     """Train a detector in several ways with several seeds, and compare: does it help on my data?
 

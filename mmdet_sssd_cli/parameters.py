@@ -42,17 +42,6 @@ def config_argument(required: bool = True, keep_scope: bool = False) -> Callable
     return click.argument('config', type=ConfigType(keep_scope), required=required)
 
 
-def add_options(*options: Callable) -> Callable:
-    """Make a decorator that adds options to a command, in their order in its help."""
-
-    def add(function: Callable) -> Callable:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
 def overrides_argument(function: Callable) -> Callable:
     """Take changes to the config, with or without ``--cfg-options`` before them."""
     return cfg_options_flag(

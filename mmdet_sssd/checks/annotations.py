@@ -24,10 +24,6 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
 
     Files on non-local storage are not checked.
 
-    Args:
-        cfg: The complete config.
-        stages: Loaders and evaluators to check: ``'train'``, ``'val'``, ``'test'``.
-
     Raises:
         ConfigError: if a file or folder is missing, or an annotation file cannot be read or does not
             mean what the config says; the message names the config key.

@@ -125,10 +125,6 @@ def misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
 def _replaced_settings(cfg: Config, text: str) -> list[tuple[str, Any, Any]]:
     """List settings that have no effect because the checkpoint's differ.
 
-    Args:
-        cfg: The config.
-        text: The config in the checkpoint.
-
     Returns:
         Key, value, and value in the checkpoint, of each.
     """

@@ -42,10 +42,6 @@ def rehearse(cfg: Config, build: Callable[[Config], Runner]) -> None:
     runner gets a temporary work directory, no visualisation backends, and loaders without worker
     processes, whose errors would be harder to read. What other packages print is left out.
 
-    Args:
-        cfg: The whole config; not changed.
-        build: Builds a runner from a config.
-
     Raises:
         ConfigError: if anything fails; the message names the stage.
     """

@@ -39,10 +39,6 @@ BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     """Check a config's imports, names of keys, hooks, length, batch sizes, and best metric.
 
-    Args:
-        cfg: The whole config.
-        stages: What will be run: ``'train'``, ``'val'``, ``'test'``.
-
     Raises:
         ConfigError: if the model or a hook is this package's and ``custom_imports`` lacks it, a key is
             a misspelt one of mmengine's, a hook has no type, a length or batch size is not a whole
@@ -124,10 +120,6 @@ def check_overrides(cfg: Config, keys: Collection[str]) -> None:
 
     Modules refuse unknown settings when they are built; this checks the keys above them, which
     mmengine adds to the config without question.
-
-    Args:
-        cfg: The whole config, without the changes.
-        keys: The changes' dotted keys.
 
     Raises:
         ConfigError: if mmengine does not read the first key, such as one of the config's variables, or

@@ -24,12 +24,6 @@ POLL = 1.0  # seconds between looks at the run
 def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
     """Draw shapes, train on them from scratch, evaluate, draw predictions, and print the APs.
 
-    Args:
-        out: Folder for everything; an earlier run in it is replaced.
-        epochs: Number of epochs.
-        train: Number of training images.
-        val: Number of validation images.
-
     Raises:
         ConfigError: if training or evaluation fails.
     """

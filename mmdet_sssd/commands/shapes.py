@@ -33,16 +33,7 @@ def draw_data_set(
     """Draw the splits ``train``, ``val`` and, unless it is empty, ``test``.
 
     The same arguments give the same files, and the first n images of a split do not depend on the
-    number of images.
-
-    Args:
-        out: Folder of the data set; created if needed.
-        train: Number of training images.
-        val: Number of validation images.
-        test: Number of test images.
-        size: Side of an image in pixels. Defaults to 128, to 96 if ``hard``.
-        seed: Random seed.
-        hard: Whether to draw the pictograms of :mod:`mmdet_sssd.commands.pictograms`.
+    number of images. They are 128 pixels wide, pictograms (``hard``) 96, unless ``size`` is given.
 
     Returns:
         The names of the classes.
@@ -68,16 +59,7 @@ def write_split(
     rng: np.random.Generator,
     hard: bool = False,
 ) -> None:
-    """Draw one split and write its images and its annotation file.
-
-    Args:
-        out_dir: Folder of the data set.
-        split: Name of the split, the image folder and the annotation file.
-        num_images: Number of images.
-        size: Side of an image in pixels.
-        rng: Source of all randomness.
-        hard: As in :func:`draw_data_set`.
-    """
+    """Draw one split and write its images and its annotation file."""
     draw, classes = (draw_image, CLASSES)
     if hard:
         draw, classes = pictograms.draw_image, pictograms.CLASSES

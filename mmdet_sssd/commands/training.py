@@ -66,17 +66,7 @@ def run_training(
     launcher: str = 'none',
     dry_run: bool = False,
 ) -> None:
-    """Train a detector.
-
-    Args:
-        config: Path of the config.
-        overrides: Changes to it, by dotted key.
-        work_dir: Folder of logs and checkpoints. Defaults to the config's, or ``work_dirs/CONFIG``.
-        amp: Whether to train in mixed precision.
-        auto_scale_lr: Whether to fit the learning rate to the batch size.
-        resume: A checkpoint to resume from; ``'auto'``: the latest in the work directory, if any.
-        launcher: What started the processes: ``'none'``, ``'pytorch'``, ``'slurm'``, ``'mpi'``.
-        dry_run: Whether to rehearse the run only, see :func:`~mmdet_sssd.checks.dry_run.rehearse`.
+    """Train a detector as the command says; ``resume`` is a checkpoint, or ``'auto'`` for the latest.
 
     Raises:
         ConfigError: if config or data have an error that shows before the run, a launcher's processes
@@ -119,19 +109,7 @@ def run_test(
     tta: bool = False,
     launcher: str = 'none',
 ) -> None:
-    """Evaluate a checkpoint.
-
-    Args:
-        config: Path of the config.
-        checkpoint: Path of the checkpoint.
-        overrides: Changes to the config, by dotted key.
-        work_dir: Folder of the metrics. Defaults to the config's, or ``work_dirs/CONFIG``.
-        out: Pickle file for the predictions.
-        show: Whether to show the predictions in a window.
-        show_dir: Folder in the work directory to draw the predictions into.
-        wait_time: Seconds per image in the window.
-        tta: Whether to average over augmented images.
-        launcher: As for :func:`run_training`.
+    """Evaluate a checkpoint as the command says.
 
     Raises:
         ConfigError: as for :func:`run_training`, or if the checkpoint does not fit the detector.

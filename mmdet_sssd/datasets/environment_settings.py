@@ -39,11 +39,6 @@ def check_variable_names() -> None:
 def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
     """Read a COCO file's category names, in file order, and its number of images.
 
-    Args:
-        data_root: Folder of the data set.
-        ann_file: Annotation file, relative to ``data_root``.
-        set_by: Where the user sets both paths, for the error.
-
     Raises:
         ConfigError: if the file is missing or not in COCO format.
     """

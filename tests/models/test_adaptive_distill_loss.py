@@ -75,6 +75,11 @@ def test_gradient(beta, gamma):
     )
 
 
+def test_defaults_are_the_papers():
+    pair = logits(4, 5)
+    assert AdaptiveDistillLoss()(*pair) == AdaptiveDistillLoss(0.5, 1, 2, 1.8)(*pair)
+
+
 def test_chunks_make_no_difference(monkeypatch):
     student, teacher = logits(5, 7)
     whole, grad = adaptive_distill_loss(student, teacher), gradient(student, teacher)

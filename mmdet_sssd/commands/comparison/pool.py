@@ -71,12 +71,6 @@ def write_pool(
 ) -> str:
     """Write ``pool.md``, whose text is returned, into a folder.
 
-    Args:
-        out: The folder.
-        folders: Folders of results, one for each pair of detector and data set.
-        arms: As in :func:`pool`.
-        references: The arms to compare with.
-
     Raises:
         ConfigError: if there is nothing to pool.
     """

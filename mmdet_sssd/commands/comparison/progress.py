@@ -9,11 +9,7 @@ from .runs import Run
 
 
 class Progress:
-    """Follows the runs of a comparison.
-
-    Args:
-        num_runs: Number of runs to train.
-    """
+    """Follows the runs of a comparison."""
 
     def __init__(self, num_runs: int) -> None:
         self.num_runs = num_runs

@@ -97,10 +97,7 @@ class ResultsFolder:
         return self.path / '.lock'
 
     def read(self, arms: Iterable[str] | None = None) -> dict[str, dict[int, RunResult]]:
-        """Read the results, by arm and seed.
-
-        Args:
-            arms: The arms, in this order; None reads all, the baseline first.
+        """Read the results by arm and seed, of ``arms`` in their order or of all, the baseline first.
 
         Raises:
             ConfigError: if the file is broken.
@@ -119,13 +116,7 @@ class ResultsFolder:
         configs: Mapping[str, Config] | None = None,
         command: str | None = None,
     ) -> None:
-        """Add to the file what is new, or replace what is there.
-
-        Args:
-            results: Results of runs.
-            configs: Configs of arms.
-            command: The shell command that trained.
-        """
+        """Add to the file what is new, or replace what is there."""
         with locked(self.path / '.write.lock'):
             commands, arms = self.records()
             for result in results:

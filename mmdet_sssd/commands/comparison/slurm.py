@@ -44,12 +44,7 @@ submitit.SlurmJob.watcher = QueueWatcher()  # the one class that submitit's exec
 
 
 def slurm_executor(folder: Path, options: Mapping[str, Any]) -> submitit.SlurmExecutor:
-    """Make an executor whose jobs are queued again when they run out of time.
-
-    Args:
-        folder: Where submitit keeps its jobs.
-        options: Options of ``sbatch``, in submitit's words where it has some.
-    """
+    """Make an executor whose jobs are queued again when they run out of time."""
     executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY)
     known = executor._valid_parameters()
     executor.update_parameters(

@@ -66,9 +66,6 @@ class StudyOptions:
 class Study:
     """Trains the runs of a comparison that are not there yet, and reports on all of it.
 
-    Args:
-        options: The command line.
-
     Raises:
         ConfigError: if an arm is unknown, or there is nothing to report on.
     """

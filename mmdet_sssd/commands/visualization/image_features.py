@@ -30,14 +30,6 @@ def draw_images(
 ) -> None:
     """Draw the features of student and teacher, a row per level.
 
-    Args:
-        cfg: The whole config, with an ``SSSDDistiller``.
-        checkpoint: Checkpoint of its training, with the teacher.
-        images: Images of the config's data sets: paths, or file names.
-        out: Folder to write to.
-        score_thr: Lowest score to draw.
-        device: Device to run on.
-
     Raises:
         ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
             model, or no data set lists an image.
@@ -88,10 +80,6 @@ def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
 
 def find_labelled_images(cfg: Config, images: list[str]) -> list[dict]:
     """Look images up in a config's data sets.
-
-    Args:
-        cfg: The whole config.
-        images: Paths of images, or the last parts of their paths.
 
     Returns:
         The data sets' information on each image, labels included, before any pipeline.

@@ -33,14 +33,6 @@ def draw_predictions(
 ) -> Path:
     """Draw ground truth and predictions of some validation images into one picture.
 
-    Args:
-        cfg: The whole config of any detector, with a ``val_dataloader``.
-        checkpoint: A checkpoint of it.
-        num_images: Number of images.
-        out: Folder to write to.
-        score_thr: Lowest score to draw.
-        device: Device to predict on.
-
     Returns:
         The picture's file.
 
