@@ -93,7 +93,7 @@ class Comparison:
         self.fake = dict(
             calls=str(folder / 'calls'),
             checkpoint=str(folder / 'checkpoint'),
-            **{x: [] for x in ('crash', 'kill', 'kill_parent', 'preempt', 'hang', 'unvalidated')},
+            **{x: [] for x in ('crash', 'kill', 'preempt', 'hang', 'unvalidated')},
         )
         history = HistoryBuffer([1.0, 2.0, 4.0, 1.5], [1] * 4)
         scalars = {'train/time': history, 'train/peak_memory': history}

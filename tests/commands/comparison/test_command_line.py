@@ -9,8 +9,6 @@ import pytest
 
 from mmdet_sssd_cli.compare import command_line, read_seeds
 
-from ...command import error_of
-
 
 @pytest.mark.parametrize('command', [['mmdet-sssd', 'compare'], ['compare.py']])
 def test_the_command_is_kept_as_it_can_be_given_again(monkeypatch, command):
@@ -34,9 +32,3 @@ def test_seeds_are_a_number_of_them_or_they_themselves(text, seeds):
 def test_what_are_no_seeds_is_refused(text):
     with pytest.raises(click.BadParameter, match='accepted: a number above 0, or seeds like'):
         read_seeds(None, None, text)
-
-
-def test_options_that_do_not_go_together_are_refused():
-    assert error_of('compare').startswith('CONFIG is missing; only --report-only')
-    assert error_of('compare', '--report-only').startswith('--report-only needs --results')
-    assert 'jobs is 0' in error_of('compare', 'fcos_r18-small_own-data', '--jobs', 0)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from multiprocessing import get_context
 
 import pytest
-import submitit
 import torch
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -54,15 +53,6 @@ def test_a_lost_job_is_a_failure(comparison, monkeypatch):
     comparison.fake['crash'] = [0]
     (failure,) = comparison.train(0)
     assert failure.reason.startswith('its job 7 was ended from outside')
-
-
-@pytest.mark.slow
-def test_a_killed_job_is_lost(comparison, monkeypatch):
-    monkeypatch.setattr(submitit.LocalJob, '_results_timeout_s', 0)
-    comparison.fake['kill_parent'] = [0]
-    (failure,) = comparison.train(0, in_jobs=True)
-    assert 'was ended from outside' in failure.reason
-    assert not comparison.run(0).result
 
 
 def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):

@@ -20,8 +20,6 @@ if seed in fake['hang']:
     pids.mkdir(exist_ok=True)
     (pids / str(os.getpid())).touch()
     time.sleep(60)
-if seed in fake['kill_parent']:
-    os.kill(os.getppid(), signal.SIGKILL)
 if seed in fake['crash']:
     sys.exit('error: there is no annotation file')
 log = work_dir / f'run_{time.time_ns()}' / 'vis_data' / 'scalars.json'
