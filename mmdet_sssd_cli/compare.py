@@ -33,7 +33,7 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     'the recipes gentle, paper and lgd, with the teacher or images that wrap gave CONFIG also '
     'structural_kd, sad, semi and backbone, baseline_longer; any with changes, as in '
     'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
-    'baseline,config; with --sweep baseline; with --report-only all that have results]',
+    'baseline,config; with --report-only all that have results]',
 )
 @click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).')
 @click.option(
@@ -43,8 +43,6 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     show_default=True,
     help='5: the seeds 0 to 4; 3,4,5 or 3,: these.',
 )
-@click.option('--sweep', help='KEY=VALUE,VALUE,…: an arm for each value.')
-@click.option('--sweep-arm', default='paper', show_default=True, help='The arm to vary.')
 @click.option(
     '--work-dir',
     type=Path,
@@ -119,7 +117,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     \b
     Examples:
       mmdet-sssd compare my_config.py --arms baseline,config,lgd --seeds 5
-      mmdet-sssd compare my_config.py --sweep distill_coef=1,3,10,30 --work-dir work_dirs/coef
+      mmdet-sssd compare my_config.py --arms baseline,paper,paper+distill_coef=3
       mmdet-sssd compare --report-only --results work_dirs/compare_my_config/results
     """
     from mmdet_sssd.commands.comparison.study import Study, StudyOptions

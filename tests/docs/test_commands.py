@@ -21,7 +21,7 @@ from mmengine.config import Config
 from torch.distributed.run import get_args_parser
 
 from mmdet_sssd.checks.settings import check_overrides
-from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions, sweep_arms
+from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions
 from mmdet_sssd_cli.commands import command_line
 from mmdet_sssd_cli.config_names import find_config
 from mmdet_sssd_cli.parameters import parsed
@@ -74,8 +74,6 @@ def check_ours(call: Call) -> None:
     if given.get('overrides'):
         check_overrides(Config.fromfile(find_config(given['config'])), parsed(given['overrides']))
     arms = [*(given.get('arms') or ()), *(given.get('against') or ())]
-    if given.get('sweep'):
-        arms += sweep_arms(given['sweep'], given['sweep_arm'])
     definitions = read_definitions(given.get('arms_file')) if arms else {}
     for arm in arms:
         find_arm(arm, definitions)

@@ -50,7 +50,7 @@ SHORT_NAMES = {
     'lr': 'optim_wrapper.optimizer.lr',
     'stretch': 'stretch',
 }
-"""Short names of config keys, for changes and sweeps of arms."""
+"""Short names of config keys, for changes of arms."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,6 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
         changes.insert(0, definition.get('cfg_options') or {})
         defined = definition['base']
     return Arm(name, defined, tuple(changes))
-
-
-def sweep_arms(sweep: str, base: str) -> list[str]:
-    """Name an arm for each value of a sweep, such as ``'distill_coef=1,3,10'``.
-
-    Raises:
-        ConfigError: if ``sweep`` has another form.
-    """
-    key, equals, values = sweep.partition('=')
-    names = [f'{base}+{key}={value}' for value in values.split(',') if value]
-    if not equals or not names:
-        raise ConfigError(f'--sweep is {sweep!r}; accepted: KEY=VALUE,VALUE,…')
-    return names
 
 
 def _read_setting(setting: str) -> dict[str, Any]:

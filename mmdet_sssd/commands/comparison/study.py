@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ...errors import ConfigError
 from ..locks import locked
-from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots, sweep_arms
+from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots
 from .jobs import Failure, JobRunner
 from .plots import draw_plots
 from .progress import Progress
@@ -30,8 +30,6 @@ class StudyOptions:
     arms: list[str] | None = None
     arms_file: str | None = None
     seeds: list[int] = field(default_factory=lambda: list(range(5)))
-    sweep: str | None = None
-    sweep_arm: str = 'paper'
     cfg_options: dict[str, Any] = field(default_factory=dict)
     work_dir: Path | None = None
     results: Path | None = None
@@ -113,10 +111,9 @@ class Study:
 
     def _arm_names(self) -> list[str]:
         names = self.options.arms
-        if names is None and not self.options.report_only:
-            names = [BASELINE] if self.options.sweep else [BASELINE, 'config']
-        swept = sweep_arms(self.options.sweep, self.options.sweep_arm) if self.options.sweep else []
-        return list(dict.fromkeys([*(names or []), *swept]))
+        if names is None:
+            names = [] if self.options.report_only else [BASELINE, 'config']
+        return list(dict.fromkeys(names))
 
     def _reported(self) -> list[str]:
         """Name the arms to report on: those asked for, and after training all that have results."""

@@ -12,7 +12,6 @@ from mmdet_sssd.commands.comparison.arms import (
     find_arm,
     read_definitions,
     read_roots,
-    sweep_arms,
 )
 from mmdet_sssd.config_tree import value_at
 
@@ -139,12 +138,6 @@ def test_a_name_with_changes(configs):
     assert cfg.model.distill_loss == dict(dim='channel', tau=2)
     assert cfg.model.teacher_head_grad == dict(cls=0)
     assert cfg.model.student.bbox_head.stacked_convs == 2
-
-
-def test_a_sweep_is_an_arm_for_each_value():
-    assert sweep_arms('distill_coef=1,10', 'lgd') == ['lgd+distill_coef=1', 'lgd+distill_coef=10']
-    with pytest.raises(ConfigError, match=r"--sweep is 'tau'; accepted: KEY=VALUE"):
-        sweep_arms('tau', 'paper')
 
 
 def test_arms_of_a_file(configs):
