@@ -181,20 +181,7 @@ def cpu_distiller(config: Config) -> ConfigDict:
 
 
 class StockStep:
-    """A training step of a stock detector, to compare a distilled one with.
-
-    Args:
-        model: The detector's config.
-        size: Side of the two images in pixels.
-
-    Attributes:
-        size: Side of the two images in pixels.
-        weights: State dict before the step.
-        losses: The losses, by name.
-        with_gradient: Names of the parameters that got a gradient.
-        buffers: All buffers after the step, by name.
-        predict_error: Why the stock detector cannot predict; empty if it can.
-    """
+    """A training step of a stock detector on two images, to compare a distilled one with."""
 
     def __init__(self, model: ConfigDict, size: int) -> None:
         self.size = size
@@ -281,10 +268,6 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
     """Make a batch of two random images with 4 and 2 objects, as a data loader does.
 
     Detectors without an RPN also get proposals.
-
-    Args:
-        detector: The detector; the objects have its classes.
-        size: Side of the images in pixels.
     """
     num_classes = (
         count_classes(detector.student if isinstance(detector, Distiller) else detector) or 1
