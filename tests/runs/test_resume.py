@@ -15,6 +15,8 @@ from .stock_runs import EPOCH, NUM_EPOCHS, Killed, make_runner, train
 from .test_safe_checkpoint_hook import last_checkpoint
 
 LAST = NUM_EPOCHS * EPOCH
+SWITCHES = ('PipelineSwitch', 'YOLOXModeSwitch')  # of pipelines, which workers have
+SAMPLERS = ('Default', 'ClassAware', 'AspectRatio', 'CustomSampleSize', 'GroupMultiSource')
 
 
 @pytest.fixture(scope='module')
@@ -60,37 +62,22 @@ def assert_resumed_to_the_bit(tmp_path, whole, killed_before, *case, checkpoint=
         assert_equal_states(ours[key], expected[key], key)
 
 
-@pytest.mark.parametrize('killed_before', [9, 13])
-@pytest.mark.parametrize('hook', ['PipelineSwitch', 'YOLOXModeSwitch'])
-def test_workers_after_a_switch_of_pipelines(tmp_path, whole, hook, killed_before):
-    assert_resumed_to_the_bit(tmp_path, whole, killed_before, hook, 'epochs', 'Default', 2)
-
-
 @pytest.mark.parametrize(
-    ('case', 'killed_before'), [('BatchSyncRandomResize', 9), ('DynamicRoIHead', 9)]
+    ('killed_before', 'case'),
+    [
+        *((before, (x, 'epochs', 'Default', 2)) for x in SWITCHES for before in (9, 13)),
+        (9, ('BatchSyncRandomResize',)),  # settings that follow what was seen
+        (9, ('DynamicRoIHead',)),
+        (5, ('accumulation',)),
+        (5, ('EarlyStopping',)),
+        (9, ('EarlyStopping',)),
+        *((10, ('nothing', 'iterations', x)) for x in SAMPLERS),
+        (10, ('nothing', 'epochs', 'CustomSampleSize')),  # which has a state of its own
+    ],
+    ids=str,
 )
-def test_settings_that_follow_what_was_seen(tmp_path, whole, case, killed_before):
-    assert_resumed_to_the_bit(tmp_path, whole, killed_before, case)
-
-
-def test_checkpoints_inside_an_accumulation_of_gradients(tmp_path, whole):
-    assert_resumed_to_the_bit(tmp_path, whole, 5, 'accumulation')
-
-
-@pytest.mark.parametrize('killed_before', [5, 9])
-def test_patience_of_early_stopping(tmp_path, whole, killed_before):
-    assert_resumed_to_the_bit(tmp_path, whole, killed_before, 'EarlyStopping')
-
-
-@pytest.mark.parametrize(
-    'sampler', ['Default', 'ClassAware', 'AspectRatio', 'CustomSampleSize', 'GroupMultiSource']
-)
-def test_samplers_in_an_iteration_loop(tmp_path, whole, sampler):
-    assert_resumed_to_the_bit(tmp_path, whole, 10, 'nothing', 'iterations', sampler)
-
-
-def test_sampler_with_a_state_of_its_own_in_an_epoch_loop(tmp_path, whole):
-    assert_resumed_to_the_bit(tmp_path, whole, 10, 'nothing', 'epochs', 'CustomSampleSize')
+def test_a_killed_run_goes_on_as_one_that_was_left_alone(tmp_path, whole, killed_before, case):
+    assert_resumed_to_the_bit(tmp_path, whole, killed_before, *case)
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
