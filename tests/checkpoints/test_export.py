@@ -356,3 +356,9 @@ def test_a_config_that_is_given_is_the_one_that_counts(run, data, tmp_path):
     training_config('faster_rcnn', data).dump(other)
     with pytest.raises(ConfigError, match=r'missing: .*roi_head.*, …; \d+ unexpected: bbox_head'):
         export_student(checkpoint, tmp_path, other)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(run, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=r'file/out cannot be written to \(.*give another folder'):
+        export_student(run[0], tmp_path / 'file' / 'out')
