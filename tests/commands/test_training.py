@@ -85,6 +85,11 @@ def test_missing_data_of_one_s_own_names_the_variable(monkeypatch, data):
     assert 'SSSD_DATA_ROOT' in found
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_mixed_precision_needs_a_gpu(data):
+    assert '--amp' in error_of('train', CONFIG, '--amp', '--work-dir', data)
+
+
 def test_a_missing_checkpoint_is_named(data):
     assert f'{data}/none.pth' in error_of('test', CONFIG, data / 'none.pth', '--work-dir', data)
 
