@@ -73,6 +73,7 @@ ARMS = {
     'ratio-0.25': {RATIO: 0.25},
     'ratio-1': {RATIO: 1.0},
     'features': {RATIO: 0.25, HEAD_GRAD: 0.0},  # its loss trains features, not the head
+    'features-1': {RATIO: 1.0, HEAD_GRAD: 0.0},
     'no-cls': {RATIO: 0.25, HEAD_GRAD: {'cls': 0.0}},
     'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
     'correct': {RATIO: 0.25, 'model.teacher': dict(type='CorrectingTeacher')},
@@ -101,14 +102,11 @@ OF_WHAT = ['features', 'no-cls', 'detach', 'correct', 'correct-direct']
 BOTH = ['baseline', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(
-        {},
-        SGD,
-        arm=['baseline', 'ratio-0.25', 'features', 'correct-direct', 'correct', 'blind'],
-        epochs=[4],
+        {}, SGD, arm=['baseline', 'features', 'ratio-0.25', 'features-1', 'blind'], epochs=[4]
     ),
     rates=cells(*RATES, epochs=[4]),
     curve=cells({}, SGD, epochs=[8, 16]),
-    spread=cells({}, SGD, epochs=[4], seed=[1, 2]),
+    spread=cells({}, SGD, arm=['baseline', 'features'], epochs=[4], seed=[1, 2]),
     arms=cells({}, SGD, arm=['ratio-0.25', *OF_WHAT, *HOW_MUCH]),
     seeds=cells({}, SGD, arm=[*BOTH, 'features'], seed=[1, 2]),
     width=cells({'width': 128}, {'width': 64}, {'width': 256}, arm=BOTH),
