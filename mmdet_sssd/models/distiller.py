@@ -266,7 +266,7 @@ class Distiller(BaseDetector):
         with ExitStack() as stack:
             stack.enter_context(given_feats(self.student, record.head_feats(feats)))
             stack.enter_context(record)
-            if any(x.start_level > 0 or x.reuses_assignment for x in teachers):
+            if any(x.is_trained for x in teachers):
                 results = stack.enter_context(results_recorded(self.student))
             losses = self.student.loss(batch_inputs, fresh_samples(samples))
         return losses, record.outputs(self._tapped('teachers', feats)), results

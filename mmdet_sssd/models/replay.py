@@ -9,10 +9,11 @@ run unchanged in them, so one code path serves every detector::
 
 import copy
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from mmdet.models import BaseDetector
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.task_modules.samplers import MaskPseudoSampler, PseudoSampler
 from mmdet.structures import DetDataSample
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ from .weights_by_name import Weights, find_weight
 
 FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # not run in a replay
 
-Results = dict[str, list[Any]]
-"""Return values of functions, call by call, by the functions' paths in a detector."""
+Results = dict[str, list['_Call']]
+"""Calls of functions, by the functions' paths in a detector."""
 
 
 @dataclass
@@ -212,21 +214,71 @@ def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
 
 # --- What the heads do not compute again
 
+ASSIGN, LEVEL = 'assign', 'forward_single'
+PRIORS, TARGETS = ('grid_priors', 'valid_flags'), 'get_targets'
+BY_ARGUMENTS = (*PRIORS, TARGETS)
+
+
+class _Call:
+    """A recorded call of a function.
+
+    Args:
+        given: What its arguments held before it, or nothing if it also changed its owner.
+        result: What it returned.
+        num_calls: Number of calls of each function when it ended, so with those that it made.
+    """
+
+    def __init__(self, given: list[Any], result: Any, num_calls: dict[str, int]) -> None:
+        self.result, self.num_calls = result, num_calls
+        self._given, self._versions = given, _versions(result)
+
+    def repeats(self, given: Any) -> bool:
+        """Tell whether the very same tensors are given, and the result was not changed since."""
+        pairs = zip_longest(_leaves(given), self._given)
+        return all(_is_same(x, y) for x, y in pairs) and _versions(self.result) == self._versions
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield everything nested in containers and data elements."""
+    if isinstance(value, BaseDataElement):
+        value = dict(value.all_items())
+    if isinstance(value, dict):
+        value = [*value.items()]
+    if isinstance(value, (list, tuple)):
+        for x in value:
+            yield from _leaves(x)
+    else:
+        yield value
+
+
+def _versions(value: Any) -> list[int]:
+    return [x._version for x in _leaves(value) if isinstance(x, Tensor)]
+
+
+def _is_same(x: Any, y: Any) -> bool:
+    if x is y or isinstance(x, Tensor) or type(x) is not type(y):
+        return x is y
+    return np.array_equal(x, y)
+
 
 @contextmanager
 def results_recorded(detector: BaseDetector) -> Iterator[Results]:
-    """Record the results of a detector's assigners and of its dense heads' single levels."""
+    """Record a detector's priors, targets and assignments, and its dense heads' single levels."""
     results: Results = defaultdict(list)
 
-    def recording(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:
+            given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
             result = function(*args, **kwargs)
-            results[key].append(result)
+            if [*map(id, attributes)] != [*map(id, vars(owner).values())]:
+                given = []  # a repetition must change it too
+            num_calls = {name: len(calls) for name, calls in results.items()}
+            results[key].append(_Call(given, result, num_calls))
             return result
 
         return record
 
-    with _replaced({**_assigners(detector), **_single_levels(detector)}, recording):
+    with _replaced(_reusable(detector), recording):
         yield results
 
 
@@ -236,74 +288,109 @@ def results_reused(
 ) -> Iterator[None]:
     """Return the recorded results instead of computing them.
 
-    Calls beyond the recorded ones are computed.
+    Targets made of the very same tensors, so not of predictions, are reused; if a head draws samples,
+    these are drawn anew from the same assignment.
 
     Args:
         detector: The detector.
         results: Results from :func:`results_recorded`.
-        assignment: Whether to reuse the assigners' results.
+        assignment: Whether to reuse all assignments, call by call, those by predictions included.
+            Calls beyond the recorded ones are computed.
         start_level: Dense heads reuse their results on levels before this index, without gradient.
     """
+    num_calls: Counter[str] = Counter()
+    same_targets = False
 
-    def reusing(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        recorded = iter(enumerate(results[key]))
-        is_assigner = key.endswith('.assign')
-
+    def reusing(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         def reuse(*args: Any, **kwargs: Any) -> Any:
-            index, result = next(recorded, (None, None))
-            if index is None or not (is_assigner or index < start_level):
+            nonlocal same_targets
+            index = num_calls[key]
+            num_calls[key] += 1
+            call = results[key][index] if index < len(results[key]) else None
+            if call is None:
                 return function(*args, **kwargs)
-            # samplers change assignments in place
-            return copy.copy(result) if is_assigner else map_tensors(Tensor.detach, result)
+            if key.endswith(LEVEL) and index < start_level:
+                return map_tensors(Tensor.detach, call.result)
+            if key.endswith(ASSIGN) and (assignment or same_targets):
+                return copy.copy(call.result)  # samplers change assignments in place
+            if not (key.endswith(BY_ARGUMENTS) and call.repeats((args, kwargs))):
+                return function(*args, **kwargs)
+            if not _draws_samples(owner):
+                num_calls.update({name: n - num_calls[name] for name, n in call.num_calls.items()})
+                num_calls[key] = index + 1
+                return map_tensors(lambda x: x, call.result)  # in containers of its own
+            same_targets = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                same_targets = False
 
         return reuse
 
-    functions = _assigners(detector) if assignment else {}
-    if start_level:
-        functions |= _single_levels(detector)
-    with _replaced(functions, reusing):
+    with _replaced(_reusable(detector), reusing):
         yield
+
+
+class _StandIn:
+    """Stands in for a method; compiled code stays valid for an object, not for a new function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 @contextmanager
 def _replaced(
-    owners: dict[str, Any], replacement: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    owners: dict[str, Any],
+    replacement: Callable[[str, Any, Callable[..., Any]], Callable[..., Any]],
 ) -> Iterator[None]:
     """Replace methods of objects; the keys end with the methods' names."""
     names = {key: key.rpartition('.')[2] for key in owners}
+    # only set if other code replaced it
+    shadowed = {key: vars(x)[names[key]] for key, x in owners.items() if names[key] in vars(x)}
     for key, owner in owners.items():
-        setattr(owner, names[key], replacement(key, getattr(owner, names[key])))
+        function = replacement(key, owner, getattr(owner, names[key]))
+        setattr(owner, names[key], function if key.endswith(LEVEL) else _StandIn(function))
     try:
         yield
     finally:
         for key, owner in owners.items():
             delattr(owner, names[key])
+        for key, function in shadowed.items():
+            setattr(owners[key], names[key], function)
 
 
-def _dense_parts(detector: BaseDetector) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the heads' modules, except those for proposals."""
-    for name, child in detector.named_children():
-        if name.endswith('head') and name != 'roi_head':
-            yield from child.named_modules(prefix=name)
+def _draws_samples(head: nn.Module) -> bool:
+    sampler = getattr(head, 'sampler', None)
+    return sampler is not None and not isinstance(sampler, (PseudoSampler, MaskPseudoSampler))
 
 
-def _assigners(detector: BaseDetector) -> dict[str, Any]:
-    """Find the assigners, each once."""
-    found: dict[int, tuple[str, Any]] = {}
-    for path, module in _dense_parts(detector):
-        for name, value in vars(module).items():
-            if hasattr(value, 'assign'):
-                found.setdefault(id(value), (f'{path}.{name}.assign', value))
+def _reusable(detector: BaseDetector) -> dict[str, Any]:
+    """Find the functions whose results may be reused, and their owners, each once.
+
+    These are functions of the heads' modules, those for proposals excepted, and of their parts.
+    """
+    found: dict[tuple[int, str], tuple[str, Any]] = {}
+    heads = [
+        (name, child)
+        for name, child in detector.named_children()
+        if name.endswith('head') and name != 'roi_head'
+    ]
+    for name, child in heads:
+        for path, module in child.named_modules(prefix=name):
+            own = [TARGETS, *[LEVEL] * isinstance(module, BaseDenseHead)]
+            parts = [(f'{path}.{key}', x) for key, x in vars(module).items()]
+            for place, owner, functions in [
+                (path, module, own),
+                *((place, x, (ASSIGN, *PRIORS)) for place, x in parts),
+            ]:
+                for function in functions:
+                    if callable(getattr(owner, function, None)):
+                        found.setdefault((id(owner), function), (f'{place}.{function}', owner))
     return dict(found.values())
-
-
-def _single_levels(detector: BaseDetector) -> dict[str, nn.Module]:
-    """Find the dense heads that process levels one by one."""
-    return {
-        f'{path}.forward_single': module
-        for path, module in _dense_parts(detector)
-        if isinstance(module, BaseDenseHead) and hasattr(module, 'forward_single')
-    }
 
 
 # --- What the heads do not keep

@@ -63,8 +63,8 @@ class SSSDDistiller(Distiller):
         start_level: Index of the first distilled feature level; 1 skips the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1
             if there are levels of several sizes.
-        reuse_assignment: Whether the teacher's pass reuses the student's label assignment; see
-            :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
+        reuse_assignment: Whether the teacher's pass reuses label assignments that depend on the
+            student's predictions; see :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
         economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
             one 1×1 convolution, and a single convolution that refines the teacher's features.
             Defaults to False.

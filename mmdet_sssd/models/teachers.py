@@ -40,7 +40,7 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         is_trained: Whether the teacher is trained.
         loss_weights: Weights of its losses by regular expression.
         active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
-        reuses_assignment: Whether its detection loss reuses the student's label assignment.
+        reuses_assignment: Whether its detection loss reuses assignments that depend on predictions.
         start_level: Index of the first feature level that it makes itself; lower levels are the
             student's.
         head_grad: Factors of the gradients that its detection loss sends into the student's head, by
@@ -170,10 +170,11 @@ class ImplicitTeacher(Teacher):
             teacher's features are the student's, without gradient, and dense heads do not run again:
             1 skips the finest level, which costs most; None does so if levels differ in size. Defaults
             to 0.
-        reuse_assignment: Whether the teacher's pass reuses the student's label assignment, as in LGD's
-            reference code. Proposals of an R-CNN, and PAA's and LAD's second step, are always assigned
-            anew. Refused for heads whose boxes can be inside out (``exp_on_reg=False``, as in
-            RTMDet-tiny and -s). Defaults to False.
+        reuse_assignment: Whether the teacher's pass reuses the student's label assignment even where it
+            depends on predictions (YOLOX, RTMDet, TOOD, DETRs), as in LGD's reference code; where it
+            does not (RetinaNet, FCOS, ATSS), it is reused anyway. Proposals of an R-CNN, and PAA's and
+            LAD's second step, are always assigned anew. Refused for heads whose boxes can be inside
+            out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
             student's head, or factors by parameter: each regular expression sets the factor of the
             parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification

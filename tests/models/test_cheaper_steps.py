@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import MODELS
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import FeatureAdapter
+from mmdet_sssd.models import FeatureAdapter, replay
 from mmdet_sssd.models.replay import fresh_samples, given_feats
 
 from ..stock_detectors import demo_batch, stock_config
@@ -104,13 +104,58 @@ def count_assignments(model):
     return counts
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'atss', 'faster_rcnn'])
-def test_assignment_by_priors_is_the_same_when_it_is_reused(name):
-    plain, reusing = (build(name, reuse_assignment=x) for x in (False, True))
-    data = demo_batch(plain)
+def count_targets(model):
+    """Count how often a head's targets are made, and an assigner assigns."""
+    counts = Counter()
+    for path, module in model.student.named_modules():
+        for owner, name in (
+            (module, '_get_targets_single'),
+            (vars(module).get('assigner'), 'assign'),
+        ):
+            if hasattr(owner, name):
+                function = getattr(owner, name)
+
+                def counted(*args, key=f'{path}.{name}', function=function, **kwargs):
+                    counts[key] += 1
+                    return function(*args, **kwargs)
+
+                setattr(owner, name, counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ('name', 'made_once'),
+    [
+        ('retinanet', {'bbox_head._get_targets_single', 'bbox_head.assign'}),
+        ('fcos', {'bbox_head._get_targets_single'}),
+        ('atss', {'bbox_head._get_targets_single', 'bbox_head.assign'}),
+        ('faster_rcnn', set()),  # each pass copies the boxes, and draws samples
+        ('yolox', set()),  # assigns by its predictions
+    ],
+)
+def test_what_does_not_depend_on_predictions_is_computed_once(name, made_once, monkeypatch):
+    plain, model = build(name), build(name)
+    data, counts = demo_batch(plain), count_targets(model)
+    found = losses_of(model, data)
+    assert {key for key, count in counts.items() if count == len(data['data_samples'])} == made_once
+    monkeypatch.setattr(replay._Call, 'repeats', lambda *_: False)
     expected = losses_of(plain, data)
-    for key, value in losses_of(reusing, data).items():
+    for key, value in found.items():
         assert torch.equal(value, expected[key]), key
+
+
+def test_targets_that_a_head_changed_afterwards_are_made_again():
+    model = build('retinanet')
+    head, data = model.student.bbox_head, demo_batch(model)
+    counts, loss = count_targets(model), head.loss_by_feat_single
+
+    def changing(cls_score, bbox_pred, anchors, labels, *args, **kwargs):
+        labels.add_(0)
+        return loss(cls_score, bbox_pred, anchors, labels, *args, **kwargs)
+
+    head.loss_by_feat_single = changing
+    losses_of(model, data)
+    assert counts['bbox_head._get_targets_single'] == 4
 
 
 @pytest.mark.parametrize('name', ['yolox', 'rtmdet', 'deformable_detr', 'faster_rcnn'])

@@ -22,9 +22,9 @@ from ...runs import AtomicLocalBackend
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
 from ..random_batch import random_batch
 from ..training_steps import Trainee, seconds_in_turn, without_weights
-from .costs import NOISE_BOUND, Costs, cost_table, flops_table, noise_note
+from .costs import NOISE_BOUND, Costs, cost_table, noise_note, part_table
 from .memory import KINDS, peak_memory
-from .parts import Parts, flop_counter
+from .parts import COUNTED, Parts, StepCounter
 
 WARM_UP = 1  # the steps that count operations and memory come before
 STEPS = 15
@@ -90,7 +90,7 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
     found = {x.name: x.to_dict(arms[0]) for x in arms}
     rows = list(found.values())
     console.print(cost_table(rows, KINDS[torch.device(options.device).type]))
-    console.print(flops_table(rows))
+    console.print(part_table(rows))
     if note := noise_note(rows):
         console.print(note, highlight=False)
     if options.profile:
@@ -138,9 +138,11 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
         lambda model: random_batch(model, options.shape, options.batch, options.objects),
         options.device,
     )
-    with flop_counter() as counter, Parts(trainee.model, counter) as parts:
+    device = torch.device(options.device).type
+    with StepCounter(device) as counter, Parts(trainee.model, counter) as parts:
         trainee.step()
-    return trainee, Costs(name, dict(parts.flops), peak_memory(trainee, held_before))
+    counts = {kind: dict(parts.counts[kind]) for kind in COUNTED}
+    return trainee, Costs(name, **counts, peak_memory=peak_memory(trainee, held_before))
 
 
 def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:

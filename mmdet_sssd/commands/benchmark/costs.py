@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .parts import PARTS
+from .parts import COUNTED, PARTS
 
 NOISE_BOUND = 0.1  # largest interquartile range of paired time ratios, relative to their median
 
@@ -19,12 +19,16 @@ class Costs:
     Attributes:
         name: Name of the arm.
         flops: Floating-point operations, by part.
+        operators: Operators that the device runs, by part.
+        waits: Operators that wait for the device, by part.
         peak_memory: Bytes; :data:`~.memory.KINDS` says what they measure.
         seconds: Time of each step.
     """
 
     name: str
     flops: dict[str, int]
+    operators: dict[str, int]
+    waits: dict[str, int]
     peak_memory: int
     seconds: list[float] = field(default_factory=list)
 
@@ -32,12 +36,15 @@ class Costs:
         """Convert to JSON, with ratios to the costs of the first arm, step by step for the time."""
         pairs = zip(self.seconds, first.seconds, strict=True)
         time = quartiles([own / other for own, other in pairs])
-        flops = sum(self.flops.values()) / sum(first.flops.values())
+        counted = {
+            kind: sum(getattr(self, kind).values()) / max(sum(getattr(first, kind).values()), 1)
+            for kind in COUNTED
+        }
         ratios = {
             'time': time['median'],
             'time_quartiles': time,
-            'flops': flops,
-            'time_over_flops': time['median'] / flops,
+            **counted,
+            'time_over_flops': time['median'] / counted['flops'],
             'memory': self.peak_memory / first.peak_memory,
             'too_noisy': time['upper_quartile'] - time['lower_quartile']
             > NOISE_BOUND * time['median'],
@@ -58,7 +65,8 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
         caption=f'memory: {memory_kind}',
     )
     table.add_column('arm')
-    for name in ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'memory', '×'):
+    columns = ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'operators', '×')
+    for name in (*columns, 'waits', '×', 'memory', '×'):
         table.add_column(name, justify='right')
     for arm in arms:
         low, median, high = arm['step_time'].values()
@@ -70,22 +78,30 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
             f'{sum(arm["flops"].values()) / 1e9:,.1f} G',
             f'{ratios["flops"]:.2f}',
             f'{ratios["time_over_flops"]:.2f}',
+            f'{sum(arm["operators"].values()):,}',
+            f'{ratios["operators"]:.2f}',
+            f'{sum(arm["waits"].values()):,}',
+            f'{ratios["waits"]:.2f}',
             f'{arm["peak_memory"] / 2**20:,.0f} MiB',
             f'{ratios["memory"]:.2f}',
         )
     return table
 
 
-def flops_table(arms: Sequence[dict[str, Any]]) -> Table:
-    """List the operations by part."""
-    table = Table(title='GFLOPs by part')
+def part_table(arms: Sequence[dict[str, Any]]) -> Table:
+    """List what was counted by part."""
+    table = Table(
+        title='GFLOPs / operators / waits by part',
+        caption='An operator that waits stops the program until the device has caught up.',
+    )
     table.add_column('part')
     for arm in arms:
         table.add_column(arm['name'], justify='right')
     for part in PARTS:
-        counts = [arm['flops'].get(part, 0) for arm in arms]
-        if any(counts):
-            table.add_row(part, *(f'{count / 1e9:,.2f}' for count in counts))
+        counts = [[arm[kind].get(part, 0) for kind in COUNTED] for arm in arms]
+        if any(map(any, counts)):
+            texts = (f'{flops / 1e9:,.2f} / {ops:,} / {waits}' for flops, ops, waits in counts)
+            table.add_row(part, *texts)
     return table
 
 

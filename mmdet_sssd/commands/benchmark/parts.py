@@ -1,13 +1,17 @@
 """Attributes the work of a training step to the parts of a model, watching it from outside."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.profiler import record_function
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ...models import Distiller
@@ -25,10 +29,21 @@ BACKBONE, NECK, HEAD, TEACHER, ADAPTER, LOSS, SECOND_HEAD, BACKWARD, OTHER = PAR
 )
 """The parts. ``head``: the detector's loss without backbone and neck, label assignment included;
 ``second head pass``: the same on teachers' features. ``loss``: the terms without their adapters.
-``backward pass``: of all parts, recomputation included. ``other``: preprocessing, and what a distiller
-does between its parts."""
+``backward pass``: of all parts, recomputation included, and the sum of the losses. ``other``:
+preprocessing, and what a distiller does between its parts."""
 
+COUNTED = ('flops', 'operators', 'waits')
+WAITING = (
+    '_local_scalar_dense',
+    'nonzero',
+    '_unique',
+    '_unique2',
+    'unique_dim',
+    'masked_select',
+    'equal',
+)
 LABEL = 'part: '
+OPTIMIZER = 'optimizer'  # not of a step's forward and backward pass, which are compared
 
 
 def _conv_backward_flops(grad: Any, x: Any, weight: Any, *settings: Any, **_: Any) -> int:
@@ -37,13 +52,69 @@ def _conv_backward_flops(grad: Any, x: Any, weight: Any, *settings: Any, **_: An
     return conv_flop_count(x, weight, grad, transposed) * sum(needed[:2])
 
 
-def flop_counter() -> FlopCounterMode:
-    """Make torch's counter of the operations of convolutions and matrix products.
+class Operators(TorchDispatchMode):
+    """Counts the operators that run on a device in its context, and those that wait for it.
 
-    It ignores element-wise operations, and mmcv's RoI and deformable ones.
+    Views and allocations do not count. An operator waits if its result's size, or the program's next
+    step, depends on values that the device computes.
+
+    Args:
+        device: Type of the device.
+
+    Attributes:
+        names: Number of operators by name.
+        waits: Number of waiting ones by name.
     """
-    formulas = {torch.ops.aten.convolution_backward: _conv_backward_flops}
-    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+    def __init__(self, device: str = 'cpu') -> None:
+        super().__init__()
+        self.device = device
+        self.names: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = function(*args, **kwargs or {})
+        name = str(function.overloadpacket).removeprefix('aten.')
+        if not (
+            function.is_view or name.startswith(('empty', 'new_empty', '_unsafe_view', 'detach'))
+        ):
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            devices = {x.device.type for x in tensors}
+            if self.device in devices:
+                self.names[name] += 1
+                moves = name in ('_to_copy', 'copy_') and devices > {'cpu'}
+                by_mask = name.startswith('index') and _selects_by_mask(args)
+                self.waits[name] += name in WAITING or by_mask or (moves and _is_on_cpu(result))
+        return result
+
+
+def _selects_by_mask(args: tuple) -> bool:
+    return any(x.dtype == torch.bool for x in tree_leaves(args[1:2]) if isinstance(x, Tensor))
+
+
+def _is_on_cpu(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.device.type == 'cpu'
+
+
+class StepCounter(ExitStack):
+    """Counts the work of what runs in its context.
+
+    Floating-point operations are those of convolutions and matrix products; element-wise ones, and
+    mmcv's RoI and deformable ones, do not count.
+    """
+
+    def __init__(self, device: str = 'cpu') -> None:
+        super().__init__()
+        formulas = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+        self.flops = self.enter_context(FlopCounterMode(display=False, custom_mapping=formulas))
+        self.operators = self.enter_context(Operators(device))
+
+    def totals(self) -> Counter[str]:
+        """Sum up everything counted so far, by :data:`COUNTED`."""
+        operators, waits = self.operators.names.total(), self.operators.waits.total()
+        return Counter(flops=self.flops.get_total_flops(), operators=operators, waits=waits)
 
 
 class Parts:
@@ -51,24 +122,26 @@ class Parts:
 
     Args:
         model: A detector or a distiller.
-        counter: Counts operations meanwhile; None counts nothing.
+        counter: Counts work meanwhile; None counts nothing.
 
     Attributes:
-        flops: Operations by part.
+        counts: For each of :data:`COUNTED`, numbers by part; the optimizer's step is left out.
     """
 
-    def __init__(self, model: BaseModel, counter: FlopCounterMode | None = None) -> None:
+    def __init__(self, model: BaseModel, counter: StepCounter | None = None) -> None:
         self.model = model
         self.counter = counter
-        self.flops: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         self.running = [OTHER]
         self.labels: list[record_function] = []
-        self.num_passes = self.counted = 0
+        self.num_passes = 0
+        self.counted: Counter[str] = Counter()
 
     def __enter__(self) -> 'Parts':
         self.handles = [
             self.model.register_forward_pre_hook(self._begin_step),
             self.model.register_forward_hook(lambda *_: self._enter(BACKWARD), always_call=True),
+            register_optimizer_step_pre_hook(self._begin_update),
         ]
         self.detector = self.model
         if isinstance(self.model, Distiller):
@@ -91,9 +164,13 @@ class Parts:
         del self.detector.loss
 
     def _begin_step(self, *_: Any) -> None:
-        while self.labels:  # of the last step's backward pass
+        while self.labels:  # of what the last step ended with
             self._leave()
         self.num_passes = 0
+
+    def _begin_update(self, *_: Any) -> None:
+        self._begin_step()
+        self._enter(OPTIMIZER)
 
     def _watch(self, module: nn.Module | None, part: str) -> None:
         if isinstance(module, nn.Module):
@@ -129,7 +206,9 @@ class Parts:
 
     def _count(self) -> None:
         """Give the running part what was counted since the last change."""
-        total = self.counter.get_total_flops() if self.counter else 0
-        if total > self.counted:
-            self.flops[self.running[-1]] += total - self.counted
-            self.counted = total
+        if self.counter:
+            totals = self.counter.totals()
+            if self.running[-1] != OPTIMIZER:
+                for kind, number in (totals - self.counted).items():
+                    self.counts[kind][self.running[-1]] += number
+            self.counted = totals

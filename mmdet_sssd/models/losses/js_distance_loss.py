@@ -30,11 +30,14 @@ class _JSDistances(torch.autograd.Function):
     level is a matrix of shape (m, n): a distribution over n elements in each row.
     """
 
+    blockwise = True  # on a CPU, where the temporaries then fit the cache
+
     @staticmethod
     def forward(ctx: Any, tau: float, *levels: Tensor) -> Tensor:
         """Compute the distances of all rows; first come the student's L levels, then the teacher's."""
         students, teachers = levels[: len(levels) // 2], levels[len(levels) // 2 :]
-        if students[0].device.type != 'cpu' or torch.compiler.is_compiling():
+        on_cpu = students[0].device.type == 'cpu' and not torch.compiler.is_compiling()
+        if not (on_cpu and _JSDistances.blockwise):
             distances, grads = _distances(students, teachers, tau)
         else:
             distances, grads = zip(

@@ -30,7 +30,8 @@ def stock(tmp_path_factory):
 
 
 def costs(name, seconds, flops, memory=10) -> Costs:
-    return Costs(name, {'head': flops, 'backward pass': 2 * flops}, memory, seconds)
+    work = {'head': flops, 'backward pass': 2 * flops}
+    return Costs(name, work, operators=work, waits={}, peak_memory=memory, seconds=seconds)
 
 
 def test_ratios_by_hand():
@@ -67,6 +68,9 @@ def test_results(stock, tmp_path):
     assert set(first['flops']) == {'backbone', 'neck', 'head', 'backward pass'}
     assert second['flops']['second head pass'] == first['flops']['head']
     assert len(second['seconds']) == 2
+    for kind in ('operators', 'waits'):
+        assert second[kind]['second head pass'] > 0
+        assert second['ratios'][kind] > 1
     totals = [sum(x['flops'].values()) for x in (first, second)]
     assert second['ratios']['flops'] == totals[1] / totals[0] > 1
     assert second['ratios']['memory'] > 1
@@ -77,7 +81,12 @@ def test_results(stock, tmp_path):
         assert 'aten::' in operators
         assert 'part: head' in operators
     text = console.file.getvalue()
-    for words in ('FLOPs by part', 'second head pass', 'paper+dim=channel', 'backward pass'):
+    for words in (
+        'operators / waits by part',
+        'second head pass',
+        'paper+dim=channel',
+        'backward pass',
+    ):
         assert words in text
 
 

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdet_sssd.commands.benchmark.memory import peak_kept
-from mmdet_sssd.commands.benchmark.parts import Parts, flop_counter
+from mmdet_sssd.commands.benchmark.parts import Operators, Parts, StepCounter
 from mmdet_sssd.commands.random_batch import SMALLEST, random_batch, random_boxes
 from mmdet_sssd.commands.training_steps import Trainee
 
@@ -24,10 +24,10 @@ def toy_trainee(model) -> Trainee:
 
 def flops_of(model) -> dict[str, int]:
     trainee = toy_trainee(model)
-    with flop_counter() as counter, Parts(trainee.model, counter) as parts:
+    with StepCounter() as counter, Parts(trainee.model, counter) as parts:
         for _ in range(2):
             trainee.step()
-    return dict(parts.flops)
+    return dict(parts.counts['flops'])
 
 
 def test_operations_of_a_stock_detector():
@@ -49,10 +49,22 @@ def test_operations_of_a_distilled_one_are_kept_apart_by_part():
 def test_grouped_convolutions_are_no_larger_than_they_are():
     conv = nn.Conv2d(8, 16, 3, padding=1, groups=4)
     x = torch.rand(2, 8, 10, 10, requires_grad=True)
-    with flop_counter() as counter:
+    with StepCounter() as counter:
         conv(x).sum().backward()
     once = 2 * (2 * 10 * 10) * 16 * (8 // 4) * 9
-    assert counter.get_total_flops() == 3 * once
+    assert counter.totals()['flops'] == 3 * once
+
+
+def test_operators_and_waits_by_hand():
+    x = torch.rand(4, 4)
+    with Operators() as operators:
+        y = x.view(16).exp()  # a view, and one operator
+        float(y.sum())  # two, one of which waits
+        y[y > 0] = 1  # two, one of which waits
+        y[torch.tensor([0])] = 2  # by an index: no wait
+    assert operators.waits.total() == 2
+    found = operators.names
+    assert (found['exp'], found['sum'], found['gt'], found['index_put_']) == (1, 1, 1, 2)
 
 
 def test_parts_leave_the_model_as_it_was():
