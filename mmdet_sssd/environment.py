@@ -72,7 +72,7 @@ def check_environment() -> None:
         )
     try:
         import mmcv.ops  # noqa: F401
-    except ImportError as error:
+    except (ImportError, AssertionError) as error:  # mmcv asserts that its ops are all there
         raise ImportError(
             f'mmcv has no compiled ops that load with torch {version("torch")} ({error}). Run `bash '
             f'tools/setup.sh{option}` in a checkout of mmdet_sssd, or build them here: '

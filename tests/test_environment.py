@@ -1,4 +1,6 @@
 import importlib.metadata
+import sys
+import types
 
 import pytest
 
@@ -59,3 +61,12 @@ def test_a_mixture_of_the_families_is_refused(installed, other):
         check_environment()
     assert f'mmdet 3.3.0 of OpenMMLab; {other} {ONEDL[other]} of OneDL' in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_ops_of_another_mmcv_are_told(installed, monkeypatch):
+    installed.update(OPENMMLAB)
+    for name in [x for x in sys.modules if x.startswith('mmcv.ops')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', types.ModuleType('mmcv._ext'))
+    with pytest.raises(ImportError, match='mmcv has no compiled ops that load'):
+        check_environment()
