@@ -108,7 +108,7 @@ def _check_heads(student: DetectorOutputs, teacher: DetectorOutputs) -> None:
                 f'classification logits are compared, but the {role} has no dense bbox_head with '
                 'independent sigmoids, trained at all of its fixed anchors; accepted: detectors '
                 'such as RetinaNet, ATSS, FCOS or GFL. Two-stage detectors, transformers, YOLOX and '
-                "guided anchors take type='FeatureTerm'"
+                "guided anchors take type='FeatureTerm' (wrap --method structural_kd)"
             )
     found = [[tuple(x.shape[1:]) for x in outputs.cls_scores] for outputs in (student, teacher)]
     if found[0] != found[1]:
