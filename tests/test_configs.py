@@ -365,10 +365,14 @@ def test_the_config_of_the_readme_builds(tmp_path):
     assert text == (tmp_path / 'wrapped.py').read_text()
 
 
-def test_the_pretrained_teacher_of_the_tutorial_builds(tmp_path):
+def test_the_teachers_of_the_tutorial_build(tmp_path):
     tutorial = (ROOT / 'docs/tutorials/pretrained_teacher.md').read_text()
-    text, hooks = re.findall(r'```python\n(.*?)```', tutorial, re.S)
+    backbone, text, hooks = re.findall(r'```python\n(.*?)```', tutorial, re.S)
     path = tmp_path / 'my_config.py'
+    path.write_text(backbone)
+    cfg = Config.fromfile(path)
+    cfg.model.teachers.backbone.backbone.init_cfg = None  # which is downloaded
+    assert build(cfg).teachers['backbone'].backbone.depth == 101
     path.write_text(text + textwrap.dedent(hooks))
     cfg = Config.fromfile(path)
     assert list(build(cfg).terms) == ['ssim', 'adl']
