@@ -282,7 +282,11 @@ def test_the_user_is_told_how_to_continue(tmp_path, capfd):
 )
 def test_a_second_signal_ends_the_run_at_once(tmp_path, numbers, code):
     settings = dict(signals=dict(numbers=numbers, train_iter=2))
-    process = get_context('fork').Process(target=train, args=(tmp_path,), kwargs=settings)
+    context = get_context(
+        'forkserver'
+    )  # the tests' own threads may hold locks that a fork would keep
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=train, args=(tmp_path,), kwargs=settings)
     process.start()
     process.join()
     assert process.exitcode == code
