@@ -19,9 +19,9 @@ FAMILIES = {
         'onedl-mmdetection': '>=3.5,<3.6',
     },
 }
-"""Supported versions by family and distribution; ``requirements.txt`` has the tested ones."""
+"""Supported versions by family and distribution; OpenMMLab's in ``requirements.txt`` are tested."""
 
-TESTED_MMCV = {'OpenMMLab': 'mmcv==2.1.0', 'OneDL': 'onedl-mmcv==2.3.6'}
+MMCV_TO_BUILD = {'OpenMMLab': 'mmcv==2.1.0', 'OneDL': 'onedl-mmcv==2.3.6'}
 
 
 def installed_version(name: str) -> str | None:
@@ -82,7 +82,7 @@ def check_environment() -> None:
 
 def build_mmcv(family: str) -> str:
     """Name the command that builds a family's mmcv with ops for the installed torch."""
-    mmcv = TESTED_MMCV[family]
+    mmcv = MMCV_TO_BUILD[family]
     return (
         f'pip cache remove {mmcv.partition("==")[0]}; MMCV_WITH_OPS=1 pip install '
         f'--no-build-isolation --no-deps --force-reinstall {mmcv}'

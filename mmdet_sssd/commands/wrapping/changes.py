@@ -78,7 +78,7 @@ class WrappingOptions:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        """Names of the recipes, of which the first says what the distiller is."""
+        """Names of the recipes; the first says what the distiller is."""
         method = self.method or ('structural_kd' if self.teacher and not self.unlabelled else None)
         semi = 'semi' if self.unlabelled else None
         names = (self.recipe, semi, method, 'backbone' if self.backbone_teacher else None)
