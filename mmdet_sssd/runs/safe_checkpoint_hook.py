@@ -109,6 +109,7 @@ class SafeCheckpointHook(CheckpointHook):
         if self.save_last and runner.iter not in (self.first_iter, self.saved_iter):
             step = runner.epoch if self.by_epoch else runner.iter
             meta = dict(epoch=runner.epoch, iter=runner.iter)
+            meta['validates_first'] = validates(runner, _num_done(runner, meta))
             self._save_checkpoint_with_step(runner, step, meta)
         super().after_train(runner)
 
@@ -127,9 +128,8 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint if its weights are finite; then remove the outdated."""
         check_finite(dict(runner.model.named_parameters()))
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if by_epoch == self.by_epoch:
-            meta['validates_first'] = validates(runner, meta['epoch' if by_epoch else 'iter'])
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) == self.by_epoch:
+            meta['validates_first'] = validates(runner, _num_done(runner, meta))
         # on every process; mmengine's own call is on the first only
         runner.call_hook('before_saving')
         with self._removing_last():
@@ -157,6 +157,11 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend = backend
         for remove, path in removals:
             remove(path)
+
+
+def _num_done(runner: Runner, meta: dict) -> int:
+    """Read from a checkpoint's ``meta`` how many epochs or iterations the loop has done."""
+    return meta['epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iter']
 
 
 def validates(runner: Runner, num_done: int) -> bool:

@@ -96,7 +96,10 @@ def test_end_of_training_is_saved_whatever_ended_it(tmp_path, whole, loop):
     assert paths[0].name == paths[1].name
     ours, expected = (load_from_local(str(path)) for path in paths)
     assert_equal_states(ours['state_dict'], expected['state_dict'])
-    assert train(tmp_path, *case, resume=True).iter == runner.iter
+    resumed = train(tmp_path, *case, resume=True)
+    assert resumed.iter == runner.iter
+    counts = [x.wait_count for y in (runner, resumed) for x in y.hooks if hasattr(x, 'wait_count')]
+    assert counts == [2, 2]  # the validation that is done again counts once
 
 
 def test_loss_that_stays_infinite_ends_the_run(tmp_path):
