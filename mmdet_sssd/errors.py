@@ -5,7 +5,6 @@ import errno
 import inspect
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -93,8 +92,8 @@ def is_number(value: Any, least: float = 0, most: float = math.inf) -> bool:
 
 def user_error(error: BaseException) -> str | None:
     """Say in a line what the user has to mend; None if it is the program that is broken."""
-    if known := unknown_setting(error) or _unregistered(error):
-        return str(known)
+    if message := _unknown_setting(error) or _unknown_type(error):
+        return message
     if isinstance(error, (ConfigError, FileNotFoundError)):
         # without what the workers of data loaders put before it
         message = str(error).rpartition(f'{ConfigError.__module__}.{ConfigError.__name__}: ')[2]
@@ -121,39 +120,19 @@ def user_error(error: BaseException) -> str | None:
     return None
 
 
-@contextmanager
-def user_errors_last() -> Iterator[None]:
-    """End the process with a one-line message on errors that the user can fix."""
-    try:
-        yield
-    except Exception as error:
-        if (message := user_error(error)) is None:
-            raise
-        sys.stdout.flush()
-        sys.exit(f'error: {message}')
-
-
 def _without_place(message: str) -> str:
     """Drop what mmengine's registries put before a message."""
     return re.sub(r'class `\w+` in [\w./-]+\.py: ', '', message)
 
 
-def unknown_setting(error: BaseException) -> ConfigError | None:
-    """Say what a module accepts, if the error is about an argument it does not know.
-
-    Args:
-        error: An error raised while modules were built from a config.
-
-    Returns:
-        The error to report instead; None if ``error`` has another cause.
-    """
+def _unknown_setting(error: BaseException) -> str | None:
+    """Say what a module accepts, if the error is about an argument that it does not know."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not (isinstance(error, TypeError) and match):
         return None
     name, unknown = match.groups()
-    registered = [x for x in vars(registries).values() if isinstance(x, Registry)]
     of_torch = getattr(torch.utils.data, name, None)  # DataLoader
-    cls = next((found for registry in registered if (found := registry.get(name))), of_torch)
+    cls = next((found for x in _registries() if (found := x.get(name))), of_torch)
     if cls is None:
         return None
     accepted = [x for x in inspect.signature(cls).parameters if x not in GIVEN_BY_OTHERS]
@@ -162,30 +141,31 @@ def unknown_setting(error: BaseException) -> ConfigError | None:
     else:
         other = '; if the config inherits it, replace the inherited dict with _delete_=True.'
     hint = did_you_mean(unknown, accepted) or other
-    return ConfigError(
-        f'{unknown} is not a setting of {name}{hint} Accepted: {", ".join(accepted) or "none"}'
-    )
+    return f'{unknown} is not a setting of {name}{hint} Accepted: {", ".join(accepted) or "none"}'
 
 
-def did_you_mean(name: str, accepted: Iterable[str]) -> str:
-    """Suggest what is like a name; empty if nothing is."""
-    matches = difflib.get_close_matches(name, list(accepted), n=2, cutoff=0.75)
-    return f'; did you mean {" or ".join(matches)}?' if matches else ''
-
-
-def _unregistered(error: BaseException) -> ConfigError | None:
-    """Say which types there are that are like one that no registry has."""
+def _unknown_type(error: BaseException) -> str | None:
+    """Suggest types that are like one that no registry has, if the error is about that."""
     match = re.search(r'(\w+) is not in the (?:(\w+)::)?([\w ]+) registry', str(error))
     if not (isinstance(error, KeyError) and match):
         return None
     name, _, kind = match.groups()
-    known = {
-        x
-        for registry in vars(registries).values()
-        if isinstance(registry, Registry) and registry.name == kind
-        for x in (*registry.module_dict, *(registry.parent.module_dict if registry.parent else ()))
-    }
-    hint = did_you_mean(name, known - {name})
-    return ConfigError(
-        f'there is no {kind} of type {name}{hint} (custom_imports imports one of your own)'
-    )
+    known = set()
+    for registry in _registries():
+        if registry.name == kind:
+            known |= {
+                *registry.module_dict,
+                *(registry.parent.module_dict if registry.parent else ()),
+            }
+    hint = did_you_mean(name, known)
+    return f'there is no {kind} of type {name}{hint} (custom_imports imports one of your own)'
+
+
+def _registries() -> list[Registry]:
+    return [x for x in vars(registries).values() if isinstance(x, Registry)]
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """Suggest what is like a name; empty if nothing else is."""
+    matches = difflib.get_close_matches(name, {*accepted} - {name}, n=2, cutoff=0.75)
+    return f'; did you mean {" or ".join(matches)}?' if matches else ''

@@ -23,7 +23,7 @@ from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.distiller import is_distiller
 from ..models.student import deployed_model
-from ..runs import AtomicLocalBackend, check_finite, load_from_local
+from ..runs import AtomicLocalBackend, check_finite, load_from_local, misfit
 
 PREFIX = 'student.'
 BASE_SETTINGS = ('own_teacher',)  # of configs/_base_
@@ -158,28 +158,16 @@ def _training_config(
 def _check_fit(weights: OrderedDict, cfg: Config) -> None:
     """Make sure that the weights fit a stock detector built from the config exactly."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
     detector = MODELS.build(copy.deepcopy(cfg.model))  # some detectors change their config
-    expected = {key: tuple(value.shape) for key, value in detector.state_dict().items()}
-    wrong = {
-        'missing': expected.keys() - shapes.keys(),
-        'unexpected': shapes.keys() - expected.keys(),
-        'of another shape': {
-            f'{key} {shapes[key]} instead of {expected[key]}'
-            for key in shapes.keys() & expected.keys()
-            if shapes[key] != expected[key]
-        },
-    }
-    if any(wrong.values()):
-        found = '; '.join(f'{len(x)} {kind}: {_first(x)}' for kind, x in wrong.items() if x)
+    expected = detector.state_dict()
+    problem = misfit(expected, weights)
+    if unexpected := sorted(weights.keys() - expected.keys()):
+        problem = problem or f'{unexpected[0]} is not a weight of it'
+    if problem:
         raise ConfigError(
-            f"the checkpoint's student does not fit the config's, a {cfg.model.type} ({found}); give "
+            f"the checkpoint's student does not fit the config's, a {cfg.model.type}: {problem}; give "
             "the run's own config with --config"
         )
-
-
-def _first(keys: set[str], count: int = 5) -> str:
-    return ', '.join(sorted(keys)[:count]) + ', …' * (len(keys) > count)
 
 
 def _plain(value: Any) -> Any:

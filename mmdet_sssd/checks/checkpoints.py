@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
 from ..models.student import count_classes
+from ..runs import misfit
 from .labels import check_evaluated_classes
 
 STATE = ('meta', 'message_hub', 'optimizer')
@@ -106,20 +107,6 @@ def detector_weights(runner: Runner, checkpoint: Mapping[str, Any]) -> dict[str,
     """Extract a checkpoint's weights of the detector: of a distiller's student, or a stock one's."""
     prefix = 'student.' if isinstance(bare_model(runner), Distiller) else ''
     return {key.removeprefix(prefix): x for key, x in _weights(checkpoint).items()}
-
-
-def misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
-    """Describe the first weight of a model that a checkpoint lacks, or has in another shape."""
-    for key, weight in own.items():
-        key = key.removeprefix('module.')
-        if key.endswith('num_batches_tracked'):  # old checkpoints have none
-            continue
-        found = loaded.get(key)
-        if found is None:
-            return f'{key}, of shape {tuple(weight.shape)}, is missing in it'
-        if found.shape != weight.shape:
-            return f'{key}, of shape {tuple(weight.shape)}, is of shape {tuple(found.shape)} in it'
-    return ''
 
 
 def _replaced_settings(cfg: Config, text: str) -> list[tuple[str, Any, Any]]:

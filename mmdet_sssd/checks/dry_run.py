@@ -26,8 +26,8 @@ from ..datasets import leaf_datasets
 from ..errors import ConfigError, user_error
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
-from ..runs import PreemptionHook, find_checkpoint_to_resume
-from .checkpoints import detector_weights, misfit
+from ..runs import PreemptionHook, find_checkpoint_to_resume, misfit
+from .checkpoints import detector_weights
 from .images import check_image_files
 from .labels import CheckDatasetHook, check_data_sets
 

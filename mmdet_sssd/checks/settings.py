@@ -4,11 +4,10 @@ import difflib
 import inspect
 from collections.abc import Collection
 
-from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..config_tree import PACKAGE, imported_modules, nested_configs, value_at
+from ..config_tree import nested_configs, value_at
 from ..datasets import VARIABLES, evaluator_configs
 from ..errors import ConfigError, check, did_you_mean
 
@@ -23,28 +22,20 @@ OF_RUNNERS = (
 KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_imports'}
 """Keys that mmengine and mmdet read."""
 
-OF_MMDET_2 = dict(
-    data='train_dataloader',
-    evaluation='val_evaluator',
-    lr='optim_wrapper.optimizer.lr',
-    lr_config='param_scheduler',
-    optimizer='optim_wrapper.optimizer',
-    runner='train_cfg',
-)
 LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
 SIMILAR = 0.85  # from here on a key is a misspelt one; mmdet's own configs have none like that
+COCO_METRICS = ('CocoMetric', 'mmdet.CocoMetric')
 BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
-    """Check a config's imports, names of keys, hooks, length, batch sizes, and best metric.
+    """Check a config's names of keys, hooks, length, batch sizes, and best metric.
 
     Raises:
-        ConfigError: if the model or a hook is this package's and ``custom_imports`` lacks it, a key is
-            a misspelt one of mmengine's, a hook has no type, a length or batch size is not a whole
-            number of 1 or more, or ``save_best`` names a metric that no evaluator has.
+        ConfigError: if a key is a misspelt one of mmengine's, a hook has no type, a length or batch
+            size is not a whole number of 1 or more, or ``save_best`` names a metric that no evaluator
+            has.
     """
-    _check_imports(cfg)
     known = inspect.signature(Runner).parameters
     for key in cfg:
         found = difflib.get_close_matches(key, known, n=1, cutoff=SIMILAR)
@@ -69,46 +60,21 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
         check(key, value, is_length, 'a whole number >= 1')
 
 
-def _check_imports(cfg: Config) -> None:
-    """Refuse a config that only this package's commands, which import it anyway, could read."""
-    used = [
-        ('model.type=', MODELS, cfg.get('model')),
-        *(('the hook ', HOOKS, x) for x in _hooks(cfg)),
-    ]
-    imports = imported_modules(cfg)
-    for what, registry, config in used:
-        name = config.get('type') if isinstance(config, dict) else None
-        cls = registry.get(name) if isinstance(name, str) else name
-        is_ours = getattr(cls, '__module__', '').partition('.')[0] == PACKAGE
-        if is_ours and not any(x.partition('.')[0] == PACKAGE for x in imports):
-            raise ConfigError(
-                f'custom_imports.imports is {imports!r}, without {PACKAGE!r}, which {what}{name} needs '
-                '(a config that sets custom_imports replaces the list it inherits); write '
-                f'custom_imports = dict(imports={[*imports, PACKAGE]!r}, allow_failed_imports=False)'
-            )
-
-
-def _hooks(cfg: Config) -> list:
-    return [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-
-
 def _check_best(cfg: Config) -> None:
     """Check that the metric of the best checkpoint is one of COCO's, if only these are evaluated."""
-    names = [_metrics(x) for _, x in evaluator_configs(cfg, 'val_evaluator')]
-    known = ['auto', *(name for some in names for name in some)]
-    wanted = [x['save_best'] for x in _hooks(cfg) if isinstance(x, dict) and x.get('save_best')]
-    for name in (name for x in wanted for name in ([x] if isinstance(x, str) else x)):
-        is_known = name in known or not names or not all(names) or name.startswith('teacher/')
-        check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
+    evaluators = [x for _, x in evaluator_configs(cfg, 'val_evaluator')]
+    if not evaluators or any(x.get('type') not in COCO_METRICS for x in evaluators):
+        return
+    known = ['auto', *(name for x in evaluators for name in _metrics(x))]
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    for wanted in (x.get('save_best') or [] for x in hooks if isinstance(x, dict)):
+        for name in [wanted] if isinstance(wanted, str) else wanted:
+            is_known = name in known or name.startswith('teacher/')
+            check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
 
 
 def _metrics(evaluator: dict) -> list[str]:
-    """List the names of an evaluator's metrics of boxes and masks; empty if it has others."""
-    if 'dataset_prefixes' in evaluator:
-        pairs = zip(evaluator['dataset_prefixes'], evaluator['metrics'], strict=False)
-        return [f'{prefix}/{name}' for prefix, metric in pairs for name in _metrics(metric)]
-    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
-        return []
+    """List the names of a CocoMetric's metrics of boxes and masks."""
     metrics, prefix = evaluator.get('metric', 'bbox'), evaluator.get('prefix') or 'coco'
     items = evaluator.get('metric_items') or BOX_METRICS
     kinds = [metrics] if isinstance(metrics, str) else metrics
@@ -146,18 +112,18 @@ def check_overrides(cfg: Config, keys: Collection[str]) -> None:
 
 def _without_effect(cfg: Config, key: str, first: str) -> ConfigError:
     """Say what to change instead of a key that mmengine does not read."""
+    places = [
+        f'{place}.{first}' for place, x in nested_configs(cfg.to_dict()) if place and first in x
+    ]
+    places = ' or '.join(places[:3])
     if first not in cfg:
-        renamed = f'; did you mean {OF_MMDET_2[first]}?' if first in OF_MMDET_2 else ''
-        hint = renamed or did_you_mean(first, KNOWN)
+        hint = did_you_mean(first, KNOWN) or (places and f'; did you mean {places}?')
         return ConfigError(f'{key}: the config has no {first}{hint}')
     variable = f'SSSD_{first.upper()}'
     if variable in VARIABLES and 'train_ann' in cfg:  # a config for the user's own data
         advice = f'set {variable} in the environment'
     else:
-        places = [
-            f'{place}.{first}' for place, x in nested_configs(cfg.to_dict()) if place and first in x
-        ]
-        advice = f'change {" or ".join(places[:3]) or "what it was used for"}, or the file'
+        advice = f'change {places or "what it was used for"}, or the file'
     return ConfigError(
         f'{key}: the config has used its variable {first} by the time it is changed; {advice}'
     )

@@ -1,10 +1,9 @@
 from .branches import with_unlabelled
-from .coco_file import read_coco
+from .coco_file import read_coco, read_coco_summary
 from .environment_settings import (
     VARIABLES,
     check_variable_names,
     positive_integers,
-    read_coco_summary,
     read_teacher,
 )
 from .label_pixels import loads_labels_after_resizing, rescale_labels

@@ -1,3 +1,5 @@
+"""Reads COCO annotation files."""
+
 import json
 import os.path as osp
 
@@ -37,3 +39,13 @@ def read_coco(path: str, named_by: str) -> dict[str, list[dict]]:
             f'annotation file ({type(error).__name__}: {error}); accepted: JSON with '
             f'{" and ".join(NEEDED)}'
         ) from error
+
+
+def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
+    """Read a COCO file's category names, in file order, and its number of images.
+
+    Raises:
+        ConfigError: if the file is missing or not in COCO format.
+    """
+    content = read_coco(osp.join(data_root, ann_file), set_by)
+    return tuple(x['name'] for x in content['categories']), len(content['images'])

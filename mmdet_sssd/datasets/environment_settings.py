@@ -1,10 +1,9 @@
-"""Reads settings of the own-data configs from the environment and the annotation file."""
+"""Settings of the configs for one's own data, which they read from environment variables."""
 
 import os
 import os.path as osp
 
 from ..errors import ConfigError, did_you_mean
-from .coco_file import read_coco
 
 VARIABLES = (
     'SSSD_DATA_ROOT',
@@ -34,16 +33,6 @@ def check_variable_names() -> None:
     for name in {name for name in os.environ if name.startswith('SSSD_')} - {*VARIABLES}:
         if hint := did_you_mean(name, VARIABLES):
             raise ConfigError(f'{name} is set in the environment, but nothing reads it{hint}')
-
-
-def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple[str, ...], int]:
-    """Read a COCO file's category names, in file order, and its number of images.
-
-    Raises:
-        ConfigError: if the file is missing or not in COCO format.
-    """
-    content = read_coco(osp.join(data_root, ann_file), set_by)
-    return tuple(x['name'] for x in content['categories']), len(content['images'])
 
 
 def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ training checkpoints, and restricts mmengine's downloads likewise.
 """
 
 import os.path as osp
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pickle import UnpicklingError
@@ -20,6 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
+from torch import Tensor
 
 from ..errors import ConfigError
 
@@ -49,6 +50,20 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
             f'{filename} cannot be read ({type(error).__name__}: {first_line}). If it is whole and you '
             'trust its source, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 loads all that it holds'
         ) from error
+
+
+def misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
+    """Describe the first weight of a model that a checkpoint lacks, or has in another shape."""
+    for key, weight in own.items():
+        key = key.removeprefix('module.')
+        if key.endswith('num_batches_tracked'):  # old checkpoints have none
+            continue
+        found = loaded.get(key)
+        if found is None:
+            return f'{key}, of shape {tuple(weight.shape)}, is missing in it'
+        if found.shape != weight.shape:
+            return f'{key}, of shape {tuple(weight.shape)}, is of shape {tuple(found.shape)} in it'
+    return ''
 
 
 def _load_url(load_url: Callable, url: str, *args: Any, **kwargs: Any) -> dict:

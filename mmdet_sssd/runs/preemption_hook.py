@@ -74,7 +74,7 @@ class PreemptionHook(Hook):
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loader = loop.dataloader
             if isinstance(loader, DataLoader):
-                loader.worker_init_fn = partial(_init_worker_without_signals, loader.worker_init_fn)
+                loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
                 loader._get_iterator = partial(_start_without_signals, loader._get_iterator)
         if threading.current_thread() is threading.main_thread():  # the only one that handles them
             self._listen(runner)
@@ -126,9 +126,7 @@ class PreemptionHook(Hook):
 
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal forwarded_until
-            if (
-                os.getpid() != process
-            ):  # one of a metric's pool, which ends its processes by SIGTERM
+            if os.getpid() != process:  # a metric's pool ends its processes by SIGTERM
                 if number == signal.SIGTERM:
                     _pass_on(number, signal.SIG_DFL)
             elif not _is_running(train, frame):  # training has failed, so no iteration will end
@@ -163,12 +161,11 @@ class PreemptionHook(Hook):
         elif runner._resume and iterations == hook.first_iter:
             path = runner._load_from
         else:
-            path = hook.file_backend.join_path(hook.out_dir, hook.PREEMPTED)
+            path = osp.join(hook.out_dir, hook.PREEMPTED)
             runner.call_hook('before_saving')
             runner.save_checkpoint(
                 hook.out_dir,
                 hook.PREEMPTED,
-                hook.file_client_args,
                 meta=dict(epoch=epoch, iter=iterations, validates_first=validates_first),
                 by_epoch=False,
                 backend_args=hook.backend_args,
@@ -245,7 +242,7 @@ def _hook_of(runner: Runner, kind: type[Hook]) -> Hook:
 
 
 def _start_without_signals(get_iterator: Callable[[], Any]) -> Any:
-    """Start a loader's workers with signals blocked, so that none ends one before it ignores them."""
+    """Start a loader's workers with signals blocked, which they stay in the workers."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return get_iterator()
@@ -253,15 +250,9 @@ def _start_without_signals(get_iterator: Callable[[], Any]) -> Any:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _init_worker_without_signals(init_fn: Callable[[int], None] | None, worker: int) -> None:
-    """Initialise a loader's worker that ignores signals sent by schedulers.
-
-    It obeys SIGTERM from its parent, with which Python ends workers.
-    """
-    for number in set(SIGNALS) - {signal.SIGTERM}:
-        signal.signal(number, signal.SIG_IGN)
+def _init_worker(init_fn: Callable[[int], None] | None, worker: int) -> None:
+    """Initialise a loader's worker that obeys SIGTERM from its parent, with which Python ends it."""
     if hasattr(signal, 'sigwaitinfo'):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if init_fn is not None:
         init_fn(worker)

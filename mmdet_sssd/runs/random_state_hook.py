@@ -48,6 +48,7 @@ class RandomStateHook(Hook):
         self.resumed_state: dict | None = None
         self.resumed_attributes: dict = {}
         self.state_before_val: dict | None = None
+        self.counts_before_val: dict = {}  # of a validation since the last iteration
         self.states_of_ranks: list[dict] = []
         self.loader: ResumableLoader | None = None
         self.place = (0, 0)  # passes through the data, batches in this one
@@ -143,6 +144,7 @@ class RandomStateHook(Hook):
         """Record the position in the epoch; restore the states if the loader did not."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self.place = (runner.epoch, batch_idx + 1)
+        self.counts_before_val = {}
         self._restore()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -154,6 +156,7 @@ class RandomStateHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Save the training states."""
         self.state_before_val = _get_random_state()
+        self.counts_before_val = plain_state(stopping_hooks(runner))
 
     def after_val(self, runner: Runner) -> None:
         """Restore the training states."""
@@ -184,7 +187,8 @@ class RandomStateHook(Hook):
         else:
             workers = self.loader.worker_states if self.loader else {}
             state = {**(self.state_before_val or _get_random_state()), 'workers': dict(workers)}
-        now = _attributes(runner) | self.resumed_attributes
+        # a checkpoint saved after a validation, before the next iteration, repeats it when resumed
+        now = _attributes(runner) | self.resumed_attributes | self.counts_before_val
         changed = {k: x for k, x in now.items() if x != self.attributes.get(k, x)}
         return {**state, 'attributes': changed}
 

@@ -5,12 +5,12 @@ from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape, glob
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
@@ -36,18 +36,16 @@ class SafeCheckpointHook(CheckpointHook):
     - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays. So
       does a run whose loss is not finite in ``MOST_BROKEN`` iterations in a row.
 
-    An outdated checkpoint stays if its run was killed before removing it. Checkpoints on non-local
-    storage (``out_dir``, ``backend_args``) are written and found as in mmengine. Works with any
-    model.
+    An outdated checkpoint stays if its run was killed before removing it. Works with any model.
 
     Args:
         args: As for :class:`mmengine.hooks.CheckpointHook`.
         kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        ConfigError: before training, if all checkpoints of a resumed run are broken; when a
-            checkpoint is due, if a parameter is infinite or not a number; when the loss has not been
-            finite for a while.
+        ConfigError: if ``out_dir`` or ``backend_args`` name other storage than local disks; before
+            training, if all checkpoints of a resumed run are broken; when a checkpoint is due, if a
+            parameter is infinite or not a number; when the loss has not been finite for a while.
     """
 
     MOST_BROKEN = 10
@@ -55,6 +53,12 @@ class SafeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.backend_args or self.file_client_args or '://' in (self.out_dir or ''):
+            raise ConfigError(
+                'SafeCheckpointHook saves on local disks; for other storage (out_dir, backend_args) '
+                "use type='CheckpointHook', and set default_hooks.preemption=None"
+            )
+        self.backend_args = dict(backend='atomic_local')
         self.validates_first = False
         self.saved_iter: int | None = None  # by this process
         self.num_broken = 0  # iterations in a row
@@ -64,7 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
         is_asked = runner._resume is True and runner._load_from is None
         is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
         is_restarted = is_restarted and isinstance(runner._train_loop, BaseLoop)  # not a test
-        if not (is_asked or is_restarted) or not self._is_local(runner):
+        if not (is_asked or is_restarted):
             return
         found = find_checkpoint_to_resume(runner.work_dir, self._folder(runner), self.filename_tmpl)
         if found is not None:
@@ -78,9 +82,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.validates_first = runner._resume and meta.get('validates_first', False)
 
     def before_train(self, runner: Runner) -> None:
-        """Make local writing safe, remove half-written files of killed runs, and validate if due."""
-        if self._is_local(runner):
-            self.backend_args = dict(backend='atomic_local')
+        """Remove half-written files of killed runs, and validate if due."""
         super().before_train(runner)
         # On a new best, the parent saves again if `last_ckpt` is set, which a resumed process lacks.
         self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
@@ -109,14 +111,9 @@ class SafeCheckpointHook(CheckpointHook):
         if self.save_last and runner.iter not in (self.first_iter, self.saved_iter):
             step = runner.epoch if self.by_epoch else runner.iter
             meta = dict(epoch=runner.epoch, iter=runner.iter)
+            meta['validates_first'] = validates(runner, _num_done(runner, meta))
             self._save_checkpoint_with_step(runner, step, meta)
         super().after_train(runner)
-
-    def _is_local(self, runner: Runner) -> bool:
-        if self.file_client_args is not None:
-            return False
-        backend = get_file_backend(self.out_dir or runner.work_dir, backend_args=self.backend_args)
-        return type(backend) in (LocalBackend, AtomicLocalBackend)
 
     def _folder(self, runner: Runner) -> str:
         """Find the checkpoint folder, as the parent does when training starts."""
@@ -127,16 +124,14 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint if its weights are finite; then remove the outdated."""
         check_finite(dict(runner.model.named_parameters()))
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if by_epoch == self.by_epoch:
-            meta['validates_first'] = validates(runner, meta['epoch' if by_epoch else 'iter'])
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) == self.by_epoch:
+            meta['validates_first'] = validates(runner, _num_done(runner, meta))
         # on every process; mmengine's own call is on the first only
         runner.call_hook('before_saving')
         with self._removing_last():
             super()._save_checkpoint_with_step(runner, step, meta)
-            preempted = self.file_backend.join_path(self.out_dir, self.PREEMPTED)
-            if is_main_process() and self.file_backend.isfile(preempted):
-                self.file_backend.remove(preempted)
+        if is_main_process():
+            Path(self.out_dir, self.PREEMPTED).unlink(missing_ok=True)
         self.saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -157,6 +152,11 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend = backend
         for remove, path in removals:
             remove(path)
+
+
+def _num_done(runner: Runner, meta: dict) -> int:
+    """Read from a checkpoint's ``meta`` how many epochs or iterations the loop has done."""
+    return meta['epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iter']
 
 
 def validates(runner: Runner, num_done: int) -> bool:

@@ -182,7 +182,10 @@ def reference_features(teacher, feats, use_masks, context):
 def test_converted_weights_give_the_reference_codes_features(tmp_path, use_masks, context):
     torch.manual_seed(0)
     reference = ReferenceDistiller(use_masks)
-    torch.save({'model': reference.state_dict(), 'iteration': 179999}, tmp_path / 'lgd.pth')
+    weights = reference.state_dict()
+    if use_masks:  # arrays are weights too
+        weights = {k: v.numpy() for k, v in weights.items()}
+    torch.save({'model': weights, 'iteration': 179999}, tmp_path / 'lgd.pth')
     convert_lgd(tmp_path / 'lgd.pth', tmp_path / 'ours.pth', context)
 
     teacher = dict(
@@ -204,15 +207,6 @@ def test_converted_weights_give_the_reference_codes_features(tmp_path, use_masks
             torch.testing.assert_close(ours, adapter(x), atol=1e-4, rtol=0)
 
 
-def test_arrays_are_weights_too(tmp_path):
-    state = ReferenceDistiller().state_dict()
-    torch.save({'model': {k: v.numpy() for k, v in state.items()}}, tmp_path / 'lgd.pth')
-    convert_lgd(tmp_path / 'lgd.pth', tmp_path / 'ours.pth')
-    ours = torch.load(tmp_path / 'ours.pth')['state_dict']
-    weight = ours['teachers.teacher.neck.label_encoder.fuse.0.weight']
-    assert torch.equal(weight, state['teacher.label_encoder_.conv4.weight'][..., 0])
-
-
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -220,7 +214,6 @@ def test_arrays_are_weights_too(tmp_path):
             lambda state: {'state_dict': state},
             'of 58 expected weights .* 58 are missing, such as teacher.label',
         ),
-        (lambda state: {'model': {'backbone.stem.weight': torch.zeros(1)}}, '58 are missing'),
         (
             lambda state: {'model': {k: v for k, v in state.items() if 'multi_head' not in k}},
             '4 are missing, such as teacher.multi_head_attn.in_proj_weight',

@@ -16,25 +16,17 @@ STUDENT = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreproces
 
 
 def coco_dataset(tmp_path, labels, classes, **kwargs):
-    content = {
-        'images': [
-            {'id': i, 'file_name': f'{i}.jpg', 'height': 32, 'width': 32}
-            for i in range(len(labels))
-        ],
-        'annotations': [
-            {
-                'id': i,
-                'image_id': i,
-                'category_id': label,
-                'bbox': [1, 1, 9, 9],
-                'area': 81,
-                'iscrowd': 0,
-            }
+    """A data set with an object of each label on an image of its own; None is an image without."""
+    box = dict(bbox=[1, 1, 9, 9], area=81, iscrowd=0)
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', height=32, width=32) for i in range(len(labels))],
+        annotations=[
+            dict(box, id=i, image_id=i, category_id=label)
             for i, label in enumerate(labels)
             if label is not None
         ],
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes)],
-    }
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes)],
+    )
     (tmp_path / 'train.json').write_text(json.dumps(content))
     return dict(
         type='CocoDataset',
@@ -42,6 +34,7 @@ def coco_dataset(tmp_path, labels, classes, **kwargs):
         metainfo=dict(classes=classes),
         data_prefix=dict(img=''),
         pipeline=[],
+        serialize_data=False,  # which takes a second to collect garbage
         **kwargs,
     )
 
@@ -77,11 +70,10 @@ def test_a_mask_that_the_pipeline_loads_is_missing(tmp_path):
     content = json.loads((tmp_path / 'train.json').read_text())
     content['annotations'][0]['segmentation'] = [[1, 1, 9, 1, 9, 9]]
     (tmp_path / 'train.json').write_text(json.dumps(content))
-    check(DATASETS.build({**cfg, 'pipeline': [dict(type='LoadAnnotations')]}), 2)
+    load = dict(type='LoadAnnotations')
+    check(DATASETS.build(cfg | dict(pipeline=[load])), 2)
     with pytest.raises(ConfigError, match=r'1\.jpg'):
-        check(
-            DATASETS.build({**cfg, 'pipeline': [dict(type='LoadAnnotations', with_mask=True)]}), 2
-        )
+        check(DATASETS.build(cfg | dict(pipeline=[load | dict(with_mask=True)])), 2)
 
 
 def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):

@@ -8,7 +8,6 @@ from mmengine.config import Config
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.settings import check_settings
 
-ROOT = Path(__file__).parents[2]
 TRAINING = ('train', 'val')
 
 
@@ -26,19 +25,10 @@ def config(**changes) -> Config:
     return cfg
 
 
-TWO_SETS = dict(
-    _delete_=True,
-    type='MultiDatasetsEvaluator',
-    metrics=[dict(type='CocoMetric', metric='bbox')] * 2,
-    dataset_prefixes=['a', 'b'],
-)
-
-
 @pytest.mark.parametrize(
     'changes',
     [
         {},
-        {'default_hooks.checkpoint.save_best': 'b/coco/bbox_mAP', 'val_evaluator': TWO_SETS},
         {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
         {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'teacher/coco/bbox_mAP']},
         {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
@@ -59,10 +49,6 @@ def test_good_settings_pass(changes):
         ({'optim_wraper': {}}, 'optim_wrapper'),
         ({'train_dataloaders': {}}, 'if it is train_dataloader,'),
         ({'default_hooks.checkpoint.save_best': 'mAP'}, 'coco/segm_mAP_l'),
-        (
-            {'default_hooks.checkpoint.save_best': 'coco/bbox_mAP', 'val_evaluator': TWO_SETS},
-            'b/coco/bbox_mAP',
-        ),
     ],
 )
 def test_bad_settings_are_named(changes, named):
@@ -71,7 +57,7 @@ def test_bad_settings_are_named(changes, named):
     assert named in str(error.value)
 
 
-def test_keys_of_mmdet_s_own_configs_are_not_taken_for_misspelt_ones():
+def test_keys_of_mmdet_s_own_configs_pass():
     folder = Path(mmdet.__file__).parent / '.mim/configs'
     names = set()
     for path in glob(f'{folder}/**/*.py', recursive=True):
@@ -79,34 +65,3 @@ def test_keys_of_mmdet_s_own_configs_are_not_taken_for_misspelt_ones():
         names |= {x.partition(' =')[0] for x in lines if x.partition(' =')[0].isidentifier()}
     assert len(names) > 200
     check_settings(Config(dict.fromkeys(names)), ('train',))
-
-
-DISTILLER = dict(model=dict(type='SSSDDistiller'))
-
-
-@pytest.mark.parametrize('imports', ['mmdet_sssd', ['json', 'mmdet_sssd'], ['mmdet_sssd.models']])
-@pytest.mark.parametrize('used', [DISTILLER, {}])
-def test_what_imports_the_package_passes(imports, used):
-    check_settings(Config({**used, 'custom_imports': dict(imports=imports)}), ())
-
-
-@pytest.mark.parametrize(
-    ('used', 'name'),
-    [
-        (DISTILLER, 'SSSDDistiller'),
-        (dict(model=dict(type='mmdet.SSSDDistiller')), 'SSSDDistiller'),
-        (dict(default_hooks=dict(timer=None, x=dict(type='RandomStateHook'))), 'RandomStateHook'),
-        (dict(custom_hooks=[dict(type='CheckDatasetHook')]), 'CheckDatasetHook'),
-    ],
-)
-def test_a_lost_import_is_named_with_what_to_write(used, name):
-    cfg = Config({**used, 'custom_imports': dict(imports=['mmpretrain.models'])})
-    with pytest.raises(ConfigError) as error:
-        check_settings(cfg, ())
-    assert name in str(error.value)
-    assert "dict(imports=['mmpretrain.models', 'mmdet_sssd'], allow_failed" in str(error.value)
-
-
-def test_a_stock_config_needs_no_import():
-    hooks = dict(logger=dict(type='LoggerHook'))
-    check_settings(Config(dict(model=dict(type='RetinaNet'), default_hooks=hooks)), ())

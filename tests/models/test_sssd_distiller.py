@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.errors import unknown_setting
+from mmdet_sssd.errors import user_error
 from mmdet_sssd.models import SSSDDistiller
 from mmdet_sssd.models.replay import fresh_samples, given_feats
 
@@ -340,7 +340,7 @@ def test_a_key_of_the_detector_is_sent_to_the_student():
     assert re.search(
         r'bbox_head is not a setting of SSSDDistiller; .* is written model\.student\.bbox_head\. '
         r'Accepted: student, teacher, adapter, distill_loss, .*, init_cfg$',
-        str(unknown_setting(raised.value)),
+        user_error(raised.value),
     )
 
 

@@ -2,7 +2,6 @@
 
 import math
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from torch import distributed
 
 from mmdet_sssd.runs import load_from_local
 
-from ..runs.test_preemption_hook import assert_equal_runs
-from ..runs.test_safe_checkpoint_hook import last_checkpoint
+from ..runs.stock_runs import assert_equal_runs, last_checkpoint
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
 from .work import (
     chosen_to_resume,
@@ -225,14 +223,14 @@ def test_a_signal_to_one_process_ends_all_and_the_resumed_run_is_equal(
     """In mid-epoch, before an epoch's end, and in a validation; each process has its own numbers."""
     ours, whole = str(tmp_path / 'ours'), str(tmp_path / 'whole')
     assert on_two_processes(run_until_signal, *[(whole, loop)] * 2) == [0, 0]
-    moments = [dict(train_iter=3), dict(train_iter=5), dict(val_iter=(6, 0))]  # of 3 an epoch
+    moments = [dict(train_iter=4), dict(train_iter=6), dict(val_iter=(8, 0))]  # of 4 an epoch
     for number, moment in enumerate(moments):
         signals = dict(numbers=[signal.SIGTERM], **moment)
         args = [(ours, loop, number > 0, signals if rank == 1 else None) for rank in range(2)]
         assert on_two_processes(run_until_signal, *args) == [75, 75]
         saved = load_from_local(str(last_checkpoint(ours)))
-        assert saved['meta']['iter'] == (5, 6, 6)[number]
+        assert saved['meta']['iter'] == (6, 8, 8)[number]
         first, second = saved['random_states_of_ranks']
         assert first['workers'] != second['workers']
     assert on_two_processes(run_until_signal, *[(ours, loop, True)] * 2) == [0, 0]
-    assert_equal_runs(*map(Path, (ours, whole)))
+    assert_equal_runs(tmp_path / 'ours', tmp_path / 'whole')

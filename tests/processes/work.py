@@ -4,7 +4,6 @@ import copy
 import os
 import signal
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +15,13 @@ from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.runs import SafeCheckpointHook
 
-from ..runs.test_preemption_hook import SIGNALS, make_runner
+from ..runs.stock_runs import make_runner
+from ..runs.test_preemption_hook import SIGNALS, distilled
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 
@@ -46,6 +47,15 @@ def join_group(rank: int, store: str) -> None:
         rank=rank,
         world_size=2,
         timeout=timedelta(seconds=60),
+    )
+
+
+def inputs(num_items: list[int], size: tuple[int, int] = FOR_GROUP_NORM, **kwargs: Any) -> dict:
+    """Make a batch with so many objects in each image."""
+    num_images = len(num_items)
+    shapes = [[3, *size]] * num_images
+    return demo_mm_inputs(
+        num_images, shapes, num_items=num_items, num_classes=NUM_CLASSES, **kwargs
     )
 
 
@@ -121,9 +131,7 @@ def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str]
     counts = []
     for threshold in [*thresholds, 1.0]:
         model.module.pseudo_score_thr = threshold
-        data = demo_mm_inputs(
-            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[2, 0], num_classes=NUM_CLASSES
-        )
+        data = inputs([2, 0])
         branches = {
             key: {'sup': [first, None], 'unsup': [None, second]}
             for key, (first, second) in data.items()
@@ -151,10 +159,7 @@ def semi_step(
     branches = {}
     for branch, images, seed in (('sup', labelled, 1), ('unsup', unlabelled, 2)):
         torch.manual_seed(seed)
-        data = demo_mm_inputs(
-            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[4, 2], num_classes=NUM_CLASSES
-        )
-        for key, items in data.items():
+        for key, items in inputs([4, 2]).items():
             branches.setdefault(key, {})[branch] = [items[i] for i in images]
     data = model.data_preprocessor(branches, True)
     assert set(data['inputs']) == {x for x in branches['inputs'] if branches['inputs'][x]}
@@ -180,13 +185,8 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
     for first_phase in (True, False):
         model.module.terms['distill'].detach_student = first_phase
         for count in counts:
-            data = demo_mm_inputs(
-                1,
-                [[3, *(FOR_GROUP_NORM if name == 'fcos' else IMAGE_SIZE)]],
-                num_items=[count],
-                num_classes=NUM_CLASSES,
-                with_mask=name == 'mask_rcnn',
-            )
+            size = FOR_GROUP_NORM if name == 'fcos' else IMAGE_SIZE
+            data = inputs([count], size, with_mask=name == 'mask_rcnn')
             model.train_step(data, optim_wrapper)
     return without
 
@@ -196,10 +196,8 @@ def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[st
     torch.set_default_dtype(torch.float64)
     try:
         model = build(name, with_terms)
-        data = demo_mm_inputs(
-            2, [[3, *FOR_GROUP_NORM]] * 2, num_items=[4, 1], num_classes=NUM_CLASSES
-        )
-        data = model.data_preprocessor({k: [v[i] for i in images] for k, v in data.items()}, True)
+        data = {key: [items[i] for i in images] for key, items in inputs([4, 1]).items()}
+        data = model.data_preprocessor(data, True)
         data['inputs'] = data['inputs'].double()
         wrapped = MMDistributedDataParallel(model) if dist.is_initialized() else model
         total, _ = model.parse_losses(wrapped(**data, mode='loss'))
@@ -218,6 +216,24 @@ def chosen_to_resume(work_dir: str) -> str | None:
         return str(error)
     assert runner._resume == (runner._load_from is not None)
     return runner._load_from
+
+
+def toy_run(
+    work_dir: str, epochs: int, hooks: list, resume_from: str | None = None, **settings: Any
+) -> Runner:
+    """Train a distilled toy detector, on both processes if there are two, or go on with a run."""
+    if dist.is_initialized():
+        settings |= dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=WRAPPER))
+    runner = toy_runner(
+        work_dir,
+        hooks=hooks,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        resume=resume_from is not None,
+        load_from=resume_from,
+        **settings,
+    )
+    runner.train()
+    return runner
 
 
 class Recorder(Hook):
@@ -247,24 +263,14 @@ def run_phases(work_dir, resume_from=None) -> list[tuple]:
     Returns:
         A row for each iteration: epoch, λ, student detached, backbone moved.
     """
-    recorder = Recorder()
-    distributed = dist.is_initialized()
-    runner = toy_runner(
-        work_dir,
-        hooks=[
-            dict(type='AdaptiveDistillCoefHook'),
-            dict(type='DistillPhasesHook', detach_student=1 / 2, freeze_backbone=1 / 3),
-            dict(type='RandomStateHook'),
-            recorder,
-        ],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=6),
-        schedulers=[dict(type='MultiStepLR', milestones=[4], gamma=0.1)],
-        launcher='pytorch' if distributed else 'none',
-        cfg=dict(model_wrapper_cfg=WRAPPER) if distributed else None,
-        resume=resume_from is not None,
-        load_from=resume_from,
-    )
-    runner.train()
+    hooks = [
+        dict(type='AdaptiveDistillCoefHook'),
+        dict(type='DistillPhasesHook', detach_student=1 / 2, freeze_backbone=1 / 3),
+        dict(type='RandomStateHook'),
+        recorder := Recorder(),
+    ]
+    drop = dict(type='MultiStepLR', milestones=[4], gamma=0.1)
+    toy_run(work_dir, 6, hooks, resume_from, schedulers=[drop])
     return recorder.rows
 
 
@@ -290,16 +296,13 @@ def run_balanced(work_dir: str) -> tuple[list[float], list[tuple[float, float]]]
             found = [torch.autograd.grad(losses[f'loss_{x}'], leaf)[0] for x in ('cls', 'distill')]
             norms.append((found[0].norm().item(), found[1].norm().item() / coefs[-1]))
 
-    runner = toy_runner(
+    toy_run(
         work_dir,
-        hooks=[dict(type='AdaptiveDistillCoefHook', ratio=0.5), Coefs()],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
+        3,
+        [dict(type='AdaptiveDistillCoefHook', ratio=0.5), Coefs()],
         train_dataloader=toy_loader(shuffle=False) | dict(batch_size=NUM_IMAGES // 2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
-        launcher='pytorch',
-        cfg=dict(model_wrapper_cfg=WRAPPER),
     )
-    runner.train()
     return coefs, norms
 
 
@@ -317,24 +320,13 @@ def run_taught(work_dir: str, checkpoint: str, resume_from: str | None = None) -
         The trained weights and the teacher's.
     """
     teacher = dict(type='PretrainedTeacher', config=TOY_MODEL['student'], checkpoint=checkpoint)
-    runner = toy_runner(
-        work_dir,
-        model=dict(**TAUGHT, teachers=dict(large=teacher)),
-        hooks=[dict(type='EMAHook', momentum=0.5)],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
-        launcher='pytorch',
-        cfg=dict(model_wrapper_cfg=WRAPPER),
-        resume=resume_from is not None,
-        load_from=resume_from,
-    )
-    runner.train()
+    model = dict(**TAUGHT, teachers=dict(large=teacher))
+    averaged = [dict(type='EMAHook', momentum=0.5)]
+    runner = toy_run(work_dir, 2, averaged, resume_from, model=model)
     model = runner.model.module
     teacher = model.teachers['large']
     assert not any(x.training for x in teacher.modules())
-    return dict(
-        weights=model.state_dict(),
-        teacher=teacher.detector.state_dict(),
-    )
+    return dict(weights=model.state_dict(), teacher=teacher.detector.state_dict())
 
 
 def run_until(work_dir: str, until: float, resume_from: str | None = None) -> dict:
@@ -357,16 +349,8 @@ def run_until(work_dir: str, until: float, resume_from: str | None = None) -> di
             keys = [key for key in now if not key.startswith('student.')]
             moved.append(any(not torch.equal(now[key], self.before[key]) for key in keys))
 
-    runner = toy_runner(
-        work_dir,
-        hooks=[dict(type='DistillPhasesHook', teacher_until=until), Moved()],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
-        launcher='pytorch',
-        cfg=dict(model_wrapper_cfg=WRAPPER),
-        resume=resume_from is not None,
-        load_from=resume_from,
-    )
-    runner.train()
+    hooks = [dict(type='DistillPhasesHook', teacher_until=until), Moved()]
+    runner = toy_run(work_dir, 2, hooks, resume_from)
     waited = sum(p.requires_grad for p in runner.model.module.parameters())
     return dict(weights=runner.model.module.state_dict(), moved=moved, waited=waited)
 
@@ -374,20 +358,19 @@ def run_until(work_dir: str, until: float, resume_from: str | None = None) -> di
 def run_until_signal(
     work_dir: str, loop: str, resume: bool = False, signals: dict[str, Any] | None = None
 ) -> int:
-    """Train until the end or until a signal ends the run.
+    """Train until the end or until a signal ends the run; 4 iterations an epoch.
 
     Returns:
         The code that the process would exit with.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     runner = make_runner(
-        Path(work_dir),
-        loop,
-        workers=1,
-        resume=resume,
-        signals=signals,
+        work_dir,
+        **distilled(loop, workers=1, batch_size=2),
         launcher='pytorch',
         cfg=dict(model_wrapper_cfg=WRAPPER),
+        resume=resume,
+        signals=signals,
     )
     try:
         runner.train()

@@ -1,7 +1,10 @@
-"""Small runs with stock loops, samplers and hooks, which end at once where they are told to."""
+"""Small runs with stock loops, samplers and hooks, and whether two went the same way to the bit."""
 
+import json
+import pickle
 import random
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +19,16 @@ from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 
+from mmdet_sssd.runs import load_from_local
+
+from ..tools import interruption  # noqa: F401  (registers SignalHook)
+from ..tools.run_comparison import assert_equal_states, scalars
 from ..toy_detector import ToyDetector
 
 NUM_IMAGES, BATCH_SIZE, NUM_EPOCHS = 16, 4, 4
-EPOCH = NUM_IMAGES // BATCH_SIZE
+EPOCH = NUM_IMAGES // BATCH_SIZE  # iterations
+LAST = NUM_EPOCHS * EPOCH
+NUM_VAL_BATCHES = 4
 RUNS = count()
 
 
@@ -52,9 +61,8 @@ class UprightAndFlat(BaseDetDataset):
     METAINFO = dict(classes=('a', 'b'))
 
     def __init__(self, **kwargs):
-        super().__init__(
-            serialize_data=False, **kwargs
-        )  # which collects garbage, for half a run's time
+        # to serialise would collect garbage, for half a run's time
+        super().__init__(serialize_data=False, **kwargs)
 
     def load_data_list(self):
         instance = dict(bbox=[4, 4, 20, 20], ignore_flag=0)
@@ -94,7 +102,7 @@ class LossOfPixels(ToyDetector):
 
     def loss(self, batch_inputs, batch_data_samples):
         shape = torch.tensor(batch_inputs.shape[-2:]).float().log().sum()
-        loss = super().loss(batch_inputs / 255, batch_data_samples)['loss_cls']
+        loss = super().loss(batch_inputs, batch_data_samples)['loss_cls']
         l1 = 2 if getattr(self.bbox_head, 'use_l1', False) else 1
         epoch = getattr(self, 'epoch', 0) + 1
         return dict(loss_cls=loss * torch.rand(1).sum() * shape * l1 * epoch)
@@ -113,7 +121,7 @@ class LossOfStudent(LossOfPixels):
 
     def loss(self, batch_inputs, batch_data_samples):
         losses = super().loss(batch_inputs, batch_data_samples)
-        student, teacher = (x(batch_inputs / 255) for x in (self.student, self.teacher))
+        student, teacher = (x(batch_inputs) for x in (self.student, self.teacher))
         return losses | dict(loss_teacher=(student - teacher.detach() - 1).square().mean())
 
 
@@ -135,8 +143,8 @@ class LossOfHistory(LossOfPixels):
     def loss(self, batch_inputs, batch_data_samples):
         loss = super().loss(batch_inputs, batch_data_samples)['loss_cls']
         head = self.roi_head
-        head.iou_history.append(batch_inputs.mean().item() / 255)
-        head.beta_history.append(batch_inputs.std().item() / 255)
+        head.iou_history.append(batch_inputs.mean().item())
+        head.beta_history.append(batch_inputs.std().item())
         if len(head.iou_history) == 3:
             head.update_hyperparameters()
         return dict(loss_cls=loss * head.bbox_assigner.pos_iou_thr * head.bbox_head.loss_bbox.beta)
@@ -151,8 +159,12 @@ class Settings(nn.Module):
 
 
 @METRICS.register_module()
-class Falling(BaseMetric):
-    """A metric that is worse each time; it draws random numbers, as a validation may."""
+class MadeUp(BaseMetric):
+    """Gives the values of each epoch in turn; it draws random numbers, as a validation may."""
+
+    def __init__(self, ap=(0.1, 0.3, 0.2, 0.4)):
+        super().__init__()
+        self.ap = ap
 
     def process(self, data_batch, data_samples):
         torch.rand(1)
@@ -160,7 +172,7 @@ class Falling(BaseMetric):
 
     def compute_metrics(self, results):
         num_epochs = round(MessageHub.get_current_instance().get_info('iter') / EPOCH)
-        return dict(mAP=1 / (1 + num_epochs))
+        return dict(mAP=self.ap[num_epochs - 1])
 
 
 DRAWN = [dict(type='DrawImage'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -208,13 +220,27 @@ ENDLESS = ('MultiSource', 'GroupMultiSource', 'InfiniteAspectRatio', 'Infinite')
 
 
 def model(kind='LossOfPixels', augments=None):
-    preprocessor = dict(type='DetDataPreprocessor', pad_size_divisor=16, batch_augments=augments)
+    preprocessor = dict(
+        type='DetDataPreprocessor',
+        mean=[0.0] * 3,
+        std=[255.0] * 3,
+        pad_size_divisor=16,
+        batch_augments=augments,
+    )
     return dict(model=dict(type=kind, data_preprocessor=preprocessor))
 
 
 MULTI_SCALE = dict(type='BatchSyncRandomResize', random_size_range=(32, 96), size_divisor=16)
 CASES = {
     'nothing': {},
+    'distilled': dict(  # λ and what is trained change in the third epoch and the second
+        model=dict(type='SSSDDistiller', student=model()['model'], distill_coef=2.0),
+        hooks=[
+            dict(type='AdaptiveDistillCoefHook'),
+            dict(type='DistillPhasesHook', detach_student=3 / 8),
+            dict(type='EMAHook', momentum=0.1),
+        ],
+    ),
     'PipelineSwitch': dict(
         hooks=[dict(type='PipelineSwitchHook', switch_epoch=2, switch_pipeline=[*JITTERED, PACKED])]
     ),
@@ -228,7 +254,10 @@ CASES = {
     'SetEpochInfo': dict(hooks=[dict(type='SetEpochInfoHook')]),
     'SyncNorm': dict(hooks=[dict(type='SyncNormHook')]),
     'DynamicRoIHead': model('LossOfHistory'),
-    'EarlyStopping': dict(hooks=[dict(type='EarlyStoppingHook', monitor='mAP', patience=2)]),
+    'EarlyStopping': dict(
+        hooks=[dict(type='EarlyStoppingHook', monitor='mAP', patience=2)],
+        metric=dict(ap=(0.4, 0.3, 0.2, 0.1)),
+    ),
     'accumulation': dict(accumulative_counts=3),
     'CachedMosaic': dict(
         dataset=mixed(dict(type='CachedMosaic', img_scale=(32, 32), max_cached_images=4))
@@ -243,29 +272,35 @@ def make_runner(
     sampler='Default',
     workers=0,
     persistent=True,
+    batch_size=BATCH_SIZE,
     killed_before=None,
     killed_in_validation=False,
-    resume=False,
+    signals=None,
     checkpoint=None,
+    **settings,
 ):
-    """Make a runner of a case; ``checkpoint`` are settings of the hook that saves."""
+    """Make a runner of a case.
+
+    ``checkpoint`` are settings of the hook that saves, ``signals`` those of a SignalHook; ``settings``
+    are the runner's own.
+    """
     case, by_epoch = CASES[case], loop == 'epochs'
     loader = dict(
         dataset=case.get('dataset', dataset()),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0 and persistent,
     )
     val = dict(
         dataset=dataset([*DRAWN, RESIZED], test_mode=True),
-        batch_size=NUM_IMAGES,
+        batch_size=NUM_IMAGES // NUM_VAL_BATCHES,
         num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False),
     )
     epochs = dict(type='EpochBasedTrainLoop', max_epochs=NUM_EPOCHS)
-    iters = dict(type='IterBasedTrainLoop', max_iters=NUM_EPOCHS * EPOCH, val_interval=EPOCH)
+    iters = dict(type='IterBasedTrainLoop', max_iters=LAST, val_interval=EPOCH)
     hooks = [dict(type='RandomStateHook'), *case.get('hooks', [])]
-    interval = 1 if by_epoch else EPOCH
+    interval, milestone = (1, 2) if by_epoch else (EPOCH, 2 * EPOCH + 1)
     runner = Runner(
         model=case.get('model', model()['model']),
         work_dir=str(work_dir),
@@ -273,23 +308,24 @@ def make_runner(
         train_cfg=epochs if by_epoch else iters,
         val_dataloader=val,
         val_cfg=dict(),
-        val_evaluator=dict(type='Falling'),
+        val_evaluator=dict(type='MadeUp', **case.get('metric', {})),
         optim_wrapper=dict(
             optimizer=dict(type='SGD', lr=0.001, momentum=0.9),
             accumulative_counts=case.get('accumulative_counts', 1),
         ),
-        custom_hooks=hooks,
+        param_scheduler=dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone]),
+        custom_hooks=hooks + ([dict(type='SignalHook', **signals)] if signals else []),
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=by_epoch),
-            checkpoint=dict(type='SafeCheckpointHook', by_epoch=by_epoch)
-            | (checkpoint or dict(interval=interval)),
+            checkpoint=dict(type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval)
+            | (checkpoint or {}),
             preemption=dict(type='PreemptionHook'),
         ),
         log_processor=dict(by_epoch=by_epoch),
         default_scope='mmdet',
         randomness=dict(seed=0),
-        resume=resume,
-        experiment_name=f'{work_dir}{next(RUNS)}',
+        experiment_name=f'{work_dir}{next(RUNS)}',  # runs of one name share their logs
+        **settings,
     )
     if killed_before is not None:
         runner.register_hook(KilledBefore(killed_before, killed_in_validation))
@@ -305,3 +341,38 @@ def train(*args, **kwargs):
         if iterator := getattr(runner.train_dataloader, '_iterator', None):
             iterator._shutdown_workers()
     return runner
+
+
+def pth_files(folder):
+    return {path.name for path in Path(folder).glob('*.pth')}
+
+
+def last_checkpoint(work_dir):
+    return Path((Path(work_dir) / 'last_checkpoint').read_text())
+
+
+def validations(work_dir):
+    """The metrics by iteration or epoch."""
+    lines = [x for path in work_dir.glob('*/*/scalars.json') for x in path.read_text().splitlines()]
+    return {row['step']: row['mAP'] for row in map(json.loads, lines) if 'mAP' in row}
+
+
+def assert_equal_runs(ours, expected):
+    """Compare all that two runs have logged, and all that their last checkpoints have."""
+    assert scalars(ours) == scalars(expected)
+    assert validations(ours) == validations(expected)
+    paths = [last_checkpoint(folder) for folder in (ours, expected)]
+    assert paths[0].name == paths[1].name
+    ours, expected = map(_comparable, paths)
+    assert_equal_states(ours, expected)
+
+
+def _comparable(path):
+    """A checkpoint without times, names of runs, and older checkpoints' numbers."""
+    checkpoint = load_from_local(str(path))
+    workers = checkpoint['random_state']['workers']
+    checkpoint['random_state']['workers'] = {k: pickle.loads(x) for k, x in workers.items()}
+    meta, hub = checkpoint.pop('meta'), checkpoint.pop('message_hub')
+    logged = {k: x.data for k, x in hub['log_scalars'].items() if 'train' in k and 'time' not in k}
+    best = hub['runtime_info'].get('best_score')
+    return checkpoint | dict(logged=logged, best=best, done=(meta['epoch'], meta['iter']))

@@ -1,132 +1,59 @@
 """Runs that get a signal, in this process, and what they come to when they are resumed."""
 
 import os
-import pickle
-import random
 import signal
 import time
-from itertools import count
 from multiprocessing import get_context
 
-import numpy as np
 import pytest
-import torch
-from mmdet.registry import DATASETS, MODELS
 from mmengine.hooks import Hook
 from torch.utils.data._utils import signal_handling
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.runs import PreemptionHook, load_from_local
 
-from ..tools import interruption  # noqa: F401  (registers SignalHook)
-from ..tools.run_comparison import assert_equal_states
-from ..toy_detector import ITERS_PER_EPOCH, ToyDataset, ToyDetector, toy_loader, toy_runner
-from .test_safe_checkpoint_hook import last_checkpoint, pth_files
+from .stock_runs import (
+    EPOCH,
+    LAST,
+    NUM_EPOCHS,
+    NUM_VAL_BATCHES,
+    assert_equal_runs,
+    last_checkpoint,
+    make_runner,
+    pth_files,
+    train,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-EPOCHS = 4
-RUNS = count()
 SLOW = pytest.mark.slow
+LOOPS = dict(epochs=2, iterations=2 * EPOCH)  # with the interval of checkpoints, in units of each
+SAMPLERS = dict(epochs='Default', iterations='Infinite')
 
 
-@DATASETS.register_module()
-class JitteredDataset(ToyDataset):
-    """Draws from each generator that augmentations draw from."""
-
-    def __getitem__(self, index):
-        item = super().__getitem__(index)
-        noise = random.random() + np.random.rand() + torch.rand(1).item()
-        item['inputs'] = item['inputs'] + noise
-        return item
+def distilled(loop, **settings):
+    """What the runs have in common: validation is more frequent than checkpoints."""
+    checkpoint = dict(interval=LOOPS[loop], max_keep_ckpts=1, save_best='mAP')
+    settings = dict(loop=loop, sampler=SAMPLERS[loop], checkpoint=checkpoint) | settings
+    return dict(case='distilled') | settings
 
 
-@MODELS.register_module()
-class NoisyDetector(ToyDetector):
-    """Draws random numbers in training, as the sampling of RoIs does."""
-
-    def loss(self, batch_inputs, batch_data_samples):
-        losses = super().loss(batch_inputs, batch_data_samples)
-        return {'loss_cls': losses['loss_cls'] * torch.rand(1).sum()}
-
-
-def make_runner(work_dir, loop='epochs', workers=0, resume=False, signals=None, **kwargs):
-    by_epoch = loop == 'epochs'
-    interval = 2 if by_epoch else 2 * ITERS_PER_EPOCH  # of checkpoints; validation is more frequent
-    persistent = workers > 0 and not kwargs.pop('new_workers', False)
-    loader = toy_loader('DefaultSampler' if by_epoch else 'InfiniteSampler')
-    loader |= dict(num_workers=workers, persistent_workers=persistent)
-    loader['dataset'] = dict(type='JitteredDataset')
-    train_cfg = (
-        dict(type='EpochBasedTrainLoop', max_epochs=EPOCHS)
-        if by_epoch
-        else dict(
-            type='IterBasedTrainLoop',
-            max_iters=EPOCHS * ITERS_PER_EPOCH,
-            val_interval=ITERS_PER_EPOCH,
-        )
-    )
-    hooks = [
-        dict(type='RandomStateHook'),
-        dict(type='AdaptiveDistillCoefHook'),
-        dict(type='EMAHook', momentum=0.1),
-        dict(type='PreemptionHook'),
-    ]
-    if signals:
-        hooks.append(dict(type='SignalHook', **signals))
-    optim_wrapper = dict(
-        optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
-        accumulative_counts=kwargs.pop('accumulative_counts', 1),
-    )
-    checkpoint = dict(
-        type='SafeCheckpointHook',
-        by_epoch=by_epoch,
-        interval=interval,
-        max_keep_ckpts=1,
-        save_best='mAP',
-    )
-    student = dict(type='NoisyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
-    settings = dict(
-        model=dict(type='SSSDDistiller', student=student, distill_coef=2.0),
-        hooks=hooks,
-        train_cfg=train_cfg,
-        train_dataloader=loader,
-        schedulers=[
-            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10),
-            dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[interval], gamma=0.1),
-        ],
-        optim_wrapper=optim_wrapper,
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=checkpoint),
-        val_dataloader=toy_loader(shuffle=False),
-        val_cfg=dict(),
-        val_evaluator=dict(type='ToyMetric'),
-        resume=resume,
-        experiment_name=f'{work_dir}{next(RUNS)}',
-    )
-    return toy_runner(work_dir, **(settings | kwargs))
-
-
-def train(*args, **kwargs):
-    """Train to the end, and end the workers: the collector of garbage waits for each of them."""
-    runner = make_runner(*args, **kwargs)
-    try:
-        runner.train()
-    finally:
-        if iterator := runner.train_dataloader._iterator:
-            iterator._shutdown_workers()
-    return runner
-
-
-def preempted(work_dir, numbers=(signal.SIGTERM,), train_iter=None, val_iter=None, **kwargs):
+def preempted(work_dir, numbers=(signal.SIGTERM,), train_iter=None, val_iter=None, **settings):
     """Train until a signal ends the run; give what it saved."""
     signals = dict(numbers=numbers, train_iter=train_iter, val_iter=val_iter)
     handlers = {x: signal.getsignal(x) for x in SIGNALS}
     with pytest.raises(SystemExit) as exit:
-        train(work_dir, signals=signals, **kwargs)
+        train(work_dir, signals=signals, **settings)
     assert exit.value.code == PreemptionHook.EXIT_CODE == 75
     for number, handler in handlers.items():
         assert signal.getsignal(number) == signal.SIG_IGN
         signal.signal(number, handler)
     return load_from_local(str(last_checkpoint(work_dir)))
+
+
+def assert_resumed_to_the_bit(work_dir, whole, **settings):
+    train(work_dir, resume=True, **settings)
+    assert_equal_runs(work_dir, whole(**settings))
+    assert pth_files(work_dir) == pth_files(whole(**settings))
 
 
 @pytest.fixture(autouse=True)
@@ -137,86 +64,41 @@ def _signals_as_before():
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-    """Gives folders of runs that were left alone, each done once."""
-    folders = {}
-
-    def run(**kwargs):
-        key = str(sorted(kwargs.items()))
-        if key not in folders:
-            folders[key] = tmp_path_factory.mktemp('whole')
-            train(folders[key], **kwargs)
-        return folders[key]
-
-    return run
-
-
-def assert_equal_runs(ours, expected):
-    """Compare all that the last checkpoints have, and which there are."""
-    assert pth_files(ours) == pth_files(expected)
-    paths = [last_checkpoint(folder) for folder in (ours, expected)]
-    assert paths[0].name == paths[1].name
-    ours, expected = (load_from_local(str(path)) for path in paths)
-    for checkpoint in (ours, expected):
-        workers = checkpoint['random_state']['workers']
-        checkpoint['random_state']['workers'] = {k: pickle.loads(x) for k, x in workers.items()}
-    hubs = ours.pop('message_hub'), expected.pop('message_hub')
-    assert {'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'} < expected.keys()
-    for key in expected.keys() - {'meta'}:
-        assert_equal_states(ours[key], expected[key], key)
-    assert {k: ours['meta'][k] for k in ('epoch', 'iter')} == {
-        k: expected['meta'][k] for k in ('epoch', 'iter')
-    }
-    for key, history in hubs[1]['log_scalars'].items():
-        if 'time' not in key:
-            assert_equal_states(hubs[0]['log_scalars'][key].data, history.data, key)
-    assert len({hub['runtime_info']['best_score'] for hub in hubs}) == 1
-    assert len({hub['runtime_info']['keep_ckpt_ids'][-1] for hub in hubs}) == 1
-
-
-LOOPS = ('epochs', 'iterations')
-LAST_OF_EPOCH = ITERS_PER_EPOCH - 1
-
-
 @pytest.mark.parametrize(
     ('loop', 'train_iter'),
     [
-        ('epochs', 8),
-        ('epochs', LAST_OF_EPOCH),
-        ('epochs', EPOCHS * ITERS_PER_EPOCH - 1),
-        ('iterations', 8),
-        *(pytest.param('epochs', i, marks=SLOW) for i in (0, 2 * ITERS_PER_EPOCH - 1)),
-        *(pytest.param('iterations', i, marks=SLOW) for i in (0, LAST_OF_EPOCH, 11, 23)),
+        ('epochs', EPOCH + 1),
+        ('epochs', EPOCH - 1),
+        ('epochs', LAST - 1),
+        ('iterations', EPOCH + 1),
+        *(pytest.param('epochs', i, marks=SLOW) for i in (0, 2 * EPOCH - 1)),
+        *(
+            pytest.param('iterations', i, marks=SLOW)
+            for i in (0, EPOCH - 1, 2 * EPOCH - 1, LAST - 1)
+        ),
     ],
 )
-def test_a_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
-    saved = preempted(tmp_path, train_iter=train_iter, loop=loop)
+def test_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
+    saved = preempted(tmp_path, train_iter=train_iter, **distilled(loop))
     assert saved['meta']['iter'] == train_iter + 1
-    train(tmp_path, loop, resume=True)
-    assert_equal_runs(tmp_path, whole(loop=loop))
+    assert_resumed_to_the_bit(tmp_path, whole, **distilled(loop))
 
 
 @pytest.mark.parametrize('loop', [pytest.param('epochs', marks=SLOW), 'iterations'])
-@pytest.mark.parametrize(
-    'new_workers', [False, pytest.param(True, marks=SLOW)], ids=['kept', 'new']
-)
-def test_worker_processes_draw_the_same_numbers(tmp_path, whole, loop, new_workers):
-    """Three times, in the second, the last but one and after the last batch of an epoch."""
-    settings = dict(loop=loop, workers=2, new_workers=new_workers)
-    for moment in (6, 9, 11):
-        resume = moment > 6
+@pytest.mark.parametrize('persistent', [True, pytest.param(False, marks=SLOW)])
+def test_workers_of_a_run_preempted_three_times_draw_the_same(tmp_path, whole, loop, persistent):
+    """In the second, the last but one and after the last batch of an epoch."""
+    settings = distilled(loop, workers=2, persistent=persistent)
+    for moment in (EPOCH + 1, 2 * EPOCH - 2, 2 * EPOCH - 1):
+        resume = moment > EPOCH + 1
         saved = preempted(tmp_path, train_iter=moment, resume=resume, **settings)
         assert saved['meta']['iter'] == moment + 1
         assert saved['random_state']['workers'].keys() <= {0, 1}
-    train(tmp_path, resume=True, **settings)
-    assert_equal_runs(tmp_path, whole(**settings))
+    assert_resumed_to_the_bit(tmp_path, whole, **settings)
 
 
-@pytest.mark.parametrize('new_workers', [False, True], ids=['kept', 'new'])
-def test_a_signal_that_comes_while_workers_start_does_not_end_them(
-    tmp_path, monkeypatch, new_workers
-):
+@pytest.mark.parametrize('persistent', [True, False])
+def test_a_signal_while_workers_start_does_not_end_them(tmp_path, monkeypatch, persistent):
     """Schedulers send it to all processes; here a worker gets it before it runs any code of ours."""
     handle = signal_handling._set_worker_signal_handlers
 
@@ -226,18 +108,17 @@ def test_a_signal_that_comes_while_workers_start_does_not_end_them(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(signal_handling, '_set_worker_signal_handlers', handle_and_get_signals)
-    train(tmp_path, workers=2, new_workers=new_workers)
+    train(tmp_path, workers=2, persistent=persistent)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 @pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])
 def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
-    """Of four iterations each; the epoch ends in the second of them."""
-    settings = dict(loop=loop, accumulative_counts=4)
-    saved = preempted(tmp_path, train_iter=4, **settings)
-    assert saved['meta']['iter'] == 8
-    train(tmp_path, resume=True, **settings)
-    assert_equal_runs(tmp_path, whole(**settings))
+    """Of three iterations each; the epoch ends in the first of them."""
+    settings = distilled(loop, case='accumulation')
+    saved = preempted(tmp_path, train_iter=EPOCH - 1, **settings)
+    assert saved['meta']['iter'] == 6
+    assert_resumed_to_the_bit(tmp_path, whole, **settings)
 
 
 @pytest.mark.parametrize(
@@ -247,21 +128,19 @@ def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
         *(
             pytest.param(loop, batch, epoch, marks=SLOW)
             for loop in LOOPS
-            for batch in (0, ITERS_PER_EPOCH - 1)
-            for epoch in (2, EPOCHS)
-            if (loop, batch, epoch) != ('epochs', 0, 2)
+            for batch in (0, NUM_VAL_BATCHES - 1)
+            for epoch in (1, NUM_EPOCHS)
         ),
     ],
 )
 def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, loop, batch, epoch):
-    moment = epoch * ITERS_PER_EPOCH
-    saved = preempted(tmp_path, val_iter=(moment, batch), loop=loop)
+    moment = epoch * EPOCH
+    saved = preempted(tmp_path, val_iter=(moment, batch), **distilled(loop))
     assert saved['meta']['iter'] == moment
     assert saved['meta']['validates_first']
-    is_saved_already = epoch in (2, EPOCHS)
+    is_saved_already = epoch in (2, NUM_EPOCHS)
     assert (tmp_path / 'preempted.pth').exists() != is_saved_already
-    train(tmp_path, loop, resume=True)
-    assert_equal_runs(tmp_path, whole(loop=loop))
+    assert_resumed_to_the_bit(tmp_path, whole, **distilled(loop))
 
 
 def test_the_user_is_told_how_to_continue(tmp_path, capfd):
@@ -274,17 +153,14 @@ def test_the_user_is_told_how_to_continue(tmp_path, capfd):
 @pytest.mark.parametrize(
     ('numbers', 'code'),
     [
-        ([signal.SIGINT, signal.SIGINT], -signal.SIGINT),
         ([signal.SIGUSR1, signal.SIGINT], -signal.SIGINT),
-        ([signal.SIGTERM, signal.SIGTERM], PreemptionHook.EXIT_CODE),  # forwarded by a launcher
         ([signal.SIGTERM, signal.SIGUSR2], PreemptionHook.EXIT_CODE),  # both from a scheduler
     ],
 )
 def test_a_second_signal_ends_the_run_at_once(tmp_path, numbers, code):
     settings = dict(signals=dict(numbers=numbers, train_iter=2))
-    context = get_context(
-        'forkserver'
-    )  # the tests' own threads may hold locks that a fork would keep
+    # not a fork: the tests' own threads may hold locks that it would keep
+    context = get_context('forkserver')
     context.set_forkserver_preload([__name__])
     process = context.Process(target=train, args=(tmp_path,), kwargs=settings)
     process.start()
@@ -303,7 +179,7 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
     assert [signal.getsignal(x) for x in SIGNALS] == handlers
 
     runner = make_runner(tmp_path / 'failing')
-    runner.model.student.loss = None
+    runner.model.loss = None
     with pytest.raises(TypeError):
         runner.train()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -314,9 +190,7 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
 
 def test_files_of_an_aborted_run_are_removed(tmp_path):
     (tmp_path / 'preempted.pth').touch()
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-    runner = make_runner(tmp_path)
-    runner.train()
+    train(tmp_path)
     assert not (tmp_path / 'preempted.pth').exists()
 
 
@@ -347,7 +221,7 @@ class PoolHook(Hook):
 def test_processes_that_a_metric_forks_end_by_sigterm(tmp_path):
     """Else its pool waits for them for ever."""
     hook = PoolHook()
-    runner = make_runner(tmp_path, loop='iterations')
+    runner = make_runner(tmp_path)
     runner.register_hook(hook)
     runner.train()
     assert hook.exitcode == -signal.SIGTERM
