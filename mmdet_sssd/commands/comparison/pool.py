@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...runs import AtomicLocalBackend
 from .arms import BASELINE
-from .report import Report, Table, difference_text, times_text
+from .report import NONE, difference_text, markdown_page, markdown_table, times_text
 from .results import ResultsFolder
 from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
 
@@ -74,41 +75,32 @@ def write_pool(
     Raises:
         ConfigError: if there is nothing to pool.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    sections = {}
+    parts = []
     for split, title in SPLITS.items():
         for reference in references:
             if pooled := pool(folders, split, arms, reference):
-                heading = f'{title.capitalize()}: difference to {reference}'
-                sections[heading] = [_table(pooled)]
-    if not sections:
+                parts += [f'## {title}: difference to {reference}', _table(pooled)]
+    if not parts:
         raise ConfigError(
             f'no arm shares a seed with {" or ".join(references)} in two of '
             f'{", ".join(map(str, folders))}'
         )
-    return Report('Pooled comparisons', sections, NOTES).write(out / 'pool.md')
+    text = markdown_page(['# Pooled comparisons', *parts], NOTES)
+    AtomicLocalBackend().put_text(text, str(out / 'pool.md'))
+    return text
 
 
-def _table(pooled: Pooled) -> Table:
+def _table(pooled: Pooled) -> str:
     arms = pooled.values()
-    rows = [[study, *(_entry(arm.get(study)) for arm in arms)] for study in _studies(pooled)]
+    names = dict.fromkeys(name for studies in arms for name in studies)
+    rows = [[name, *(_entry(studies.get(name)) for studies in arms)] for name in names]
     for name in AP_NAMES:
         rows.append([f'{name} over pairs', *(difference_text(over_pairs(x, name)) for x in arms)])
-    rows.append(['pairs below 0', *(str(count_below_0(arm)) for arm in arms)])
-    return Table(['Δ AP', *pooled], rows)
-
-
-def count_below_0(studies: Mapping[str, ArmSummary]) -> int:
-    """Count the pairs whose own interval of AP lies below 0."""
-    highs = [x.differences['AP'].high for x in studies.values()]
-    return sum(high is not None and high < 0 for high in highs)
-
-
-def _studies(pooled: Pooled) -> list[str]:
-    return list(dict.fromkeys(name for studies in pooled.values() for name in studies))
+    return markdown_table(['Δ AP', *pooled], rows)
 
 
 def _entry(summary: ArmSummary | None) -> str:
     if summary is None:
-        return '–'
-    return f'{difference_text(summary.differences["AP"])}, {times_text(summary.time_ratio)}'
+        return NONE
+    time = times_text(summary.ratios.get('training time'))
+    return f'{difference_text(summary.differences["AP"])}, {time}'

@@ -1,12 +1,9 @@
 """Runs programs that can be preempted: they get the signals by which schedulers end jobs."""
 
-import math
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ import submitit
 from ...errors import ConfigError
 from ...runs import PreemptionHook
 
-GRACE = 20  # seconds that a program has to save and end before a further signal kills it
-POLL = 0.2  # seconds between looks at a program
 PREEMPTION = signal.Signals['SIG' + submitit.JobEnvironment.USR_SIG]  # before a job's time is up
 
 
@@ -33,14 +28,13 @@ class Preempted(Exception):
         self.by = by
 
 
-def run_program(name: str, args: Sequence[Any], log: Path, environment: Mapping[str, str]) -> None:
+def run_program(name: str, args: Sequence[Any], log: Path) -> None:
     """Run a Python program to its end.
 
     Args:
         name: Its name, for errors.
         args: What follows ``python``.
         log: File that gets its output, after what is there.
-        environment: What differs in its environment.
 
     Raises:
         ConfigError: if it fails; the message is the last line that it printed.
@@ -52,12 +46,9 @@ def run_program(name: str, args: Sequence[Any], log: Path, environment: Mapping[
             [sys.executable, *map(str, args)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            close_fds=False,  # the locks of the run are its too
         )
     with _forwarding_signals(process) as received:
-        while (code := process.poll()) is None:
-            time.sleep(POLL)
+        code = process.wait()
     if received or code == PreemptionHook.EXIT_CODE:
         raise Preempted(received[0] if received else None)
     if code < 0:
@@ -70,17 +61,12 @@ def run_program(name: str, args: Sequence[Any], log: Path, environment: Mapping[
 
 @contextmanager
 def _forwarding_signals(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Forward signals to a process, and note them; kill it if it is slow, or not waited for."""
+    """Forward the first signal to a process, and note it; kill the process if it is not waited for."""
     received: list[int] = []
-    started = math.inf
 
     def forward(number: int, _: Any) -> None:
-        nonlocal started
-        if not received:
-            started = time.monotonic()
+        if not received:  # the next ones repeat it
             process.send_signal(number)
-        elif time.monotonic() > started + GRACE:
-            process.kill()
         received.append(number)
 
     numbers = (signal.SIGTERM, PREEMPTION)

@@ -12,9 +12,16 @@ from .results import Results, RunResult
 
 CONFIDENCE = 0.95
 SPLITS = {
-    'val': 'validation data, last checkpoint',
-    'test': 'test data, last checkpoint',
+    'val': 'Validation data, last checkpoint',
+    'test': 'Test data, last checkpoint',
 }
+MEDIAN_TIME = 'median step × iterations'
+COSTS = {
+    'training time': 'train_seconds',
+    MEDIAN_TIME: 'median_seconds',
+    'peak memory': 'peak_memory',
+}
+"""Names in tables of the costs of a run."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def half_width(self) -> float | None:
-        """Half the length of the interval; None without one."""
-        return None if self.low is None else (self.high - self.low) / 2
-
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Estimate a mean, with Student's t-interval for independent normal values."""
@@ -51,16 +53,6 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, count)
     low, high = stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=stats.sem(values))
     return Estimate(mean, count, float(low), float(high))
-
-
-def paired(
-    values: Mapping[int, float],
-    reference: Mapping[int, float],
-    compare: Callable[[float, float], float] = operator.sub,
-) -> Estimate:
-    """Estimate the difference of two arms over their common seeds, or what ``compare`` computes."""
-    seeds = sorted(values.keys() & reference.keys())
-    return estimate([compare(values[seed], reference[seed]) for seed in seeds])
 
 
 def verdict(difference: Estimate, reference: str) -> str:
@@ -85,20 +77,16 @@ class ArmSummary:
     Attributes:
         seeds: The seeds.
         ap: AP, AP50 … in percent.
-        differences: The same minus the reference's, paired by seed.
+        differences: The same minus the reference's, paired by seed; empty without a common seed.
         class_differences: The AP of each class minus the reference's, paired by seed.
-        time_ratio: Training time relative to the reference's.
-        median_time_ratio: The same by the median iteration of each.
-        memory_ratio: Peak memory relative to the reference's.
+        ratios: The costs relative to the reference's with the same seed, by :data:`COSTS`.
     """
 
     seeds: list[int]
     ap: dict[str, Estimate]
     differences: dict[str, Estimate]
     class_differences: dict[str, Estimate]
-    time_ratio: Estimate
-    median_time_ratio: Estimate
-    memory_ratio: Estimate
+    ratios: dict[str, Estimate]
 
 
 Summaries = Mapping[str, ArmSummary]
@@ -116,40 +104,41 @@ def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[s
 
 
 def _summary(
-    runs: Mapping[int, RunResult], reference: Mapping[int, RunResult], split: str
+    runs: Mapping[int, RunResult], theirs: Mapping[int, RunResult], split: str
 ) -> ArmSummary:
-    def differences(read: Callable[[RunResult], dict[str, float]]) -> dict[str, Estimate]:
-        ours, theirs = _by_name(runs, read), _by_name(reference, read)
-        return {name: paired(ours[name], theirs[name]) for name in ours if name in theirs}
+    pairs = [(runs[seed], theirs[seed]) for seed in sorted(runs.keys() & theirs.keys())]
 
-    def ratio(cost: str) -> Estimate:
-        ours, theirs = (
-            _by_name(x, lambda run: {cost: getattr(run, cost)}) for x in (runs, reference)
-        )
-        return paired(ours.get(cost, {}), theirs.get(cost, {}), operator.truediv)
+    def paired(
+        read: Callable[[RunResult], dict[str, float | None]],
+        compare: Callable[[float, float], float] = operator.sub,
+    ) -> dict[str, Estimate]:
+        return _estimates([_compared(read(own), read(other), compare) for own, other in pairs])
 
-    aps = _by_name(runs, lambda run: run.ap(split))
     return ArmSummary(
         seeds=list(runs),
-        ap={name: estimate(list(values.values())) for name, values in aps.items()},
-        differences=differences(lambda run: run.ap(split)),
-        class_differences=differences(lambda run: run.class_ap(split)),
-        time_ratio=ratio('train_seconds'),
-        median_time_ratio=ratio('median_seconds'),
-        memory_ratio=ratio('peak_memory'),
+        ap=_estimates([run.ap(split) for run in runs.values()]),
+        differences=paired(lambda run: run.ap(split)),
+        class_differences=paired(lambda run: run.class_ap(split)),
+        ratios=paired(
+            lambda run: {name: getattr(run, key) for name, key in COSTS.items()}, operator.truediv
+        ),
     )
 
 
-def _by_name(
-    runs: Mapping[int, RunResult], read: Callable[[RunResult], Mapping[str, float | None]]
-) -> dict[str, dict[int, float]]:
-    """Turn what is read off each run into values by name and seed, without what is unknown."""
-    values: dict[str, dict[int, float]] = {}
-    for seed, run in runs.items():
-        for name, value in read(run).items():
-            if value is not None:
-                values.setdefault(name, {})[seed] = value
-    return values
+def _compared(
+    own: dict[str, float | None],
+    other: dict[str, float | None],
+    compare: Callable[[float, float], float],
+) -> dict[str, float]:
+    """Compare values by name, without what either lacks."""
+    known = [x for x in own if own[x] is not None and other.get(x) is not None]
+    return {name: compare(own[name], other[name]) for name in known}
+
+
+def _estimates(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Estimate the mean of each named value over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: estimate([row[name] for row in rows if name in row]) for name in names}
 
 
 def rivals(arms: Summaries, reference: str = BASELINE) -> Summaries:
@@ -160,12 +149,3 @@ def rivals(arms: Summaries, reference: str = BASELINE) -> Summaries:
 def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
     """Tell whether an arm other than the baseline shares a seed with the reference."""
     return any(x.differences for x in rivals(arms, reference).values())
-
-
-def summarize_all(results: Results, against: Sequence[str] = ()) -> dict[str, dict[str, Summaries]]:
-    """Summarise by split and reference: the baseline first, then the arms of ``against``."""
-    return {
-        split: {name: summarize(results, split, name) for name in (BASELINE, *against)}
-        for split in SPLITS
-        if any(run.ap(split) for runs in results.values() for run in runs.values())
-    }

@@ -160,9 +160,9 @@ def test_arms_of_a_file(configs):
     [
         (
             'papers',
-            r'unknown arm papers; did you mean paper\? Accepted: student, config, gentle, paper',
+            r'unknown arm papers; did you mean paper\? Accepted: baseline, config, gentle, paper',
         ),
-        ('paper+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, loss, dim"),
+        ('paper+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, .*, dim"),
         ('paper+tau', r"an arm has the change 'tau'; accepted: KEY=VALUE"),
         ('paper+load_from.x=a/b', r'without a slash'),
         ('orphan', r'unknown arm nobody, the base of arm orphan\. Accepted'),
