@@ -37,11 +37,21 @@ from .parameters import (
     show_default=True,
     help='Image size.',
 )
-@click.option('--batch', default=2, show_default=True, help='Images per step.')
-@click.option('--objects', default=8, show_default=True, help='Objects per image.')
+@click.option(
+    '--batch', type=click.IntRange(min=1), default=2, show_default=True, help='Images per step.'
+)
+@click.option(
+    '--objects', type=click.IntRange(min=0), default=8, show_default=True, help='Objects per image.'
+)
 @click.option('--device', help='cpu, cuda:1, …  [default: the GPU if there is one]')
 @click.option('--amp', is_flag=True, help='Automatic mixed precision.')
-@click.option('--steps', default=15, show_default=True, help='Timed steps per arm.')
+@click.option(
+    '--steps',
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help='Timed steps per arm.',
+)
 @click.option('--json', type=Path, metavar='OUT', help='File for the results.')
 @click.option(
     '--profile',

@@ -5,8 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from submitit.core.utils import FailedJobError
 
 from ...errors import ConfigError, user_error
 from ...runs import PreemptionHook
-from .programs import PREEMPTION, Preempted
+from .programs import PREEMPTION, Preempted, signals_handled
 from .runs import Run
 from .slurm import check_slurm, slurm_executor
 
@@ -146,7 +145,9 @@ class JobRunner:
             return []
         try:
             executor = self._executor()
-            with _ignoring_the_terminal(), executor.batch():
+            # jobs are stopped by signals of their own, not by what a terminal sends to all
+            ignored = signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP)
+            with ignored, executor.batch():
                 return [executor.submit(work) for work in works]
         except FailedJobError as error:  # by sbatch
             raise ConfigError(f'--slurm: {str(error).splitlines()[-1]}') from error
@@ -195,18 +196,6 @@ def _progress() -> Progress:
         console=console,
         speed_estimate_period=math.inf,  # runs take long
     )
-
-
-@contextmanager
-def _ignoring_the_terminal() -> Iterator[None]:
-    """Let jobs that are started ignore what a terminal sends to all; they are stopped by signals."""
-    numbers = (signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
 
 
 def slot_environments(jobs: int) -> list[dict[str, str]]:

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from .arms import BASELINE
 from .metrics import AP_NAMES, MASK_AP_NAMES
 from .results import Results, RunResult
-from .summary import SPLITS, Summaries, has_differences, rivals, summarize
+from .summary import SPLITS, Estimates, differences
 
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')  # Okabe and Ito's
 GREY = '#777777'
-MAX_CLASSES = 20
 DPI = 150
 
 
@@ -23,9 +22,9 @@ def draw_plots(folder: Path, results: Results) -> list[Path]:
     """Draw every plot that the results can fill: PNG files in a folder."""
     figures = {'learning_curves': draw_curves(results)}
     for split in SPLITS:
-        summaries = summarize(results, split)
-        if has_differences(summaries):
-            figures[f'differences_{split}'] = draw_differences(summaries, split)
+        arms = {arm: found for arm, found in differences(results, split).items() if found}
+        if arms:
+            figures[f'differences_{split}'] = draw_differences(arms, split)
     paths = [folder / f'{name}.png' for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=DPI)
@@ -58,23 +57,25 @@ def _draw_curve(axes: Axes, runs: Collection[RunResult], arm: str, color: str) -
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw_differences(summaries: Summaries, split: str) -> Figure:
-    """Draw the differences to the baseline, overall, by object size and class."""
-    arms = {arm: x for arm, x in rivals(summaries).items() if x.differences}
+def draw_differences(arms: Estimates, split: str) -> Figure:
+    """Draw the differences of arms to the baseline on a split, overall, by IoU and by object size."""
     known = [*AP_NAMES, *MASK_AP_NAMES]
-    names = [name for name in known if any(name in x.differences for x in arms.values())]
-    names += _shown_classes(arms)
+    names = [name for name in known if any(name in found for found in arms.values())]
     figure = Figure(figsize=(7, 1.5 + 0.15 * len(names) * (1 + len(arms))), layout='constrained')
     axes = figure.subplots()
     colors = _colors(arms)
-    for index, (arm, summary) in enumerate(arms.items()):
-        values = {**summary.class_differences, **summary.differences}
-        found = [(row, values[name]) for row, name in enumerate(names) if name in values]
-        rows = [row + (index - (len(arms) - 1) / 2) * 0.8 / len(arms) for row, _ in found]
-        means = [x.mean for _, x in found]
-        lengths = [0 if x.low is None else x.high - x.mean for _, x in found]
-        label = f'{arm} (n={summary.differences["AP"].count})'
-        axes.errorbar(means, rows, xerr=lengths, fmt='o', color=colors[arm], label=label)
+    for index, (arm, found) in enumerate(arms.items()):
+        offset = (index - (len(arms) - 1) / 2) * 0.8 / len(arms)  # arms side by side in a row
+        shown = [(row + offset, found[name]) for row, name in enumerate(names) if name in found]
+        rows, estimates = zip(*shown, strict=True)
+        axes.errorbar(
+            [x.mean for x in estimates],
+            rows,
+            xerr=[0 if x.low is None else x.high - x.mean for x in estimates],
+            fmt='o',
+            color=colors[arm],
+            label=f'{arm} (n={found["AP"].count})',
+        )
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -83,16 +84,6 @@ def draw_differences(summaries: Summaries, split: str) -> Figure:
     axes.set_title(f'{SPLITS[split]}\nmean of the paired differences, 95% t-interval')
     axes.legend(fontsize='small')
     return figure
-
-
-def _shown_classes(arms: Summaries) -> list[str]:
-    """Choose the classes to draw: those whose AP differs most, in the evaluator's order."""
-    largest: dict[str, float] = {}
-    for arm in arms.values():
-        for name, x in arm.class_differences.items():
-            largest[name] = max(largest.get(name, 0.0), abs(x.mean))
-    shown = sorted(largest, key=largest.get, reverse=True)[:MAX_CLASSES]
-    return [name for name in largest if name in shown]
 
 
 def _colors(arms: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from ...runs import AtomicLocalBackend
 from .arms import BASELINE
 from .report import NONE, difference_text, markdown_page, markdown_table, times_text
 from .results import ResultsFolder
-from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
+from .summary import SPLITS, TIME, Estimate, Estimates, cost_ratios, differences, estimate
 
 AP_NAMES = ('AP', 'AP50', 'AP75')
 NOTES = [
@@ -19,8 +19,9 @@ NOTES = [
     'same lot.',
 ]
 
-Pooled = Mapping[str, Mapping[str, ArmSummary]]
-"""By arm and study, an arm's summary in a study, which is of one detector on one data set."""
+Pooled = Mapping[str, Estimates]
+"""By arm and study (one detector on one data set): the differences to a reference arm, and the ratio
+of the training times."""
 
 
 def pool(
@@ -41,27 +42,29 @@ def pool(
         raise ConfigError(
             f'pool was given {", ".join(names)}; accepted: folders of different names'
         )
-    found: dict[str, dict[str, ArmSummary]] = {}
+    found: dict[str, Estimates] = {}
     for folder in folders:
         results = ResultsFolder(folder).read()
         if not results:
             raise ConfigError(
                 f'there are no results in {folder}; accepted: a folder with results of compare'
             )
-        for arm, summary in summarize(results, split, reference).items():
-            if arm != reference and summary.differences:
-                found.setdefault(arm, {})[folder.name] = summary
+        ratios = cost_ratios(results, split, reference)
+        for arm, estimates in differences(results, split, reference).items():
+            if estimates:
+                study = {**estimates, TIME: ratios[arm][TIME]}
+                found.setdefault(arm, {})[folder.name] = study
     chosen = [arm for arm, x in found.items() if len(x) > 1] if arms is None else arms
     return {arm: found[arm] for arm in chosen if arm in found}
 
 
-def over_pairs(studies: Mapping[str, ArmSummary], name: str = 'AP') -> Estimate:
+def over_pairs(studies: Estimates, name: str = 'AP') -> Estimate:
     """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
 
     Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
     means, so it covers what varies from pair to pair.
     """
-    return estimate([x.differences[name].mean for x in studies.values() if name in x.differences])
+    return estimate([x[name].mean for x in studies.values() if name in x])
 
 
 def write_pool(
@@ -99,8 +102,5 @@ def _table(pooled: Pooled) -> str:
     return markdown_table(['Δ AP', *pooled], rows)
 
 
-def _entry(summary: ArmSummary | None) -> str:
-    if summary is None:
-        return NONE
-    time = times_text(summary.ratios.get('training time'))
-    return f'{difference_text(summary.differences["AP"])}, {time}'
+def _entry(study: dict[str, Estimate] | None) -> str:
+    return f'{difference_text(study["AP"])}, {times_text(study[TIME])}' if study else NONE

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,23 @@ def run_program(name: str, args: Sequence[Any], log: Path) -> None:
         ConfigError: if it fails; the message is the last line that it printed.
         Preempted: if it was told to end.
     """
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        if not received:  # the next ones repeat it
+            process.send_signal(number)
+        received.append(number)
+
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'ab') as output:
         process = subprocess.Popen(
-            [sys.executable, *map(str, args)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [sys.executable, *map(str, args)], stdout=output, stderr=subprocess.STDOUT
         )
-    with _forwarding_signals(process) as received:
-        code = process.wait()
+    try:
+        with signals_handled(forward, signal.SIGTERM, PREEMPTION):
+            code = process.wait()
+    finally:
+        process.kill()
     if received or code == PreemptionHook.EXIT_CODE:
         raise Preempted(received[0] if received else None)
     if code < 0:
@@ -60,20 +68,11 @@ def run_program(name: str, args: Sequence[Any], log: Path) -> None:
 
 
 @contextmanager
-def _forwarding_signals(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Forward the first signal to a process, and note it; kill the process if it is not waited for."""
-    received: list[int] = []
-
-    def forward(number: int, _: Any) -> None:
-        if not received:  # the next ones repeat it
-            process.send_signal(number)
-        received.append(number)
-
-    numbers = (signal.SIGTERM, PREEMPTION)
-    handlers = [signal.signal(number, forward) for number in numbers]
+def signals_handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Have signals handled in the context, and as before after it."""
+    before = [signal.signal(number, handler) for number in numbers]
     try:
-        yield received
+        yield
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        process.kill()
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

@@ -13,11 +13,12 @@ from .summary import (
     MEDIAN_TIME,
     SPLITS,
     Estimate,
-    Summaries,
+    Estimates,
+    cost_ratios,
+    differences,
     estimate,
-    has_differences,
-    rivals,
-    summarize,
+    evaluated,
+    levels,
     verdict,
 )
 
@@ -38,20 +39,19 @@ def markdown_page(parts: Iterable[str], notes: Iterable[str]) -> str:
 
 def comparison_report(results: Results, against: Sequence[str] = ()) -> str:
     """Report on results in Markdown, with differences to the baseline and the arms of ``against``."""
-    parts, levels, differences = ['# Comparison'], [], []
+    parts, baselines, intervals = ['# Comparison'], [], []
     for split, title in SPLITS.items():
-        summaries = {name: summarize(results, split, name) for name in (BASELINE, *against)}
-        arms = summaries[BASELINE]
-        if not arms:
+        aps = levels(results, split)
+        if not aps:
             continue
-        parts += [f'## {title}', _ap_table(arms)]
-        levels += [arms[BASELINE].ap['AP'].mean] if BASELINE in arms else []
-        for reference, arms in summaries.items():
-            if has_differences(arms, reference):
+        parts += [f'## {title}', _ap_table(aps, results, split)]
+        baselines += [aps[BASELINE]['AP'].mean] if BASELINE in aps else []
+        for reference in (BASELINE, *against):
+            arms = differences(results, split, reference)
+            if any(arms.values()):
                 parts += _difference_table(arms, reference)
-            differences += [x.differences.get('AP') for x in rivals(arms, reference).values()]
-    num_intervals = sum(x is not None and x.low is not None for x in differences)
-    return markdown_page(parts, _notes(results, levels, num_intervals))
+            intervals += [x['AP'] for x in arms.values() if x and x['AP'].low is not None]
+    return markdown_page(parts, _notes(results, baselines, len(intervals)))
 
 
 def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -60,42 +60,43 @@ def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
     return [*AP_NAMES, *(name for name in MASK_AP_NAMES if name in found)]
 
 
-def _ap_table(arms: Summaries) -> str:
-    names = _ap_names(x.ap for x in arms.values())
-    costs = [x for x in COSTS if x != MEDIAN_TIME or any(x in arm.ratios for arm in arms.values())]
+def _ap_table(aps: Estimates, results: Results, split: str) -> str:
+    runs, ratios = evaluated(results, split), cost_ratios(results, split)
+    names = _ap_names(aps.values())
+    costs = [x for x in COSTS if x != MEDIAN_TIME or any(x in found for found in ratios.values())]
     rows = [
         [
             arm,
-            str(len(x.seeds)),
-            *(_level_text(x.ap.get(name)) for name in names),
-            *(times_text(x.ratios.get(cost)) for cost in costs),
+            str(len(runs[arm])),
+            *(_level_text(found.get(name)) for name in names),
+            *(times_text(ratios[arm].get(cost)) for cost in costs),
         ]
-        for arm, x in arms.items()
+        for arm, found in aps.items()
     ]
     return markdown_table(['arm', 'seeds', *names, *costs], rows)
 
 
-def _difference_table(arms: Summaries, reference: str) -> list[str]:
+def _difference_table(arms: Estimates, reference: str) -> list[str]:
     name = 'the baseline' if reference == BASELINE else reference
-    names = _ap_names(x.differences for x in arms.values())
+    names = _ap_names(arms.values())
     rows = [
         [
             arm,
-            verdict(x.differences.get('AP', estimate([])), name),
-            *(difference_text(x.differences.get(ap)) for ap in names),
+            verdict(found.get('AP', estimate([])), name),
+            *(difference_text(found.get(ap)) for ap in names),
         ]
-        for arm, x in rivals(arms, reference).items()
+        for arm, found in arms.items()
     ]
     table = markdown_table(['arm', 'AP is', *(f'Δ {ap}' for ap in names)], rows)
     return [f'Difference to {name}, paired by seed:', table]
 
 
-def _notes(results: Results, levels: Sequence[float], num_intervals: int) -> list[str]:
+def _notes(results: Results, baselines: Sequence[float], num_intervals: int) -> list[str]:
     """Say how to read a report.
 
     Args:
         results: The results.
-        levels: AP of the baseline on each split, in percent.
+        baselines: AP of the baseline on each split, in percent.
         num_intervals: Number of differences of AP that have an interval.
     """
     devices = sorted({run.device for runs in results.values() for run in runs.values()})
@@ -118,10 +119,10 @@ def _notes(results: Results, levels: Sequence[float], num_intervals: int) -> lis
         )
     if BASELINE not in results:
         notes.append('The baseline has no result yet, so there are no differences to it.')
-    if levels and min(levels) < LITTLE:
+    if baselines and min(baselines) < LITTLE:
         notes.insert(
             0,
-            f'The baseline reaches an AP of {min(levels):.1f}: it has hardly begun to learn, so the '
+            f'The baseline reaches an AP of {min(baselines):.1f}: it has hardly begun to learn, so the '
             'differences tell nothing of a trained detector. Train longer.',
         )
     return notes

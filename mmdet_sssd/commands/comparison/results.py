@@ -12,7 +12,7 @@ from ...config_tree import overridden, overrides
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from ..locks import locked
-from .metrics import class_metrics, standard_metrics
+from .metrics import standard_metrics
 
 DEPTH = 4  # of keys with a line of their own in the file, such as a config's keys and seeds
 
@@ -55,10 +55,6 @@ class RunResult:
     def ap(self, split: str) -> dict[str, float]:
         """Collect AP, AP50 … of a split in percent; empty without an evaluation."""
         return standard_metrics(self.metrics.get(split, {}))
-
-    def class_ap(self, split: str) -> dict[str, float]:
-        """Collect the box AP of each class in percent; empty unless it was evaluated."""
-        return class_metrics(self.metrics.get(split, {}))
 
 
 Results = Mapping[str, Mapping[int, RunResult]]

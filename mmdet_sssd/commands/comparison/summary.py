@@ -15,9 +15,9 @@ SPLITS = {
     'val': 'Validation data, last checkpoint',
     'test': 'Test data, last checkpoint',
 }
-MEDIAN_TIME = 'median step × iterations'
+TIME, MEDIAN_TIME = 'training time', 'median step × iterations'
 COSTS = {
-    'training time': 'train_seconds',
+    TIME: 'train_seconds',
     MEDIAN_TIME: 'median_seconds',
     'peak memory': 'peak_memory',
 }
@@ -70,82 +70,72 @@ def verdict(difference: Estimate, reference: str) -> str:
     return 'no evidence of a difference'
 
 
-@dataclass
-class ArmSummary:
-    """What the seeds of an arm say together, on one split, next to a reference arm.
-
-    Attributes:
-        seeds: The seeds.
-        ap: AP, AP50 … in percent.
-        differences: The same minus the reference's, paired by seed; empty without a common seed.
-        class_differences: The AP of each class minus the reference's, paired by seed.
-        ratios: The costs relative to the reference's with the same seed, by :data:`COSTS`.
-    """
-
-    seeds: list[int]
-    ap: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    class_differences: dict[str, Estimate]
-    ratios: dict[str, Estimate]
+Estimates = dict[str, dict[str, Estimate]]
+"""Estimates by arm and name."""
 
 
-Summaries = Mapping[str, ArmSummary]
-"""Summaries by arm, relative to one of them."""
-
-
-def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[str, ArmSummary]:
-    """Summarise each arm that has results of a split, next to a reference arm."""
-    evaluated = {
+def evaluated(results: Results, split: str) -> dict[str, dict[int, RunResult]]:
+    """Leave out runs without an AP on a split, and arms without such runs."""
+    found = {
         arm: {seed: run for seed, run in runs.items() if run.ap(split)}
         for arm, runs in results.items()
     }
-    theirs = evaluated.get(reference, {})
-    return {arm: _summary(runs, theirs, split) for arm, runs in evaluated.items() if runs}
+    return {arm: runs for arm, runs in found.items() if runs}
 
 
-def _summary(
-    runs: Mapping[int, RunResult], theirs: Mapping[int, RunResult], split: str
-) -> ArmSummary:
-    pairs = [(runs[seed], theirs[seed]) for seed in sorted(runs.keys() & theirs.keys())]
-
-    def paired(
-        read: Callable[[RunResult], dict[str, float | None]],
-        compare: Callable[[float, float], float] = operator.sub,
-    ) -> dict[str, Estimate]:
-        return _estimates([_compared(read(own), read(other), compare) for own, other in pairs])
-
-    return ArmSummary(
-        seeds=list(runs),
-        ap=_estimates([run.ap(split) for run in runs.values()]),
-        differences=paired(lambda run: run.ap(split)),
-        class_differences=paired(lambda run: run.class_ap(split)),
-        ratios=paired(
-            lambda run: {name: getattr(run, key) for name, key in COSTS.items()}, operator.truediv
-        ),
-    )
+def levels(results: Results, split: str) -> Estimates:
+    """Estimate AP, AP50 … of each arm on a split, in percent."""
+    return {
+        arm: _estimates([run.ap(split) for run in runs.values()])
+        for arm, runs in evaluated(results, split).items()
+    }
 
 
-def _compared(
-    own: dict[str, float | None],
-    other: dict[str, float | None],
+def differences(results: Results, split: str, reference: str = BASELINE) -> Estimates:
+    """Estimate AP, AP50 … of each arm minus a reference arm's, paired by seed.
+
+    The baseline and the reference are left out; an arm without a common seed has no estimates.
+    """
+    found = evaluated(results, split)
+    return {
+        arm: _paired(runs, found.get(reference, {}), lambda run: run.ap(split), operator.sub)
+        for arm, runs in found.items()
+        if arm not in (BASELINE, reference)
+    }
+
+
+def cost_ratios(results: Results, split: str, reference: str = BASELINE) -> Estimates:
+    """Estimate the costs of each arm by :data:`COSTS`, relative to a reference's with the same seed.
+
+    Runs without an evaluation on the split are left out.
+    """
+    found = evaluated(results, split)
+
+    def costs(run: RunResult) -> dict[str, float]:
+        values = {name: getattr(run, key) for name, key in COSTS.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return {
+        arm: _paired(runs, found.get(reference, {}), costs, operator.truediv)
+        for arm, runs in found.items()
+    }
+
+
+def _paired(
+    runs: Mapping[int, RunResult],
+    theirs: Mapping[int, RunResult],
+    read: Callable[[RunResult], dict[str, float]],
     compare: Callable[[float, float], float],
-) -> dict[str, float]:
-    """Compare values by name, without what either lacks."""
-    known = [x for x in own if own[x] is not None and other.get(x) is not None]
-    return {name: compare(own[name], other[name]) for name in known}
+) -> dict[str, Estimate]:
+    """Compare what is read off two arms' runs with the same seed, as far as both have it."""
+    rows = []
+    for seed in sorted(runs.keys() & theirs.keys()):
+        own, other = read(runs[seed]), read(theirs[seed])
+        rows.append({name: compare(own[name], other[name]) for name in own if name in other})
+    return _estimates(rows)
 
 
 def _estimates(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     """Estimate the mean of each named value over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: estimate([row[name] for row in rows if name in row]) for name in names}
-
-
-def rivals(arms: Summaries, reference: str = BASELINE) -> Summaries:
-    """Leave out the baseline and the reference."""
-    return {arm: x for arm, x in arms.items() if arm not in (BASELINE, reference)}
-
-
-def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
-    """Tell whether an arm other than the baseline shares a seed with the reference."""
-    return any(x.differences for x in rivals(arms, reference).values())

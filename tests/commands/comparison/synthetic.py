@@ -16,15 +16,12 @@ from mmdet_sssd.commands.comparison.training import Training
 FAKE_TOOLS = Path(__file__).with_name('fake_tools')
 
 
-def result(
-    arm, seed, ap, *, seconds=60.0, step=None, memory=500.0, splits=('val',), classes=None, **sizes
-):
+def result(arm, seed, ap, *, seconds=60.0, step=None, memory=500.0, splits=('val',), **sizes):
     """A result whose metrics are given in percent, as CocoMetric names them."""
     metrics = {
         'coco/bbox_mAP': ap / 100,
         'coco/bbox_mAP_50': (ap + 30) / 100,
         **{f'coco/bbox_mAP_{size}': value for size, value in sizes.items()},
-        **{f'coco/{name}_precision': value / 100 for name, value in (classes or {}).items()},
     }
     return RunResult(
         arm=arm,

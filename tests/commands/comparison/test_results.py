@@ -39,10 +39,7 @@ CONFIGS = {
 def folder(tmp_path):
     """Three arms of two seeds each."""
     found = {
-        arm: {
-            seed: result(arm, seed, 40 + index * seed / 10, step=0.1, classes={'cat': 30.0 + seed})
-            for seed in (10, 9)
-        }
+        arm: {seed: result(arm, seed, 40 + index * seed / 10, step=0.1) for seed in (10, 9)}
         for index, arm in enumerate(CONFIGS)
     }
     configs = {arm: Config(cfg) for arm, cfg in CONFIGS.items()}

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmdet_sssd.commands.comparison.metrics import class_metrics, main_metric, standard_metrics
-from mmdet_sssd.commands.comparison.summary import Estimate, estimate, summarize, verdict
+from mmdet_sssd.commands.comparison.metrics import main_metric, standard_metrics
+from mmdet_sssd.commands.comparison.summary import (
+    Estimate,
+    cost_ratios,
+    differences,
+    estimate,
+    levels,
+    verdict,
+)
 
 from .synthetic import result, results
 
@@ -23,7 +30,7 @@ def test_interval_of_three_values_by_hand():
 def test_paired_difference_is_that_of_the_paired_t_test(count):
     rng = np.random.default_rng(count)
     ours, theirs = rng.normal(43, 1, count), rng.normal(42, 1, count)
-    found = summarize(results(baseline=theirs, sssd=ours), 'val')['sssd'].differences['AP']
+    found = differences(results(baseline=theirs, sssd=ours), 'val')['sssd']['AP']
     expected = stats.ttest_rel(ours, theirs)
     interval = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
@@ -49,18 +56,17 @@ def test_a_difference_in_words(difference, words):
 
 def test_rounded_values_that_are_equal_have_no_interval():
     """Equal differences of rounded APs would otherwise be a certainty of width 0."""
-    found = summarize(results(baseline=[42.1, 41.5], sssd=[43.1, 42.5]), 'val')['sssd']
-    assert found.differences['AP'].mean == pytest.approx(1.0)
-    assert found.differences['AP'].low is None
+    found = differences(results(baseline=[42.1, 41.5], sssd=[43.1, 42.5]), 'val')['sssd']['AP']
+    assert found.mean == pytest.approx(1.0)
+    assert found.low is None
 
 
 def test_pairs_are_the_common_seeds():
     found = results(baseline=[40.0, 41.0, 42.0], sssd=[41.0, 43.0, 43.0, 99.0])
     del found['sssd'][0]
-    summary = summarize(found, 'val')['sssd']
-    assert summary.seeds == [1, 2, 3]
-    assert summary.differences['AP'].count == 2
-    assert summary.differences['AP'].mean == pytest.approx(1.5)
+    assert levels(found, 'val')['sssd']['AP'].count == 3
+    difference = differences(found, 'val')['sssd']['AP']
+    assert (difference.count, difference.mean) == (2, pytest.approx(1.5))
 
 
 def test_costs_are_relative_to_the_same_seed():
@@ -71,7 +77,7 @@ def test_costs_are_relative_to_the_same_seed():
             1: result('sssd', 1, 40, seconds=99),
         },
     }
-    ratios = summarize(found, 'val')['sssd'].ratios
+    ratios = cost_ratios(found, 'val')['sssd']
     assert {name: x.mean for name, x in ratios.items()} == pytest.approx(
         {'training time': 1.9, 'peak memory': 1.5}  # no median: its step was not noted
     )
@@ -101,9 +107,3 @@ def test_masks_are_those_of_the_boxes_evaluator():
 )
 def test_which_metric_is_the_ap(names, main):
     assert main_metric(dict.fromkeys(names, 0.5)) == main
-
-
-def test_ap_by_class_is_that_of_boxes():
-    metrics = {'coco/red cell_precision': 0.5, 'coco/none_precision': float('nan')}
-    assert class_metrics({**metrics, 'coco/bbox_mAP': 0.4}) == {'red cell': 50}
-    assert class_metrics({**metrics, 'coco/segm_mAP': 0.4}) == {}
