@@ -31,7 +31,7 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     type=ListType(),
     help='Built in: baseline, config (the distiller as CONFIG has it, or as wrap would add it), '
     'the recipes gentle, paper and lgd, with the teacher or images that wrap gave CONFIG also '
-    'structural_kd, sad, semi and backbone, baseline_longer; any with changes, as in '
+    'structural_kd, sad, semi and backbone; any with changes, as in '
     'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
     'baseline,config; with --report-only all that have results]',
 )
@@ -56,22 +56,15 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
 )
 @click.option(
     '--jobs',
-    type=int,
+    type=click.IntRange(min=1),
     help='Runs at a time; on GPUs one each.  [default: 1; on Slurm what it lets run]',
 )
 @click.option(
-    '--executor',
-    type=click.Choice(('local', 'slurm')),
-    default='local',
-    show_default=True,
-    help='Where runs are started: on this machine, or as jobs of Slurm.',
-)
-@click.option(
-    '--slurm-options',
+    '--slurm',
     type=ListType(),
-    default='',
-    help='Options of sbatch for each run, as in partition=gpu,time=240,gpus_per_node=1 (time in '
-    'minutes; signal_delay_s: how many seconds before that a run saves, 90 unless given).',
+    help='Make each run a job of Slurm, with these options of sbatch, as in '
+    'partition=gpu,time=240,gpus_per_node=1 (time in minutes; signal_delay_s: how many seconds '
+    'before that a run saves, 90 unless given).',
 )
 @click.option(
     '--keep-checkpoints',
@@ -120,13 +113,14 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
       mmdet-sssd compare my_config.py --arms baseline,paper,paper+distill_coef=3
       mmdet-sssd compare --report-only --results work_dirs/compare_my_config/results
     """
-    from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+    from mmdet_sssd.commands.comparison.study import Study
 
     os.environ.setdefault(DEBUG, '1')  # logs of runs have it all
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)  # what was started is stopped
-    options['slurm_options'] = parsed(tuple(options['slurm_options']))
-    study = Study(StudyOptions(cfg_options=parsed(overrides), command=command_line(), **options))
+    if options['slurm'] is not None:
+        options['slurm'] = parsed(tuple(options['slurm']))
+    study = Study(cfg_options=parsed(overrides), command=command_line(), **options)
     try:
         failures = study.run()
     except KeyboardInterrupt:

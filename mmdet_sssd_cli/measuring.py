@@ -37,24 +37,34 @@ from .parameters import (
     show_default=True,
     help='Image size.',
 )
-@click.option('--batch', default=2, show_default=True, help='Images per step.')
-@click.option('--objects', default=8, show_default=True, help='Objects per image.')
+@click.option(
+    '--batch', type=click.IntRange(min=1), default=2, show_default=True, help='Images per step.'
+)
+@click.option(
+    '--objects', type=click.IntRange(min=0), default=8, show_default=True, help='Objects per image.'
+)
 @click.option('--device', help='cpu, cuda:1, …  [default: the GPU if there is one]')
 @click.option('--amp', is_flag=True, help='Automatic mixed precision.')
-@click.option('--steps', default=15, show_default=True, help='Timed steps per arm.')
+@click.option(
+    '--steps',
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help='Timed steps per arm.',
+)
 @click.option('--json', type=Path, metavar='OUT', help='File for the results.')
 @click.option(
     '--profile',
     type=Path,
     metavar='DIR',
-    help='Folder for a trace and the slowest operators.',
+    help='Folder for a trace of a step, for Perfetto, and the slowest operators, of each arm.',
 )
 def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
     """Measure the costs of training steps, stock and distilled.
 
     Trains steps of a detector and its distilled arms in turn, in one process, on random images and
-    objects; needs neither data nor weights. Prints step times, operations by part, memory, and their
-    ratios. CONFIG has a stock detector or a distiller.
+    objects; needs neither data nor weights. Prints step times, operations, memory, and their ratios.
+    CONFIG has a stock detector or a distiller.
 
     \b
     Examples:
@@ -76,16 +86,14 @@ def benchmark(overrides: tuple[str, ...], **options: Any) -> None:
     '--out', type=Path, default='visualized', show_default=True, help='Folder to write to.'
 )
 @click.option('--score-thr', default=0.3, show_default=True, help='Lowest score to draw.')
-@click.option('--num-images', default=9, show_default=True, help='Number of images without IMAGE.')
+@click.option('--num-images', default=3, show_default=True, help='Number of images without IMAGE.')
 @click.option('--device', default='cpu', show_default=True, help='Device to run on.')
-def visualize(
-    config: str, checkpoint: str, rest: tuple[str, ...], num_images: int, **options: Any
-) -> None:
-    """Draw predictions, or features of student and teacher.
+def visualize(config: str, checkpoint: str, rest: tuple[str, ...], **options: Any) -> None:
+    """Draw what student and teacher see: predictions, and features level by level.
 
-    Without IMAGE: ground truth and predictions of some validation images, for any detector. With
-    IMAGE, path or file name of an image in the config's data sets: student and teacher features
-    level by level, a picture per image. This needs a checkpoint with the teacher.
+    IMAGE is the path or file name of an image in the config's validation data; without any, some of
+    them are drawn, a picture each. CHECKPOINT has to have the teacher. (For the predictions of any
+    detector, test with --show-dir.)
 
     \b
     Examples:
@@ -94,12 +102,10 @@ def visualize(
     """
     from mmengine.config import Config
 
-    from mmdet_sssd.commands.visualization import draw_images, draw_predictions
+    from mmdet_sssd.commands.visualization import draw_images
 
-    images = [text for text in rest if not KEY_VALUE.match(text)]
+    changes = [text for text in rest if KEY_VALUE.match(text)]
+    images = [text for text in rest if text not in changes]
     cfg = Config.fromfile(config)
-    cfg.merge_from_dict(parsed(tuple(text for text in rest if KEY_VALUE.match(text))))
-    if images:
-        draw_images(cfg, checkpoint, images, **options)
-    else:
-        draw_predictions(cfg, checkpoint, num_images, **options)
+    cfg.merge_from_dict(parsed(tuple(changes)))
+    draw_images(cfg, checkpoint, images, **options)

@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError
 from .comparison.logs import read_progress
 from .shapes import draw_data_set
-from .visualization import draw_predictions
 
 CONFIG = 'sssd_retinanet_r18-small_own-data'
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m')
@@ -43,13 +41,14 @@ def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
     checkpoint = (run / 'last_checkpoint').read_text(encoding='utf-8')
     with Progress(TextColumn('{task.description}')) as bars:
         bars.add_task('evaluating')
-        process = _start(['test', CONFIG, checkpoint, '--work-dir', test], out / 'test.log')
+        args = ['test', CONFIG, checkpoint, '--work-dir', test, '--show-dir', 'predictions']
+        process = _start(args, out / 'test.log')
         _end(process, out / 'test.log')
     config = run / f'{CONFIG}.py'
-    picture = draw_predictions(Config.fromfile(config), checkpoint, 9, out)
+    pictures = next(test.glob('*/predictions'))
     _print_metrics(json.loads(next(test.glob('*/*.json')).read_text(encoding='utf-8')))
     print(
-        f'Files:\n  data set     {shapes}\n  predictions  {picture}\n  checkpoint   {checkpoint}\n'
+        f'Files:\n  data set     {shapes}\n  predictions  {pictures}\n  checkpoint   {checkpoint}\n'
         f'  config       {config}\nNext: your own COCO-format data, see README.md.'
     )
 

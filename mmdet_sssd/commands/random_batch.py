@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from ..models import Distiller
+from ..datasets.branches import LABELLED, UNLABELLED
+from ..models import Distiller, SemiDistiller
 from ..models.student import count_classes
 
 SMALLEST = 8  # pixels a side of an object
@@ -19,13 +21,14 @@ SMALLEST = 8  # pixels a side of an object
 
 def random_batch(
     model: BaseModel, shape: Sequence[int], batch_size: int, num_objects: int
-) -> dict[str, list]:
+) -> dict[str, Any]:
     """Make a batch for a model, on its device, as a data loader does; always the same one.
 
     Args:
         model: A detector or a distiller; the objects have its classes.
         shape: Height and width of the images.
-        batch_size: Number of images.
+        batch_size: Number of images. For a ``SemiDistiller``, half of them are in the branch without
+            labels, rounded down.
         num_objects: Objects in each. Their sides are log-uniform between 8 pixels and the image's.
     """
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +45,14 @@ def random_batch(
         boxes = random_boxes(num_objects, shape, generator)
         labels = torch.randint(num_classes, (num_objects,), generator=generator)
         samples.append(labelled_sample(index, shape, boxes, labels).to(device))
-    return dict(inputs=[x.to(device) for x in images], data_samples=samples)
+    batch = dict(inputs=[x.to(device) for x in images], data_samples=samples)
+    if isinstance(model, SemiDistiller):
+        labelled = batch_size - batch_size // 2
+        return {
+            key: {LABELLED: items[:labelled], UNLABELLED: items[labelled:]}
+            for key, items in batch.items()
+        }
+    return batch
 
 
 def random_boxes(

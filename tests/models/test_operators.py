@@ -5,7 +5,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
-from mmdet_sssd.commands.benchmark.parts import Operators
+from mmdet_sssd.commands.benchmark.counts import Operators
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
 from mmdet_sssd.models.losses import js_distance_loss

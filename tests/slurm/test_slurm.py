@@ -24,8 +24,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 600  # seconds that one of these may take
 COMPARE = ['mmdet-sssd', 'compare', 'config.py', '--seeds', '1', '--no-dry-run']
 COMPARE += ['--arms', 'baseline,paper']
-ON_SLURM = ['--work-dir', 'work', '--executor', 'slurm']
-ON_SLURM += ['--slurm-options', 'time=30,cpus_per_task=1']
+ON_SLURM = ['--work-dir', 'work', '--slurm', 'time=30,cpus_per_task=1']
 
 
 def slurm_answers() -> bool:
@@ -122,7 +121,7 @@ def test_a_preempted_cell_of_a_comparison_is_queued_again(folder):
     assert 'SIGUSR2: the run ends after iteration' in (seed / 'output.log').read_text()
     assert 'resumed epoch' in (seed / 'output.log').read_text()
     assert_same_end(seed, folder / 'whole/baseline/seed_0')
-    assert '| sssd | 1 |' in (folder / 'compare.log').read_text()
+    assert '| paper | 1 |' in (folder / 'compare.log').read_text()
 
 
 def test_a_lost_job_of_a_comparison_is_reported(folder):

@@ -22,9 +22,9 @@ from ...runs import AtomicLocalBackend
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
 from ..random_batch import random_batch
 from ..training_steps import Trainee, seconds_in_turn, without_weights
-from .costs import NOISE_BOUND, Costs, cost_table, noise_note, part_table
+from .costs import NOISE_BOUND, Costs, cost_table, noise_note
+from .counts import count_step
 from .memory import KINDS, peak_memory
-from .parts import COUNTED, Parts, StepCounter
 
 WARM_UP = 1  # the steps that count operations and memory come before
 STEPS = 15
@@ -49,12 +49,7 @@ class BenchmarkOptions:
     profile: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ('batch', 'steps'):
-            check(f'--{name}', getattr(self, name), getattr(self, name) > 0, 'a number above 0')
-        check('--objects', self.objects, self.objects >= 0, '0 or more')
         check('--shape', self.shape, min(self.shape) >= 32, 'height and width, 32 or more each')
-        if repeated := [x for x in self.arms if self.arms.count(x) > 1]:
-            raise ConfigError(f'--arms lists {repeated[0]} twice')
         self.device = self.device or get_device()
 
 
@@ -90,14 +85,12 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
     found = {x.name: x.to_dict(arms[0]) for x in arms}
     rows = list(found.values())
     console.print(cost_table(rows, KINDS[torch.device(options.device).type]))
-    console.print(part_table(rows))
     if note := noise_note(rows):
         console.print(note, highlight=False)
     if options.profile:
         _profile(console, trainees, options.profile)
     result = {**_conditions(options), 'arms': found}
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
         AtomicLocalBackend().put_text(text, str(options.json))
     return result
@@ -115,10 +108,8 @@ def arm_configs(options: BenchmarkOptions) -> dict[str, Config]:
     configs = {arm.name: arm_config(arm, roots, options.cfg_options) for arm in arms}
     for name, cfg in configs.items():
         if is_config_of(cfg.model, SemiDistiller):
-            raise ConfigError(
-                f'arm {name} also trains on unlabelled images; accepted: arms that take labelled '
-                'images only'
-            )
+            accepted = f'2 or more: half of the images of arm {name} have no labels'
+            check('--batch', options.batch, options.batch > 1, accepted)
         cfg.model = without_weights(cfg.model)
         if options.amp:
             if torch.device(options.device).type != 'cuda':
@@ -138,18 +129,15 @@ def _build(name: str, cfg: Config, options: BenchmarkOptions) -> tuple[Trainee, 
         lambda model: random_batch(model, options.shape, options.batch, options.objects),
         options.device,
     )
-    device = torch.device(options.device).type
-    with StepCounter(device) as counter, Parts(trainee.model, counter) as parts:
-        trainee.step()
-    counts = {kind: dict(parts.counts[kind]) for kind in COUNTED}
+    counts = count_step(trainee)
     return trainee, Costs(name, **counts, peak_memory=peak_memory(trainee, held_before))
 
 
 def _profile(console: Console, trainees: dict[str, Trainee], folder: Path) -> None:
-    """Write a trace of a step of each arm, and its operators, with the parts as labels."""
+    """Write a trace of a step of each arm, which shows modules and functions, and its operators."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, trainee in trainees.items():
-        with profile() as found, Parts(trainee.model):
+        with profile(with_stack=True) as found:
             trainee.step()
         found.export_chrome_trace(str(folder / f'{name}.trace.json'))
         key = 'self_device_time_total' if trainee.device.type == 'cuda' else 'self_cpu_time_total'

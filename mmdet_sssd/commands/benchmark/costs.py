@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .parts import COUNTED, PARTS
+from .counts import COUNTED
 
 NOISE_BOUND = 0.1  # largest interquartile range of paired time ratios, relative to their median
 
@@ -18,17 +18,17 @@ class Costs:
 
     Attributes:
         name: Name of the arm.
-        flops: Floating-point operations, by part.
-        operators: Operators that the device runs, by part.
-        waits: Operators that wait for the device, by part.
+        flops: Floating-point operations.
+        operators: Operators that the device runs.
+        waits: Operators that wait for the device.
         peak_memory: Bytes; :data:`~.memory.KINDS` says what they measure.
         seconds: Time of each step.
     """
 
     name: str
-    flops: dict[str, int]
-    operators: dict[str, int]
-    waits: dict[str, int]
+    flops: int
+    operators: int
+    waits: int
     peak_memory: int
     seconds: list[float] = field(default_factory=list)
 
@@ -36,10 +36,7 @@ class Costs:
         """Convert to JSON, with ratios to the costs of the first arm, step by step for the time."""
         pairs = zip(self.seconds, first.seconds, strict=True)
         time = quartiles([own / other for own, other in pairs])
-        counted = {
-            kind: sum(getattr(self, kind).values()) / max(sum(getattr(first, kind).values()), 1)
-            for kind in COUNTED
-        }
+        counted = {kind: getattr(self, kind) / max(getattr(first, kind), 1) for kind in COUNTED}
         ratios = {
             'time': time['median'],
             'time_quartiles': time,
@@ -62,7 +59,7 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
     """List the costs of steps, as from :meth:`Costs.to_dict`."""
     table = Table(
         title=f'training steps; × is relative to {arms[0]["name"]}',
-        caption=f'memory: {memory_kind}',
+        caption=f'waits: operators for which the program waits; memory: {memory_kind}',
     )
     table.add_column('arm')
     columns = ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'operators', '×')
@@ -75,33 +72,16 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
             arm['name'],
             f'{median:.4g} s ({low:.4g} – {high:.4g})',
             f'{ratios["time"]:.2f}' + ' ?' * ratios['too_noisy'],
-            f'{sum(arm["flops"].values()) / 1e9:,.1f} G',
+            f'{arm["flops"] / 1e9:,.1f} G',
             f'{ratios["flops"]:.2f}',
             f'{ratios["time_over_flops"]:.2f}',
-            f'{sum(arm["operators"].values()):,}',
+            f'{arm["operators"]:,}',
             f'{ratios["operators"]:.2f}',
-            f'{sum(arm["waits"].values()):,}',
+            f'{arm["waits"]:,}',
             f'{ratios["waits"]:.2f}',
             f'{arm["peak_memory"] / 2**20:,.0f} MiB',
             f'{ratios["memory"]:.2f}',
         )
-    return table
-
-
-def part_table(arms: Sequence[dict[str, Any]]) -> Table:
-    """List what was counted by part."""
-    table = Table(
-        title='GFLOPs / operators / waits by part',
-        caption='An operator that waits stops the program until the device has caught up.',
-    )
-    table.add_column('part')
-    for arm in arms:
-        table.add_column(arm['name'], justify='right')
-    for part in PARTS:
-        counts = [[arm[kind].get(part, 0) for kind in COUNTED] for arm in arms]
-        if any(map(any, counts)):
-            texts = (f'{flops / 1e9:,.2f} / {ops:,} / {waits}' for flops, ops, waits in counts)
-            table.add_row(part, *texts)
     return table
 
 

@@ -18,36 +18,25 @@ from .schedule import stretched
 
 BASELINE = 'baseline'
 DEFAULT_RECIPE = 'gentle'
-ROOTS = ('student', 'config', *RECIPES, *OUTSIDE)
+ROOTS = (BASELINE, 'config', *RECIPES, *OUTSIDE)
 """What arms start from: the detector alone, CONFIG, or a recipe."""
 
-BUILTIN_ARMS = dict(
-    baseline=dict(base='student'),
-    baseline_longer=dict(base='baseline', cfg_options=dict(stretch=1.9)),  # about paper's time
-)
 KEYS = {'base', 'cfg_options'}
+PLACES = {
+    'model': (
+        *('distill_coef', 'economy', 'start_level', 'reuse_assignment'),
+        *('teacher_loss_weight', 'teacher_head_grad'),
+    ),
+    'model.distill_loss': ('dim', 'tau'),
+    'model.teacher': ('detach_appearance', 'soft_regions', 'class_vectors'),
+    'default_hooks.distill_coef': ('ratio', 'policy', 'factor', 'max_decays'),
+    'default_hooks.phases': ('detach_student', 'freeze_backbone', 'teacher_until'),
+    'optim_wrapper.optimizer': ('lr',),
+}
 SHORT_NAMES = {
-    'distill_coef': 'model.distill_coef',
+    **{name: f'{place}.{name}' for place, names in PLACES.items() for name in names},
     'loss': 'model.distill_loss.type',
-    'dim': 'model.distill_loss.dim',
-    'tau': 'model.distill_loss.tau',
-    'teacher_loss_weight': 'model.teacher_loss_weight',
-    'teacher_head_grad': 'model.teacher_head_grad',
-    'economy': 'model.economy',
-    'start_level': 'model.start_level',
-    'reuse_assignment': 'model.reuse_assignment',
     'context_box': 'model.teacher.add_context_box',
-    'detach_appearance': 'model.teacher.detach_appearance',
-    'soft_regions': 'model.teacher.soft_regions',
-    'class_vectors': 'model.teacher.class_vectors',
-    'ratio': 'default_hooks.distill_coef.ratio',
-    'policy': 'default_hooks.distill_coef.policy',
-    'factor': 'default_hooks.distill_coef.factor',
-    'max_decays': 'default_hooks.distill_coef.max_decays',
-    'detach_student': 'default_hooks.phases.detach_student',
-    'freeze_backbone': 'default_hooks.phases.freeze_backbone',
-    'teacher_until': 'default_hooks.phases.teacher_until',
-    'lr': 'optim_wrapper.optimizer.lr',
     'stretch': 'stretch',
 }
 """Short names of config keys, for changes of arms."""
@@ -70,11 +59,11 @@ class Arm:
 
 
 def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
-    """Read the built-in arms and those of a file, which may replace them.
+    """Read the arms that a file defines; none without a file.
 
-    An arm has ``base``, another arm or one of :data:`ROOTS`; perhaps ``cfg_options``, changes to the
-    base's config as in ``--cfg-options``, where a dict with another type replaces the one it would be
-    merged into, and ``stretch=1.5`` makes the run and its schedule 1.5 times as long.
+    An arm has ``base``, another arm or one of :data:`ROOTS`, and perhaps ``cfg_options``, changes to
+    the base's config as in ``--cfg-options``. There, a dict with another type replaces the one it
+    would be merged into, and ``stretch=1.5`` makes the run and its schedule 1.5 times as long.
 
     Args:
         arms_file: A config file with ``arms = dict(name=dict(base=…, cfg_options={…}))``.
@@ -83,7 +72,7 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
         ConfigError: if the file does not define arms in this form.
     """
     if arms_file is None:
-        return dict(BUILTIN_ARMS)
+        return {}
     own = Config.fromfile(arms_file).get('arms')
     if not isinstance(own, dict) or not own:
         raise ConfigError(f'{arms_file} has no arms; accepted: arms = dict(name=dict(base=…), …)')
@@ -92,9 +81,9 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
         if unknown or not definition.get('base') or not re.fullmatch(r'[\w.-]+', name):
             raise ConfigError(
                 f'{arms_file}: arm {name!r} is {definition!r}; accepted: a name of letters, digits, '
-                f'_, - and ., and a dict with base and perhaps {", ".join(sorted(KEYS - {"base"}))}'
+                '_, - and ., and a dict with base and perhaps cfg_options'
             )
-    return {**BUILTIN_ARMS, **own.to_dict()}
+    return own.to_dict()
 
 
 def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
@@ -157,25 +146,25 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     if 'type' not in (cfg.get('model') or {}):
         raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
     is_distilled = is_distiller(cfg.model)
-    student = stock_config(cfg) if is_distilled else cfg
-    recipes = {x: Config(distilled_config(student._cfg_dict, [x])) for x in RECIPES}
-    recipes.update(_outside_roots(cfg, student) if is_distilled else {})
+    stock = stock_config(cfg) if is_distilled else cfg
+    recipes = {x: Config(distilled_config(stock._cfg_dict, [x])) for x in RECIPES}
+    recipes.update(_outside_roots(cfg, stock) if is_distilled else {})
     return {
-        'student': student,
+        BASELINE: stock,
         'config': cfg if is_distilled else recipes[DEFAULT_RECIPE],
         **recipes,
     }
 
 
-def _outside_roots(cfg: Config, student: Config) -> dict[str, Config]:
+def _outside_roots(cfg: Config, stock: Config) -> dict[str, Config]:
     """Make the configs of the recipes whose teacher a distiller's config has."""
     roots = {}
     for name, recipe in OUTSIDE.items():
         teacher = cfg.model.get('teachers', {}).get(recipe.TEACHER)
         if teacher:
             teachers = {recipe.TEACHER: teacher}
-            roots[name] = Config(distilled_config(student._cfg_dict, [name], teachers))
-    if 'semi' in roots and cfg.train_dataloader == student.train_dataloader:
+            roots[name] = Config(distilled_config(stock._cfg_dict, [name], teachers))
+    if 'semi' in roots and cfg.get('train_dataloader') == stock.get('train_dataloader'):
         del roots['semi']
     elif 'semi' in roots:
         roots['semi'].train_dataloader = copy.deepcopy(cfg.train_dataloader)
@@ -203,19 +192,25 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
     for changes in arm.changes:
         _merge(cfg, changes, f'arm {arm.name}')
     for key in cfg_options:
-        given, place = roots[arm.root], key
-        if arm.root in RECIPES | OUTSIDE and roots['config'] is not roots[DEFAULT_RECIPE]:
-            given = roots['config']  # whose distiller the recipe replaces
-        elif arm.root in RECIPES:
-            given, place = roots['student'], re.sub(r'^model\.', 'model.student.', key)
-        if value_at(cfg, place) != value_at(given, key):
-            raise ConfigError(
-                f'--cfg-options {key} has no effect on arm {arm.name}, which sets it; drop one of the '
-                f'two, or compare {arm.name}+{key}=VALUE'
-            )
+        _check_has_effect(key, arm, cfg, roots)
     if any('stretch' in changes for changes in arm.changes):
         return stretched(cfg, cfg.stretch)
     return cfg
+
+
+def _check_has_effect(key: str, arm: Arm, cfg: Config, roots: dict[str, Config]) -> None:
+    """Refuse an option that an arm's changes, or the recipe that it starts from, replace."""
+    given, place = roots[arm.root], key
+    is_stock = roots['config'] is roots[DEFAULT_RECIPE]
+    if arm.root in RECIPES | OUTSIDE and not is_stock:
+        given = roots['config']  # whose distiller the recipe replaces
+    elif arm.root in RECIPES:
+        given, place = roots[BASELINE], re.sub(r'^model\.', 'model.student.', key)
+    if value_at(cfg, place) != value_at(given, key):
+        raise ConfigError(
+            f'--cfg-options {key} has no effect on arm {arm.name}, which sets it; drop one of the '
+            f'two, or compare {arm.name}+{key}=VALUE'
+        )
 
 
 def _merge(cfg: Config, changes: dict[str, Any], where: str) -> None:

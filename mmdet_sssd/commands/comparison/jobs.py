@@ -1,31 +1,32 @@
 """Does the work of a comparison in jobs: processes of this machine, or jobs of Slurm."""
 
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
 import torch
-from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from submitit.core.utils import FailedJobError
 
 from ...errors import ConfigError, user_error
 from ...runs import PreemptionHook
-from .programs import PREEMPTION, Preempted
+from .programs import PREEMPTION, Preempted, signals_handled
 from .runs import Run
 from .slurm import check_slurm, slurm_executor
-from .training import Training
 
 POLL = 1.0  # seconds between looks at the jobs
 FOREVER = 60 * 24 * 365  # minutes; submitit would end jobs of this machine after two
 MANY = 1000  # jobs at a time on a cluster
+
+Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,11 @@ class Work:
 
     Attributes:
         do: What is done.
+        environment: What differs in its environment.
     """
 
     do: Callable[[], None]
+    environment: Environment
 
     def __call__(self) -> str | None:
         """Do it.
@@ -44,6 +47,7 @@ class Work:
         Returns:
             What the user has to mend; None if nothing.
         """
+        os.environ.update(self.environment)
         try:
             self.do()
         except Preempted as preempted:
@@ -82,95 +86,71 @@ class JobRunner:
 
     Args:
         folder: Where submitit keeps its jobs.
-        training: How runs are trained.
         slurm: Options of ``sbatch``, see :func:`~.slurm.slurm_executor`; None for this machine.
         jobs: How many run at a time, on GPUs of this machine one each, in turn; None: one here, and
             on a cluster all that it lets run.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        training: Training,
-        slurm: Mapping[str, Any] | None = None,
-        jobs: int | None = None,
+        self, folder: Path, slurm: Mapping[str, Any] | None = None, jobs: int | None = None
     ) -> None:
         self.folder = folder
-        self.training = training
         self.slurm = slurm
         if slurm is not None:
             check_slurm()
         self.slots = slot_environments(jobs or 1) if slurm is None else [{}] * (jobs or MANY)
 
-    def train(
-        self,
-        runs: Mapping[Run, Config],
-        on_change: Callable[[list[Run], list[Run], list[Failure]], None],
-    ) -> list[Failure]:
-        """Train runs that are not finished, with their arms' configs, and give those that failed.
+    def do(self, title: str, works: Mapping[Run, Callable[[], None]]) -> list[Failure]:
+        """Do what is to be done for each run in a job of its own, in their order.
 
-        A run that others are training is waited for. ``on_change`` is called about once a second with
-        the runs that are training, that were found finished, and that failed.
-        """
-        todo = {run: cfg for run, cfg in runs.items() if not self.training.is_done(run)}
-        free = list(self.slots)
-        running: dict[Run, tuple[dict[str, str], submitit.Job]] = {}
-        finished: list[Run] = []
-        failures: list[Failure] = []
-        try:
-            while True:
-                for run in [x for x, (_, job) in running.items() if job.done()]:
-                    slot, job = running.pop(run)
-                    free.append(slot)
-                    if reason := _outcome(job):
-                        failures.append(Failure(run, reason))
-                        del todo[run]
-                chosen = {}
-                for run in [x for x in todo if x not in running]:
-                    if not free:
-                        break
-                    if self.training.is_done(run):
-                        finished.append(run)
-                        del todo[run]
-                    elif run.is_free():
-                        chosen[run] = free.pop(0)
-                jobs = self._submit([self._work(x, todo[x], slot) for x, slot in chosen.items()])
-                running |= {x: (chosen[x], job) for x, job in zip(chosen, jobs, strict=True)}
-                begun = [x for x, (_, job) in running.items() if job.paths.stdout.exists()]
-                on_change(begun, list(finished), list(failures))
-                if not todo:
-                    return failures
-                time.sleep(POLL)
-        finally:
-            self._stop([job for _, job in running.values()])
+        Args:
+            title: Names the work beside the bar that shows its progress.
+            works: The work by run.
 
-    def wait_for(self, do: Callable[[], None]) -> None:
-        """Have something done in a job.
+        Returns:
+            What failed.
 
         Raises:
-            ConfigError: if the user has to mend something; the message is the job's.
+            FailedJobError: if the program is broken.
         """
-        (job,) = self._submit([do])
+        if not works:
+            return []
+        waiting, free = list(works), list(self.slots)
+        running: dict[Run, tuple[submitit.Job, Environment]] = {}
+        failures = []
         try:
-            while not job.done():
-                time.sleep(POLL)
-            if reason := _outcome(job):
-                raise ConfigError(reason)
+            with _progress() as progress:
+                task = progress.add_task(title, total=len(works))
+                while waiting or running:
+                    started = list(zip(waiting, free, strict=False))
+                    del waiting[: len(started)], free[: len(started)]
+                    jobs = self._submit([Work(works[run], slot) for run, slot in started])
+                    for (run, slot), job in zip(started, jobs, strict=True):
+                        running[run] = job, slot
+                        progress.console.log(f'{run}: job {job.job_id}')
+                    time.sleep(POLL)
+                    for run in [run for run, (job, _) in running.items() if job.done()]:
+                        job, slot = running.pop(run)
+                        free.append(slot)
+                        reason = _outcome(job)
+                        failures += [Failure(run, reason)] if reason else []
+                        progress.console.log(f'{run}: {"failed" if reason else "done"}')
+                        progress.advance(task)
         finally:
-            self._stop([job])
+            self._stop([job for job, _ in running.values()])
+        return failures
 
-    def _work(self, run: Run, cfg: Config, slot: dict[str, str]) -> Callable[[], None]:
-        return partial(replace(self.training, environment=slot).train, run, cfg)
-
-    def _submit(self, works: Sequence[Callable[[], None]]) -> list[submitit.Job]:
+    def _submit(self, works: Sequence[Work]) -> list[submitit.Job]:
         if not works:
             return []
         try:
             executor = self._executor()
-            with _ignoring_the_terminal(), executor.batch():
-                return [executor.submit(Work(do)) for do in works]
+            # jobs are stopped by signals of their own, not by what a terminal sends to all
+            ignored = signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP)
+            with ignored, executor.batch():
+                return [executor.submit(work) for work in works]
         except FailedJobError as error:  # by sbatch
-            raise ConfigError(f'--executor slurm: {str(error).splitlines()[-1]}') from error
+            raise ConfigError(f'--slurm: {str(error).splitlines()[-1]}') from error
 
     def _executor(self) -> submitit.Executor:
         if self.slurm is not None:
@@ -187,7 +167,7 @@ class JobRunner:
                     job.cancel(check=False)
             return
         while unfinished := [job for job in jobs if not job.done()]:
-            for job in unfinished:
+            for job in unfinished:  # again and again: submitit ignores it while it starts
                 os.kill(int(job.job_id), signal.SIGTERM)  # cancel() would give it a second to save
             time.sleep(POLL)
 
@@ -206,16 +186,16 @@ def _outcome(job: submitit.Job) -> str | None:
     return job.result()
 
 
-@contextmanager
-def _ignoring_the_terminal() -> Iterator[None]:
-    """Let jobs that are started ignore what a terminal sends to all; they are stopped by signals."""
-    numbers = (signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
+def _progress() -> Progress:
+    """Make a bar on the terminal, with the time that is left, and lines with the time of day."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(log_path=False, soft_wrap=True)
+    return Progress(
+        TextColumn('{task.description}'),
+        *columns,
+        console=console,
+        speed_estimate_period=math.inf,  # runs take long
+    )
 
 
 def slot_environments(jobs: int) -> list[dict[str, str]]:

@@ -1,6 +1,5 @@
-"""Finds AP among an evaluator's metrics, by IoU, object size and class."""
+"""Finds AP among an evaluator's metrics, by IoU and object size."""
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -33,18 +32,3 @@ def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         masks = main.replace('bbox_', 'segm_')
         names |= {name: masks + end for name, end in MASK_AP_NAMES.items()}
     return {k: 100 * metrics[x] for k, x in names.items() if metrics.get(x, -1) >= 0}
-
-
-def class_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Collect the box AP of each class, in percent, if the evaluator was ``classwise``.
-
-    Empty with masks: CocoMetric stores their AP under the same names.
-    """
-    if any('segm_' in name for name in metrics):
-        return {}
-    end = '_precision'
-    return {
-        name.rpartition('/')[2].removesuffix(end): 100 * value
-        for name, value in metrics.items()
-        if name.endswith(end) and not name.startswith('teacher/') and not math.isnan(value)
-    }

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...runs import AtomicLocalBackend
 from .arms import BASELINE
-from .report import Report, Table, difference_text, times_text
+from .report import NONE, difference_text, markdown_page, markdown_table, times_text
 from .results import ResultsFolder
-from .summary import SPLITS, ArmSummary, Estimate, estimate, summarize
+from .summary import SPLITS, TIME, Estimate, Estimates, cost_ratios, differences, estimate
 
 AP_NAMES = ('AP', 'AP50', 'AP75')
 NOTES = [
@@ -18,8 +19,9 @@ NOTES = [
     'same lot.',
 ]
 
-Pooled = Mapping[str, Mapping[str, ArmSummary]]
-"""By arm and study, an arm's summary in a study, which is of one detector on one data set."""
+Pooled = Mapping[str, Estimates]
+"""By arm and study (one detector on one data set): the differences to a reference arm, and the ratio
+of the training times."""
 
 
 def pool(
@@ -40,27 +42,29 @@ def pool(
         raise ConfigError(
             f'pool was given {", ".join(names)}; accepted: folders of different names'
         )
-    found: dict[str, dict[str, ArmSummary]] = {}
+    found: dict[str, Estimates] = {}
     for folder in folders:
         results = ResultsFolder(folder).read()
         if not results:
             raise ConfigError(
                 f'there are no results in {folder}; accepted: a folder with results of compare'
             )
-        for arm, summary in summarize(results, split, reference).items():
-            if arm != reference and summary.differences:
-                found.setdefault(arm, {})[folder.name] = summary
+        ratios = cost_ratios(results, split, reference)
+        for arm, estimates in differences(results, split, reference).items():
+            if estimates:
+                study = {**estimates, TIME: ratios[arm][TIME]}
+                found.setdefault(arm, {})[folder.name] = study
     chosen = [arm for arm, x in found.items() if len(x) > 1] if arms is None else arms
     return {arm: found[arm] for arm in chosen if arm in found}
 
 
-def over_pairs(studies: Mapping[str, ArmSummary], name: str = 'AP') -> Estimate:
+def over_pairs(studies: Estimates, name: str = 'AP') -> Estimate:
     """Estimate the mean difference over pairs of detector and data set, taken as drawn at random.
 
     Each pair counts alike, however many seeds it has. The interval is Student's over the pairs'
     means, so it covers what varies from pair to pair.
     """
-    return estimate([x.differences[name].mean for x in studies.values() if name in x.differences])
+    return estimate([x[name].mean for x in studies.values() if name in x])
 
 
 def write_pool(
@@ -74,41 +78,29 @@ def write_pool(
     Raises:
         ConfigError: if there is nothing to pool.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    sections = {}
+    parts = []
     for split, title in SPLITS.items():
         for reference in references:
             if pooled := pool(folders, split, arms, reference):
-                heading = f'{title.capitalize()}: difference to {reference}'
-                sections[heading] = [_table(pooled)]
-    if not sections:
+                parts += [f'## {title}: difference to {reference}', _table(pooled)]
+    if not parts:
         raise ConfigError(
             f'no arm shares a seed with {" or ".join(references)} in two of '
             f'{", ".join(map(str, folders))}'
         )
-    return Report('Pooled comparisons', sections, NOTES).write(out / 'pool.md')
+    text = markdown_page(['# Pooled comparisons', *parts], NOTES)
+    AtomicLocalBackend().put_text(text, str(out / 'pool.md'))
+    return text
 
 
-def _table(pooled: Pooled) -> Table:
+def _table(pooled: Pooled) -> str:
     arms = pooled.values()
-    rows = [[study, *(_entry(arm.get(study)) for arm in arms)] for study in _studies(pooled)]
+    names = dict.fromkeys(name for studies in arms for name in studies)
+    rows = [[name, *(_entry(studies.get(name)) for studies in arms)] for name in names]
     for name in AP_NAMES:
         rows.append([f'{name} over pairs', *(difference_text(over_pairs(x, name)) for x in arms)])
-    rows.append(['pairs below 0', *(str(count_below_0(arm)) for arm in arms)])
-    return Table(['Δ AP', *pooled], rows)
+    return markdown_table(['Δ AP', *pooled], rows)
 
 
-def count_below_0(studies: Mapping[str, ArmSummary]) -> int:
-    """Count the pairs whose own interval of AP lies below 0."""
-    highs = [x.differences['AP'].high for x in studies.values()]
-    return sum(high is not None and high < 0 for high in highs)
-
-
-def _studies(pooled: Pooled) -> list[str]:
-    return list(dict.fromkeys(name for studies in pooled.values() for name in studies))
-
-
-def _entry(summary: ArmSummary | None) -> str:
-    if summary is None:
-        return '–'
-    return f'{difference_text(summary.differences["AP"])}, {times_text(summary.time_ratio)}'
+def _entry(study: dict[str, Estimate] | None) -> str:
+    return f'{difference_text(study["AP"])}, {times_text(study[TIME])}' if study else NONE

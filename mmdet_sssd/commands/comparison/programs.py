@@ -1,12 +1,9 @@
 """Runs programs that can be preempted: they get the signals by which schedulers end jobs."""
 
-import math
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ import submitit
 from ...errors import ConfigError
 from ...runs import PreemptionHook
 
-GRACE = 20  # seconds that a program has to save and end before a further signal kills it
-POLL = 0.2  # seconds between looks at a program
 PREEMPTION = signal.Signals['SIG' + submitit.JobEnvironment.USR_SIG]  # before a job's time is up
 
 
@@ -33,31 +28,35 @@ class Preempted(Exception):
         self.by = by
 
 
-def run_program(name: str, args: Sequence[Any], log: Path, environment: Mapping[str, str]) -> None:
+def run_program(name: str, args: Sequence[Any], log: Path) -> None:
     """Run a Python program to its end.
 
     Args:
         name: Its name, for errors.
         args: What follows ``python``.
         log: File that gets its output, after what is there.
-        environment: What differs in its environment.
 
     Raises:
         ConfigError: if it fails; the message is the last line that it printed.
         Preempted: if it was told to end.
     """
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        if not received:  # the next ones repeat it
+            process.send_signal(number)
+        received.append(number)
+
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'ab') as output:
         process = subprocess.Popen(
-            [sys.executable, *map(str, args)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            close_fds=False,  # the locks of the run are its too
+            [sys.executable, *map(str, args)], stdout=output, stderr=subprocess.STDOUT
         )
-    with _forwarding_signals(process) as received:
-        while (code := process.poll()) is None:
-            time.sleep(POLL)
+    try:
+        with signals_handled(forward, signal.SIGTERM, PREEMPTION):
+            code = process.wait()
+    finally:
+        process.kill()
     if received or code == PreemptionHook.EXIT_CODE:
         raise Preempted(received[0] if received else None)
     if code < 0:
@@ -69,25 +68,11 @@ def run_program(name: str, args: Sequence[Any], log: Path, environment: Mapping[
 
 
 @contextmanager
-def _forwarding_signals(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Forward signals to a process, and note them; kill it if it is slow, or not waited for."""
-    received: list[int] = []
-    started = math.inf
-
-    def forward(number: int, _: Any) -> None:
-        nonlocal started
-        if not received:
-            started = time.monotonic()
-            process.send_signal(number)
-        elif time.monotonic() > started + GRACE:
-            process.kill()
-        received.append(number)
-
-    numbers = (signal.SIGTERM, PREEMPTION)
-    handlers = [signal.signal(number, forward) for number in numbers]
+def signals_handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Have signals handled in the context, and as before after it."""
+    before = [signal.signal(number, handler) for number in numbers]
     try:
-        yield received
+        yield
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        process.kill()
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)

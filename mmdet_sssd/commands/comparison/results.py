@@ -1,7 +1,6 @@
 """The results of a comparison: one file with all that its runs measured."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from ...config_tree import overridden, overrides
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from ..locks import locked
-from .metrics import class_metrics, standard_metrics
+from .metrics import standard_metrics
 
 DEPTH = 4  # of keys with a line of their own in the file, such as a config's keys and seeds
 
@@ -57,10 +56,6 @@ class RunResult:
         """Collect AP, AP50 … of a split in percent; empty without an evaluation."""
         return standard_metrics(self.metrics.get(split, {}))
 
-    def class_ap(self, split: str) -> dict[str, float]:
-        """Collect the box AP of each class in percent; empty unless it was evaluated."""
-        return class_metrics(self.metrics.get(split, {}))
-
 
 Results = Mapping[str, Mapping[int, RunResult]]
 """Results by arm and seed, the arms in the order of the tables."""
@@ -90,11 +85,6 @@ class ResultsFolder:
     def file(self) -> Path:
         """The file with all results."""
         return self.path / 'results.json'
-
-    @property
-    def lock(self) -> Path:
-        """Lock file of the machine that prepares or reports."""
-        return self.path / '.lock'
 
     def read(self, arms: Iterable[str] | None = None) -> dict[str, dict[int, RunResult]]:
         """Read the results by arm and seed, of ``arms`` in their order or of all, the baseline first.
@@ -147,23 +137,18 @@ def plain_config(cfg: Config) -> dict[str, Any]:
 
 
 def _encoded(arms: Mapping[str, ArmRecord]) -> dict[str, dict]:
-    """Convert arms to JSON: a config whole, or as changes to another arm's if these are shorter."""
-    written, configs = {}, {}
-    for name, arm in sorted(arms.items(), key=_arm_order):
-        entry = {}
-        if arm.config is not None:
-            entries = [{'config': arm.config}]
-            entries += [
-                {'base': base, 'overrides': overrides(config, arm.config)}
-                for base, config in configs.items()
-            ]
-            entry = min(entries, key=lambda x: len(json.dumps(x)))
-            configs[name] = arm.config
+    """Convert arms to JSON, baselines first; only the first config is whole, for changes to it."""
+    written, base = {}, None
+    for name, arm in sorted(arms.items(), key=lambda item: not item[0].startswith('baseline')):
+        entry = written[name] = {}
+        if arm.config is not None and base is None:
+            base, entry['config'] = name, arm.config
+        elif arm.config is not None:
+            entry.update(base=base, overrides=overrides(arms[base].config, arm.config))
         entry['seeds'] = {
             str(seed): {k: v for k, v in asdict(run).items() if k not in ('arm', 'seed')}
             for seed, run in sorted(arm.runs.items())
         }
-        written[name] = entry
     return written
 
 
@@ -186,11 +171,3 @@ def _as_json(content: Any, depth: int, indent: str = '') -> str:
     inner = indent + ' '
     rows = [f'{inner}{json.dumps(k)}: {_as_json(v, depth - 1, inner)}' for k, v in content.items()]
     return '{\n' + ',\n'.join(rows) + f'\n{indent}}}'
-
-
-def _arm_order(item: tuple[str, ArmRecord]) -> tuple:
-    """Sort arms: baselines first, and numbers in names by their values."""
-    parts = re.split(r'(\d+(?:\.\d+)?)', item[0])  # texts and numbers in turn
-    return not item[0].startswith('baseline'), [
-        float(x) if i % 2 else x for i, x in enumerate(parts)
-    ]

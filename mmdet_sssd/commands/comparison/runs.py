@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from mmengine.config import Config
 from ...config_tree import with_imports
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
-from ..locks import locked
 from .results import ResultsFolder, RunResult, plain_config
 from .schedule import length
 
@@ -68,19 +66,6 @@ class Run:
     def config_file(self) -> Path:
         """The config to train with; mmengine writes its resolved copy into the folder."""
         return self.folder.with_suffix('.py')
-
-    def claimed(self, wait: float = 2) -> AbstractContextManager[bool]:
-        """Lock the run against others that share the work directory or the results.
-
-        They lock it briefly to see whether it is free, so it is tried for ``wait`` seconds.
-        """
-        lock = self.results.path / '.locks' / f'{self.arm}_seed_{self.seed}'
-        return locked(self.folder.with_suffix('.lock'), lock, wait=wait)
-
-    def is_free(self) -> bool:
-        """Tell whether nobody trains the run."""
-        with self.claimed(wait=0) as is_free:
-            return is_free
 
     def config(self, cfg: Config) -> Config:
         """Make the run's config from the arm's."""
@@ -145,15 +130,14 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     Raises:
         ConfigError: if results, or runs that were begun, are of another config.
     """
-    finished = results.arm(arm).runs.values()
-    tested = any('test' in x.metrics for x in finished)
-    if finished and (
-        changed := _changes(results.arm(arm).config, cfg, () if tested else TEST_KEYS)
-    ):
-        raise ConfigError(
-            f'{results.file} has results of arm {arm} from another config; it differs in {changed}. '
-            "Use another --work-dir or --results, or remove the arm's seeds from the file"
-        )
+    known = results.arm(arm)
+    if known.runs and known.config is not None:
+        tested = any('test' in run.metrics for run in known.runs.values())
+        if changed := _changes(known.config, cfg, () if tested else TEST_KEYS):
+            raise ConfigError(
+                f'{results.file} has results of arm {arm} from another config; it differs in '
+                f"{changed}. Use another --work-dir or --results, or remove the arm's seeds from it"
+            )
     for run in runs:
         if run.checkpoint and run.config_file.is_file():
             started = Config.fromfile(run.config_file, import_custom_modules=False)
@@ -165,9 +149,9 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     results.add(configs={arm: cfg})
 
 
-def _changes(old: dict[str, Any] | None, cfg: Config, ignored: Iterable[str]) -> str:
-    """List the keys in which a config differs from another, as far as that is known."""
-    keys = [] if old is None else _changed_keys(old, plain_config(cfg))
+def _changes(old: dict[str, Any], cfg: Config, ignored: Iterable[str]) -> str:
+    """List the keys in which a config differs from another."""
+    keys = _changed_keys(old, plain_config(cfg))
     changed = [key for key in keys if key.partition('.')[0] not in ignored]
     return ', '.join(changed[:5]) + ', …' * (len(changed) > 5)
 

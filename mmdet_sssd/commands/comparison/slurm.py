@@ -17,8 +17,8 @@ def check_slurm() -> None:
     """Raise a ConfigError if this machine cannot submit jobs."""
     if not shutil.which('sbatch'):
         raise ConfigError(
-            '--executor slurm: found no sbatch on this machine; run it on a machine that submits '
-            'jobs, or with --executor local'
+            '--slurm: found no sbatch on this machine; run it on a machine that submits jobs, or '
+            'without --slurm'
         )
 
 

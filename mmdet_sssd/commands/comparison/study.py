@@ -1,4 +1,4 @@
-"""A comparison from its command line to its report: arms × seeds → runs → results → report."""
+"""A comparison from its options to its report: arms × seeds → runs → results → report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,21 +10,25 @@ from typing import Any
 from mmengine.config import Config
 
 from ...errors import ConfigError
-from ..locks import locked
+from ...runs import AtomicLocalBackend
 from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots
 from .jobs import Failure, JobRunner
 from .plots import draw_plots
-from .progress import Progress
-from .report import comparison_report, write_csv
+from .report import comparison_report, csv_report
 from .results import Results, ResultsFolder
 from .runs import Run, comparable_config, keep_config
-from .summary import summarize_all
 from .training import Training
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    """The command line of ``compare``; see its help. ``command`` is that line itself."""
+@dataclass
+class Study:
+    """Trains the runs of a comparison that are not there yet, and reports on all of it.
+
+    The arguments are the options of ``compare``; see its help.
+
+    Raises:
+        ConfigError: if options do not go together, an arm is unknown, or there is nothing to report on.
+    """
 
     config: str | None = None
     arms: list[str] | None = None
@@ -34,63 +38,40 @@ class StudyOptions:
     work_dir: Path | None = None
     results: Path | None = None
     jobs: int | None = None
-    executor: str = 'local'
-    slurm_options: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, Any] | None = None
     keep_checkpoints: str = 'last'
     dry_run: bool = True
     split: str = 'val'
     report_only: bool = False
     against: list[str] = field(default_factory=list)
-    command: str | None = None
+    command: str | None = None  # the command line
 
     def __post_init__(self) -> None:
-        """Refuse options that do not go together.
-
-        Raises:
-            ConfigError: if there are such.
-        """
         if self.config is None and not self.report_only:
             raise ConfigError('CONFIG is missing; only --report-only needs none')
-        if self.jobs is not None and self.jobs < 1:
-            raise ConfigError(f'--jobs is {self.jobs}; accepted: 1 or more')
-        if self.slurm_options and self.executor != 'slurm':
-            raise ConfigError('--slurm-options are for --executor slurm; add that')
         if not (self.config or self.work_dir or self.results):
             raise ConfigError(
                 '--report-only needs --results, --work-dir or the CONFIG that was run'
             )
-
-
-class Study:
-    """Trains the runs of a comparison that are not there yet, and reports on all of it.
-
-    Raises:
-        ConfigError: if an arm is unknown, or there is nothing to report on.
-    """
-
-    def __init__(self, options: StudyOptions) -> None:
-        self.options = options
-        stem = Path(options.config or '').stem
-        self.work_dir = options.work_dir or Path('work_dirs', f'compare_{stem}')
-        self.results = ResultsFolder(options.results or self.work_dir / 'results')
-        definitions = read_definitions(options.arms_file)
-        self.arms = [find_arm(name, definitions) for name in self._arm_names()]
-        if options.report_only and not self.results.read(self._reported()):
+        stem = Path(self.config or '').stem
+        self.work_dir = self.work_dir or Path('work_dirs', f'compare_{stem}')
+        self.folder = ResultsFolder(self.results or self.work_dir / 'results')
+        if self.arms is None:
+            self.arms = [] if self.report_only else [BASELINE, 'config']
+        self.arms = list(dict.fromkeys(self.arms))
+        definitions = read_definitions(self.arms_file)
+        self.found_arms = [find_arm(name, definitions) for name in self.arms]
+        if self.report_only and not self.folder.read(self._reported()):
             raise ConfigError(
-                f'there are no results in {self.results.path}; run compare without --report-only '
+                f'there are no results in {self.folder.path}; run compare without --report-only '
                 'first, or give --work-dir or --results'
             )
-        if missing := sorted(set(options.against) - set(self._reported())):
+        if missing := sorted(set(self.against) - set(self._reported())):
             raise ConfigError(
                 f'--against: {", ".join(missing)} is not among the arms; accepted: '
                 f'{", ".join(self._reported())}'
             )
-        self.jobs = JobRunner(
-            self.work_dir / 'jobs',
-            Training(options.split == 'test', options.keep_checkpoints == 'last'),
-            options.slurm_options if options.executor == 'slurm' else None,
-            options.jobs,
-        )
+        self.training = Training(self.split == 'test', self.keep_checkpoints == 'last')
 
     def run(self) -> list[Failure]:
         """Train what is missing, write the report and print it.
@@ -101,74 +82,64 @@ class Study:
         Raises:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
-        failures = [] if self.options.report_only else self._train()
-        with locked(self.results.lock):
-            if results := self.results.read(self._reported()):
-                self._report(results)
+        failures = [] if self.report_only else self._train()
+        if results := self.folder.read(self._reported()):
+            self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
         return failures
 
-    def _arm_names(self) -> list[str]:
-        names = self.options.arms
-        if names is None:
-            names = [] if self.options.report_only else [BASELINE, 'config']
-        return list(dict.fromkeys(names))
-
     def _reported(self) -> list[str]:
         """Name the arms to report on: those asked for, and after training all that have results."""
-        names = [arm.name for arm in self.arms]
-        if names and self.options.report_only:
-            return names
-        return list(dict.fromkeys([*names, *self.results.read()]))
+        if self.arms and self.report_only:
+            return self.arms
+        return list(dict.fromkeys([*self.arms, *self.folder.read()]))
 
     def _train(self) -> list[Failure]:
+        jobs = JobRunner(self.work_dir / 'jobs', self.slurm, self.jobs)
         configs = self._configs()
-        with locked(self.work_dir / '.lock', self.results.lock):
-            for arm, cfg in configs.items():
-                keep_config(self.results, arm, cfg, self._runs(arm))
-            if self.options.dry_run:
-                self._rehearse(configs)
+        for arm, cfg in configs.items():
+            keep_config(self.folder, arm, cfg, self._runs(arm))
+        if self.dry_run:
+            self._rehearse(jobs, configs)
         by_seed = zip(*(self._runs(arm) for arm in configs), strict=True)  # for pairs early
-        runs = {
-            run: configs[run.arm]
-            for run in chain.from_iterable(by_seed)
-            if not self.jobs.training.is_done(run)
-        }
-        return self.jobs.train(runs, Progress(len(runs)).update)
+        missing = [x for x in chain.from_iterable(by_seed) if not self.training.is_done(x)]
+        return jobs.do(
+            'training',
+            {run: partial(self.training.train, run, configs[run.arm]) for run in missing},
+        )
 
     def _configs(self) -> dict[str, Config]:
         """Make the configs of the arms."""
-        roots = read_roots(self.options.config, self.options.cfg_options)
-        if self.options.split == 'test':
-            _check_test_data(roots['student'])
+        roots = read_roots(self.config, self.cfg_options)
+        if self.split == 'test':
+            _check_test_data(roots[BASELINE])
         return {
-            arm.name: comparable_config(arm_config(arm, roots, self.options.cfg_options))
-            for arm in self.arms
+            arm.name: comparable_config(arm_config(arm, roots, self.cfg_options))
+            for arm in self.found_arms
         }
 
     def _runs(self, arm: str) -> list[Run]:
-        return [Run(arm, seed, self.work_dir, self.results) for seed in self.options.seeds]
+        return [Run(arm, seed, self.work_dir, self.folder) for seed in self.seeds]
 
-    def _rehearse(self, configs: Mapping[str, Config]) -> None:
+    def _rehearse(self, jobs: JobRunner, configs: Mapping[str, Config]) -> None:
         """Find, before anything is trained, what could not be."""
+        rehearsals = {}
         for arm, cfg in configs.items():
-            runs = self._runs(arm)
-            if any(run.checkpoint or run.result for run in runs):
-                continue
-            print(f'dry run of {arm}', flush=True)
-            try:
-                self.jobs.wait_for(partial(self.jobs.training.rehearse, runs[0], cfg))
-            except ConfigError as error:
-                raise ConfigError(f'arm {arm}: {error} (log: {runs[0].log})') from error
+            first, *others = self._runs(arm)
+            if not any(run.checkpoint or run.result for run in (first, *others)):
+                rehearsals[first] = partial(self.training.rehearse, first, cfg)
+        for failure in jobs.do('dry runs', rehearsals):
+            raise ConfigError(f'dry run of {failure}')
 
     def _report(self, results: Results) -> None:
-        if self.options.command and not self.options.report_only:
-            self.results.add(command=self.options.command)
-        write_csv(self.results.path / 'report.csv', results)
-        report = comparison_report(results, summarize_all(results, self.options.against))
-        print(report.write(self.results.path / 'report.md'))
-        for path in draw_plots(self.results.path, results):
+        if self.command and not self.report_only:
+            self.folder.add(command=self.command)
+        text = comparison_report(results, self.against)
+        for name, content in (('report.csv', csv_report(results)), ('report.md', text)):
+            AtomicLocalBackend().put_text(content, str(self.folder.path / name))
+        print(text)
+        for path in draw_plots(self.folder.path, results):
             print(f'drawn: {path}')
 
 

@@ -12,9 +12,16 @@ from .results import Results, RunResult
 
 CONFIDENCE = 0.95
 SPLITS = {
-    'val': 'validation data, last checkpoint',
-    'test': 'test data, last checkpoint',
+    'val': 'Validation data, last checkpoint',
+    'test': 'Test data, last checkpoint',
 }
+TIME, MEDIAN_TIME = 'training time', 'median step × iterations'
+COSTS = {
+    TIME: 'train_seconds',
+    MEDIAN_TIME: 'median_seconds',
+    'peak memory': 'peak_memory',
+}
+"""Names in tables of the costs of a run."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def half_width(self) -> float | None:
-        """Half the length of the interval; None without one."""
-        return None if self.low is None else (self.high - self.low) / 2
-
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Estimate a mean, with Student's t-interval for independent normal values."""
@@ -51,16 +53,6 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, count)
     low, high = stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=stats.sem(values))
     return Estimate(mean, count, float(low), float(high))
-
-
-def paired(
-    values: Mapping[int, float],
-    reference: Mapping[int, float],
-    compare: Callable[[float, float], float] = operator.sub,
-) -> Estimate:
-    """Estimate the difference of two arms over their common seeds, or what ``compare`` computes."""
-    seeds = sorted(values.keys() & reference.keys())
-    return estimate([compare(values[seed], reference[seed]) for seed in seeds])
 
 
 def verdict(difference: Estimate, reference: str) -> str:
@@ -78,94 +70,72 @@ def verdict(difference: Estimate, reference: str) -> str:
     return 'no evidence of a difference'
 
 
-@dataclass
-class ArmSummary:
-    """What the seeds of an arm say together, on one split, next to a reference arm.
-
-    Attributes:
-        seeds: The seeds.
-        ap: AP, AP50 … in percent.
-        differences: The same minus the reference's, paired by seed.
-        class_differences: The AP of each class minus the reference's, paired by seed.
-        time_ratio: Training time relative to the reference's.
-        median_time_ratio: The same by the median iteration of each.
-        memory_ratio: Peak memory relative to the reference's.
-    """
-
-    seeds: list[int]
-    ap: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    class_differences: dict[str, Estimate]
-    time_ratio: Estimate
-    median_time_ratio: Estimate
-    memory_ratio: Estimate
+Estimates = dict[str, dict[str, Estimate]]
+"""Estimates by arm and name."""
 
 
-Summaries = Mapping[str, ArmSummary]
-"""Summaries by arm, relative to one of them."""
-
-
-def summarize(results: Results, split: str, reference: str = BASELINE) -> dict[str, ArmSummary]:
-    """Summarise each arm that has results of a split, next to a reference arm."""
-    evaluated = {
+def evaluated(results: Results, split: str) -> dict[str, dict[int, RunResult]]:
+    """Leave out runs without an AP on a split, and arms without such runs."""
+    found = {
         arm: {seed: run for seed, run in runs.items() if run.ap(split)}
         for arm, runs in results.items()
     }
-    theirs = evaluated.get(reference, {})
-    return {arm: _summary(runs, theirs, split) for arm, runs in evaluated.items() if runs}
+    return {arm: runs for arm, runs in found.items() if runs}
 
 
-def _summary(
-    runs: Mapping[int, RunResult], reference: Mapping[int, RunResult], split: str
-) -> ArmSummary:
-    def differences(read: Callable[[RunResult], dict[str, float]]) -> dict[str, Estimate]:
-        ours, theirs = _by_name(runs, read), _by_name(reference, read)
-        return {name: paired(ours[name], theirs[name]) for name in ours if name in theirs}
-
-    def ratio(cost: str) -> Estimate:
-        ours, theirs = (
-            _by_name(x, lambda run: {cost: getattr(run, cost)}) for x in (runs, reference)
-        )
-        return paired(ours.get(cost, {}), theirs.get(cost, {}), operator.truediv)
-
-    aps = _by_name(runs, lambda run: run.ap(split))
-    return ArmSummary(
-        seeds=list(runs),
-        ap={name: estimate(list(values.values())) for name, values in aps.items()},
-        differences=differences(lambda run: run.ap(split)),
-        class_differences=differences(lambda run: run.class_ap(split)),
-        time_ratio=ratio('train_seconds'),
-        median_time_ratio=ratio('median_seconds'),
-        memory_ratio=ratio('peak_memory'),
-    )
-
-
-def _by_name(
-    runs: Mapping[int, RunResult], read: Callable[[RunResult], Mapping[str, float | None]]
-) -> dict[str, dict[int, float]]:
-    """Turn what is read off each run into values by name and seed, without what is unknown."""
-    values: dict[str, dict[int, float]] = {}
-    for seed, run in runs.items():
-        for name, value in read(run).items():
-            if value is not None:
-                values.setdefault(name, {})[seed] = value
-    return values
-
-
-def rivals(arms: Summaries, reference: str = BASELINE) -> Summaries:
-    """Leave out the baseline and the reference."""
-    return {arm: x for arm, x in arms.items() if arm not in (BASELINE, reference)}
-
-
-def has_differences(arms: Summaries, reference: str = BASELINE) -> bool:
-    """Tell whether an arm other than the baseline shares a seed with the reference."""
-    return any(x.differences for x in rivals(arms, reference).values())
-
-
-def summarize_all(results: Results, against: Sequence[str] = ()) -> dict[str, dict[str, Summaries]]:
-    """Summarise by split and reference: the baseline first, then the arms of ``against``."""
+def levels(results: Results, split: str) -> Estimates:
+    """Estimate AP, AP50 … of each arm on a split, in percent."""
     return {
-        split: {name: summarize(results, split, name) for name in (BASELINE, *against)}
-        for split in SPLITS
-        if any(run.ap(split) for runs in results.values() for run in runs.values())
+        arm: _estimates([run.ap(split) for run in runs.values()])
+        for arm, runs in evaluated(results, split).items()
     }
+
+
+def differences(results: Results, split: str, reference: str = BASELINE) -> Estimates:
+    """Estimate AP, AP50 … of each arm minus a reference arm's, paired by seed.
+
+    The baseline and the reference are left out; an arm without a common seed has no estimates.
+    """
+    found = evaluated(results, split)
+    return {
+        arm: _paired(runs, found.get(reference, {}), lambda run: run.ap(split), operator.sub)
+        for arm, runs in found.items()
+        if arm not in (BASELINE, reference)
+    }
+
+
+def cost_ratios(results: Results, split: str, reference: str = BASELINE) -> Estimates:
+    """Estimate the costs of each arm by :data:`COSTS`, relative to a reference's with the same seed.
+
+    Runs without an evaluation on the split are left out.
+    """
+    found = evaluated(results, split)
+
+    def costs(run: RunResult) -> dict[str, float]:
+        values = {name: getattr(run, key) for name, key in COSTS.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return {
+        arm: _paired(runs, found.get(reference, {}), costs, operator.truediv)
+        for arm, runs in found.items()
+    }
+
+
+def _paired(
+    runs: Mapping[int, RunResult],
+    theirs: Mapping[int, RunResult],
+    read: Callable[[RunResult], dict[str, float]],
+    compare: Callable[[float, float], float],
+) -> dict[str, Estimate]:
+    """Compare what is read off two arms' runs with the same seed, as far as both have it."""
+    rows = []
+    for seed in sorted(runs.keys() & theirs.keys()):
+        own, other = read(runs[seed]), read(theirs[seed])
+        rows.append({name: compare(own[name], other[name]) for name in own if name in other})
+    return _estimates(rows)
+
+
+def _estimates(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Estimate the mean of each named value over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: estimate([row[name] for row in rows if name in row]) for name in names}

@@ -1,9 +1,9 @@
-"""What a job of a comparison does: rehearse, train and evaluate a run, or time steps."""
+"""What a job of a comparison does: rehearse, or train and evaluate a run."""
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,11 @@ class Training:
         test: Whether to evaluate the last checkpoints on the test data too.
         keep_checkpoints: Whether the last checkpoint of a finished run stays.
         tools: Folder of ``train.py`` and ``test.py``.
-        environment: What differs in the programs' environment.
     """
 
     test: bool = False
     keep_checkpoints: bool = True
     tools: Path = TOOLS
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def is_done(self, run: Run) -> bool:
         """Tell whether a run has all the results that are asked for."""
@@ -48,25 +46,22 @@ class Training:
         return result is not None and (not self.test or 'test' in result.metrics)
 
     def train(self, run: Run, cfg: Config) -> None:
-        """Train and evaluate a run with its arm's config, unless that is done, or others are at it.
+        """Train and evaluate a run with its arm's config, as far as that is not done.
 
         Raises:
-            ConfigError: if that fails.
+            ConfigError: if that fails, or another process trains the run.
             Preempted: if it is to go on later.
         """
-        with run.claimed() as is_ours:
-            if not is_ours or self.is_done(run):
-                return
-            result = run.result
-            if result is None:
-                result = self._train(run, cfg)
-                run.results.add(result)
-            if self.test and 'test' not in result.metrics:
-                result.metrics['test'] = self._evaluate(run, cfg, 'test')
-                run.results.add(result)
-            if not self.keep_checkpoints:
-                for path in (*run.folder.glob('*.pth'), run.folder / 'last_checkpoint'):
-                    path.unlink(missing_ok=True)
+        result = run.result
+        if result is None:
+            result = self._train(run, cfg)
+            run.results.add(result)
+        if self.test and 'test' not in result.metrics:
+            result.metrics['test'] = self._evaluate(run, cfg, 'test')
+            run.results.add(result)
+        if not self.keep_checkpoints:
+            for path in (*run.folder.glob('*.pth'), run.folder / 'last_checkpoint'):
+                path.unlink(missing_ok=True)
 
     def rehearse(self, run: Run, cfg: Config) -> None:
         """Rehearse a run.
@@ -74,10 +69,10 @@ class Training:
         Raises:
             ConfigError: if it could not be trained; the message is the rehearsal's.
         """
-        self._tool('train', run, cfg, '--dry-run')
+        self._run_training(run, cfg, '--dry-run')
 
     def _train(self, run: Run, cfg: Config) -> RunResult:
-        self._tool('train', run, cfg, *(['--resume'] if any(run.folder.glob('*.pth')) else []))
+        self._run_training(run, cfg, *(['--resume'] if any(run.folder.glob('*.pth')) else []))
         unit, count = length(cfg)
         validations = read_validations(run.folder)
         metrics = validations.get(count) or self._evaluate(run, cfg, 'val')
@@ -107,7 +102,7 @@ class Training:
         config, folder = run.folder / f'{split}.py', run.folder / split
         AtomicLocalBackend().put_text(cfg.pretty_text, str(config))
         shutil.rmtree(folder, ignore_errors=True)
-        self._program('test', [config, run.checkpoint, '--work-dir', folder], run.log)
+        self._program('test', run, config, run.checkpoint, '--work-dir', folder)
         path = next(folder.glob('*/*.json'), None)
         if path is None:
             raise ConfigError(
@@ -118,12 +113,13 @@ class Training:
         _check_metrics(run, metrics)
         return _numbers(metrics)
 
-    def _tool(self, name: str, run: Run, cfg: Config, *flags: str) -> None:
+    def _run_training(self, run: Run, cfg: Config, *flags: str) -> None:
+        """Run ``train.py``."""
         AtomicLocalBackend().put_text(run.config(cfg).pretty_text, str(run.config_file))
-        self._program(name, [run.config_file, '--work-dir', run.folder, *flags], run.log)
+        self._program('train', run, run.config_file, '--work-dir', run.folder, *flags)
 
-    def _program(self, name: str, args: Sequence[Any], log: Path) -> None:
-        run_program(name, [self.tools / f'{name}.py', *args], log, self.environment)
+    def _program(self, name: str, run: Run, *args: Any) -> None:
+        run_program(name, [self.tools / f'{name}.py', *args], run.log)
 
 
 def read_costs(checkpoint: Path) -> dict[str, Any]:

@@ -1,5 +1,4 @@
 from .feature_picture import draw_features, look_at_features
 from .image_features import draw_images
-from .predictions import draw_predictions
 
-__all__ = ['draw_features', 'draw_images', 'draw_predictions', 'look_at_features']
+__all__ = ['draw_features', 'draw_images', 'look_at_features']

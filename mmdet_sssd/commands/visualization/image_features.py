@@ -1,9 +1,10 @@
-"""Draws student and teacher features of labelled images, one picture per image."""
+"""Draws what student and teacher see in validation images, one picture per image."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.config import Config
@@ -12,35 +13,46 @@ from mmengine.runner import load_checkpoint
 from rich.progress import track
 
 from ...datasets import loads_labels_after_resizing, rescale_labels
-from ...datasets.leaf_datasets import leaf_datasets
 from ...errors import ConfigError
 from ...models import SSSDDistiller
 from .feature_picture import draw_features, look_at_features
-
-STAGES = ('val', 'test', 'train')  # the largest last, to be read only if needed
 
 
 def draw_images(
     cfg: Config,
     checkpoint: str,
-    images: list[str],
+    images: Sequence[str] = (),
+    num_images: int = 3,
     out: Path = Path('visualized'),
     score_thr: float = 0.3,
     device: str = 'cpu',
 ) -> None:
-    """Draw the features of student and teacher, a row per level.
+    """Draw features and predictions of student and teacher, a row per level.
+
+    Args:
+        cfg: Config with an ``SSSDDistiller`` and validation data.
+        checkpoint: Checkpoint from training, with the teacher.
+        images: Images of the validation data, by path or by the last parts of it.
+        num_images: Without ``images``: how many to draw, at even distances in the data.
+        out: Folder to write to.
+        score_thr: Lowest score to draw, in [0, 1].
+        device: Device to run on.
 
     Raises:
         ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
-            model, or no data set lists an image.
+            model, there are no validation data, or an image is not among them.
     """
+    if not cfg.get('val_dataloader'):
+        raise ConfigError(f'{cfg.filename} has no val_dataloader to take images from')
     register_all_modules()
     distiller = load_distiller(cfg, checkpoint).to(device).eval()
-    use_masks = distiller.teachers['teacher'].use_masks
-    infos = find_labelled_images(cfg, images)
+    infos = labelled_images(DATASETS.build(cfg.val_dataloader.dataset), images, num_images)
     pipeline = Compose(get_test_pipeline_cfg(cfg))
     needs_scaling = loads_labels_after_resizing(
-        pipeline, copy.deepcopy(infos[0]), 'the pipeline of test_dataloader.dataset', use_masks
+        pipeline,
+        copy.deepcopy(infos[0]),
+        'the pipeline of test_dataloader.dataset',
+        distiller.teachers['teacher'].use_masks,
     )
     out.mkdir(parents=True, exist_ok=True)
     for info in track(infos, 'drawing'):
@@ -63,7 +75,7 @@ def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
     if cfg.model.type not in ('SSSDDistiller', SSSDDistiller):
         raise ConfigError(
             f'{cfg.filename} has model.type={cfg.model.type}; accepted: SSSDDistiller, whose teacher '
-            'can be drawn. Without IMAGE, predictions of any detector are drawn'
+            'can be drawn. Predictions of any detector: mmdet-sssd test with --show-dir'
         )
     distiller = MODELS.build(cfg.model)
     try:
@@ -78,42 +90,27 @@ def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
     return distiller
 
 
-def find_labelled_images(cfg: Config, images: list[str]) -> list[dict]:
-    """Look images up in a config's data sets.
+def labelled_images(dataset: BaseDataset, images: Sequence[str], num_images: int) -> list[dict]:
+    """Choose images of a data set; see :func:`draw_images`.
 
     Returns:
-        The data sets' information on each image, labels included, before any pipeline.
+        What the data set knows of each, labels included, before any pipeline.
 
     Raises:
-        ConfigError: if no data set lists an image.
+        ConfigError: if an image is not in the data set.
     """
-    found: dict[str, dict] = {}
-    searched = []
-    for dataset in _datasets(cfg):
-        for info in (dataset.get_data_info(index) for index in range(len(dataset))):
-            for image in set(images) - set(found):
-                if _is_named(info['img_path'], image):
-                    found[image] = info
-        searched.append(f'{dataset.ann_file or type(dataset).__name__} ({len(dataset)} images)')
-        if len(found) == len(set(images)):
-            return [found[image] for image in images]
-    missing = next(image for image in images if image not in found)
-    raise ConfigError(
-        f'{missing} is not in the data sets of {cfg.filename}, where the teacher finds labels '
-        f'(searched: {", ".join(searched) or "none"}); accepted: path or file name of an image that '
-        'one of them lists'
-    )
-
-
-def _datasets(cfg: Config) -> Iterator[BaseDataset]:
-    """Build a config's data sets one by one, each once."""
-    configs = [(cfg.get(f'{stage}_dataloader') or {}).get('dataset') for stage in STAGES]
-    for index, config in enumerate(configs):
-        if config and config not in configs[:index]:
-            yield from leaf_datasets(DATASETS.build(config))
-
-
-def _is_named(path: str, image: str) -> bool:
-    """Tell whether ``image`` is a path, or the last parts of it."""
-    parts = Path(image).parts
-    return Path(path).parts[-len(parts) :] == parts or Path(path).resolve() == Path(image).resolve()
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    if not images:
+        count = min(num_images, len(infos))
+        return [infos[round(index)] for index in np.linspace(0, len(infos) - 1, count)]
+    found = []
+    for image in images:
+        parts = Path(image).parts
+        named = [x for x in infos if Path(x['img_path']).parts[-len(parts) :] == parts]
+        if not named:
+            raise ConfigError(
+                f'{image} is not among the {len(infos)} images of val_dataloader.dataset, where the '
+                'teacher finds labels; accepted: path or file name of one of them'
+            )
+        found.append(named[0])
+    return found

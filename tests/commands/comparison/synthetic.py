@@ -1,5 +1,6 @@
 """Results without a training run, and training runs that are only pretended."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,25 +8,20 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from submitit.core.utils import JobPaths
 
-from mmdet_sssd.commands.comparison.jobs import JobRunner, Work
-from mmdet_sssd.commands.comparison.report import comparison_report, write_csv
+from mmdet_sssd.commands.comparison.jobs import JobRunner
 from mmdet_sssd.commands.comparison.results import ResultsFolder, RunResult
 from mmdet_sssd.commands.comparison.runs import Run
-from mmdet_sssd.commands.comparison.summary import summarize_all
 from mmdet_sssd.commands.comparison.training import Training
 
 FAKE_TOOLS = Path(__file__).with_name('fake_tools')
 
 
-def result(
-    arm, seed, ap, *, seconds=60.0, step=None, memory=500.0, splits=('val',), classes=None, **sizes
-):
+def result(arm, seed, ap, *, seconds=60.0, step=None, memory=500.0, splits=('val',), **sizes):
     """A result whose metrics are given in percent, as CocoMetric names them."""
     metrics = {
         'coco/bbox_mAP': ap / 100,
         'coco/bbox_mAP_50': (ap + 30) / 100,
         **{f'coco/bbox_mAP_{size}': value for size, value in sizes.items()},
-        **{f'coco/{name}_precision': value / 100 for name, value in (classes or {}).items()},
     }
     return RunResult(
         arm=arm,
@@ -57,21 +53,14 @@ def folder_of(path, found, **more) -> ResultsFolder:
     return folder
 
 
-def write_report(folder, found, against=()):
-    """Write the tables of results, and give the Markdown."""
-    folder.mkdir(exist_ok=True)
-    write_csv(folder / 'report.csv', found)
-    return comparison_report(found, summarize_all(found, against)).write(folder / 'report.md')
-
-
 class DoneJob:
     """Has the interface of submitit's jobs, and is done as soon as it is submitted."""
 
     job_id = '7'
 
-    def __init__(self, folder: Path, do) -> None:
+    def __init__(self, folder: Path, work) -> None:
         self.paths = JobPaths(folder, 'done')
-        self.outcome = Work(do)()
+        self.outcome = work()
 
     def done(self):
         return True
@@ -110,15 +99,16 @@ class Comparison:
     def run(self, seed) -> Run:
         return Run('arm', seed, self.folder / 'work', self.results)
 
-    def runner(self, jobs=None, **training) -> JobRunner:
-        return JobRunner(self.folder / 'jobs', Training(tools=FAKE_TOOLS, **training), jobs=jobs)
-
-    def train(self, *seeds, on_change=lambda *_: None, in_jobs=False, **options):
-        """Train seeds, in this process or in jobs."""
-        runner = self.runner(**options)
+    def train(self, *seeds, jobs=None, in_jobs=False, **options):
+        """Train seeds that are not done, in this process or in jobs."""
+        runner = JobRunner(self.folder / 'jobs', jobs=jobs)
         if not in_jobs:
-            runner._submit = lambda works: [DoneJob(self.folder, do) for do in works]
-        return runner.train({self.run(seed): self.config for seed in seeds}, on_change)
+            runner._submit = lambda works: [DoneJob(self.folder, work) for work in works]
+        training = Training(tools=FAKE_TOOLS, **options)
+        runs = [run for run in map(self.run, seeds) if not training.is_done(run)]
+        return runner.do(
+            'training', {run: partial(training.train, run, self.config) for run in runs}
+        )
 
     @property
     def calls(self) -> list[str]:

@@ -1,51 +1,51 @@
-"""Runs are trained once, apart, stopped and requeued; with tools that only pretend to train."""
+"""Work is done in jobs, stopped and requeued; with tools that only pretend to train."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
-from multiprocessing import get_context
+import time
 
 import pytest
 import torch
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.comparison import jobs
 from mmdet_sssd.commands.comparison.jobs import JobRunner, Work, slot_environments
 from mmdet_sssd.commands.comparison.programs import Preempted
 from mmdet_sssd.commands.comparison.slurm import QueueWatcher
-from mmdet_sssd.commands.comparison.training import Training
 
 from .synthetic import DoneJob
 
 
 @pytest.mark.slow
-def test_stopping_stops_what_runs_and_starts_nothing(comparison):
+def test_stopping_stops_what_runs_and_starts_nothing(comparison, monkeypatch):
     """Two at a time, while a third one waits; the second has been finished."""
     comparison.fake['hang'] = [0, 2]
+    sleep = time.sleep
 
-    def interrupt(running, finished, failures):
+    def interrupt(seconds):
+        sleep(seconds)
         if len(comparison.pids) == 2:
+            monkeypatch.setattr(jobs.time, 'sleep', sleep)
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(jobs.time, 'sleep', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        comparison.train(0, 1, 2, 3, jobs=2, on_change=interrupt, in_jobs=True)
+        comparison.train(0, 1, 2, 3, jobs=2, in_jobs=True)
     assert [seed for seed in range(4) if comparison.run(seed).result] == [1]
-    assert comparison.calls[:2] in (['arm 0', 'arm 1'], ['arm 1', 'arm 0'])
-    assert comparison.calls[2:] == ['arm 2']
+    assert sorted(comparison.calls) == ['arm 0', 'arm 1', 'arm 2']
     for pid in comparison.pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert all(comparison.run(seed).is_free() for seed in range(4))
 
 
 @pytest.mark.slow
 def test_a_program_error_is_raised_with_its_traceback(comparison):
-    with pytest.raises(FailedJobError, match=r"AttributeError: 'str' object has no attribute"):
-        comparison.runner().train({comparison.run(0): 'no config'}, lambda *_: None)
+    run = comparison.run(0)
+    with pytest.raises(FailedJobError, match=r'ZeroDivisionError'):
+        JobRunner(comparison.folder / 'jobs').do('x', {run: lambda: 1 / 0})
 
 
 def test_a_lost_job_is_a_failure(comparison, monkeypatch):
@@ -53,6 +53,18 @@ def test_a_lost_job_is_a_failure(comparison, monkeypatch):
     comparison.fake['crash'] = [0]
     (failure,) = comparison.train(0)
     assert failure.reason.startswith('its job 7 was ended from outside')
+
+
+def test_what_starts_and_ends_is_printed(comparison, capsys):
+    comparison.fake['crash'] = [1]
+    comparison.train(0, 1)
+    lines = [line.split('] ')[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:4] == [
+        'arm seed 0: job 7',
+        'arm seed 0: done',
+        'arm seed 1: job 7',
+        'arm seed 1: failed',
+    ]
 
 
 def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):
@@ -70,62 +82,14 @@ def test_jobs_share_gpus_in_turn_or_cores(monkeypatch):
     assert slot_environments(1) == [{}]
 
 
-def test_a_run_that_others_train_is_waited_for(comparison):
-    """They share the results; the runs that are free are trained meanwhile."""
+def test_work_has_its_environment(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
     seen = []
-    theirs = replace(comparison.run(0), work_dir=comparison.folder / 'theirs')
-    with ExitStack() as others:
-        assert others.enter_context(theirs.claimed())
-
-        def watch(running, finished, failures):
-            seen.append([run.seed for run in finished])
-            if seen[-1] == [1] and len(seen) > 2:
-                comparison.results.add(replace(comparison.run(1).result, seed=0))
-                others.close()
-
-        assert comparison.train(0, 1, on_change=watch) == []
-    assert comparison.calls == ['arm 1']
-    assert seen[-1] == [1, 0]
-
-
-def test_two_at_once_train_each_run_once(comparison):
-    """As two machines do that share the folders."""
-
-    def take_part() -> None:
-        assert comparison.train(*range(4)) == []
-        comparison.results.add(command=f'compare {os.getpid()}')
-
-    both = [get_context('fork').Process(target=take_part) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
-    assert sorted(comparison.calls) == [f'arm {seed}' for seed in range(4)]
-    commands, arms = comparison.results.records()
-    assert (len(commands), list(arms['arm'].runs)) == (2, [0, 1, 2, 3])
-
-
-def test_a_run_that_others_left_is_trained(comparison):
-    with ExitStack() as others:
-        assert others.enter_context(comparison.run(0).claimed())
-        assert comparison.train(0, on_change=lambda *_: others.close()) == []
-    assert comparison.calls == ['arm 0']
-
-
-def test_a_claim_lasts_as_long_as_its_program(comparison):
-    """Though the job that started it is gone."""
-    run = comparison.run(0)
-    with run.claimed() as is_ours:
-        assert is_ours
-        sleep = [sys.executable, '-c', 'import time; time.sleep(60)']
-        program = subprocess.Popen(sleep, close_fds=False)
-        with run.claimed(wait=0) as is_ours_again:
-            assert not is_ours_again
-    assert not run.is_free()
-    program.kill()
-    program.wait()
-    assert run.is_free()
+    work = Work(
+        lambda: seen.append(os.environ['CUDA_VISIBLE_DEVICES']), {'CUDA_VISIBLE_DEVICES': '1'}
+    )
+    assert work() is None
+    assert seen == ['1']
 
 
 @pytest.mark.parametrize('by', [signal.SIGUSR2, None])
@@ -135,10 +99,11 @@ def test_a_preempted_job_is_queued_again(monkeypatch, by):
 
     raised = []
     monkeypatch.setattr(signal, 'raise_signal', lambda x: raised.append(x) or sys.exit(-1))
+    work = Work(do, {})
     with pytest.raises(SystemExit):
-        Work(do)()
+        work()
     assert raised == [signal.SIGUSR2]
-    assert Work(do).checkpoint().function.do is do
+    assert work.checkpoint().function is work
 
 
 @pytest.mark.slow
@@ -153,7 +118,7 @@ def test_a_preempted_run_goes_on_in_the_same_job(comparison):
 @pytest.mark.skipif(bool(shutil.which('sbatch')), reason='there is a Slurm')
 def test_slurm_has_to_be_there(tmp_path):
     with pytest.raises(ConfigError, match='found no sbatch'):
-        JobRunner(tmp_path, Training(), slurm={})
+        JobRunner(tmp_path, slurm={})
 
 
 def test_options_of_sbatch_are_passed_on(tmp_path, monkeypatch):
@@ -166,9 +131,8 @@ def test_options_of_sbatch_are_passed_on(tmp_path, monkeypatch):
         (folder / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
     options = dict(partition='gpu', time=240, gpus_per_node=1, reservation='mine')
-    runner = JobRunner(tmp_path / 'jobs', Training(), options)
-    with pytest.raises(ConfigError, match=r'^--executor slurm: no such QOS$'):
-        runner._submit([lambda: None])
+    with pytest.raises(ConfigError, match=r'^--slurm: no such QOS$'):
+        JobRunner(tmp_path / 'jobs', options).do('x', {'a run': lambda: None})
     lines = set((tmp_path / 'job.sh').read_text().splitlines())
     assert {f'#SBATCH --{x}' for x in ('partition=gpu', 'time=240', 'reservation=mine')} <= lines
     assert '#SBATCH --gpus-per-node=1' in lines

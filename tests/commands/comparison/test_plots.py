@@ -2,12 +2,8 @@
 
 import pytest
 
-from mmdet_sssd.commands.comparison.plots import (
-    draw_curves,
-    draw_differences,
-    draw_plots,
-)
-from mmdet_sssd.commands.comparison.summary import summarize
+from mmdet_sssd.commands.comparison.plots import draw_curves, draw_differences, draw_plots
+from mmdet_sssd.commands.comparison.summary import differences
 
 from .synthetic import result, results
 
@@ -24,12 +20,6 @@ def test_curves_are_means_with_the_range_over_seeds():
     assert {y for x, y in band if x == 2} == {43, 48}
 
 
-def test_each_arm_has_a_panel_with_the_baseline():
-    figure = draw_curves(results(baseline=[40.0], a=[41.0], b=[42.0], c=[43.0], d=[44.0]))
-    assert [axes.get_title() for axes in figure.axes] == list('abcd')
-    assert all(line(axes, 'baseline (1 seed)') for axes in figure.axes)
-
-
 def test_curves_hold_what_all_seeds_have():
     found = results(baseline=[40.0, 42.0])
     found['baseline'][1].curve = [(2, 42.0), (4, 44.0)]
@@ -37,35 +27,28 @@ def test_curves_hold_what_all_seeds_have():
     assert line(axes, 'baseline').get_xydata().tolist() == [[2, 41]]
 
 
-def test_differences_have_rows_for_sizes_and_classes():
+def test_differences_have_rows_for_sizes():
     found = {
-        arm: {
-            s: result(arm, s, ap + s * s, m=0.3, classes={'cat': ap + k * s, 'dog': ap})
-            for s in range(2)
-        }
-        for arm, ap, k in (('baseline', 40, 1), ('sssd', 42, 4))
+        arm: {s: result(arm, s, ap + 3 * s * k, m=0.3) for s in range(2)}
+        for arm, ap, k in (('baseline', 40, 0), ('sssd', 42, 1))
     }
-    (axes,) = draw_differences(summarize(found, 'val'), 'val').axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ['AP', 'AP50', 'APm', 'cat', 'dog']
-    points = [x.get_xydata()[0].tolist() for x in axes.lines if x.get_marker() == 'o']
-    assert [row for _, row in points] == [0, 1, 2, 3, 4]
-    assert [x for x, _ in points] == pytest.approx([2, 2, 0, 3.5, 2])
-    intervals = [
-        x.get_xdata() for x in axes.lines if x.get_linewidth() == 2 and len(x.get_xdata()) == 2
-    ]
-    low, high = next(x for x in intervals if x[0] < x[1])
+    (axes,) = draw_differences(differences(found, 'val'), 'val').axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['AP', 'AP50', 'APm']
+    (drawn,) = axes.containers
+    points, _, (bars,) = drawn
+    assert points.get_xdata() == pytest.approx([3.5, 3.5, 0])
+    assert list(points.get_ydata()) == [0, 1, 2]
+    low, high = bars.get_segments()[0][:, 0]
+    assert low < high
     assert (low + high) / 2 == pytest.approx(3.5)
 
 
-def test_of_many_classes_those_that_differ_most_are_drawn():
-    found = {
-        arm: {0: result(arm, 0, 40, classes={f'class {i}': 10 + k * i for i in range(50)})}
-        for arm, k in (('baseline', 0), ('sssd', 1))
-    }
-    (axes,) = draw_differences(summarize(found, 'val'), 'val').axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[2:] == [f'class {i}' for i in range(49, 29, -1)]
+def test_an_arm_has_one_colour_in_all_plots():
+    found = results(baseline=[40.0, 41.0], lgd=[41.0, 43.0], sssd=[42.0, 44.0])
+    (curves,) = draw_curves(found).axes
+    (bars,) = draw_differences(differences(found, 'val'), 'val').axes
+    for arm, drawn in zip(('lgd', 'sssd'), bars.containers, strict=True):
+        assert line(curves, arm).get_color() == drawn[0].get_color()
 
 
 def test_only_what_there_is_gets_drawn(tmp_path):

@@ -1,7 +1,6 @@
 """A whole comparison with real runs, one of them killed; and what is refused before any."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from mmdet_sssd.commands.comparison.jobs import JobRunner
 from mmdet_sssd.commands.comparison.logs import read_validations
 from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.comparison.runs import Run
-from mmdet_sssd.commands.comparison.study import Study, StudyOptions
+from mmdet_sssd.commands.comparison.study import Study
+from mmdet_sssd.commands.comparison.training import Training
 from mmdet_sssd.runs import load_from_local
 
 from ...command import run_command
@@ -55,7 +55,7 @@ def config(tmp_path_factory):
 def in_this_process(config, monkeypatch):
     """Run programs, as jobs start them, in this process; for runs that are quick."""
 
-    def run(name, args, log, environment):
+    def run(name, args, log):
         log.parent.mkdir(parents=True, exist_ok=True)
         DetLocalVisualizer._instance_dict.clear()  # or runs would share their logs
         code, said = run_command(name, *args[1:])
@@ -71,7 +71,7 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
     """They are evaluated by their last checkpoint, as a run killed in its last validation is."""
     Path(config).with_name('killed').touch()
     stop = dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', stopping_threshold=-1.0)
-    options = StudyOptions(
+    study = Study(
         config,
         arms=['baseline', 'paper'],
         seeds=[0],
@@ -79,7 +79,7 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
         work_dir=tmp_path,
         dry_run=False,
     )
-    assert Study(options).run() == []
+    assert study.run() == []
     folder = ResultsFolder(tmp_path / 'results')
     baseline, paper = (folder.arm(arm).runs[0] for arm in ('baseline', 'paper'))
     for run in (baseline, paper):
@@ -97,18 +97,16 @@ def test_two_arms_that_stopped_early_and_their_report(config, tmp_path, in_this_
     for path in written:
         if path != folder.file:
             path.unlink()
-    Study(StudyOptions(report_only=True, results=folder.path)).run()
+    Study(report_only=True, results=folder.path).run()
     assert {path: path.read_bytes() for path in written} == written
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_left_alone(config, tmp_path):
     def study(name):
-        options = StudyOptions(
-            config, arms=['baseline'], seeds=[0], work_dir=tmp_path / name, dry_run=False
-        )
+        study = Study(config, arms=['baseline'], seeds=[0], work_dir=tmp_path / name, dry_run=False)
         run = Run('baseline', 0, tmp_path / name, ResultsFolder(tmp_path / name / 'results'))
-        return Study(options).run(), run
+        return study.run(), run
 
     Path(config).with_name('killed').unlink(missing_ok=True)
     (failure,), killed = study('killed')
@@ -129,16 +127,16 @@ def test_what_was_trained_before_is_reported_too(config, tmp_path):
     folder = folder_of(tmp_path, results(baseline=[40.0], paper=[42.0], lgd=[41.0]))
     trained = dict(arms=['baseline', 'paper'], seeds=[0], against=['lgd'], dry_run=False)
     folders = dict(work_dir=tmp_path, results=tmp_path, command='compare x')
-    assert Study(StudyOptions(config, **folders, **trained)).run() == []
+    assert Study(config, **folders, **trained).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'paper', 'lgd']
 
-    chosen = StudyOptions(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
-    assert Study(chosen).run() == []
+    chosen = dict(report_only=True, results=tmp_path, arms=['baseline', 'lgd'])
+    assert Study(**chosen).run() == []
     assert _arms_of(tmp_path) == ['baseline', 'lgd']
     commands, arms = folder.records()
-    assert (commands, list(arms)) == (['compare x'], ['baseline', 'lgd', 'paper'])
+    assert (commands, list(arms)) == (['compare x'], ['baseline', 'paper', 'lgd'])
     with pytest.raises(ConfigError, match=r'--against: paper is not among.*: baseline, lgd$'):
-        Study(replace(chosen, against=['paper']))
+        Study(**chosen, against=['paper'])
 
 
 def _arms_of(folder):
@@ -148,20 +146,18 @@ def _arms_of(folder):
 
 @pytest.mark.slow
 def test_an_arm_that_cannot_train_is_found_before_any_is_trained(config, tmp_path):
-    options = StudyOptions(
-        config, arms=['paper+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work'
-    )
+    study = Study(config, arms=['paper+tau=-1', 'baseline'], seeds=[0], work_dir=tmp_path / 'work')
     with pytest.raises(
-        ConfigError, match=r'^arm paper\+tau=-1: model\.distill_loss\.tau is -1; accepted'
+        ConfigError, match=r'^dry run of paper\+tau=-1 seed 0: model\.distill_loss\.tau is -1'
     ):
-        Study(options).run()
+        study.run()
     assert not list(tmp_path.glob('work/*/seed_0/*.pth'))
 
 
 @pytest.mark.slow
 def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
-    study = Study(StudyOptions(config, seeds=[0], work_dir=tmp_path, dry_run=False))
-    study.jobs.training = replace(study.jobs.training, tools=tmp_path / 'nowhere')
+    study = Study(config, seeds=[0], work_dir=tmp_path, dry_run=False)
+    study.training = Training(tools=tmp_path / 'nowhere')
     assert [str(x.run) for x in study.run()] == ['baseline seed 0', 'config seed 0']
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith('failed: config seed 0: ')
@@ -174,7 +170,6 @@ def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
         (dict(arms=['paper']), r'CONFIG is missing; only --report-only'),
         (dict(report_only=True), r'--report-only needs --results, --work-dir or the CONFIG'),
         (dict(report_only=True, results=Path('nothing')), r'there are no results in nothing; run'),
-        (dict(config='x.py', jobs=0), r'--jobs is 0; accepted: 1 or more'),
         (
             dict(config='x.py', against=['lgd']),
             r'--against: lgd is not among the arms; accepted: baseline, config$',
@@ -184,7 +179,7 @@ def test_nothing_but_failures_is_said_without_a_table(config, tmp_path, capsys):
 )
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ConfigError, match=message):
-        Study(StudyOptions(**options)).run()
+        Study(**options).run()
 
 
 @pytest.mark.parametrize(
@@ -203,5 +198,5 @@ def test_options_that_do_not_go_together(options, message):
 )
 def test_configs_that_cannot_be_compared(config, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        Study(StudyOptions(config, work_dir=tmp_path, dry_run=False, **options)).run()
+        Study(config, work_dir=tmp_path, dry_run=False, **options).run()
     assert not os.listdir(tmp_path)

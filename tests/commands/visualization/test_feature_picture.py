@@ -8,7 +8,6 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd.commands.visualization import draw_features, look_at_features
-from mmdet_sssd.commands.visualization.feature_picture import BACKGROUND
 
 from ...stock_detectors import stock_config
 
@@ -91,47 +90,24 @@ def test_the_picture_has_a_row_for_each_level_on_one_colour_scale(distiller, sam
         place = axes.get_subplotspec()
         if axes.images and place.colspan.start > 0:
             levels.setdefault(place.rowspan.start, []).append(axes)
-    assert [len(row) for row in levels.values()] == [5] * 5  # four maps and the regions
+    assert [len(row) for row in levels.values()] == [4] * 5
     assert [len(x) for x in features.regions[-1]] == [1, 1]  # which is normalised to 0
     for level, row in levels.items():
         high = max(features.maps[name][level].max().item() for name in MAPS)
-        assert {x.images[0].get_clim() for x in row[:4]} == {(0, high or 1)}
-        assert [x.get_title().split(': ')[-1] for x in row] == [*MAPS, 'label regions']
+        assert {x.images[0].get_clim() for x in row} == {(0, high or 1)}
+        assert [x.get_title().split(': ')[-1] for x in row] == MAPS
         assert all(len(x.patches) == 2 for x in row)  # the labelled boxes
         assert {(x.get_xlim(), x.get_ylim()) for x in row} == {((0, 60), (50, 0))}
 
 
-def test_a_level_s_pixels_are_drawn_where_they_look_at_the_image(distiller, sample):
-    """That is around j · stride, where mmdet's anchors are; and there are the binary regions."""
-    distiller.teachers['teacher'].neck.soft_regions = False
+def test_pixels_are_drawn_where_they_look_at_the_image(distiller, sample):
+    """That is around j · stride, where mmdet's anchors are."""
     features = look(distiller, sample)
-    figure = draw_features(features, CLASSES)
-    first = next(x for x in figure.axes if 'level 0' in x.get_title())
-    regions = next(x for x in figure.axes if x.get_title() == 'label regions')
+    first = next(x for x in draw_features(features, CLASSES).axes if 'level 0' in x.get_title())
     for x in range(0, 60, 8):
         for y in range(0, 50, 8):
             value = features.maps['student'][0][y // 8, x // 8]
             assert drawn_at(first, x, y) == pytest.approx(value.item())
-            color = tuple(drawn_at(regions, x, y))
-            inside = [
-                x1 <= x <= x2 and y1 <= y <= y2
-                for x1, y1, x2, y2 in sample.gt_instances.bboxes.tolist()
-            ]
-            grey = color[0] == color[1] == color[2]
-            assert (color == (1, 0, 0), color == (0, 0, 1), grey) == (*inside, not any(inside))
-
-
-def test_soft_regions_fade_where_objects_cover_a_pixel_in_part(distiller, sample):
-    sample.gt_instances = sample.gt_instances[:1]
-    x1, y1, x2, y2 = sample.gt_instances.bboxes[0].tolist()
-    figure = draw_features(look(distiller, sample), CLASSES)
-    regions = next(x for x in figure.axes if x.get_title() == 'label regions')
-    for x in range(0, 56, 8):
-        for y in range(0, 48, 8):
-            across, down = min(x2, x + 8) - max(x1, x), min(y2, y + 8) - max(y1, y)
-            share = max(across, 0) * max(down, 0) / 64
-            expected = [(1 - share) * BACKGROUND + share * (i == 0) for i in range(3)]
-            np.testing.assert_allclose(drawn_at(regions, x + 4, y + 4), expected, atol=1e-6)
 
 
 def drawn_at(axes, x, y):
