@@ -5,7 +5,6 @@ import errno
 import inspect
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -119,18 +118,6 @@ def user_error(error: BaseException) -> str | None:
     if any(phrase in str(error) for phrase in OTHERS_USER_ERRORS):
         return ' '.join(_without_place(str(error.args[0])).split())
     return None
-
-
-@contextmanager
-def user_errors_last() -> Iterator[None]:
-    """End the process with a one-line message on errors that the user can fix."""
-    try:
-        yield
-    except Exception as error:
-        if (message := user_error(error)) is None:
-            raise
-        sys.stdout.flush()
-        sys.exit(f'error: {message}')
 
 
 def _without_place(message: str) -> str:
