@@ -82,7 +82,7 @@ def configs_of(package: str) -> Path:
         return Path(package, 'configs')
     root = Path(spec.submodule_search_locations[0]).resolve()
     installed = root / '.mim/configs'
-    return installed if installed.is_dir() else root.parent / 'configs'
+    return installed.resolve() if installed.is_dir() else root.parent / 'configs'
 
 
 def _suggestion(name: str) -> str:

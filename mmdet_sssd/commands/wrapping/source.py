@@ -1,5 +1,6 @@
 """Writes values as Python source."""
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -14,8 +15,9 @@ class Expression(str):
 
 
 def laid_out(text: str) -> str:
-    """Break the long lines of Python source."""
-    return FormatCode(text, style_config=LAYOUT)[0]
+    """Break the long lines of Python source; the last item on lines of their own gets a comma."""
+    text, _ = FormatCode(text, style_config=LAYOUT)
+    return re.sub(r'(?<=[^,(\[{])(?=\n *[)\]}])', ',', text)
 
 
 def source(value: Any) -> str:
