@@ -25,11 +25,7 @@ class ConfigType(click.ParamType):
         self.keep_scope = keep_scope
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Find the config.
-
-        Raises:
-            ClickException: if it does not exist; the message suggests similar names.
-        """
+        """Find the config; see :func:`find_config`."""
         found = find_config(value)
         return value if self.keep_scope and '::' in value else found
 
@@ -49,7 +45,8 @@ def find_config(name: str) -> str:
             another package, such as ``'mmdet::fcos/….py'``.
 
     Raises:
-        ClickException: if it does not exist, or is a file of another kind.
+        ClickException: if it does not exist, or is a file of another kind; the message suggests similar
+            names.
     """
     if os.path.isfile(name):
         if os.path.splitext(name)[1] not in (*CONFIG_FILES, ''):
@@ -57,51 +54,47 @@ def find_config(name: str) -> str:
                 f'CONFIG is {name}; accepted: a config ({", ".join(CONFIG_FILES)}), which comes first'
             )
         return name
-    if '::' in name:
-        package, _, path = name.partition('::')
-        folder = configs_of(package)
-        if folder and (folder / path).is_file():
-            return str(folder / path)
-    elif (shipped := shipped_configs().get(name.removesuffix('.py'))) and os.sep not in name:
-        return str(shipped)
+    package, _, path = name.rpartition('::')
+    if package:
+        found = configs_of(package) / path
+    else:
+        found = shipped_configs().get(name.removesuffix('.py'), Path())
+    if found.is_file():
+        return str(found)
     raise click.ClickException(f'found no config {name}; {_suggestion(name)}')
 
 
 @cache
 def shipped_configs() -> dict[str, Path]:
     """List this package's configs by name."""
-    folder = configs_of('mmdet_sssd')
-    paths = sorted(folder.rglob('*.py')) if folder else []
+    paths = sorted(configs_of('mmdet_sssd').rglob('*.py'))
     return {path.stem: path for path in paths if '_base_' not in path.parts}
 
 
 @cache
-def configs_of(package: str) -> Path | None:
-    """Find a package's folder of configs, installed or in a checkout, without importing it."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return None
+def configs_of(package: str) -> Path:
+    """Find a package's folder of configs, installed or in a checkout, without importing it.
+
+    Without the package, this is a folder that does not exist.
+    """
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        return None
-    root = Path(next(iter(spec.submodule_search_locations)))
-    folders = (root / '.mim/configs', root.parent / 'configs')
-    return next((folder.resolve() for folder in folders if folder.is_dir()), None)
+        return Path(package, 'configs')
+    root = Path(spec.submodule_search_locations[0]).resolve()
+    installed = root / '.mim/configs'
+    return installed.resolve() if installed.is_dir() else root.parent / 'configs'
 
 
 def _suggestion(name: str) -> str:
     """Suggest configs with similar names; without any, say what is accepted."""
-    stem = Path(name.partition('::')[2] or name).stem
-    folder = Path(name).parent
-    here = {path.stem: path for path in folder.glob('*.py')} if folder.is_dir() else {}
-    mmdet = configs_of('mmdet')
-    stock = mmdet.glob('[!_]*/*.py') if mmdet else ()
+    stem = Path(name.rpartition('::')[2]).stem
+    stock = configs_of('mmdet').glob('[!_]*/*.py')
     known = {
         **{path.stem: f'mmdet::{path.parent.name}/{path.name}' for path in stock},
         **{stem: stem for stem in shipped_configs()},
-        **here,
+        **{path.stem: str(path) for path in Path(name).parent.glob('*.py')},
     }
-    matches = [str(known[x]) for x in difflib.get_close_matches(stem, known, n=2, cutoff=0.75)]
+    matches = [known[x] for x in difflib.get_close_matches(stem, known, n=2, cutoff=0.75)]
     if matches:
         return f'did you mean {" or ".join(matches)}?'
     return 'accepted: a file, the name of a config in mmdet_sssd, or mmdet::FOLDER/NAME.py'

@@ -51,7 +51,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class CommandLine(Command, click.Group):
+class CommandLine(click.Group):
     """The group of commands, in the order of their definition.
 
     Attributes:
@@ -65,22 +65,12 @@ class CommandLine(Command, click.Group):
         """List the commands in that order."""
         return list(self.commands)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand, which handles warnings itself."""
-        return click.Group.invoke(self, ctx)
-
-    def main(
-        self,
-        args: list[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> NoReturn:
+    def main(self, args: list[str] | None = None, **extra: Any) -> NoReturn:
         """Run a command and exit; errors print one line."""
         self.debug = bool(os.environ.get(DEBUG))
+        extra.update(prog_name='mmdet-sssd', standalone_mode=False)
         try:
-            code = super().main(args, 'mmdet-sssd', complete_var, standalone_mode=False, **extra)
+            code = super().main(args, **extra)
         except (Exception, KeyboardInterrupt) as error:
             code, message = ending(error)
             sys.stdout.flush()
@@ -95,7 +85,9 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED, 'interrupted'
     if isinstance(error, click.ClickException):
-        return error.exit_code, f'error: {_one_line(error.format_message())}{_help_hint(error)}'
+        context = getattr(error, 'ctx', None)  # of usage errors
+        hint = f' See {context.command_path} --help' if context else ''
+        return error.exit_code, f'error: {_one_line(error.format_message())}{hint}'
     if message := _user_error(error):
         return USER_ERROR, f'error: {_one_line(message)}'
     return BUG, f'bug: {type(error).__name__}: {_one_line(str(error))}'
@@ -114,9 +106,3 @@ def _user_error(error: BaseException) -> str | None:
 
 def _one_line(text: str) -> str:
     return ' '.join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _help_hint(error: click.ClickException) -> str:
-    """Refer to the command's help after a usage error."""
-    context = getattr(error, 'ctx', None)
-    return f' See {context.command_path} --help' if context else ''

@@ -11,6 +11,7 @@ from .parameters import ListType, config_argument
 
 RECIPES = ('gentle', 'paper', 'lgd')
 METHODS = ('structural_kd', 'sad')
+DATA = ('data_root', 'train_ann', 'val_ann', 'train_img', 'val_img', 'classes')
 
 
 @click.command(cls=Command)
@@ -51,7 +52,6 @@ METHODS = ('structural_kd', 'sad')
 @click.option(
     '--unlabelled-img', metavar='DIR', help="Their folder.  [default: the labelled images']"
 )
-@click.option('--explicit', is_flag=True, help="Write all of the recipe's settings out.")
 @click.option(
     '--masks', is_flag=True, help='Use instance masks as regions; the pipelines then load them.'
 )
@@ -83,7 +83,8 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, **options: Any) ->
 
     if out.exists() and not force:
         raise ConfigError(f'--out {out} exists already; --force replaces it')
-    notes = write_wrapped_config(config, out, WrappingOptions(**options), not no_build)
+    data = {name: x for name in DATA if (x := options.pop(name))}
+    notes = write_wrapped_config(config, out, WrappingOptions(data=data, **options), not no_build)
     click.echo(f'{out} distills {config}; check it on its data: mmdet-sssd dry-run {out}')
     for note in notes:
         click.echo(f'note: {note}')

@@ -11,18 +11,6 @@ from .config_names import ConfigType
 KEY_VALUE = re.compile(r'[A-Za-z_][\w.]*=')
 
 
-class KeyValueType(click.ParamType):
-    """A change to a config, ``KEY=VALUE``."""
-
-    name = 'KEY=VALUE'
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the form."""
-        if not KEY_VALUE.match(value):
-            self.fail(f'{value!r}; accepted: KEY=VALUE, such as model.distill_coef=3.', param, ctx)
-        return value
-
-
 class ListType(click.ParamType):
     """Texts separated by commas."""
 
@@ -42,23 +30,28 @@ def config_argument(required: bool = True, keep_scope: bool = False) -> Callable
     return click.argument('config', type=ConfigType(keep_scope), required=required)
 
 
+def _checked(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    for text in texts:
+        if not KEY_VALUE.match(text):
+            message = f'{text!r}; accepted: KEY=VALUE, such as model.distill_coef=3.'
+            raise click.BadParameter(message, context, parameter)
+    return texts
+
+
 def overrides_argument(function: Callable) -> Callable:
     """Take changes to the config, with or without ``--cfg-options`` before them."""
-    return cfg_options_flag(
-        click.argument('overrides', nargs=-1, type=KeyValueType(), metavar='[KEY=VALUE]...')(
-            function
-        )
-    )
+    argument = click.argument('overrides', nargs=-1, metavar='[KEY=VALUE]...', callback=_checked)
+    return cfg_options_flag(argument(function))
 
 
-def cfg_options_flag(function: Callable) -> Callable:
-    """Accept ``--cfg-options``, which OpenMMLab's tools require before ``KEY=VALUE …``."""
-    return click.option(
-        '--cfg-options',
-        is_flag=True,
-        expose_value=False,
-        help='Optional before KEY=VALUE, for compatibility with OpenMMLab.',
-    )(function)
+cfg_options_flag = click.option(
+    '--cfg-options',
+    is_flag=True,
+    expose_value=False,
+    help='Optional before KEY=VALUE, for compatibility with OpenMMLab.',
+)
 
 
 def parsed(overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
+from .config_names import find_config
 from .group import Command
 
-FAMILIES = {
-    'OpenMMLab': ('mmengine', 'mmcv', 'mmdet'),
-    'OneDL': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
-}
-MISSING = 'not installed'
+PACKAGES = (
+    'torch',
+    *('mmengine', 'mmcv', 'mmdet'),
+    *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
+    'mmdet_sssd',
+)
 
 
 @click.command(cls=Command, name='setup-check')
@@ -26,62 +28,46 @@ def setup_check() -> None:
     Example:
       mmdet-sssd setup-check
     """
-    click.echo(f'{"Python":<12}{platform.python_version()} ({sys.executable})')
-    click.echo(f'{"torch":<12}{_version("torch")}')
-    for family, names in FAMILIES.items():
-        versions = [_version(name) for name in names]
-        if any(x != MISSING for x in versions):
-            pairs = zip(names, versions, strict=True)
-            click.echo(f'{family:<12}{", ".join(f"{name} {x}" for name, x in pairs)}')
-    click.echo(f'{"mmdet_sssd":<12}{_version("mmdet_sssd")}')
-    click.echo(f'{"mmcv ops":<12}{_ops()}')
-    click.echo(f'{"devices":<12}{_devices()}')
+    _show('Python', f'{platform.python_version()} ({sys.executable})')
+    for name in PACKAGES:
+        try:
+            _show(name, version(name))
+        except PackageNotFoundError:
+            continue
     import mmdet_sssd  # noqa: F401  (its errors name what is missing)
 
+    _show_devices()
     click.echo('ready')
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return MISSING
+def _show(name: str, found: str) -> None:
+    click.echo(f'{name:<18}{found}')
 
 
-def _ops() -> str:
-    """List the devices on which mmcv's compiled ops run, by trying one on each."""
+def _show_devices() -> None:
+    import torch
+
+    devices = {'cpu': f'CPU, {torch.get_num_threads()} threads'}
+    for index in range(torch.cuda.device_count()):
+        devices[f'cuda:{index}'] = torch.cuda.get_device_name(index)
+    for device, name in devices.items():
+        _show(device, f'{name}; mmcv ops {_ops_on(device)}')
+    if len(devices) == 1:
+        built = torch.version.cuda
+        _show('GPU', f'none; torch is built for CUDA {built}' if built else 'none')
+
+
+def _ops_on(device: str) -> str:
+    """Tell whether mmcv's compiled ops run on a device, by trying one."""
+    import torch
+    from mmcv.ops import nms
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
     try:
-        import torch
-        from mmcv.ops import nms
+        nms(boxes, torch.ones(1, device=device), 0.5)
     except Exception as error:
-        return f'none ({_first_line(error)})'
-    works = []
-    for device in ['cpu', *['cuda'] * torch.cuda.is_available()]:
-        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
-        try:
-            nms(boxes, torch.ones(1, device=device), 0.5)
-            works.append(device)
-        except Exception as error:
-            works.append(f'not on {device} ({_first_line(error)})')
-    return ', '.join(works)
-
-
-def _devices() -> str:
-    try:
-        import torch
-    except Exception as error:
-        return f'unknown ({_first_line(error)})'
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = f'CPU, {torch.get_num_threads()} threads'
-    if not gpus:
-        built = f'torch is built for CUDA {torch.version.cuda}' if torch.version.cuda else ''
-        return f'{cpu}; no GPU{built and f" ({built})"}'
-    return ', '.join([*gpus, cpu]) + f' (CUDA {torch.version.cuda})'
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f'{type(error).__name__}: {lines[0] if lines else ""}'
+        return f'do not run ({type(error).__name__}: {error})'.partition('\n')[0]
+    return 'run'
 
 
 @click.command(cls=Command)
@@ -107,4 +93,5 @@ def quickstart(out: Path, epochs: int, train: int, val: int) -> None:
     """
     from mmdet_sssd.commands.quickstart import run_quickstart
 
-    run_quickstart(out, epochs, train, val)
+    config = find_config('sssd_retinanet_r18-small_own-data')
+    run_quickstart(config, out, epochs, train, val)

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from .group import Command
-from .mim import go_on_in_child, is_child_of_mim
 from .parameters import KEY_VALUE, config_argument, overrides_argument, parsed
 
 launcher_option = click.option(
@@ -60,12 +59,10 @@ def train(config: str, overrides: tuple[str, ...], **options: Any) -> None:
     if KEY_VALUE.match(options['resume'] or ''):  # --resume KEY=VALUE
         overrides = (options['resume'], *overrides)
         options['resume'] = 'auto'
-    if is_child_of_mim():
-        go_on_in_child()
 
-    from mmdet_sssd.commands import training
+    from mmdet_sssd.commands.training import run_training
 
-    training.run_training(config, parsed(overrides), **options)
+    run_training(config, parsed(overrides), **options)
 
 
 @click.command(cls=Command, name='dry-run')
@@ -85,10 +82,10 @@ def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: An
     Example:
       mmdet-sssd dry-run my_config.py train_dataloader.batch_size=4
     """
-    from mmdet_sssd.commands import training
+    from mmdet_sssd.commands.training import run_training
 
     resumed = 'auto' if resume else None
-    training.run_training(config, parsed(overrides), resume=resumed, dry_run=True, **options)
+    run_training(config, parsed(overrides), resume=resumed, dry_run=True, **options)
 
 
 @click.command(cls=Command)
@@ -112,6 +109,6 @@ def test(config: str, checkpoint: str, overrides: tuple[str, ...], **options: An
     Example:
       mmdet-sssd test my_config.py work_dirs/my_config/epoch_12.pth
     """
-    from mmdet_sssd.commands import training
+    from mmdet_sssd.commands.training import run_test
 
-    training.run_test(config, checkpoint, parsed(overrides), **options)
+    run_test(config, checkpoint, parsed(overrides), **options)

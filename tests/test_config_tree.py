@@ -70,8 +70,6 @@ def test_a_dict_is_rewritten_after_its_values():
         (dict(a=dict(x=dict(y=1), z=[1])), dict(a=dict(x={}, z=[2])), None),
         (dict(a=dict(x=1)), dict(a=[1]), dict(a=[1])),
         (dict(a=3), dict(a=dict(x=1)), dict(a=dict(x=1))),
-        ({}, dict(a=dict(x=1)), dict(a=dict(x=1))),
-        (dict(a=dict(x=1)), {}, dict(_removed_=['a'])),
         ({'a.b': 1, 'a': dict(b=1)}, {'a.b': 2, 'a': dict(b=1)}, {'a.b': 2}),
     ],
 )

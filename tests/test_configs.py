@@ -3,8 +3,6 @@ import functools
 import json
 import re
 import shutil
-import textwrap
-from contextlib import nullcontext
 from pathlib import Path
 
 import mmdet
@@ -33,14 +31,8 @@ LGD = [path for path in COCO if path.parent.name == 'lgd']
 TAUGHT = [  # by a pretrained teacher
     x for x in ON_COCO if x.stem.startswith(('structural_kd_', 'js_distance_', 'sad_', 'sssd_sad_'))
 ]
-# A model that is another config's, but for what its test says, need not be built again. Of each kind
-# the smallest is built; the others differ in the backbone, which is stock's, as is its depth.
-TO_BUILD = [x for x in CONFIGS if x not in LGD and '_ms-2x_' not in x.stem]
-SMALLEST = [x for x in TO_BUILD if not re.search(r'_(r|x)101', x.stem)]
-BUILT = [
-    *(pytest.param(x, False, id=x.stem) for x in SMALLEST),
-    *(pytest.param(x, True, id=f'{x.stem}-in full', marks=pytest.mark.slow) for x in TO_BUILD),
-]
+# Of each kind the smallest is built; others differ in the pipeline or the backbone, which is stock's.
+BUILT = [x for x in CONFIGS if x not in LGD and not re.search(r'_ms-2x_|_(r|x)101', x.stem)]
 LAID_OUT = (  # masks, several terms, two data sets
     'sssd_mask-rcnn_swin-t-p4-w7_fpn_ms-3x_coco',
     'structural_kd_retinanet_r18-small_own-data',
@@ -108,57 +100,38 @@ def read(path):
     return Config.fromfile(path)
 
 
-def build(cfg, in_full=False):
+def build(cfg):
     """Build a config's model, its ResNets and its teachers' with a block in each stage."""
     model = copy.deepcopy(cfg.model)
     for part in (model, model.get('student', {})):
         if 'backbone' in part:
             part.backbone.init_cfg = None  # no download
-    with nullcontext() if in_full else shallow_resnets():
+    with shallow_resnets():
         return MODELS.build(model)
 
 
-@pytest.mark.parametrize(
-    'path',
-    [
-        pytest.param(x, id=x.stem, marks=pytest.mark.slow if '101' in x.stem else [])
-        for x in CONFIGS
-    ],
-)
-def test_config_survives_being_written_out(path):
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_survives_being_written_out(path, monkeypatch):
     cfg = read(path) if path in ON_COCO else Config.fromfile(path)
-    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+    texts = [cfg.pretty_text]
+    if path.stem in LAID_OUT:  # as mmengine writes it, other than in the rest of the tests
+        monkeypatch.setattr(mmengine.config.config, 'FormatCode', quick_configs.laid_out)
+        texts.append(cfg.pretty_text)
+    for text in texts:
+        assert Config.fromstring(text, '.py').to_dict() == cfg.to_dict()
     if 'Distiller' in cfg.model.type:
         assert cfg.custom_imports.imports == ['mmdet_sssd']
         assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
 
 
-@pytest.mark.parametrize(
-    'path',
-    [
-        pytest.param(x, id=x.stem, marks=[] if x.stem in LAID_OUT else pytest.mark.slow)
-        for x in CONFIGS
-    ],
-)
-def test_laid_out_text_reads_back_too(path, monkeypatch):
-    """As mmengine writes it into work folders and checkpoints, other than in the rest of the tests."""
-    cfg = Config.fromfile(path)
-    plain = cfg.pretty_text
-    monkeypatch.setattr(mmengine.config.config, 'FormatCode', quick_configs.laid_out)
-    text = cfg.pretty_text
-    assert text != plain
-    assert Config.fromstring(text, '.py').to_dict() == cfg.to_dict()
-
-
-@pytest.mark.parametrize(('path', 'in_full'), BUILT)
-def test_model_builds(path, in_full):
-    model = build(read(path) if path in ON_COCO else Config.fromfile(path), in_full)
+@pytest.mark.parametrize('path', BUILT, ids=lambda path: path.stem)
+def test_a_model_builds(path):
+    model = build(read(path) if path in ON_COCO else Config.fromfile(path))
     if path.stem.startswith('sssd'):
         neck = model.teachers['teacher'].neck
         assert neck.num_classes == model.count_classes() == (80 if path in ON_COCO else 2)
     if isinstance(model, Distiller) and 'pretrained' in model.teachers:
         assert not any(x.requires_grad for x in model.teachers['pretrained'].parameters())
-        assert not any(name.startswith('teachers.pretrained') for name in model.state_dict())
 
 
 @pytest.mark.parametrize('path', LGD, ids=lambda path: path.stem)
@@ -170,11 +143,6 @@ def test_lgd_differs_from_sssd_in_teacher_loss_and_coefficient_alone(path):
         'model.distill_loss': (None, dict(type='NormedMSELoss')),
         'default_hooks.distill_coef.policy': ('step', 'constant'),
     }
-
-
-def test_lgd_is_there_for_what_its_authors_trained():
-    trained = {x.stem.replace('sssd', 'lgd') for x in COCO if '_ms-' in x.stem}
-    assert {x.stem for x in LGD} == trained | {'lgd_retinanet_r50_fpn_2x_coco'}
 
 
 @pytest.mark.parametrize('path', [x for x in COCO if '_ms-2x_' in x.stem], ids=lambda x: x.stem)
@@ -189,7 +157,7 @@ def test_multi_scale_differs_in_the_pipeline_alone(path):
 
 
 @pytest.mark.parametrize(
-    'path', [x for x in COCO if x in TO_BUILD and '101' in x.stem], ids=lambda path: path.stem
+    'path', [x for x in COCO if '101' in x.stem and '_ms-2x_' not in x.stem], ids=lambda x: x.stem
 )
 def test_students_have_stock_backbones(path):
     student = read(path).model.student
@@ -212,13 +180,11 @@ def test_coco_configs_have_the_papers_settings(path):
     assert cfg.model.teacher == {**teacher, **lgd}
     assert cfg.optim_wrapper.optimizer == optimizer
     assert cfg.optim_wrapper.clip_grad == dict(type='value', clip_value=1.0)
-    assert 'paramwise_cfg' not in cfg.optim_wrapper
     warm_up, drops = cfg.param_scheduler
     assert (warm_up.end, warm_up.start_factor, warm_up.by_epoch) == (1000, 0.001, False)
     longer = 'swin' in path.stem
     run = 270_000 if longer else 180_000
     assert cfg.train_cfg.max_iters == drops.end == run
-    assert cfg.train_cfg.type == 'IterBasedTrainLoop'
     assert cfg.train_dataloader.batch_size == 2  # of 8 processes
     assert drops.milestones == ([210_000, 250_000] if longer else [120_000, 160_000])
     hooks = cfg.default_hooks
@@ -227,12 +193,7 @@ def test_coco_configs_have_the_papers_settings(path):
     expected = dict(detach_student=30_000, freeze_backbone=20_000)
     assert phases == expected | (dict(detach_last=50_000) if last else {})
     assert hooks.distill_coef.max_decays == 1
-    checkpoint = hooks.checkpoint
-    assert (checkpoint.by_epoch, checkpoint.interval, checkpoint.max_keep_ckpts) == (
-        False,
-        10000,
-        3,
-    )
+    assert hooks.checkpoint.by_epoch is False
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert pipeline[1].get('with_mask', False) == ('mask-rcnn' in path.stem)
     if '_ms-' in path.stem:
@@ -264,21 +225,14 @@ def test_teachers_are_of_mmdet_s_zoo_and_fit_their_students(path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'scale', 'depth'),
-    [
-        ('sad_retinanet_r50-r101_fpn_600-270k_coco', (1000, 600), 50),
-        ('sad_retinanet_r101-x101_fpn_500-270k_coco', (833, 500), 101),
-        ('sad_retinanet_r50-r101_fpn_270k_semi-coco', (1333, 800), 50),
-    ],
+    ('name', 'scale'),
+    [('r50-r101_fpn_600-270k_coco', (1000, 600)), ('r50-r101_fpn_270k_semi-coco', (1333, 800))],
 )
-def test_sad_s_schedule_and_image_sizes(name, scale, depth):
-    cfg = read(ROOT / f'configs/sad/{name}.py')
-    assert cfg.model.student.backbone.depth == depth
+def test_sad_s_schedule_and_image_sizes(name, scale):
+    cfg = read(ROOT / f'configs/sad/sad_retinanet_{name}.py')
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 270_000
     assert cfg.param_scheduler[1].milestones == [180_000, 240_000]
     assert cfg.train_dataloader.batch_size == 2  # of 8 processes
-    assert cfg.optim_wrapper.optimizer == dict(SGD, lr=0.01)
-    assert cfg.default_hooks.checkpoint.by_epoch is False
     for stage in ('train', 'val', 'test'):
         for _, dataset in leaf_configs(cfg, f'{stage}_dataloader.dataset'):
             (resize,) = [x for x in dataset.pipeline if x.type == 'Resize']
@@ -352,32 +306,13 @@ def test_own_teacher_has_to_be_named(monkeypatch):
         Config.fromfile(ROOT / 'configs/demo/structural_kd_retinanet_r18-small_own-data.py')
 
 
-def test_the_config_of_the_readme_builds(tmp_path):
+def test_the_config_of_the_readme_is_what_wrap_writes(tmp_path):
     (text,) = re.findall(
         r"```python\n(_base_ = 'mmdet::.*?)```", (ROOT / 'README.md').read_text(), re.S
     )
-    path = tmp_path / 'my_config.py'
-    path.write_text(text)
-    cfg = Config.fromfile(path)
-    assert build(cfg).teachers['teacher'].neck.num_classes == 80
     stock = re.search(r"_base_ = '(.*?)'", text)[1]
     write_wrapped_config(stock, tmp_path / 'wrapped.py', build=False)
     assert text == (tmp_path / 'wrapped.py').read_text()
-
-
-def test_the_teachers_of_the_tutorial_build(tmp_path):
-    tutorial = (ROOT / 'docs/tutorials/pretrained_teacher.md').read_text()
-    backbone, text, hooks = re.findall(r'```python\n(.*?)```', tutorial, re.S)
-    path = tmp_path / 'my_config.py'
-    path.write_text(backbone)
-    cfg = Config.fromfile(path)
-    cfg.model.teachers.backbone.backbone.init_cfg = None  # which is downloaded
-    assert build(cfg).teachers['backbone'].backbone.depth == 101
-    path.write_text(text + textwrap.dedent(hooks))
-    cfg = Config.fromfile(path)
-    assert list(build(cfg).terms) == ['ssim', 'adl']
-    terms = {hook.term for hook in cfg.default_hooks.values() if 'term' in hook}
-    assert terms == {'ssim'}
 
 
 def test_the_metafiles_list_every_config_but_the_demo():
@@ -390,10 +325,3 @@ def test_the_metafiles_list_every_config_but_the_demo():
         assert model.in_collection == Path(model.config).parent.name
         for result in model.results or ():
             assert all('not reproduced' in metric for metric in result.metrics)
-    papers = {x.name: x.paper['URL'] for x in index.collections}
-    assert papers == {
-        'sssd': 'https://arxiv.org/abs/2303.05015',
-        'lgd': 'https://arxiv.org/abs/2109.11496',
-        'structural_kd': 'https://arxiv.org/abs/2211.13133',
-        'sad': 'https://arxiv.org/abs/1901.00366',
-    }

@@ -34,9 +34,7 @@ def test_either_family_is_accepted(installed, family):
     ('family', 'changes', 'message'),
     [
         (OPENMMLAB, {'mmcv': '2.2.0'}, 'mmcv 2.2.0 is installed, >=2.0.0,<2.2 is needed'),
-        (OPENMMLAB, {'mmdet': '2.28.2'}, 'mmdet 2.28.2 is installed, >=3.3,<3.4 is needed'),
         (OPENMMLAB, {'setuptools': '81.0.0'}, 'setuptools 81.0.0 is installed, <81 is needed'),
-        (ONEDL, {'onedl-mmcv': '2.2.1'}, 'onedl-mmcv 2.2.1 is installed, >=2.3,<2.4 is needed'),
         (ONEDL, {'torch': '2.1.0'}, 'torch 2.1.0 is installed, >=2.4 is needed'),
     ],
 )

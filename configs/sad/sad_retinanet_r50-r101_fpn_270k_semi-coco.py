@@ -12,6 +12,7 @@ _base_ = [
     '../_base_/zoo_teachers.py',
 ]
 
+from mmdet_sssd.datasets import with_unlabelled
 from mmdet_sssd.recipes import sad
 from mmdet_sssd.recipes import semi as recipe
 
@@ -23,28 +24,22 @@ model = dict(
     terms=sad.model['terms'],
 )
 
-branch_field = ['sup', 'unsup']
-sup_pipeline = [
+_base_.labeled_dataset.pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='MultiBranch', branch_field=branch_field, sup=dict(type='PackDetInputs')),
+    dict(type='PackDetInputs'),
 ]
-unsup_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadEmptyAnnotations'),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='MultiBranch', branch_field=branch_field, unsup=dict(type='PackDetInputs')),
-]
-_base_.labeled_dataset.pipeline = sup_pipeline
-_base_.unlabeled_dataset.pipeline = unsup_pipeline
+unlabelled = _base_.unlabeled_dataset
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,
     sampler=dict(batch_size=2, source_ratio=[1, 1]),
-    dataset=dict(datasets=[_base_.labeled_dataset, _base_.unlabeled_dataset]),
+    dataset=dict(
+        with_unlabelled(_base_.labeled_dataset, unlabelled.ann_file, unlabelled.data_prefix.img),
+        _delete_=True,
+    ),
 )
 
 default_hooks = dict(recipe.hooks, checkpoint=_base_.iter_checkpoint)

@@ -220,8 +220,8 @@ def _registered() -> Iterator[tuple[str, type]]:
 def _drop_unlabelled(content: dict) -> None:
     """Make the training loader read labelled images only, in batches without branches."""
     loader = content.get('train_dataloader') or {}
-    labelled = labelled_dataset(loader['dataset']) if loader.get('dataset') else None
-    if labelled not in (None, loader.get('dataset')):
+    labelled = labelled_dataset(loader.get('dataset') or {})
+    if labelled and labelled is not loader['dataset']:
         loader['dataset'] = labelled
         if 'source_ratio' in (loader.get('sampler') or {}):  # MultiSourceSampler, for one source
             loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)

@@ -1,29 +1,24 @@
 """Trains, evaluates and shows a self-distilled detector in minutes."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ..errors import ConfigError
-from .comparison.logs import read_progress
 from .shapes import draw_data_set
+from .training import run_test, run_training
 
-CONFIG = 'sssd_retinanet_r18-small_own-data'
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m')
-POLL = 1.0  # seconds between looks at the run
 
 
-def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
+def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) -> None:
     """Draw shapes, train on them from scratch, evaluate, draw predictions, and print the APs.
 
-    Raises:
-        ConfigError: if training or evaluation fails.
+    Args:
+        config: File of a config for one's own data, which finds the shapes through the environment.
+        out: Folder for all files.
+        epochs: Epochs of training.
+        train: Number of images to train on.
+        val: Number of images to evaluate on.
     """
     shapes, run, test = out / 'shapes', out / 'run', out / 'test'
     draw_data_set(shapes, train, val)
@@ -37,19 +32,20 @@ def run_quickstart(out: Path, epochs: int, train: int, val: int) -> None:
     )
     for folder in (run, test):
         shutil.rmtree(folder, ignore_errors=True)
-    _train(run, out / 'train.log', epochs)
+    changes = {'train_cfg.val_interval': max(1, epochs // 4)}
+    run_training(config, changes, work_dir=str(run))
     checkpoint = (run / 'last_checkpoint').read_text(encoding='utf-8')
-    with Progress(TextColumn('{task.description}')) as bars:
-        bars.add_task('evaluating')
-        args = ['test', CONFIG, checkpoint, '--work-dir', test, '--show-dir', 'predictions']
-        process = _start(args, out / 'test.log')
-        _end(process, out / 'test.log')
-    config = run / f'{CONFIG}.py'
+    metrics = run_test(config, checkpoint, {}, work_dir=str(test), show_dir='predictions')
     pictures = next(test.glob('*/predictions'))
-    _print_metrics(json.loads(next(test.glob('*/*.json')).read_text(encoding='utf-8')))
+    _print_metrics(metrics)
     print(
-        f'Files:\n  data set     {shapes}\n  predictions  {pictures}\n  checkpoint   {checkpoint}\n'
-        f'  config       {config}\nNext: your own COCO-format data, see README.md.'
+        f'Files:
+  data set     {shapes}
+  predictions  {pictures}
+  checkpoint   {checkpoint}
+'
+        f'  config       {run / Path(config).name}
+Next: your own COCO-format data, see README.md.'
     )
 
 
@@ -61,45 +57,3 @@ def _print_metrics(metrics: dict[str, float]) -> None:
     print('AP on the validation images (bbox_mAP averages over IoU 0.50 to 0.95):')
     for name in METRICS:
         print(f'  {name:<12}{metrics[f"coco/{name}"]:.3f}')
-
-
-def _train(run: Path, log: Path, epochs: int) -> None:
-    """Train, and show the progress."""
-    columns = (
-        TextColumn('training'),
-        BarColumn(),
-        TextColumn('epoch {task.fields[epoch]}, loss {task.fields[loss]}'),
-        TimeRemainingColumn(),
-    )
-    interval = f'train_cfg.val_interval={max(1, epochs // 4)}'
-    process = _start(['train', CONFIG, '--work-dir', run, interval], log)
-    with Progress(*columns) as bars:
-        task = bars.add_task('training', total=epochs, epoch=f'0/{epochs}', loss='-')
-        while process.poll() is None:
-            time.sleep(POLL)
-            if row := read_progress(run):
-                epoch, loss = row['epoch'], f'{row["loss"]:.2f}'
-                bars.update(task, completed=epoch, epoch=f'{epoch}/{epochs}', loss=loss)
-    _end(process, log)
-
-
-def _start(args: list, log: Path) -> subprocess.Popen:
-    """Start a command of this package."""
-    with open(log, 'w', encoding='utf-8') as output:
-        return subprocess.Popen(
-            [sys.executable, '-m', 'mmdet_sssd', *map(str, args)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-
-
-def _end(process: subprocess.Popen, log: Path) -> None:
-    """Wait for a command to end.
-
-    Raises:
-        ConfigError: if it failed; the message is its last line.
-    """
-    if process.wait():
-        lines = log.read_text(encoding='utf-8').strip().splitlines()
-        last = lines[-1].removeprefix('error: ') if lines else 'it printed nothing'
-        raise ConfigError(f'{last} (full log: {log})')

@@ -108,8 +108,11 @@ def run_test(
     wait_time: float = 2.0,
     tta: bool = False,
     launcher: str = 'none',
-) -> None:
+) -> dict[str, float]:
     """Evaluate a checkpoint as the command says.
+
+    Returns:
+        The metrics by name.
 
     Raises:
         ConfigError: as for :func:`run_training`, or if the checkpoint does not fit the detector.
@@ -133,7 +136,7 @@ def run_test(
         runner = build_runner(_checked(cfg, ('test',)), CheckTestHook())
         if out:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-        runner.test()
+        return runner.test()
 
 
 def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launcher: str) -> Config:

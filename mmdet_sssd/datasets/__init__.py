@@ -1,4 +1,4 @@
-from .branches import with_unlabelled
+from .branches import PartlyLabelledDataset, with_unlabelled
 from .coco_file import read_coco, read_coco_summary
 from .environment_settings import (
     VARIABLES,
@@ -8,9 +8,12 @@ from .environment_settings import (
 )
 from .label_pixels import loads_labels_after_resizing, rescale_labels
 from .leaf_datasets import evaluator_configs, leaf_configs, leaf_datasets
+from .use_data import annotation_path, use_data
 
 __all__ = [
     'VARIABLES',
+    'PartlyLabelledDataset',
+    'annotation_path',
     'check_variable_names',
     'evaluator_configs',
     'leaf_configs',
@@ -21,5 +24,6 @@ __all__ = [
     'read_coco_summary',
     'read_teacher',
     'rescale_labels',
+    'use_data',
     'with_unlabelled',
 ]

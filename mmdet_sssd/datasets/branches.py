@@ -1,19 +1,91 @@
-"""Branches of partly labelled batches, named as in mmdet's ``MultiBranch``."""
+"""Training data of which only a part has labels; mmdet's ``MultiBranch`` names branches likewise."""
 
-from functools import partial
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..config_tree import nested_configs, rewritten
-from ..errors import ConfigError
-from .leaf_datasets import WRAPPED
+from mmcv.transforms import Compose
+from mmdet.datasets import ConcatDataset
+from mmdet.registry import DATASETS
+
+from ..config_tree import nested_configs
+from .leaf_datasets import WRAPPED, leaf_datasets, nested_datasets
 
 LABELLED, UNLABELLED = BRANCHES = 'sup', 'unsup'
+
+
+@DATASETS.register_module()
+class PartlyLabelledDataset(ConcatDataset):
+    """Labelled images, and others whose labels are not used; each sample goes to its kind's branch.
+
+    The pipelines are those of a stock config. Those of the unlabelled images get no labels, and crops
+    may be without objects there. ``PipelineSwitchHook`` and ``YOLOXModeSwitchHook`` switch both kinds.
+
+    Args:
+        datasets: Configs of the labelled images and of the unlabelled ones, in this order.
+    """
+
+    def __init__(self, datasets: Sequence[dict], **kwargs: Any) -> None:
+        super().__init__(datasets, **kwargs)
+        for dataset in nested_datasets(self.datasets[1]):
+            _allow_crops_without_objects(getattr(dataset, 'pipeline', ()))
+        for leaf in leaf_datasets(self.datasets[1]):
+            leaf.pipeline = Compose([_hide_labels, *leaf.pipeline.transforms])
+
+    def __getitem__(self, index: int) -> dict[str, dict]:
+        """Load a sample: ``inputs`` and ``data_samples`` by branch, None in the other kind's."""
+        own = BRANCHES[self.get_dataset_source(index)]
+        sample = super().__getitem__(index)
+        return {
+            key: {x: value if x == own else None for x in BRANCHES} for key, value in sample.items()
+        }
+
+    @property
+    def pipeline(self) -> Compose:
+        """The pipeline of the labelled images; ``PipelineSwitchHook`` sets another for all."""
+        return next(leaf_datasets(self.datasets[0])).pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Compose) -> None:
+        for leaf in leaf_datasets(self.datasets[0]):
+            leaf.pipeline = pipeline
+        pipeline = copy.deepcopy(pipeline)
+        _allow_crops_without_objects(pipeline)
+        for leaf in leaf_datasets(self.datasets[1]):
+            leaf.pipeline = Compose([_hide_labels, *pipeline.transforms])
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Skip steps of all ``MultiImageMixDataset``, as ``YOLOXModeSwitchHook`` demands."""
+        for part in self.datasets:
+            for dataset in nested_datasets(part):
+                if hasattr(dataset, 'update_skip_type_keys'):
+                    dataset.update_skip_type_keys(skip_type_keys)
+
+
+def _hide_labels(results: dict) -> dict:
+    """Let ``LoadAnnotations``, which follows, find no objects."""
+    return {**results, 'instances': []}
+
+
+def _allow_crops_without_objects(pipeline: Compose | Sequence) -> None:
+    """Let a pipeline's crops, also those inside other steps, take any part of an image."""
+    for step in _steps(pipeline):
+        if hasattr(step, 'allow_negative_crop'):
+            step.allow_negative_crop = True
+
+
+def _steps(pipeline: Any) -> Iterator[Any]:
+    """Yield a pipeline's steps and those inside them, as in ``RandomChoice``."""
+    inner = pipeline if isinstance(pipeline, (list, tuple)) else getattr(pipeline, 'transforms', ())
+    for step in inner:
+        yield step
+        yield from _steps(step)
 
 
 def with_unlabelled(
     dataset: dict, ann_file: str, img: str | None = None, repeat: int = 1
 ) -> dict[str, Any]:
-    """Add images without labels to a data set's config; each kind gets its branch.
+    """Add images without labels to a data set's config.
 
     Args:
         dataset: Config of the labelled images, possibly of a wrapper; not changed.
@@ -21,59 +93,19 @@ def with_unlabelled(
             annotations are not used.
         img: Their folder, absolute or in ``data_root``. Defaults to that of the labelled images.
         repeat: How often an epoch goes through the labelled images. Defaults to 1.
-
-    Raises:
-        ConfigError: if no pipeline of ``dataset`` has a ``PackDetInputs``.
     """
-    labelled = rewritten(dataset, partial(_with_branch, LABELLED))
-    unlabelled = rewritten(dataset, partial(_with_branch, UNLABELLED))
-    if labelled == dataset:
-        raise ConfigError(
-            'has no step PackDetInputs; with images without labels, a pipeline has to end with it',
-            'train_dataloader.dataset',
-        )
+    unlabelled = copy.deepcopy(dataset)
     for _, leaf in nested_configs(unlabelled, into=WRAPPED):
         if 'ann_file' in leaf:
             leaf.update(ann_file=ann_file, filter_cfg=dict(filter_empty_gt=False))
             if img is not None:
                 leaf['data_prefix'] = {**(leaf.get('data_prefix') or {}), 'img': img}
     if repeat > 1:
-        labelled = dict(type='RepeatDataset', times=repeat, dataset=labelled)
-    return dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+        dataset = dict(type='RepeatDataset', times=repeat, dataset=dataset)
+    return dict(type=PartlyLabelledDataset.__name__, datasets=[dataset, unlabelled])
 
 
-def _with_branch(branch: str, step: Any) -> Any:
-    """End a pipeline with a branch, and load no annotations for the unlabelled one."""
-    kind = step.get('type') if isinstance(step, dict) else None
-    if kind == 'PackDetInputs':
-        return {'type': 'MultiBranch', 'branch_field': [*BRANCHES], branch: step}
-    if kind == 'LoadAnnotations' and branch == UNLABELLED:
-        return dict(type='LoadEmptyAnnotations')
-    return step
-
-
-def labelled_dataset(dataset: dict) -> dict | None:
-    """Reduce a data set's config to its labelled images.
-
-    Args:
-        dataset: The config, possibly of a wrapper; not changed.
-
-    Returns:
-        The config with labelled images only, without branches; None if it has no labelled images; the
-        same config if its pipelines make no branches.
-    """
-    if 'datasets' in dataset:
-        inner = [labelled_dataset(x) for x in dataset['datasets']]
-        inner = [x for x in inner if x is not None]
-        return {**dataset, 'datasets': inner} if len(inner) > 1 else next(iter(inner), None)
-    if 'dataset' in dataset:
-        inner = labelled_dataset(dataset['dataset'])
-        if inner is None:
-            return None
-        dataset = dataset if inner is dataset['dataset'] else {**dataset, 'dataset': inner}
-    *steps, last = dataset.get('pipeline') or [{}]
-    if last.get('type') != 'MultiBranch':
-        return dataset
-    branch = last.get(LABELLED)
-    branch = [branch] if isinstance(branch, dict) else branch
-    return branch and {**dataset, 'pipeline': [*steps, *branch]}
+def labelled_dataset(dataset: dict) -> dict:
+    """Reduce the config of a :class:`PartlyLabelledDataset` to its labelled images; keep others."""
+    name = str(dataset.get('type')).rpartition('.')[2]
+    return dataset['datasets'][0] if name == PartlyLabelledDataset.__name__ else dataset

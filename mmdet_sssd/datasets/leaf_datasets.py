@@ -22,12 +22,16 @@ def evaluator_configs(cfg: Config, key: str) -> Iterator[tuple[str, ConfigDict]]
     return nested_configs(cfg.get(key), key, into=())
 
 
+def nested_datasets(dataset: object) -> Iterator[object]:
+    """Yield a built data set and those inside it, outer ones first."""
+    yield dataset
+    inner = getattr(dataset, 'datasets', None)
+    if inner is None:
+        inner = [dataset.dataset] if hasattr(dataset, 'dataset') else []
+    for part in inner:
+        yield from nested_datasets(part)
+
+
 def leaf_datasets(dataset: object) -> Iterator[BaseDataset]:
     """Yield the data sets with annotations and a pipeline inside a built data set."""
-    if hasattr(dataset, 'datasets'):
-        for inner in dataset.datasets:
-            yield from leaf_datasets(inner)
-    elif hasattr(dataset, 'dataset'):
-        yield from leaf_datasets(dataset.dataset)
-    elif isinstance(dataset, BaseDataset):
-        yield dataset
+    return (x for x in nested_datasets(dataset) if isinstance(x, BaseDataset))

@@ -24,8 +24,8 @@ class SemiDistiller(Distiller):
     """Trains a detector with a pretrained teacher on labelled and unlabelled images.
 
     Source: semi-supervised SAD (https://arxiv.org/abs/1901.00366). Training batches have the branches
-    ``sup`` and ``unsup``, as ``MultiBranch(branch_field=['sup', 'unsup'], …)`` at the end of the
-    pipelines makes them; either may be empty. Labelled images train as in :class:`Distiller`. On
+    ``sup`` and ``unsup``, as :class:`~mmdet_sssd.datasets.PartlyLabelledDataset` makes them; either may
+    be empty. Labelled images train as in :class:`Distiller`. On
     unlabelled images
 
     - the teacher's confident detections, on the image as the student sees it, become ground truth
@@ -225,9 +225,7 @@ def _filled(branches: dict[str, list]) -> dict[str, list]:
         found = ', '.join(branches) if isinstance(branches, dict) else 'none'
         raise ConfigError(
             f'a training batch has the branches: {found}; SemiDistiller takes {" and ".join(BRANCHES)}.'
-            " End the pipeline of labelled images with dict(type='MultiBranch', "
-            "branch_field=['sup', 'unsup'], sup=dict(type='PackDetInputs')), that of unlabelled ones "
-            "with unsup=dict(type='PackDetInputs') instead"
+            ' Let mmdet_sssd.datasets.with_unlabelled make train_dataloader.dataset'
         )
     filled = {name: [x for x in items if x is not None] for name, items in branches.items()}
     return {name: items for name, items in filled.items() if items}

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import mmdet_sssd
 from mmdet_sssd.environment import build_mmcv, installed_families
-from mmdet_sssd_cli import config_names
 from mmdet_sssd_cli.commands import command_line
+from mmdet_sssd_cli.config_names import find_config
 from mmdet_sssd_cli.group import ending
 
 from ..command import error_of, run_command
@@ -44,24 +44,12 @@ def test_every_command_s_help_has_an_example_that_it_accepts(name):
 
 
 def test_help_imports_nothing_that_is_slow():
-    code = (
-        'import sys; sys.argv = ["mmdet-sssd", "compare", "--help"]\n'
-        'from mmdet_sssd_cli import main\n'
-        'try: main()\n'
-        'finally: assert not {"torch", "mmengine", "mmdet_sssd", "rich"} & set(sys.modules)'
-    )
-    assert run_apart(['-c', code]).returncode == 0
-
-
-def test_the_package_is_the_command_line_too_and_as_fast():
-    code = [*['-X', 'importtime', '-m', 'mmdet_sssd', '--help']]
-    found = run_apart(code)
+    found = run_apart(['-X', 'importtime', '-m', 'mmdet_sssd', 'compare', '--help'])
     assert found.returncode == 0
-    assert 'Usage: mmdet-sssd' in found.stdout
-    assert 'torch' not in found.stderr
-    assert run_apart(['-m', 'mmdet_sssd', '--version']).stdout == (
-        f'mmdet_sssd {mmdet_sssd.__version__}\n'
-    )
+    assert 'Usage: mmdet-sssd compare' in found.stdout
+    imported = set(re.findall(r'\| +(\w+)$', found.stderr, re.M))
+    assert 'click' in imported
+    assert not {'torch', 'mmengine', 'rich'} & imported
 
 
 @pytest.mark.parametrize(
@@ -73,7 +61,6 @@ def test_the_package_is_the_command_line_too_and_as_fast():
         (['test', str(ROOT / 'README.md'), 'a.pth'], 1, '.py, .yml, .yaml, .json'),
         (['train', SHIPPED, '--launcher', 'pytorch'], 1, 'torchrun'),
         (['train', SHIPPED, 'epoch_1.pth'], 2, "'epoch_1.pth'"),
-        (['compare', SHIPPED, '--seeds', 'three'], 2, '--seeds'),
         (['train', 'sssd_retinanet_r50_fpn_2xcoco'], 1, SHIPPED),
         (
             ['wrap', 'mmdet::retinanet/retinanet_r18_fpn_1xcoco.py', '--out', 'a.py'],
@@ -89,17 +76,12 @@ def test_what_is_mistyped_is_said_in_a_line_with_what_was_meant(args, code, name
 
 
 def test_configs_are_found_by_name_path_and_scope(tmp_path, monkeypatch):
-    path = ROOT / f'configs/sssd/{SHIPPED}.py'
-    assert config_names.find_config(SHIPPED) == config_names.find_config(f'{SHIPPED}.py')
-    assert Path(config_names.find_config(SHIPPED)) == path
-    assert config_names.find_config(str(path)) == str(path)
-    own = tmp_path / f'{SHIPPED}.py'
-    own.write_text('')
+    path = str(ROOT / f'configs/sssd/{SHIPPED}.py')
+    assert [find_config(x) for x in (SHIPPED, f'{SHIPPED}.py', path)] == [path] * 3
+    assert Path(find_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')).is_file()
+    (tmp_path / f'{SHIPPED}.py').write_text('')
     monkeypatch.chdir(tmp_path)
-    assert config_names.find_config(own.name) == own.name  # what lies here comes first
-    assert Path(
-        config_names.find_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
-    ).is_file()
+    assert find_config(f'{SHIPPED}.py') == f'{SHIPPED}.py'  # what lies here comes first
 
 
 def test_names_of_commands_and_configs_are_completed(monkeypatch):
@@ -126,11 +108,6 @@ def test_names_of_commands_and_configs_are_completed(monkeypatch):
             'error: my.py, line 3: invalid syntax',
         ),
         (torch.OutOfMemoryError('CUDA'), 1, 'error: out of GPU memory; accepted: a smaller '),
-        (
-            AssertionError('Torch not compiled with CUDA enabled'),
-            1,
-            'error: Torch not compiled with CUDA enabled',
-        ),
         (ZeroDivisionError('by 0'), 70, 'bug: ZeroDivisionError: by 0'),
     ],
 )
@@ -153,9 +130,10 @@ def test_a_bug_shows_where_it_is_and_a_user_s_error_with_debug_alone(tmp_path, m
 def test_setup_check_says_what_there_is(capsys):
     assert run_command('setup-check') == (0, '')
     out = capsys.readouterr().out
-    families = [(family, ', '.join(names)) for family, names in installed_families().items()]
-    for name, version in (('torch', torch.__version__), *families, ('mmcv ops', 'cpu')):
-        assert re.search(rf'^{name} +{re.escape(version)}', out, re.M)
+    families = [name for names in installed_families().values() for name in names]
+    for name in (f'torch {torch.__version__}', *families):
+        assert name in ' '.join(out.split())
+    assert re.search('^cpu .*mmcv ops run$', out, re.M)
     assert out.splitlines()[-1] == 'ready'
 
 
@@ -169,8 +147,7 @@ def test_an_mmcv_without_compiled_ops_is_told_in_a_line(command):
     assert line.startswith('error: mmcv has no compiled ops')
     assert 'bash tools/setup.sh' in line
     assert build_mmcv(*installed_families()) in line
-    if command == ['setup-check']:  # it works where nothing else does
-        assert re.search('^mmcv ops +none .*mmcv._ext', found.stdout, re.M)
+    assert ('Python ' in found.stdout) == (command == ['setup-check'])  # which works everywhere
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)

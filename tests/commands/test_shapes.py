@@ -9,38 +9,38 @@ from mmdet_sssd.commands import shapes
 
 
 def contents(folder):
-    return {x.relative_to(folder): x.read_bytes() for x in folder.rglob('*') if x.is_file()}
+    return {x.relative_to(folder): x.read_bytes() for x in folder.rglob('*.png')}
 
 
-def test_the_same_seed_gives_the_same_files_and_another_others(tmp_path):
-    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
-        shapes.draw_data_set(tmp_path / name, train=3, val=2, seed=seed)
-    first, again, other = (contents(tmp_path / x) for x in ('first', 'again', 'other'))
-    assert first == again
-    assert first != other
+@pytest.mark.parametrize('hard', [False, True])
+def test_images_depend_on_their_number_and_the_seed_alone(tmp_path, hard):
+    for name, train, seed in (('few', 3, 0), ('more', 5, 0), ('other', 3, 1)):
+        shapes.draw_data_set(tmp_path / name, train, 1, seed=seed, hard=hard)
+    few, more, other = (contents(tmp_path / x) for x in ('few', 'more', 'other'))
+    assert few.items() < more.items()
+    assert not few.items() & other.items()
+    annotations = [
+        json.loads((tmp_path / x / 'annotations/train.json').read_text()) for x in ('few', 'more')
+    ]
+    known = annotations[1]['annotations'][: len(annotations[0]['annotations'])]
+    assert annotations[0]['annotations'] == known
 
 
-@pytest.fixture(scope='module')
-def data_set(tmp_path_factory):
+@pytest.fixture(scope='module', params=[False, True], ids=['easy', 'hard'])
+def data_set(tmp_path_factory, request):
     out = tmp_path_factory.mktemp('shapes')
-    shapes.draw_data_set(out, train=80, val=20)
+    shapes.draw_data_set(out, train=80, val=1, size=128, hard=request.param)
     return out
 
 
-def test_boxes_and_areas_are_those_of_the_masks(data_set):
+def test_boxes_and_areas_are_those_of_masks_that_do_not_overlap(data_set):
     coco = COCO(str(data_set / 'annotations/train.json'))
-    for annotation in coco.anns.values():
-        mask = coco.annToMask(annotation)
-        assert mask.sum() == annotation['area'] >= shapes.MIN_AREA
-        assert list(cv2.boundingRect(mask)) == annotation['bbox']
-
-
-def test_masks_of_an_image_do_not_overlap(data_set):
-    coco = COCO(str(data_set / 'annotations/train.json'))
-    for image_id in coco.imgs:
-        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
-        if annotations:
-            assert np.sum([coco.annToMask(x) for x in annotations], 0).max() == 1
+    for image in coco.imgToAnns.values():
+        masks = [coco.annToMask(x) for x in image]
+        assert np.sum(masks, 0).max() == 1
+        for annotation, mask in zip(image, masks, strict=True):
+            assert mask.sum() == annotation['area'] >= shapes.MIN_AREA
+            assert list(cv2.boundingRect(mask)) == annotation['bbox']
 
 
 def test_there_are_all_classes_and_scales_and_every_image_is_there(data_set):
@@ -49,7 +49,7 @@ def test_there_are_all_classes_and_scales_and_every_image_is_there(data_set):
     for image in content['images']:
         assert cv2.imread(str(data_set / 'train' / image['file_name'])).shape == (128, 128, 3)
     used = {x['category_id'] for x in content['annotations']}
-    assert used == {x['id'] for x in content['categories']} == {1, 2, 3, 4, 5}
+    assert used == {x['id'] for x in content['categories']}
     sides = [max(x['bbox'][2:]) for x in content['annotations']]
     assert min(sides) < 15
     assert max(sides) > 60

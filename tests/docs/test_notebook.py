@@ -1,8 +1,5 @@
 """The notebook: what it calls is there, and it runs from its first cell to its last."""
 
-import ast
-import importlib
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -15,24 +12,11 @@ NOTEBOOKS = [page for page in PAGES if page.endswith('.ipynb')]
 
 
 @pytest.mark.parametrize('page', NOTEBOOKS)
-def test_what_a_notebook_imports_is_there_and_takes_what_it_is_given(page):
-    code = ast.parse('\n'.join(b.text for b in blocks_of(page) if b.language == 'python'))
-    imported = {
-        alias.name: getattr(importlib.import_module(node.module), alias.name)
-        for node in ast.walk(code)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert 'look_at_features' in imported
-    for node in ast.walk(code):
-        function = node.func if isinstance(node, ast.Call) else None
-        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-            owner = imported.get(function.value.id, node)
-            called = getattr(owner, function.attr) if owner is not node else None
-        else:
-            called = imported.get(getattr(function, 'id', None))
-        if called and not any(isinstance(x, ast.Starred) for x in node.args):
-            inspect.signature(called).bind(*node.args, **{x.arg: x.value for x in node.keywords})
+def test_what_a_notebook_imports_is_there(page):
+    lines = [x for b in blocks_of(page) if b.language == 'python' for x in b.text.splitlines()]
+    imports = [x for x in lines if x.startswith('from mmdet_sssd')]
+    assert imports
+    exec('\n'.join(imports), {})
 
 
 @pytest.mark.slow

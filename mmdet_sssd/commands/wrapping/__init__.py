@@ -1,4 +1,4 @@
-from .changes import WrappingOptions
+from .options import WrappingOptions
 from .wrapped_config import (
     distilled_config,
     read_config,

@@ -1,26 +1,25 @@
 """Writes a config that distills a stock config's detector."""
 
 import copy
-import inspect
 import os.path as osp
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import Registry, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from ...config_tree import PACKAGE, nested_configs, value_at, with_imports
-from ...datasets import with_unlabelled
+from ...config_tree import PACKAGE, nested_configs, with_imports
+from ...datasets import annotation_path, leaf_configs, read_coco_summary, use_data
 from ...errors import ConfigError, within
 from ...models.distiller import is_distiller
 from ...optimizers import StudentNames
-from ...recipes import OUTSIDE, RECIPES, run
-from .changes import Changes, WrappingOptions, stock_changes, unlabelled_settings
-from .source import Expression, assignment
+from ...recipes import OUTSIDE, RECIPES
+from .options import WrappingOptions
+from .source import Expression, call, laid_out, source
 
 ALL_RECIPES = {**RECIPES, **OUTSIDE}
 
@@ -30,8 +29,7 @@ def write_wrapped_config(
 ) -> list[str]:
     """Write a config that inherits a stock config and distills its model.
 
-    Before it is moved to ``out``, the config is read back, compared with what it should be and, with
-    ``build``, built.
+    Before it is moved to ``out``, the config is read back and, with ``build``, built.
 
     Args:
         stock: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
@@ -49,29 +47,20 @@ def write_wrapped_config(
     options = options or WrappingOptions()
     if out.suffix != '.py' or out.resolve() == Path(stock).resolve():
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
-    stock_config = _read_stock(stock)
-    changes = stock_changes(stock_config, options)
-    changed = _changed(stock_config, changes)
-    unlabelled = unlabelled_settings(changed, options)
-    if unlabelled:
-        loader = changed.train_dataloader
-        loader.dataset = with_unlabelled(loader.dataset, **unlabelled)
-    expected = distilled_config(changed, options.recipes, options.teachers, options.masks)
-    if options.explicit:
-        _add_defaults(expected, options)
+    config = _read_stock(stock)
+    data, unlabelled = _data_settings(config, options)
     base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.draft.py')
-    write = _explicit_text if options.explicit else _text
-    draft.write_text(
-        write(base, _changes_lines(changes, unlabelled), expected, options), encoding='utf-8'
-    )
+    draft.write_text(_text(base, config, options, data, unlabelled), encoding='utf-8')
     try:
-        _check_draft(draft, expected, stock, build)
+        wrapped = Config.fromfile(draft, import_custom_modules=False)
+        if build:
+            _check_builds(wrapped, stock)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    return _notes(stock_config, options, unlabelled)
+    return _notes(config, options, unlabelled)
 
 
 def read_config(name: str) -> Config:
@@ -122,27 +111,30 @@ def distilled_config(
     """
     config = copy.deepcopy(stock)
     config.custom_imports = with_imports(stock, PACKAGE)
-    model, hooks = _combined(recipes, teachers)
+    model, hooks = _additions(stock, recipes, teachers, masks)
     config.model = {**model, 'student': config.model}
-    if masks:
-        config.model.teacher = {**config.model.get('teacher', {}), 'use_masks': True}
     default_hooks = config.setdefault('default_hooks', ConfigDict())
     for name, hook in hooks.items():
         default_hooks[name] = {**(default_hooks.get(name) or {}), **hook}
-    if not starts_pretrained(stock):
-        default_hooks.get('phases', {}).pop('freeze_backbone', None)
     return config
 
 
-def _combined(recipes: Sequence[str], teachers: dict[str, dict] | None = None) -> tuple[dict, dict]:
-    """Copy the first recipe's model and hooks, with the others' terms and hooks, and teachers."""
+def _additions(
+    stock: ConfigDict, recipes: Sequence[str], teachers: dict[str, dict] | None, masks: bool
+) -> tuple[dict, dict]:
+    """Copy what recipes add to a stock config: settings of the distiller around it, and hooks."""
     parts = [ALL_RECIPES[name] for name in recipes]
     model, hooks = dict(parts[0].model), {}
     terms = {name: term for x in parts for name, term in x.model.get('terms', {}).items()}
     model.update({key: x for key, x in dict(teachers=teachers, terms=terms).items() if x})
+    if masks:
+        model['teacher'] = {**model.get('teacher', {}), 'use_masks': True}
     for part in reversed(parts):
         hooks.update(part.hooks)
-    return copy.deepcopy((model, hooks))
+    model, hooks = copy.deepcopy((model, hooks))
+    if not starts_pretrained(stock):
+        hooks.get('phases', {}).pop('freeze_backbone', None)
+    return model, hooks
 
 
 def starts_pretrained(stock: Config | ConfigDict) -> bool:
@@ -167,115 +159,70 @@ def _read_stock(stock: str) -> ConfigDict:
     return config._cfg_dict
 
 
-def _changed(stock: ConfigDict, changes: Changes) -> ConfigDict:
-    changed = copy.deepcopy(stock)
-    for key, value in changes.items():
-        place, _, name = key.rpartition('.')
-        value_at(changed, place)[name] = value
-    if (classes := _named_classes(changes)) is not None:
-        changed.classes = classes
-    return changed
+def _data_settings(
+    config: ConfigDict, options: WrappingOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Apply ``use_data`` to a stock config; return its arguments, and those of ``with_unlabelled``."""
+    data = dict(options.data)
+    if options.masks:
+        data['masks'] = True
+    use_data(config, **data)
+    datasets = list(leaf_configs(config, 'train_dataloader.dataset'))
+    if datasets and 'classes' not in data and data.keys() & {'data_root', 'train_ann'}:
+        set_by = '--data-root and --train-ann (not read with --classes)'
+        path = annotation_path(datasets[0][1])
+        data['classes'], _ = read_coco_summary(*osp.split(path), set_by)
+        use_data(config, classes=data['classes'])
+    if not options.unlabelled:
+        return data, {}
+    if len(datasets) != 1:
+        raise ConfigError(
+            f'train_dataloader has {len(datasets)} data sets; accepted with --unlabelled: one'
+        )
+    return data, _unlabelled_settings(datasets[0][1], options)
 
 
-def _text(base: str, changes: Sequence[str], expected: ConfigDict, options: WrappingOptions) -> str:
+def _unlabelled_settings(dataset: ConfigDict, options: WrappingOptions) -> dict[str, Any]:
+    """Find the arguments of ``with_unlabelled`` that make both kinds of images about as many."""
+    root = dataset.get('data_root') or ''
+    _, num_labelled = read_coco_summary(root, dataset.ann_file, '--data-root and --train-ann')
+    _, num_unlabelled = read_coco_summary(root, options.unlabelled, '--data-root and --unlabelled')
+    settings = dict(
+        ann_file=options.unlabelled,
+        img=options.unlabelled_img,
+        repeat=max(1, round(num_unlabelled / max(num_labelled, 1))),
+    )
+    return {name: x for name, x in settings.items() if x}
+
+
+def _text(
+    base: str, config: ConfigDict, options: WrappingOptions, data: dict, unlabelled: dict
+) -> str:
     """Write a config that takes its settings from the first recipe, but for those that differ."""
     name = options.recipes[0]
     recipe = ALL_RECIPES[name]
-    model = {None: Expression('recipe.model'), '_delete_': True}
-    model['student'] = Expression('_base_.model')
-    for key, value in expected.model.items():
-        if key != 'student' and value != recipe.model.get(key):
-            model[key] = value
-    hooks, own = Expression('recipe.hooks'), _own_hooks(expected, options)
-    other = {key: hook for key, hook in own.items() if hook != recipe.hooks.get(key)}
-    return _joined(
-        base,
-        f'from mmdet_sssd.recipes import {name} as recipe  # noqa: E402\n',
-        *changes,
-        assignment('custom_imports', expected.custom_imports),
-        assignment('model', model),
-        assignment('default_hooks', {None: hooks, **other} if other else hooks),
-    )
-
-
-def _explicit_text(
-    base: str, changes: Sequence[str], expected: ConfigDict, options: WrappingOptions
-) -> str:
-    """Write a config with all of the recipes' settings, and the defaults of others."""
-    model = {'_delete_': True, 'type': None, 'student': None, **expected.model}
-    model['student'] = Expression('_base_.model')
-    hooks = {name: expected.default_hooks[name] for name in _combined(options.recipes)[1]}
-    return _joined(
-        base,
-        *changes,
-        assignment('custom_imports', expected.custom_imports),
-        assignment('model', model),
-        assignment('default_hooks', hooks),
-    )
-
-
-def _own_hooks(expected: ConfigDict, options: WrappingOptions) -> dict:
-    """Look up the recipes' hooks but for those of every run, which may add to the stock config's."""
-    names = [name for name in _combined(options.recipes)[1] if name not in run.hooks]
-    return {name: expected.default_hooks[name] for name in names}
-
-
-def _add_defaults(expected: ConfigDict, options: WrappingOptions) -> None:
-    """Add the defaults of the distiller and of the hooks that a recipe is about, None excepted."""
-    expected.model = _with_defaults(expected.model, MODELS)
-    for name, hook in _own_hooks(expected, options).items():
-        expected.default_hooks[name] = _with_defaults(hook, HOOKS)
-
-
-def _with_defaults(config: dict, registry: Registry) -> dict:
-    parameters = inspect.signature(registry.get(config['type'])).parameters
-    empty = (inspect.Parameter.empty, None)
-    defaults = {name: x.default for name, x in parameters.items() if x.default not in empty}
-    return {**config, **{name: x for name, x in defaults.items() if name not in config}}
-
-
-def _joined(base: str, *lines: str) -> str:
-    return '\n'.join([f'_base_ = {base!r}\n', *lines]) + '\n'
-
-
-def _changes_lines(changes: Changes, unlabelled: dict) -> list[str]:
-    """Write the changes to the stock config, the class names once."""
-    if not (changes or unlabelled):
-        return []
-    lines = []
-    classes = _named_classes(changes)
-    if classes is not None:
-        lines.append(assignment('classes', classes))
-    for key, value in changes.items():
-        if classes is not None and key.endswith('.metainfo'):
-            value = {'classes': Expression('classes')}
-        elif classes is not None and key.endswith('.num_classes'):
-            value = Expression('len(classes)')
-        lines.append(assignment('_base_.' + re.sub(r'\.(\d+)', r'[\1]', key), value))
-    imported = []
+    model, hooks = _additions(config, options.recipes, options.teachers, options.masks)
+    model = {key: x for key, x in model.items() if x != recipe.model.get(key)}
+    hooks = {key: x for key, x in hooks.items() if x != recipe.hooks.get(key)}
+    used = ['use_data'] * bool(data) + ['with_unlabelled'] * bool(unlabelled)
+    stock, of_recipe = Expression('_base_'), Expression('recipe.hooks')
+    lines = [f'_base_ = {base!r}\n']
+    if used:
+        lines.append(f'from mmdet_sssd.datasets import {", ".join(used)}  # noqa: E402')
+    lines.append(f'from mmdet_sssd.recipes import {name} as recipe  # noqa: E402\n')
+    if data:
+        lines.append(call('use_data', stock, **data))
     if unlabelled:
-        imported = ['from mmdet_sssd.datasets import with_unlabelled  # noqa: E402\n']
-        dataset = '_base_.train_dataloader.dataset'
-        settings = ', '.join(f'{name}={value!r}' for name, value in unlabelled.items())
-        lines.append(f'{dataset} = with_unlabelled(\n    {dataset}, {settings}\n)')
-    comment = '# Changed in every place: mmengine resolves values when it reads the stock config.'
-    return [*imported, comment, *lines, '']
-
-
-def _named_classes(changes: Changes) -> tuple[str, ...] | None:
-    return next((v['classes'] for k, v in changes.items() if k.endswith('.metainfo')), None)
-
-
-def _check_draft(path: Path, expected: ConfigDict, stock: str, build: bool) -> None:
-    """Read the draft, compare it with the expected config, and build the distiller."""
-    config = Config.fromfile(path, import_custom_modules=False)
-    other = [x for x in sorted({*config, *expected}) if config.get(x) != expected.get(x)]
-    if other:
-        raise ConfigError(
-            f'{stock} cannot be wrapped: {", ".join(other)} would change too; nothing was written'
-        )
-    if build:
-        _check_builds(config, stock)
+        dataset = Expression('_base_.train_dataloader.dataset')
+        lines.append(f'{dataset} = {call("with_unlabelled", dataset, **unlabelled)}')
+    student = Expression('_base_.model')
+    distiller = call('dict', Expression('recipe.model'), _delete_=True, student=student, **model)
+    lines += [
+        f'custom_imports = {source(with_imports(config, PACKAGE))}',
+        f'model = {distiller}',
+        f'default_hooks = {call("dict", of_recipe, **hooks) if hooks else of_recipe}',
+    ]
+    return laid_out('\n'.join(lines))
 
 
 def _check_builds(config: Config, stock: str) -> None:
@@ -309,9 +256,8 @@ def _notes(stock: ConfigDict, options: WrappingOptions, unlabelled: dict) -> lis
             f'an epoch has each labelled image {unlabelled["repeat"]} times, the others once, so that '
             'both are about as many; train_cfg says how many epochs'
         )
-    if not starts_pretrained(stock) and 'freeze_backbone' in _combined(options.recipes)[1].get(
-        'phases', {}
-    ):
+    phases = ALL_RECIPES[options.recipes[0]].hooks.get('phases', {})
+    if 'freeze_backbone' in phases and not starts_pretrained(stock):
         notes.append(
             'the backbone has no init_cfg with weights, so it is not frozen at first; if its class '
             "loads weights itself, add freeze_backbone=1 / 9 to default_hooks' phases"

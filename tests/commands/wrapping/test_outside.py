@@ -1,9 +1,12 @@
 """Wrapped configs with knowledge from outside: a trained detector, and images without labels."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from mmdet.datasets.transforms import CachedMosaic, Mosaic
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -11,12 +14,15 @@ from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError, recipes
 from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions, read_roots
-from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
-from mmdet_sssd.config_tree import value_at
+from mmdet_sssd.commands.shapes import CLASSES
+from mmdet_sssd.commands.wrapping import WrappingOptions, read_config, write_wrapped_config
+from mmdet_sssd.config_tree import rewritten, value_at
+from mmdet_sssd.datasets import use_data
 from mmdet_sssd_cli import making
 
 from ...small_runner import LABELS_FIRST, draw_shapes, shapes_dataset
-from ...stock_detectors import stock_config
+from ...stock_detectors import CONFIGS, stock_config
+from ...tools.run_comparison import scalars
 
 TERMS = {x: getattr(recipes, x).model['terms'] for x in making.METHODS}
 
@@ -64,8 +70,9 @@ def wrapped(folder, stock='stock', teacher='stock', **options):
     return Config.fromfile(out), notes
 
 
-@pytest.mark.parametrize('method', [None, *making.METHODS])
-@pytest.mark.parametrize('recipe', [None, 'gentle', 'paper'])
+@pytest.mark.parametrize(
+    ('method', 'recipe'), [(None, None), ('structural_kd', 'paper'), ('sad', 'gentle')]
+)
 def test_a_teacher_and_what_it_teaches(folder, method, recipe):
     cfg, notes = wrapped(folder, method=method, recipe=recipe)
     assert cfg.model.teachers.pretrained.checkpoint == str(folder / 'stock.pth')
@@ -123,6 +130,76 @@ def test_images_without_labels_train_and_the_export_is_stock(folder, method, tmp
     dataset = Runner.build_dataloader(exported.train_dataloader).dataset
     assert len(dataset) == 8
     assert sum(len(dataset[i]['data_samples'].gt_instances) for i in range(8)) > 0
+
+
+SWITCHING = {  # these configs mix images until a hook switches the pipeline, in the last epochs
+    'rtmdet': (CachedMosaic, dict(type='PipelineSwitchHook', switch_epoch=1)),
+    'yolox': (Mosaic, dict(type='YOLOXModeSwitchHook', num_last_epochs=0)),
+}
+
+
+def switching_config(root, name):
+    """Shrink a stock config to images of 64x64 and two epochs; write it with a teacher's weights."""
+
+    def tenth(value):
+        return value // 10 if type(value) is int and abs(value) > 200 else value
+
+    cfg = Config(rewritten(read_config(f'mmdet::{CONFIGS[name]}')._cfg_dict, tenth))
+    cfg.model = stock_config(name)
+    cfg.model.backbone.widen_factor = 1 / 8
+    cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
+    data = dict(data_root=str(root), train_ann='annotations/val.json', train_img='val')
+    use_data(cfg._cfg_dict, **data, classes=CLASSES)
+    cfg.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
+    (hook,) = [x for x in cfg.custom_hooks if x.type == SWITCHING[name][1]['type']]
+    hook.update(SWITCHING[name][1])
+    for key in ('dataloader', 'evaluator', 'cfg'):
+        cfg.pop(f'val_{key}')
+        cfg.pop(f'test_{key}')
+    cfg.pop('param_scheduler')
+    cfg.dump(root / f'{name}.py')
+    teacher = MODELS.build(cfg.model)
+    teacher.init_weights()
+    for key, parameter in teacher.bbox_head.named_parameters():
+        if key.endswith('bias') and any(x in key for x in ('cls', 'obj', 'rtm_reg')):
+            parameter.data.fill_(1.0)  # sure enough of everything
+    torch.save(dict(state_dict=teacher.state_dict()), root / f'{name}.pth')
+
+
+@pytest.mark.slow  # in parts: tests/datasets/test_branches.py
+@pytest.mark.parametrize('name', SWITCHING)
+def test_a_hook_switches_the_pipelines_of_both_kinds_of_images(folder, name, tmp_path, monkeypatch):
+    switching_config(folder, name)
+    cfg, _ = wrapped(
+        folder, name, name, unlabelled='annotations/train.json', unlabelled_img='train'
+    )
+    cfg.work_dir = cfg.visualizer.name = str(tmp_path)
+    cfg.default_hooks.logger.interval = 1
+    runner = Runner.from_cfg(cfg)
+    mosaic, mixed = SWITCHING[name][0], set()
+    mix = mosaic.transform
+
+    def watched(self, results):
+        mixed.add((runner.epoch, Path(results['img_path']).parent.name))
+        return mix(self, results)
+
+    monkeypatch.setattr(mosaic, 'transform', watched)
+    runner.train()
+    assert mixed == {(0, 'train'), (0, 'val')}  # in the first epoch, labelled and unlabelled images
+    rows = list(scalars(tmp_path).values())
+    assert len(rows) == 2 * (2 * 4 + 8) / 4
+    assert all(math.isfinite(row['loss']) for row in rows)
+    first, last = (set().union(*x) for x in (rows[:4], rows[4:]))
+    assert {'loss_cls', 'unsup.loss_cls'} <= first & last
+    assert any(row.get('unsup.pseudo_boxes') for row in rows[4:])
+    assert ('loss_l1' in first, 'loss_l1' in last) == (False, name == 'yolox')
+    exported, stock = (
+        Config.fromfile(x) for x in (*(tmp_path / 'export').glob('*.py'), folder / f'{name}.py')
+    )
+    assert exported.custom_hooks == stock.custom_hooks
+    assert exported.train_dataloader.dataset.dataset == stock.train_dataloader.dataset
 
 
 @pytest.mark.parametrize(
