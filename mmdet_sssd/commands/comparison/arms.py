@@ -35,7 +35,6 @@ SHORT_NAMES = {
     'teacher_head_grad': 'model.teacher_head_grad',
     'economy': 'model.economy',
     'start_level': 'model.start_level',
-    'reuse_assignment': 'model.reuse_assignment',
     'context_box': 'model.teacher.add_context_box',
     'detach_appearance': 'model.teacher.detach_appearance',
     'soft_regions': 'model.teacher.soft_regions',
