@@ -226,7 +226,6 @@ def test_coco_configs_have_the_papers_settings(path):
     phases = {k: round(v * run, 6) for k, v in hooks.phases.items() if k != 'type'}
     expected = dict(detach_student=30_000, freeze_backbone=20_000)
     assert phases == expected | (dict(detach_last=50_000) if last else {})
-    assert hooks.distill_coef.max_decays == 1
     checkpoint = hooks.checkpoint
     assert (checkpoint.by_epoch, checkpoint.interval, checkpoint.max_keep_ckpts) == (
         False,

@@ -85,7 +85,8 @@ class Distiller(BaseDetector):
     """
 
     PLACES: ClassVar[dict[str, tuple[str, dict[str, str]]]] = {}
-    """Where a preset's config has its own parts: a part's key, and keys of settings elsewhere."""
+    """Where a subclass's config has a part such as ``teachers.NAME``, for errors; see
+    :func:`~mmdet_sssd.errors.within`. Others are at ``model.teachers.NAME``."""
 
     def __init__(
         self,
@@ -119,10 +120,9 @@ class Distiller(BaseDetector):
         self, kind: str, name: str, config: ConfigType, cls: type[Part], **arguments: Any
     ) -> Part:
         """Build a teacher or a term."""
-        place = self.PLACES.get(f'{kind}.{name}', (f'model.{kind}.{name}', {}))
-        key, names = place
+        key, names = self.PLACES.get(f'{kind}.{name}', (f'model.{kind}.{name}', {}))
         part = build_part(key, config, cls, names=names, student=self.student, **arguments)
-        part.place = place
+        part.place = key, names
         return part
 
     def _build_term(self, name: str, config: ConfigType) -> DistillTerm:
@@ -190,45 +190,26 @@ class Distiller(BaseDetector):
         add_losses(losses, term_losses, 'terms', self.terms)
         return losses
 
-    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
-        """Predict with the student's ``predict``."""
-        return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+    @torch.compiler.disable
+    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
+        """Drop the labelled objects whose box covers less than a pixel of its image.
 
-    def predict_with_teacher(
-        self, name: str, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
-    ) -> SampleList:
-        """Predict with the student's head on a teacher's features.
-
-        An implicit teacher sees the labels, so its predictions show how well it encodes them. Batch
-        norms of the head normalise the teacher's features by the batch, as in training.
-
-        Args:
-            name: The teacher's name.
-            batch_inputs: Images of shape (B, 3, H, W).
-            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
-            **kwargs: Arguments of the student's ``predict``.
-
-        Returns:
-            The data samples with ``pred_instances``, as the student's ``predict`` returns them.
+        One flag per box is read from the device in a single transfer, before the step queues any
+        work there.
         """
-        outputs = DetectorOutputs(self.student.extract_feat(batch_inputs))
-        teacher_outputs = self.teachers[name](
-            self.student, outputs, batch_inputs, batch_data_samples
-        )
-        with given_feats(self.student, teacher_outputs.feats), batch_stats_used(self.student):
-            return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
-
-    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
-        return self.student._forward(batch_inputs, batch_data_samples)
-
-    def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
-        """Extract the student's features, one map of shape (B, C, h, w) per level."""
-        return self.student.extract_feat(batch_inputs)
-
-    def count_classes(self) -> int | None:
-        """Read the number of classes from the student or a teacher; None if neither has it."""
-        counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
-        return next((x for x in [count_classes(self.student), *counts] if x is not None), None)
+        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
+        kept = [
+            covers_a_pixel(x, sample.get('img_shape', None))
+            for x, sample in zip(boxes, batch_data_samples, strict=True)
+        ]
+        flags = torch.cat(kept).cpu()
+        if flags.all():
+            return batch_data_samples
+        samples = fresh_samples(batch_data_samples)
+        for sample, keep in zip(samples, kept, strict=True):
+            sample.gt_instances = sample.gt_instances[keep]
+        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
+        return samples
 
     @compiled_in_parts
     def _student_pass(
@@ -268,15 +249,6 @@ class Distiller(BaseDetector):
         if record:
             record.add_to(outputs)
         return losses, outputs, results
-
-    @torch.compiler.disable
-    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the features; tap their gradients on measured steps."""
-        is_measured = any(
-            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
-            for x in self.terms.values()
-        )
-        return self.gradient_taps.tap(user, feats) if is_measured else feats
 
     @compiled_in_parts
     def _teacher_passes(
@@ -362,25 +334,13 @@ class Distiller(BaseDetector):
         return losses
 
     @torch.compiler.disable
-    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
-        """Drop the labelled objects whose box covers less than a pixel of its image.
-
-        One flag per box is read from the device in a single transfer, before the step queues any
-        work there.
-        """
-        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
-        kept = [
-            covers_a_pixel(x, sample.get('img_shape', None))
-            for x, sample in zip(boxes, batch_data_samples, strict=True)
-        ]
-        flags = torch.cat(kept).cpu()
-        if flags.all():
-            return batch_data_samples
-        samples = fresh_samples(batch_data_samples)
-        for sample, keep in zip(samples, kept, strict=True):
-            sample.gt_instances = sample.gt_instances[keep]
-        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
-        return samples
+    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the features for their next user; on measured steps, with taps on their gradients."""
+        is_measured = any(
+            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
+            for x in self.terms.values()
+        )
+        return self.gradient_taps.tap(user, feats) if is_measured else feats
 
     def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
         """Count the dropped boxes, and warn the first time."""
@@ -394,6 +354,46 @@ class Distiller(BaseDetector):
                 level=logging.WARNING,
             )
         self.num_dropped_boxes += num_dropped
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
+        """Predict with the student's ``predict``."""
+        return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def predict_with_teacher(
+        self, name: str, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs
+    ) -> SampleList:
+        """Predict with the student's head on a teacher's features.
+
+        An implicit teacher sees the labels, so its predictions show how well it encodes them. Batch
+        norms of the head normalise the teacher's features by the batch, as in training.
+
+        Args:
+            name: The teacher's name.
+            batch_inputs: Images of shape (B, 3, H, W).
+            batch_data_samples: Their B data samples with ``gt_instances`` in input pixels.
+            **kwargs: Arguments of the student's ``predict``.
+
+        Returns:
+            The data samples with ``pred_instances``, as the student's ``predict`` returns them.
+        """
+        outputs = DetectorOutputs(self.student.extract_feat(batch_inputs))
+        teacher_outputs = self.teachers[name](
+            self.student, outputs, batch_inputs, batch_data_samples
+        )
+        with given_feats(self.student, teacher_outputs.feats), batch_stats_used(self.student):
+            return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
+        """Extract the student's features, one map of shape (B, C, h, w) per level."""
+        return self.student.extract_feat(batch_inputs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        return self.student._forward(batch_inputs, batch_data_samples)
+
+    def count_classes(self) -> int | None:
+        """Read the number of classes from the student or a teacher; None if neither has it."""
+        counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
+        return next((x for x in [count_classes(self.student), *counts] if x is not None), None)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Load a distiller's state dict, or a stock detector's into the student.

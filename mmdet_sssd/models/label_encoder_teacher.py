@@ -255,41 +255,39 @@ class LabelledObjects:
         """
         if self.masks is not None:
             return [Regions(x) for x in self._mask_maps(level_sizes)]
-        sides = self._sides(level_sizes)
-        pairs = zip(sides[: len(level_sizes)], sides[len(level_sizes) :], strict=True)
         return [
             Regions(rows[:, :, 1, :, None] * columns[:, :, 1, None], rows, columns)
-            for rows, columns in pairs
+            for rows, columns in self._covered_rows_and_columns(level_sizes)
         ]
 
-    def _sides(self, level_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Compute the objects' shifted rows on each level, then their columns, all of them at once."""
+    def _covered_rows_and_columns(
+        self, level_sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Compute how much of each level's rows and columns the objects cover; see :class:`Regions`.
+
+        All levels' rows and columns are computed at once, in one axis: each level's rows, then each
+        level's columns, all with one more pixel on both sides.
+        """
         counts = [n for axis in zip(*level_sizes, strict=True) for n in axis]
         lengths = [length for length in self.image_size for _ in level_sizes]
         scales = [np.full(n + 2, n / length) for n, length in zip(counts, lengths, strict=True)]
         pixels = [np.arange(-1.0, n + 1) for n in counts]
         constants = np.stack([np.concatenate(scales), np.concatenate(pixels)])
         scale, pixel = torch.from_numpy(constants).to(self.boxes, non_blocking=True)
-        padded = [n + 2 for n in counts]
-        num_rows = sum(padded[: len(level_sizes)])
-        low, high = (
-            torch.cat(
-                [
-                    self.boxes[..., y : y + 1].expand(-1, -1, num_rows),
-                    self.boxes[..., y - 1 : y].expand(-1, -1, len(pixel) - num_rows),
-                ],
-                -1,
-            )
-            for y in (1, 3)
-        )
+        num_rows = sum(rows + 2 for rows, _ in level_sizes)
+
+        def along(y: Tensor, x: Tensor) -> Tensor:
+            rows, columns = y.expand(-1, -1, num_rows), x.expand(-1, -1, len(pixel) - num_rows)
+            return torch.cat([rows, columns], -1)
+
+        x1, y1, x2, y2 = self.boxes.split(1, -1)
         covered = _covered_pixels if self.soft else _pixels_inside
-        sides = covered(low * scale, high * scale, pixel)
-        sides[:, 0] = 1
-        shifted = sides.unfold(
-            -1, len(pixel) - 2, 1
-        ).contiguous()  # each level has one border pixel per side
-        starts = accumulate(padded, initial=0)
-        return [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
+        shares = covered(along(y1, x1) * scale, along(y2, x2) * scale, pixel)
+        shares[:, 0] = 1  # the image
+        shifted = shares.unfold(-1, len(pixel) - 2, 1).contiguous()
+        starts = accumulate([n + 2 for n in counts], initial=0)
+        sides = [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
+        return [*zip(sides[: len(level_sizes)], sides[len(level_sizes) :], strict=True)]
 
     def _mask_maps(self, level_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Resize masks to each level.

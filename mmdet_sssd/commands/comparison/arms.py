@@ -42,7 +42,6 @@ SHORT_NAMES = {
     'ratio': 'default_hooks.distill_coef.ratio',
     'policy': 'default_hooks.distill_coef.policy',
     'factor': 'default_hooks.distill_coef.factor',
-    'max_decays': 'default_hooks.distill_coef.max_decays',
     'detach_student': 'default_hooks.phases.detach_student',
     'freeze_backbone': 'default_hooks.phases.freeze_backbone',
     'teacher_until': 'default_hooks.phases.teacher_until',
