@@ -200,7 +200,7 @@ class AdaptiveDistillCoefHook(Hook):
         """Record the current learning rate and compute λ / λ₀."""
         lr = max(float(group['lr']) for group in self.groups)
         self.highest_lr = max(self.highest_lr, lr)
-        has_dropped = 0 < self.highest_lr and lr <= self.DROP * self.highest_lr * (1 + 1e-6)
+        has_dropped = self.highest_lr > 0 and lr <= self.DROP * self.highest_lr * (1 + 1e-6)
         return self.factor if has_dropped and self.policy == 'step' else 1.0
 
 

@@ -223,8 +223,8 @@ class Distiller(BaseDetector):
             images: Indices of the images that the losses use. None: all.
 
         Returns:
-            The losses, the student's outputs for all B images, and the results that the teachers'
-            passes reuse, if any do.
+            The losses, the student's outputs for all B images, and, if a teacher is trained, what its
+            pass need not compute again.
         """
         student, teachers = self.student, [x for x in self.teachers.values() if x.active]
         feats = self._tapped('student', student.extract_feat(batch_inputs))
@@ -262,7 +262,7 @@ class Distiller(BaseDetector):
 
         Args:
             outputs: The student's outputs.
-            results: The results of the student's pass, to be reused.
+            results: What the student's pass computed, to be reused.
             batch_inputs: Images of shape (B, 3, H, W).
             samples: Their B data samples.
 
@@ -455,16 +455,10 @@ def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[
 def add_losses(
     losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
 ) -> None:
-    """Add the logged values of teachers or terms to the student's losses, in place.
-
-    Args:
-        losses: The student's losses.
-        more: The values to add.
-        kind: ``'teachers'`` or ``'terms'``.
-        names: Names of the teachers or terms.
+    """Add what teachers or terms (``kind``) of these names log to the student's losses, in place.
 
     Raises:
-        ConfigError: if the student logs a value of that name.
+        ConfigError: if the student logs a value of the same name.
     """
     for name in sorted(more.keys() & losses.keys()):
         owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
