@@ -9,7 +9,5 @@ model = dict(
 )
 default_hooks = dict(
     # λ follows the learning rate
-    distill_coef=dict(
-        type='AdaptiveDistillCoefHook', policy='step', factor=2.0, max_decays=1, term='js'
-    ),
+    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='step', factor=2.0, term='js'),
 )

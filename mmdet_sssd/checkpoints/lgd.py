@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.labelled_objects import MASK_SIZE
+from ..models.label_encoder_teacher import MASK_SIZE
 from ..runs import AtomicLocalBackend, load_from_local
 from .export import serialized
 

@@ -39,13 +39,8 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
     pictures = next(test.glob('*/predictions'))
     _print_metrics(metrics)
     print(
-        f'Files:
-  data set     {shapes}
-  predictions  {pictures}
-  checkpoint   {checkpoint}
-'
-        f'  config       {run / Path(config).name}
-Next: your own COCO-format data, see README.md.'
+        f'Files:\n  data set     {shapes}\n  predictions  {pictures}\n  checkpoint   {checkpoint}\n'
+        f'  config       {run / Path(config).name}\nNext: your own COCO-format data, see README.md.'
     )
 
 

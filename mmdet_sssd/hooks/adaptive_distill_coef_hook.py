@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ..errors import ConfigError, check, is_number, within
 from .model_parts import find_distiller, find_term
 
-MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')
+MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')  # saved with a ratio
 
 
 @HOOKS.register_module()
@@ -19,18 +19,16 @@ class AdaptiveDistillCoefHook(Hook):
 
     The lower the learning rate, the higher λ, "to sustain the impact of distillation" (SSSD,
     https://arxiv.org/abs/2303.05015, which raises λ once, at the first decay). Before every iteration
-    the hook reads the optimizer's actual rate, whichever schedulers set it. While the rate is at its
-    highest so far, as in warm-up, λ is the model's ``distill_coef``, λ₀. Then:
+    the hook reads the optimizer's actual rate, whichever schedulers set it. With the model's
+    ``distill_coef``, λ₀:
 
-    - ``policy='step'``: λ = λ₀ · ``factor``\ :sup:`k` after the k-th decay. A decay is a fall of the
-      rate to half of its value after the previous decay, or below: each drop of a multi-step
-      schedule, each halving of a smooth one. It is undone when the rate rises above that value again
-      (restarts).
+    - ``policy='step'``: λ = λ₀ · ``factor`` while the rate is at half of its highest so far, or below:
+      after the first drop of a multi-step schedule, in the second half of a cosine. Else λ = λ₀.
     - ``policy='constant'``: λ = λ₀.
 
-    λ never exceeds 10 λ₀. It is logged as ``NAME_coef`` with the term's name, for
-    ``SSSDDistiller`` as ``distill_coef``. A resumed run continues with the same λ. Of several
-    parameter groups, the student's with the highest rate counts. Each term can have its own hook.
+    λ is logged as ``NAME_coef`` with the term's name, for ``SSSDDistiller`` as ``distill_coef``. A
+    resumed run continues with the same λ. Of several parameter groups, the student's with the highest
+    rate counts. Each term can have its own hook.
 
     With ``ratio``, λ₀ needs no tuning: it keeps the norm of the gradient that the term, weighed by λ₀,
     sends into the student's features at ``ratio`` times the norm of the student's own losses'
@@ -43,8 +41,7 @@ class AdaptiveDistillCoefHook(Hook):
 
     Args:
         policy: ``'step'`` or ``'constant'``. Defaults to ``'step'``.
-        factor: Factor of λ at each decay, > 0. Defaults to 2.
-        max_decays: Number of decays that change λ, None for no limit. Defaults to 1, as in the paper.
+        factor: Factor of λ after the drop, > 0. Defaults to 2.
         term: Name of the term. Defaults to ``'distill'``, that of ``SSSDDistiller``.
         ratio: Norm of the gradient that the term, λ₀ included, sends into the student's features,
             relative to that of the student's own losses, > 0. None, the default: λ₀ is
@@ -59,8 +56,7 @@ class AdaptiveDistillCoefHook(Hook):
     """
 
     POLICIES = ('step', 'constant')
-    DECAY = 0.5  # relative rate that counts as a decay
-    MAX_SCALE = 10.0  # highest λ / λ₀
+    DROP = 0.5  # of the highest rate: at or below it, the rate has dropped
     SHARE = 0.1  # of the newest measurement in the running mean, at least
     INTERVAL = 20  # most iterations between two measurements
     MAX_CHANGE = 1000.0  # largest factor between λ₀ and distill_coef, up or down
@@ -69,27 +65,19 @@ class AdaptiveDistillCoefHook(Hook):
         self,
         policy: str = 'step',
         factor: float = 2.0,
-        max_decays: int | None = 1,
         term: str = 'distill',
         ratio: float | None = None,
     ) -> None:
         with within(type(self).__name__):
             check('policy', policy, policy in self.POLICIES, ', '.join(self.POLICIES))
             check('factor', factor, is_number(factor) and factor > 0, 'a number > 0')
-            check(
-                'max_decays',
-                max_decays,
-                max_decays is None or max_decays >= 0,
-                '0 or more, or None',
-            )
             accepted = ratio is None or (is_number(ratio) and ratio > 0)
             check('ratio', ratio, accepted, 'a number > 0, or None')
         self.policy = policy
         self.factor = factor
-        self.max_decays = math.inf if max_decays is None else max_decays
         self.term = term
         self.state_key = f'adaptive_distill_coef.{term}'
-        self.references: list[float] = []  # highest rate, then the rate after each decay
+        self.highest_lr = 0.0  # so far
         self.ratio = ratio
         self.mean_log = 0.0  # mean log of the λ with which both gradients have equal norms
         self.num_measured = 0
@@ -160,14 +148,14 @@ class AdaptiveDistillCoefHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the state of λ."""
-        checkpoint[self.state_key] = list(self.references)
+        checkpoint[self.state_key] = self.highest_lr
         if self.ratio is not None:
             checkpoint[f'{self.state_key}.ratio'] = {key: getattr(self, key) for key in MEASURED}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the state of λ when a run is resumed, not when only weights are loaded."""
         if runner._resume and self.state_key in checkpoint:
-            self.references = list(checkpoint[self.state_key])
+            self.highest_lr = checkpoint[self.state_key]
         if runner._resume and self.ratio is not None:
             vars(self).update(checkpoint.get(f'{self.state_key}.ratio', {}))
 
@@ -211,20 +199,9 @@ class AdaptiveDistillCoefHook(Hook):
     def _scale(self) -> float:
         """Record the current learning rate and compute λ / λ₀."""
         lr = max(float(group['lr']) for group in self.groups)
-        if not self.references or lr >= self.references[0]:
-            self.references = [lr]
-            return 1.0
-        while len(self.references) > 1 and not self._is_decay(lr, self.references[-2]):
-            self.references.pop()
-        if self._is_decay(lr, self.references[-1]):
-            self.references.append(lr)
-        if self.policy == 'constant':
-            return 1.0
-        num_decays = min(len(self.references) - 1, self.max_decays)
-        return min(self.factor**num_decays, self.MAX_SCALE)
-
-    def _is_decay(self, lr: float, reference: float) -> bool:
-        return lr < reference and lr <= self.DECAY * reference * (1 + 1e-6)
+        self.highest_lr = max(self.highest_lr, lr)
+        has_dropped = self.highest_lr > 0 and lr <= self.DROP * self.highest_lr * (1 + 1e-6)
+        return self.factor if has_dropped and self.policy == 'step' else 1.0
 
 
 def _may_decay(runner: Runner) -> bool:

@@ -4,12 +4,12 @@ from .distiller import Distiller
 from .label_encoder_teacher import LabelEncoderTeacher
 from .logit_term import LogitTerm
 from .losses import AdaptiveDistillLoss, CosineLoss, JSDistanceLoss, NormedMSELoss, SSIMLoss
-from .pretrained_teacher import PretrainedTeacher
+from .pretrained_teacher import DetectorTeacher, PretrainedTeacher
 from .replay import DetectorOutputs
 from .semi_distiller import SemiDistiller
 from .sssd_distiller import SSSDDistiller
 from .student import probe, probe_pair
-from .teachers import DetectorTeacher, ImplicitTeacher, Teacher
+from .teachers import ImplicitTeacher, Teacher
 from .terms import DistillTerm, FeatureTerm
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Modules that fit feature levels to the teacher's, and what they share with the implicit teacher."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -9,7 +8,6 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import check
 
@@ -35,16 +33,6 @@ class SaturatingReLU(nn.Module):
         if x.dtype != torch.float16:
             return F.relu(x, inplace=True)
         return F.hardtanh(x, 0, torch.finfo(x.dtype).max, inplace=True)
-
-
-def recomputed(enabled: bool, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function; if enabled, recompute it in the backward pass instead of keeping activations.
-
-    (Not reentrant, which would break DDP.)
-    """
-    if not (enabled and torch.is_grad_enabled()):
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def instance_norm(x: Tensor) -> Tensor:
@@ -107,8 +95,6 @@ class FeatureAdapter(BaseModule):
         in_channels: Channels C_p of each level, or one number for all.
         num_convs: Number of convolutions, >= 1. Defaults to LGD's 3.
         kernel_size: Kernel size, odd. Defaults to LGD's 3.
-        with_cp: Whether to recompute activations in the backward pass, to save memory. Defaults to
-            False.
 
     Raises:
         ConfigError: if ``num_convs`` is below 1 or ``kernel_size`` even.
@@ -120,11 +106,7 @@ class FeatureAdapter(BaseModule):
     """
 
     def __init__(
-        self,
-        in_channels: int | Sequence[int],
-        num_convs: int = 3,
-        kernel_size: int = 3,
-        with_cp: bool = False,
+        self, in_channels: int | Sequence[int], num_convs: int = 3, kernel_size: int = 3
     ) -> None:
         super().__init__()
         check('num_convs', num_convs, num_convs >= 1, '1 or more')
@@ -135,11 +117,10 @@ class FeatureAdapter(BaseModule):
         for _ in range(num_convs):
             layers += [nn.Conv2d(width, width, kernel_size, padding=padding), SaturatingReLU()]
         self.convs = nn.Sequential(*layers[:-1])
-        self.with_cp = with_cp
 
     def forward(self, student_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Adapt each level, a map of shape (B, C_p, h, w), to one of the same shape."""
-        return tuple(recomputed(self.with_cp, self._adapt, x) for x in student_feats)
+        return tuple(map(self._adapt, student_feats))
 
     def _adapt(self, x: Tensor) -> Tensor:
         adapted = saturate(self.convs(self.projection.to_width(x)))

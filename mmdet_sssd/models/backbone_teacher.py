@@ -1,4 +1,4 @@
-from contextlib import ExitStack
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 from ..errors import ConfigError, check, did_you_mean
-from .pretrained_teacher import ImageConversion
+from .pretrained_teacher import FixedWeights, ImageConversion
 from .replay import DetectorOutputs
 from .teachers import Teacher
 
@@ -20,7 +20,7 @@ PRECISIONS = {None: None, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
 @MODELS.register_module()
-class BackboneTeacher(Teacher):
+class BackboneTeacher(FixedWeights, Teacher):
     """A fixed image backbone, such as DINOv3's, as a teacher of features.
 
     It sees the student's images, converted to its own normalisation and resized to whole patches. Its
@@ -77,30 +77,14 @@ class BackboneTeacher(Teacher):
         self.convert = ImageConversion(student.data_preprocessor, own)
         self.multiple_of = multiple_of or _patch_size(self.backbone)
         self.requires_grad_(False).eval()
-        self._register_state_dict_hook(_without_weights)
 
-    def train(self, mode: bool = True) -> 'BackboneTeacher':
-        """Stay in eval mode."""
-        return super().train(False)
-
-    def init_weights(self) -> None:
-        """Load the weights before training."""
-        self.load_weights()
-
-    def load_weights(self) -> None:
-        """Load the weights on the first call.
-
-        Raises:
-            ConfigError: if timm does not find them, or they are another model's.
-        """
-        if self.is_loaded:
-            return
+    def read_weights(self) -> None:
+        """Read the weights, those of a config by its ``init_cfg``; see the base class."""
         if isinstance(self.config, dict):
             self.backbone.init_weights()
         else:
             file = None if self.checkpoint == 'default' else self.checkpoint
             self.backbone.load_state_dict(_timm_weights(self.config, file))
-        self.is_loaded = True
 
     @torch.no_grad()
     def forward(
@@ -117,40 +101,23 @@ class BackboneTeacher(Teacher):
         size = [max(round(side / n), 1) * n for side in images.shape[2:]]
         if size != [*images.shape[2:]]:
             images = F.interpolate(images, size, mode='bilinear', align_corners=False)
-        with ExitStack() as stack:
-            if self.dtype is not None:
-                stack.enter_context(torch.autocast(images.device.type, self.dtype))
+        with torch.autocast(images.device.type, self.dtype) if self.dtype else nullcontext():
             feats = self.backbone(images)
         return DetectorOutputs(tuple(x.to(batch_inputs.dtype) for x in feats))
 
     def probe(self, *args: Any) -> DetectorOutputs:
         """Run without the weights; see the base class."""
-        was_loaded, self.is_loaded = self.is_loaded, True
         try:
-            feats = self(*args).feats
-            if any(x.ndim != 4 for x in feats):
-                raise TypeError(f'it gives {[tuple(x.shape) for x in feats]}')
+            outputs = super().probe(*args)
+            if any(x.ndim != 4 for x in outputs.feats):
+                raise TypeError(f'it gives {[tuple(x.shape) for x in outputs.feats]}')
         except Exception as error:  # a model for one size of image, or without maps
             raise ConfigError(
                 f'is {self.config!r}, which fails on a blank image ({type(error).__name__}: {error}); '
                 'accepted: a backbone of maps (B, C, h, w) that takes images of any size',
                 'backbone',
             ) from error
-        finally:
-            self.is_loaded = was_loaded
-        return DetectorOutputs(feats)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Keep the weights, which no state dict has."""
-        state_dict.update(self.backbone.state_dict(prefix=f'{prefix}backbone.'))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _without_weights(
-    teacher: BackboneTeacher, state_dict: dict, prefix: str, _metadata: dict
-) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        del state_dict[key]
+        return outputs
 
 
 def _timm_backbone(name: str, **settings: Any) -> nn.Module:

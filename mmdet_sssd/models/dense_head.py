@@ -51,20 +51,17 @@ def extract_cls_scores(head: BaseDenseHead, outs: Sequence[Any]) -> list[Tensor]
 
 
 class HeadRecord:
-    """Records the single run of a detector's dense ``bbox_head`` inside the context.
+    """Records the single run of a detector's dense ``bbox_head``, if it has one, as a context.
 
     Args:
         detector: The detector.
-        enabled: Whether to record. Detectors without a dense head have nothing to record.
         images: Indices of the images that the loss uses; pass it only their data samples. The
             record covers all images. None: all.
     """
 
-    def __init__(
-        self, detector: BaseDetector, enabled: bool = True, images: list[int] | None = None
-    ) -> None:
+    def __init__(self, detector: BaseDetector, images: list[int] | None = None) -> None:
         head = getattr(detector, 'bbox_head', None)
-        self.head = head if enabled and isinstance(head, BaseDenseHead) else None
+        self.head = head if isinstance(head, BaseDenseHead) else None
         self.images = images
         self.outs: Sequence[Any] | None = None
         self.cls_scores: list[Tensor] | None = None
@@ -86,15 +83,16 @@ class HeadRecord:
         for handle in self.handles:
             handle.remove()
 
-    def head_feats(self, feats: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Select the features of ``images``, unless the recorded head selects among its outputs."""
-        return feats if self.head is not None else self._of_images(feats)
+    @property
+    def selects_images(self) -> bool:
+        """Whether ``images`` are selected among the head's outputs, so that it takes all features."""
+        return self.head is not None
 
-    def outputs(self, feats: Sequence[Tensor]) -> DetectorOutputs:
-        """Join the features with everything recorded, for all images."""
-        if self.head is None:
-            return DetectorOutputs(feats)
-        return DetectorOutputs(feats, self.outs, self.cls_scores, self.anchor_flags)
+    def add_to(self, outputs: DetectorOutputs) -> None:
+        """Add everything recorded, for all images."""
+        if self.head is not None:
+            outputs.head, outputs.cls_scores = self.outs, self.cls_scores
+            outputs.anchor_flags = self.anchor_flags
 
     def anchor_flags(self) -> list[Tensor] | None:
         """Tell which anchors the classification loss counted.

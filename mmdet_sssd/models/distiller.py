@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from mmdet.models import BaseDetector
@@ -13,7 +13,7 @@ from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig, reduce_mean
 from mmengine.logging import print_log
 from mmengine.model import ModuleDict
 from torch import Tensor
@@ -21,7 +21,6 @@ from torch import Tensor
 from ..errors import ConfigError, within
 from .building import build_part, is_config_of
 from .dense_head import HeadRecord
-from .gradient_taps import GradientTaps
 from .replay import (
     DetectorOutputs,
     Results,
@@ -29,6 +28,7 @@ from .replay import (
     fresh_samples,
     given_feats,
     head_grad_scaled,
+    map_tensors,
     results_recorded,
     results_reused,
     state_restored,
@@ -36,7 +36,6 @@ from .replay import (
 from .student import build_student, count_classes
 from .teachers import Teacher
 from .terms import DistillTerm
-from .weights_by_name import Weights, check_names, find_weight
 
 # `torch.compile` compiles what these methods call, not the methods themselves.
 compiled_in_parts = partial(torch.compiler.disable, recursive=False)
@@ -85,6 +84,10 @@ class Distiller(BaseDetector):
             of them refuses its settings; the message names the key.
     """
 
+    PLACES: ClassVar[dict[str, tuple[str, dict[str, str]]]] = {}
+    """Where a subclass's config has a part such as ``teachers.NAME``, for errors; see
+    :func:`~mmdet_sssd.errors.within`. Others are at ``model.teachers.NAME``."""
+
     def __init__(
         self,
         student: ConfigType,
@@ -117,7 +120,7 @@ class Distiller(BaseDetector):
         self, kind: str, name: str, config: ConfigType, cls: type[Part], **arguments: Any
     ) -> Part:
         """Build a teacher or a term."""
-        key, names = self._place(kind, name)
+        key, names = self.PLACES.get(f'{kind}.{name}', (f'model.{kind}.{name}', {}))
         part = build_part(key, config, cls, names=names, student=self.student, **arguments)
         part.place = key, names
         return part
@@ -139,18 +142,6 @@ class Distiller(BaseDetector):
         term.teacher = teacher
         self.teachers[teacher].needs_head |= term.needs_head
         return term
-
-    def _place(self, kind: str, name: str) -> tuple[str, dict[str, str]]:
-        """Tell where the config has a part.
-
-        Args:
-            kind: ``'teachers'`` or ``'terms'``.
-            name: The part's name.
-
-        Returns:
-            Its key, and complete keys of the settings that lie elsewhere, by their names.
-        """
-        return f'model.{kind}.{name}', {}
 
     def _check_teachers_are_used(self) -> None:
         used = {term.teacher for term in self.terms.values()}
@@ -199,6 +190,171 @@ class Distiller(BaseDetector):
         add_losses(losses, term_losses, 'terms', self.terms)
         return losses
 
+    @torch.compiler.disable
+    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
+        """Drop the labelled objects whose box covers less than a pixel of its image.
+
+        One flag per box is read from the device in a single transfer, before the step queues any
+        work there.
+        """
+        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
+        kept = [
+            covers_a_pixel(x, sample.get('img_shape', None))
+            for x, sample in zip(boxes, batch_data_samples, strict=True)
+        ]
+        flags = torch.cat(kept).cpu()
+        if flags.all():
+            return batch_data_samples
+        samples = fresh_samples(batch_data_samples)
+        for sample, keep in zip(samples, kept, strict=True):
+            sample.gt_instances = sample.gt_instances[keep]
+        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
+        return samples
+
+    @compiled_in_parts
+    def _student_pass(
+        self, batch_inputs: Tensor, samples: SampleList, images: list[int] | None = None
+    ) -> tuple[dict[str, Any], DetectorOutputs, Results | None]:
+        """Compute the student's own losses.
+
+        Args:
+            batch_inputs: Images of shape (B, 3, H, W).
+            samples: Their B data samples.
+            images: Indices of the images that the losses use. None: all.
+
+        Returns:
+            The losses, the student's outputs for all B images, and, if a teacher is trained, what its
+            pass need not compute again.
+        """
+        student, teachers = self.student, [x for x in self.teachers.values() if x.active]
+        feats = self._tapped('student', student.extract_feat(batch_inputs))
+        rows = images
+        if images is not None:
+            starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
+            rows = [start + i for start in starts for i in images]
+            batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
+        record = HeadRecord(student, rows) if any(x.needs_head for x in teachers) else None
+        head_feats = feats
+        if rows is not None and not (record and record.selects_images):
+            head_feats = map_tensors(lambda x: x[rows], feats)
+        results = None
+        with ExitStack() as stack:
+            stack.enter_context(given_feats(student, head_feats))
+            if record:
+                stack.enter_context(record)
+            if any(x.is_trained for x in teachers):
+                results = stack.enter_context(results_recorded(student))
+            losses = student.loss(batch_inputs, fresh_samples(samples))
+        outputs = DetectorOutputs(self._tapped('teachers', feats))
+        if record:
+            record.add_to(outputs)
+        return losses, outputs, results
+
+    @compiled_in_parts
+    def _teacher_passes(
+        self,
+        outputs: DetectorOutputs,
+        results: Results | None,
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
+        """Run the teachers, and the student's head on the features of trained ones.
+
+        Args:
+            outputs: The student's outputs.
+            results: What the student's pass computed, to be reused.
+            batch_inputs: Images of shape (B, 3, H, W).
+            samples: Their B data samples.
+
+        Returns:
+            The losses of the trained teachers, and the outputs of all active ones, by name.
+        """
+        losses: dict[str, Any] = {}
+        teacher_outputs = {}
+        for name, teacher in self.teachers.items():
+            if not teacher.active:
+                continue
+            with within(*teacher.place):
+                teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
+            if teacher.is_trained:
+                own, teacher_outputs[name] = self._trained_pass(
+                    teacher, teacher_outputs[name].feats, results, batch_inputs, samples
+                )
+                if teacher.loss_weight != 1:
+                    own = reweight_loss_dict(own, teacher.loss_weight)
+                losses.update(rename_loss_dict(f'{name}.', own))
+        return losses, teacher_outputs
+
+    @compiled_in_parts
+    def _trained_pass(
+        self,
+        teacher: Teacher,
+        feats: Sequence[Tensor],
+        results: Results | None,
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> tuple[dict[str, Any], DetectorOutputs]:
+        """Compute the student's loss on a teacher's features, without changing the student."""
+        student, outputs = self.student, DetectorOutputs(feats)
+        record = HeadRecord(student) if teacher.needs_head else None
+        with ExitStack() as stack:
+            stack.enter_context(given_feats(student, feats))
+            stack.enter_context(state_restored(student))
+            if record:
+                stack.enter_context(record)
+            if results is not None:
+                stack.enter_context(results_reused(student, results, teacher.start_level))
+            if teacher.head_grad:
+                stack.enter_context(head_grad_scaled(student, teacher.head_grad))
+            losses = student.loss(batch_inputs, fresh_samples(samples))
+        if record:
+            record.add_to(outputs)
+        return losses, outputs
+
+    @compiled_in_parts
+    def _term_losses(
+        self,
+        outputs: DetectorOutputs,
+        teacher_outputs: dict[str, DetectorOutputs],
+        batch_inputs: Tensor,
+        samples: SampleList,
+    ) -> dict[str, Tensor]:
+        """Compute the terms' losses; no gradient reaches a teacher."""
+        losses = {}
+        teacher_outputs = {name: x.detach() for name, x in teacher_outputs.items()}
+        for name, term in self.terms.items():
+            if term.teacher not in teacher_outputs:
+                continue
+            outputs = replace(outputs, feats=self._tapped(f'terms.{name}', outputs.feats))
+            student = outputs.detach() if term.detach_student else outputs
+            with within(*term.place):
+                logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
+            losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
+            losses.update({f'{name}_{key}': value for key, value in logged.items()})
+        return losses
+
+    @torch.compiler.disable
+    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the features for their next user; on measured steps, with taps on their gradients."""
+        is_measured = any(
+            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
+            for x in self.terms.values()
+        )
+        return self.gradient_taps.tap(user, feats) if is_measured else feats
+
+    def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
+        """Count the dropped boxes, and warn the first time."""
+        if not self.num_dropped_boxes:
+            images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
+            print_log(
+                f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
+                'of their image after the training pipeline; such boxes are left out of training, '
+                f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self.num_dropped_boxes += num_dropped
+
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, **kwargs) -> SampleList:
         """Predict with the student's ``predict``."""
         return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
@@ -227,177 +383,17 @@ class Distiller(BaseDetector):
         with given_feats(self.student, teacher_outputs.feats), batch_stats_used(self.student):
             return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
 
-    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
-        return self.student._forward(batch_inputs, batch_data_samples)
-
     def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
         """Extract the student's features, one map of shape (B, C, h, w) per level."""
         return self.student.extract_feat(batch_inputs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        return self.student._forward(batch_inputs, batch_data_samples)
 
     def count_classes(self) -> int | None:
         """Read the number of classes from the student or a teacher; None if neither has it."""
         counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
         return next((x for x in [count_classes(self.student), *counts] if x is not None), None)
-
-    @compiled_in_parts
-    def _student_pass(
-        self, batch_inputs: Tensor, samples: SampleList, images: list[int] | None = None
-    ) -> tuple[dict[str, Any], DetectorOutputs, Results | None]:
-        """Compute the student's own losses.
-
-        Args:
-            batch_inputs: Images of shape (B, 3, H, W).
-            samples: Their B data samples.
-            images: Indices of the images that the losses use. None: all.
-
-        Returns:
-            The losses, the student's outputs for all B images, and the results that the teachers'
-            passes reuse, if any do.
-        """
-        feats = self._tapped('student', self.student.extract_feat(batch_inputs))
-        rows = images
-        if images is not None:
-            starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
-            rows = [start + i for start in starts for i in images]
-            batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
-        teachers = [x for x in self.teachers.values() if x.active]
-        record = HeadRecord(self.student, any(x.needs_head for x in teachers), rows)
-        results = None
-        with ExitStack() as stack:
-            stack.enter_context(given_feats(self.student, record.head_feats(feats)))
-            stack.enter_context(record)
-            if any(x.is_trained for x in teachers):
-                results = stack.enter_context(results_recorded(self.student))
-            losses = self.student.loss(batch_inputs, fresh_samples(samples))
-        return losses, record.outputs(self._tapped('teachers', feats)), results
-
-    @torch.compiler.disable
-    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the features; tap their gradients on measured steps."""
-        is_measured = any(
-            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
-            for x in self.terms.values()
-        )
-        return self.gradient_taps.tap(user, feats) if is_measured else feats
-
-    @compiled_in_parts
-    def _teacher_passes(
-        self,
-        outputs: DetectorOutputs,
-        results: Results | None,
-        batch_inputs: Tensor,
-        samples: SampleList,
-    ) -> tuple[dict[str, Any], dict[str, DetectorOutputs]]:
-        """Run the teachers, and the student's head on the features of trained ones.
-
-        Args:
-            outputs: The student's outputs.
-            results: The results of the student's pass, to be reused.
-            batch_inputs: Images of shape (B, 3, H, W).
-            samples: Their B data samples.
-
-        Returns:
-            The losses of the trained teachers, and the outputs of all active ones, by name.
-        """
-        losses: dict[str, Any] = {}
-        teacher_outputs = {}
-        for name, teacher in self.teachers.items():
-            if not teacher.active:
-                continue
-            with within(*teacher.place):
-                teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
-            if teacher.is_trained:
-                own, teacher_outputs[name] = self._trained_pass(
-                    teacher, teacher_outputs[name].feats, results, batch_inputs, samples
-                )
-                with within(*teacher.place):
-                    own = _weighed(own, teacher.loss_weights)
-                losses.update(rename_loss_dict(f'{name}.', own))
-        return losses, teacher_outputs
-
-    @compiled_in_parts
-    def _trained_pass(
-        self,
-        teacher: Teacher,
-        feats: Sequence[Tensor],
-        results: Results | None,
-        batch_inputs: Tensor,
-        samples: SampleList,
-    ) -> tuple[dict[str, Any], DetectorOutputs]:
-        """Compute the student's loss on a teacher's features, without changing the student."""
-        student, record = self.student, HeadRecord(self.student, teacher.needs_head)
-        with ExitStack() as stack:
-            stack.enter_context(given_feats(student, feats))
-            stack.enter_context(state_restored(student))
-            stack.enter_context(record)
-            if results is not None:
-                reused = results_reused(
-                    student,
-                    results,
-                    assignment=teacher.reuses_assignment,
-                    start_level=teacher.start_level,
-                )
-                stack.enter_context(reused)
-            if teacher.head_grad:
-                stack.enter_context(head_grad_scaled(student, teacher.head_grad))
-            losses = student.loss(batch_inputs, fresh_samples(samples))
-        return losses, record.outputs(feats)
-
-    @compiled_in_parts
-    def _term_losses(
-        self,
-        outputs: DetectorOutputs,
-        teacher_outputs: dict[str, DetectorOutputs],
-        batch_inputs: Tensor,
-        samples: SampleList,
-    ) -> dict[str, Tensor]:
-        """Compute the terms' losses; no gradient reaches a teacher."""
-        losses = {}
-        teacher_outputs = {name: x.detach() for name, x in teacher_outputs.items()}
-        for name, term in self.terms.items():
-            if term.teacher not in teacher_outputs:
-                continue
-            outputs = replace(outputs, feats=self._tapped(f'terms.{name}', outputs.feats))
-            student = outputs.detach() if term.detach_student else outputs
-            with within(*term.place):
-                logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
-            losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
-            losses.update({f'{name}_{key}': value for key, value in logged.items()})
-        return losses
-
-    @torch.compiler.disable
-    def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
-        """Drop the labelled objects whose box covers less than a pixel of its image.
-
-        One flag per box is read from the device in a single transfer, before the step queues any
-        work there.
-        """
-        boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
-        kept = [
-            covers_a_pixel(x, sample.get('img_shape', None))
-            for x, sample in zip(boxes, batch_data_samples, strict=True)
-        ]
-        flags = torch.cat(kept).cpu()
-        if flags.all():
-            return batch_data_samples
-        samples = fresh_samples(batch_data_samples)
-        for sample, keep in zip(samples, kept, strict=True):
-            sample.gt_instances = sample.gt_instances[keep]
-        self._count_dropped_boxes(int((~flags).sum()), len(flags), samples)
-        return samples
-
-    def _count_dropped_boxes(self, num_dropped: int, num_boxes: int, samples: SampleList) -> None:
-        """Count the dropped boxes, and warn the first time."""
-        if not self.num_dropped_boxes:
-            images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
-            print_log(
-                f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
-                'of their image after the training pipeline; such boxes are left out of training, '
-                f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
-                logger='current',
-                level=logging.WARNING,
-            )
-        self.num_dropped_boxes += num_dropped
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Load a distiller's state dict, or a stock detector's into the student.
@@ -425,18 +421,6 @@ class Distiller(BaseDetector):
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _weighed(losses: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """Weigh losses by their names."""
-    names = [name for name in losses if 'loss' in name]
-    check_names('loss_weight', weights, names, 'loss')
-    weighed = dict(losses)
-    for name in names:
-        weight = find_weight(name, weights)
-        if weight != 1:
-            weighed.update(reweight_loss_dict({name: losses[name]}, weight))
-    return weighed
 
 
 def is_distiller(model: ConfigType) -> bool:
@@ -471,16 +455,10 @@ def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[
 def add_losses(
     losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
 ) -> None:
-    """Add the logged values of teachers or terms to the student's losses, in place.
-
-    Args:
-        losses: The student's losses.
-        more: The values to add.
-        kind: ``'teachers'`` or ``'terms'``.
-        names: Names of the teachers or terms.
+    """Add what teachers or terms (``kind``) of these names log to the student's losses, in place.
 
     Raises:
-        ConfigError: if the student logs a value of that name.
+        ConfigError: if the student logs a value of the same name.
     """
     for name in sorted(more.keys() & losses.keys()):
         owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
@@ -505,3 +483,83 @@ def covers_a_pixel(boxes: Tensor, img_shape: Sequence[int] | None) -> Tensor:
     x1, y1 = boxes[:, 0].clamp(min=0), boxes[:, 1].clamp(min=0)
     x2, y2 = boxes[:, 2].clamp(max=width), boxes[:, 3].clamp(max=height)
     return (x2 - x1 >= 1) & (y2 - y1 >= 1)
+
+
+class GradientTaps:
+    """Measures the gradient that each user of shared feature levels sends into them.
+
+    The levels pass one identity per user, one after the other::
+
+        feats ──> identity ──> identity ──> identity
+                     └> head      └> teacher   └> term
+
+    The backward pass reaches the users in reverse order, with or without identities. The gradient at
+    an identity is therefore the sum of its user's and all later users' gradients, and subtracting the
+    next identity's sum leaves the user's own. Autograd forms these sums anyway, so all gradients stay
+    the same to the bit; identities side by side would change them. A user's gradient is as exact as
+    the sum it is taken from.
+
+    Example:
+        >>> taps, feats = GradientTaps(), (torch.ones(1, 1, 1, 1, requires_grad=True),)
+        >>> head_feats = taps.tap('head', feats)
+        >>> term_feats = taps.tap('term', head_feats)
+        >>> (3 * head_feats[0] - 4 * term_feats[0]).sum().backward()
+        >>> taps.norms('term', 'head')
+        (4.0, 3.0)
+    """
+
+    def __init__(self) -> None:
+        self.squares: dict[str, Tensor] = {}  # by user, one per level
+        self.later: dict[int, Tensor] = {}  # the sum at the last identity, by level
+
+    def clear(self) -> None:
+        """Discard all measurements."""
+        self.squares.clear()
+        self.later.clear()
+
+    def tap(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the levels for their next user, with taps on their gradients.
+
+        Args:
+            user: The user's name. Calls with the same name add up.
+            feats: Levels of shape (B, C_p, h_p, w_p), as returned by the previous call; the first
+                user's are the original ones.
+        """
+        if user not in self.squares:
+            dtype = torch.promote_types(feats[0].dtype, torch.float32)
+            self.squares[user] = feats[0].new_zeros(len(feats), dtype=dtype)
+        return type(feats)(self._tapped(user, level, x) for level, x in enumerate(feats))
+
+    def _tapped(self, user: str, level: int, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(partial(self._take, user, level))
+        return x
+
+    def _take(self, user: str, level: int, gradient: Tensor) -> None:
+        """Add the user's own part of the gradient at its identity."""
+        squares = self.squares[user]
+        own = gradient.to(squares.dtype)
+        if level in self.later:
+            own = own - self.later.pop(level)
+        squares[level] += torch.linalg.vector_norm(own).square()
+        if user != next(iter(self.squares)):
+            self.later[level] = gradient
+
+    def norms(self, user: str, other: str) -> tuple[float, float] | None:
+        """Compute two users' gradient norms over the levels that the first user's gradient reaches.
+
+        Squares are averaged over processes. Two numbers are read from the device.
+
+        Args:
+            user: The first user, which selects the levels.
+            other: The second user.
+
+        Returns:
+            Both norms; None if one of the users was not tapped.
+        """
+        if not {user, other} <= self.squares.keys():
+            return None
+        squares = reduce_mean(torch.stack([self.squares[user], self.squares[other]]))
+        reached = squares.where(squares[0] != 0, 0)
+        return tuple(reached.sum(1).sqrt().tolist())

@@ -1,4 +1,4 @@
-from contextlib import suppress
+from contextlib import nullcontext
 from typing import Any
 
 import mmengine.hub
@@ -9,21 +9,141 @@ from mmdet.structures import SampleList
 from mmengine.config import Config, ConfigDict
 from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import CheckpointLoader
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import ConfigError, within
 from .building import is_config_of
-from .replay import DetectorOutputs
+from .dense_head import HeadRecord, outputs_from_feats
+from .replay import DetectorOutputs, fresh_samples, given_feats
 from .student import check_scope, deployed_model
-from .teachers import DetectorTeacher
+from .teachers import Teacher
+
+
+class DetectorTeacher(Teacher):
+    """A detector that sees the student's images, in eval mode and without gradient.
+
+    Args:
+        detector: The detector.
+    """
+
+    def __init__(self, detector: BaseDetector) -> None:
+        super().__init__()
+        self.detector = detector.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> 'DetectorTeacher':
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def init_weights(self) -> None:
+        """Keep the detector's weights."""
+
+    @torch.no_grad()
+    def forward(
+        self,
+        student: BaseDetector,
+        outputs: DetectorOutputs,
+        batch_inputs: Tensor,
+        batch_data_samples: SampleList,
+    ) -> DetectorOutputs:
+        """Run the detector on the student's images; see the base class."""
+        feats = self.detector.extract_feat(self.prepare(batch_inputs, batch_data_samples))
+        return outputs_from_feats(self.detector, feats, self.needs_head)
+
+    @torch.no_grad()
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[DetectorOutputs, list[InstanceData]]:
+        """Compute the detector's outputs and predictions in one run.
+
+        Under AMP the head runs in full precision, for NMS and exact boxes.
+
+        Args:
+            batch_inputs: As for :meth:`forward`.
+            batch_data_samples: As for :meth:`forward`; labels are not used.
+
+        Returns:
+            The outputs, and predictions for the B images in pixels of ``batch_inputs``.
+        """
+        images = self.prepare(batch_inputs, batch_data_samples)
+        feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
+        full_precision = torch.autocast(images.device.type, enabled=False)
+        record = HeadRecord(self.detector) if self.needs_head else nullcontext()
+        with given_feats(self.detector, feats), record, full_precision:
+            found = self.detector.predict(images, fresh_samples(batch_data_samples), rescale=False)
+        outputs = DetectorOutputs(feats)
+        if self.needs_head:
+            record.add_to(outputs)
+        return outputs, [sample.pred_instances for sample in found]
+
+    def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
+        """Convert the student's images of shape (B, 3, H, W) for the detector."""
+        return batch_inputs
+
+
+class FixedWeights:
+    """Mixin of teachers whose weights are read when training begins, and kept out of checkpoints.
+
+    Subclasses define :meth:`read_weights`. Inference does not need the weights.
+
+    Attributes:
+        is_loaded: Whether the weights have been read.
+    """
+
+    is_loaded = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_state_dict_post_hook(_without_weights)
+
+    def train(self, mode: bool = True) -> 'FixedWeights':
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def read_weights(self) -> None:
+        """Read the weights.
+
+        Raises:
+            ConfigError: if they cannot be found, or are another model's.
+        """
+        raise NotImplementedError
+
+    def load_weights(self) -> None:
+        """Read the weights on the first call."""
+        if not self.is_loaded:
+            self.read_weights()
+            self.is_loaded = True
+
+    def init_weights(self) -> None:
+        """Read the weights before training."""
+        self.load_weights()
+
+    def probe(self, *args: Any) -> DetectorOutputs:
+        """Run without the weights; see :meth:`Teacher.probe`."""
+        was_loaded, self.is_loaded = self.is_loaded, True
+        try:
+            return super().probe(*args)
+        finally:
+            self.is_loaded = was_loaded
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Keep the present weights."""
+        for name, child in self.named_children():
+            state_dict.update(child.state_dict(prefix=f'{prefix}{name}.'))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _without_weights(_teacher: Teacher, state_dict: dict, prefix: str, _metadata: dict) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
 
 
 @MODELS.register_module()
-class PretrainedTeacher(DetectorTeacher):
+class PretrainedTeacher(FixedWeights, DetectorTeacher):
     """A trained detector with fixed weights.
 
-    Its weights are loaded when training begins, so inference does not need them; checkpoints leave
-    them out unless ``in_checkpoint``.
+    Its weights are read when training begins; checkpoints leave them out.
 
     Args:
         student: The built student; the distiller passes it. If its data preprocessor differs from
@@ -32,8 +152,6 @@ class PretrainedTeacher(DetectorTeacher):
             as a dict. A distiller's config stands for its student.
         checkpoint: Path or URL of the weights, from a stock or a distilled run. None leaves them
             random, for tests.
-        in_checkpoint: Whether the run's checkpoints include these weights, so that it resumes without
-            the teacher's file. Defaults to False.
 
     Attributes:
         detector: The detector.
@@ -42,47 +160,20 @@ class PretrainedTeacher(DetectorTeacher):
         ConfigError: if ``config`` cannot be read or its detector cannot be a teacher.
     """
 
-    def __init__(
-        self,
-        student: BaseDetector,
-        config: str | dict,
-        checkpoint: str | None,
-        in_checkpoint: bool = False,
-    ) -> None:
+    def __init__(self, student: BaseDetector, config: str | dict, checkpoint: str | None) -> None:
         super().__init__(_build(config))
         self.checkpoint = checkpoint
-        self.in_checkpoint = in_checkpoint
         self.is_loaded = checkpoint is None
         own = self.detector.data_preprocessor
         self.convert = ImageConversion(student.data_preprocessor, own)
-        self._register_state_dict_hook(_without_weights)
-
-    def init_weights(self) -> None:
-        """Load the checkpoint before training, unless a resumed one may contain the weights."""
-        if not self.in_checkpoint:
-            self.load_weights()
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
-        """Load the weights if needed, and convert images of shape (B, 3, H, W) for the teacher."""
+        """Convert images of shape (B, 3, H, W) for the teacher, whose weights are read if needed."""
         self.load_weights()
         return self.convert(batch_inputs, batch_data_samples)
 
-    def probe(self, *args: Any) -> DetectorOutputs:
-        """Run without the checkpoint; see the base class."""
-        was_loaded, self.is_loaded = self.is_loaded, True
-        try:
-            return super().probe(*args)
-        finally:
-            self.is_loaded = was_loaded
-
-    def load_weights(self) -> None:
-        """Load the checkpoint on the first call.
-
-        Raises:
-            ConfigError: if it cannot be found or read, or lacks weights of the teacher.
-        """
-        if self.is_loaded:
-            return
+    def read_weights(self) -> None:
+        """Read the checkpoint; see the base class."""
         try:
             checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
         except (ConfigError, FileNotFoundError) as error:
@@ -99,30 +190,6 @@ class PretrainedTeacher(DetectorTeacher):
                 'checkpoint',
             )
         self.detector.load_state_dict(weights, strict=False)
-        self.is_loaded = True
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Load the weights if the state dict has them, else keep the present ones."""
-        if any(key.startswith(prefix) for key in state_dict):
-            self.is_loaded = True
-        else:
-            state_dict.update(self.detector.state_dict(prefix=f'{prefix}detector.'))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _without_weights(
-    teacher: PretrainedTeacher, state_dict: dict, prefix: str, _metadata: dict
-) -> None:
-    """Remove the weights from a state dict, or load them first if ``in_checkpoint``."""
-    own = [key for key in state_dict if key.startswith(prefix)]
-    if not teacher.in_checkpoint:
-        for key in own:
-            del state_dict[key]
-    elif not teacher.is_loaded:  # the state dict shares their memory
-        with suppress(
-            ConfigError
-        ):  # a resumed run's checkpoint has them; else the first step raises it
-            teacher.load_weights()
 
 
 def _build(config: str | dict) -> BaseDetector:

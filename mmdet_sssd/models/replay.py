@@ -9,8 +9,9 @@ run unchanged in them, so one code path serves every detector::
 
 import copy
 import random
+import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,12 +28,13 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .weights_by_name import Weights, find_weight
-
 FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # not run in a replay
 
-Results = dict[str, list['_Call']]
-"""Calls of functions, by the functions' paths in a detector."""
+Results = dict[str, list[Any]]
+"""What functions computed, in order, by the functions' paths in a detector."""
+
+Factors = Mapping[str, float]
+"""Factors by regular expression: the first expression found in a name counts; otherwise 1."""
 
 
 @dataclass
@@ -131,8 +133,13 @@ def given_feats(detector: BaseDetector, feats: Sequence[Tensor]) -> Iterator[Non
             detector.extract_feat = shadowed
 
 
+def find_factor(name: str, factors: Factors) -> float:
+    """Look up the factor of a name."""
+    return next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
+
+
 @contextmanager
-def head_grad_scaled(detector: BaseDetector, factors: Weights) -> Iterator[None]:
+def head_grad_scaled(detector: BaseDetector, factors: Factors) -> Iterator[None]:
     """Multiply the gradients that computations in the context send into the heads' parameters.
 
     Gradients of features stay as they are. A parameter's gradient of factor 0 is not computed.
@@ -145,7 +152,7 @@ def head_grad_scaled(detector: BaseDetector, factors: Weights) -> Iterator[None]
     stand_ins: dict[tuple[nn.Parameter, float], Tensor] = {}
     replaced = []
     for name, module, key in list(head_parameters(detector)):
-        parameter, factor = module._parameters[key], find_weight(name, factors)
+        parameter, factor = module._parameters[key], find_factor(name, factors)
         if factor != 1 and parameter.requires_grad and torch.is_grad_enabled():
             if (parameter, factor) not in stand_ins:
                 stand_ins[parameter, factor] = _with_scaled_grad(parameter, factor)
@@ -214,28 +221,19 @@ def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
 
 # --- What the heads do not compute again
 
-ASSIGN, LEVEL = 'assign', 'forward_single'
-PRIORS, TARGETS = ('grid_priors', 'valid_flags'), 'get_targets'
-BY_ARGUMENTS = (*PRIORS, TARGETS)
+LEVEL, TARGETS, PRIORS = 'forward_single', 'get_targets', ('grid_priors', 'valid_flags')
 
 
 class _Call:
-    """A recorded call of a function.
+    """A recorded call: everything that its arguments held, and what it returned."""
 
-    Args:
-        given: What its arguments held before it, or nothing if it also changed its owner.
-        result: What it returned.
-        num_calls: Number of calls of each function when it ended, so with those that it made.
-    """
-
-    def __init__(self, given: list[Any], result: Any, num_calls: dict[str, int]) -> None:
-        self.result, self.num_calls = result, num_calls
-        self._given, self._versions = given, _versions(result)
+    def __init__(self, given: list[Any], result: Any) -> None:
+        self.given, self.result, self.versions = given, result, _versions(result)
 
     def repeats(self, given: Any) -> bool:
         """Tell whether the very same tensors are given, and the result was not changed since."""
-        pairs = zip_longest(_leaves(given), self._given)
-        return all(_is_same(x, y) for x, y in pairs) and _versions(self.result) == self._versions
+        pairs = zip_longest(_leaves(given), self.given)
+        return all(_is_same(x, y) for x, y in pairs) and _versions(self.result) == self.versions
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -252,6 +250,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _versions(value: Any) -> list[int]:
+    """List how often each tensor was changed in place."""
     return [x._version for x in _leaves(value) if isinstance(x, Tensor)]
 
 
@@ -263,71 +262,52 @@ def _is_same(x: Any, y: Any) -> bool:
 
 @contextmanager
 def results_recorded(detector: BaseDetector) -> Iterator[Results]:
-    """Record a detector's priors, targets and assignments, and its dense heads' single levels."""
+    """Record a detector's priors and targets, and its dense heads' single levels."""
     results: Results = defaultdict(list)
 
-    def recording(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        def record(*args: Any, **kwargs: Any) -> Any:
-            given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
-            result = function(*args, **kwargs)
-            if [*map(id, attributes)] != [*map(id, vars(owner).values())]:
-                given = []  # a repetition must change it too
-            num_calls = {name: len(calls) for name, calls in results.items()}
-            results[key].append(_Call(given, result, num_calls))
-            return result
+    def record(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if key.endswith(LEVEL):
+            results[key].append(function(*args, **kwargs))
+            return results[key][-1]
+        given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
+        result = function(*args, **kwargs)
+        # A call that changes its owner has to do so in each pass.
+        if [*map(id, attributes)] == [*map(id, vars(owner).values())]:
+            results[key].append(_Call(given, result))
+        return result
 
-        return record
-
-    with _replaced(_reusable(detector), recording):
+    with _replaced(detector, record):
         yield results
 
 
 @contextmanager
-def results_reused(
-    detector: BaseDetector, results: Results, assignment: bool, start_level: int
-) -> Iterator[None]:
-    """Return the recorded results instead of computing them.
+def results_reused(detector: BaseDetector, results: Results, start_level: int) -> Iterator[None]:
+    """Return the recorded priors and targets where a call is given the very same tensors.
 
-    Targets made of the very same tensors, so not of predictions, are reused; if a head draws samples,
-    these are drawn anew from the same assignment.
+    Targets that depend on predictions are therefore made anew.
 
     Args:
         detector: The detector.
         results: Results from :func:`results_recorded`.
-        assignment: Whether to reuse all assignments, call by call, those by predictions included.
-            Calls beyond the recorded ones are computed.
-        start_level: Dense heads reuse their results on levels before this index, without gradient.
+        start_level: Dense heads return their recorded results on levels before this index, without
+            gradient.
     """
-    num_calls: Counter[str] = Counter()
-    same_targets = False
+    num_levels: Counter[str] = Counter()
+    unused = defaultdict(list, {key: [*calls] for key, calls in results.items()})
 
-    def reusing(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        def reuse(*args: Any, **kwargs: Any) -> Any:
-            nonlocal same_targets
-            index = num_calls[key]
-            num_calls[key] += 1
-            call = results[key][index] if index < len(results[key]) else None
-            if call is None:
+    def reuse(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if key.endswith(LEVEL):
+            num_levels[key] += 1
+            if num_levels[key] > min(start_level, len(results[key])):
                 return function(*args, **kwargs)
-            if key.endswith(LEVEL) and index < start_level:
-                return map_tensors(Tensor.detach, call.result)
-            if key.endswith(ASSIGN) and (assignment or same_targets):
-                return copy.copy(call.result)  # samplers change assignments in place
-            if not (key.endswith(BY_ARGUMENTS) and call.repeats((args, kwargs))):
-                return function(*args, **kwargs)
-            if not _draws_samples(owner):
-                num_calls.update({name: n - num_calls[name] for name, n in call.num_calls.items()})
-                num_calls[key] = index + 1
-                return map_tensors(lambda x: x, call.result)  # in containers of its own
-            same_targets = True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                same_targets = False
+            return map_tensors(Tensor.detach, results[key][num_levels[key] - 1])
+        call = next((x for x in unused[key] if x.repeats((args, kwargs))), None)
+        if call is None:
+            return function(*args, **kwargs)
+        unused[key].remove(call)  # of equal calls, each answers one
+        return map_tensors(lambda x: x, call.result)  # in containers of its own
 
-        return reuse
-
-    with _replaced(_reusable(detector), reusing):
+    with _replaced(detector, reuse):
         yield
 
 
@@ -343,54 +323,59 @@ class _StandIn:
 
 
 @contextmanager
-def _replaced(
-    owners: dict[str, Any],
-    replacement: Callable[[str, Any, Callable[..., Any]], Callable[..., Any]],
-) -> Iterator[None]:
-    """Replace methods of objects; the keys end with the methods' names."""
-    names = {key: key.rpartition('.')[2] for key in owners}
+def _replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Replace the functions of a detector's heads that make priors, targets and single levels.
+
+    Args:
+        detector: The detector.
+        replacement: Called as ``replacement(key, owner, function, args, kwargs)``, with the function's
+            path in the detector, which ends with its name.
+    """
+
+    def replaced(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return replacement(key, owner, function, args, kwargs)
+
+        return call if key.endswith(LEVEL) else _StandIn(call)
+
+    places = [(key, x, key.rpartition('.')[2]) for key, x in _reusable(detector).items()]
     # only set if other code replaced it
-    shadowed = {key: vars(x)[names[key]] for key, x in owners.items() if names[key] in vars(x)}
-    for key, owner in owners.items():
-        function = replacement(key, owner, getattr(owner, names[key]))
-        setattr(owner, names[key], function if key.endswith(LEVEL) else _StandIn(function))
+    shadowed = [(x, name, vars(x)[name]) for _, x, name in places if name in vars(x)]
+    for key, owner, name in places:
+        setattr(owner, name, replaced(key, owner, getattr(owner, name)))
     try:
         yield
     finally:
-        for key, owner in owners.items():
-            delattr(owner, names[key])
-        for key, function in shadowed.items():
-            setattr(owners[key], names[key], function)
-
-
-def _draws_samples(head: nn.Module) -> bool:
-    sampler = getattr(head, 'sampler', None)
-    return sampler is not None and not isinstance(sampler, (PseudoSampler, MaskPseudoSampler))
+        for _, owner, name in places:
+            delattr(owner, name)
+        for owner, name, function in shadowed:
+            setattr(owner, name, function)
 
 
 def _reusable(detector: BaseDetector) -> dict[str, Any]:
-    """Find the functions whose results may be reused, and their owners, each once.
+    """Find the functions whose results may be reused: their paths in the detector, and their owners.
 
-    These are functions of the heads' modules, those for proposals excepted, and of their parts.
+    The owners are modules of the heads, those of an R-CNN's second stage excepted, and the modules'
+    prior generators. A function that is found at several paths has the first.
     """
     found: dict[tuple[int, str], tuple[str, Any]] = {}
-    heads = [
-        (name, child)
-        for name, child in detector.named_children()
-        if name.endswith('head') and name != 'roi_head'
-    ]
-    for name, child in heads:
-        for path, module in child.named_modules(prefix=name):
-            own = [TARGETS, *[LEVEL] * isinstance(module, BaseDenseHead)]
-            parts = [(f'{path}.{key}', x) for key, x in vars(module).items()]
-            for place, owner, functions in [
-                (path, module, own),
-                *((place, x, (ASSIGN, *PRIORS)) for place, x in parts),
-            ]:
-                for function in functions:
-                    if callable(getattr(owner, function, None)):
-                        found.setdefault((id(owner), function), (f'{place}.{function}', owner))
+    for name, head in detector.named_children():
+        if not name.endswith('head') or name == 'roi_head':
+            continue
+        for path, module in head.named_modules(prefix=name):
+            functions = [(path, module, TARGETS)] * (not _draws_samples(module))
+            functions += [(path, module, LEVEL)] * isinstance(module, BaseDenseHead)
+            for key, x in vars(module).items():
+                functions += [(f'{path}.{key}', x, function) for function in PRIORS]
+            for place, owner, function in functions:
+                if callable(getattr(owner, function, None)):
+                    found.setdefault((id(owner), function), (f'{place}.{function}', owner))
     return dict(found.values())
+
+
+def _draws_samples(module: nn.Module) -> bool:
+    sampler = getattr(module, 'sampler', None)
+    return sampler is not None and not isinstance(sampler, (PseudoSampler, MaskPseudoSampler))
 
 
 # --- What the heads do not keep
@@ -426,47 +411,34 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy whatever can be changed in place. ``memo`` has earlier copies by identity."""
     if isinstance(value, CODE) or id(value) in memo:
         return memo.get(id(value), value)
-    if isinstance(value, Tensor):
-        copied = value.detach().clone()
-    elif isinstance(value, WHOLE):
-        copied = copy.deepcopy(value)
-    elif isinstance(value, (dict, list, deque, set)):
-        return _copied_container(value, memo)
-    elif isinstance(value, tuple):
+    if isinstance(value, tuple):
         items = [_copied(x, memo) for x in value]
-        same = all(x is y for x, y in zip(items, value, strict=True))
-        copied = value if same else _rebuilt_tuple(value, items)
-    elif hasattr(value, '__dict__'):
-        return _copied_object(value, memo)
-    else:
+        if all(x is y for x, y in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+    memo[id(value)] = copied = _shallow_copy(value)
+    if copied is value:
         return value
-    memo[id(value)] = copied
-    return copied
-
-
-def _copied_container(value: Any, memo: dict[int, Any]) -> Any:
-    memo[id(value)] = copied = copy.copy(value)
     if isinstance(value, dict):
         for key, item in value.items():
             copied[key] = _copied(item, memo)
-    elif not isinstance(value, set):  # its items are hashable, so they do not change
+    elif isinstance(value, (list, deque)):
         for index, item in enumerate(value):
             copied[index] = _copied(item, memo)
+    elif not isinstance(value, (Tensor, set, *WHOLE)):
+        vars(copied).update((name, _copied(item, memo)) for name, item in vars(value).items())
     return copied
 
 
-def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
+def _shallow_copy(value: Any) -> Any:
+    """Copy a value but not what it holds; the value itself if it cannot change or be copied."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, WHOLE):
+        return copy.deepcopy(value)
+    if not isinstance(value, (dict, list, deque, set)) and not hasattr(value, '__dict__'):
+        return value
     try:
-        copied = copy.copy(value)
-    except Exception:  # such as a system handle: shared
+        return copy.copy(value)  # itself for a singleton, such as a logger
+    except Exception:  # such as a system handle
         return value
-    if copied is value:  # a singleton, such as a logger
-        return value
-    memo[id(value)] = copied
-    for name, item in vars(value).items():
-        vars(copied)[name] = _copied(item, memo)
-    return copied
-
-
-def _rebuilt_tuple(value: tuple, items: list) -> tuple:
-    return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..datasets.branches import BRANCHES, LABELLED, UNLABELLED
 from ..errors import ConfigError, check, is_number
 from .distiller import Distiller, add_losses, covers_a_pixel
+from .pretrained_teacher import DetectorTeacher
 from .replay import DetectorOutputs
 from .student import count_classes, single_branch_preprocessor
-from .teachers import DetectorTeacher
 
 
 @MODELS.register_module()

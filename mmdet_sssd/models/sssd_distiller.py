@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
@@ -6,17 +6,9 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from ..errors import ConfigError
 from .building import completed, config_class
 from .distiller import Distiller
-from .weights_by_name import Weights
+from .replay import Factors
 
 TEACHER, TERM = 'teacher', 'distill'
-TEACHER_KEYS = dict(
-    neck='model.teacher',
-    loss_weight='model.teacher_loss_weight',
-    head_grad='model.teacher_head_grad',
-    start_level='model.start_level',
-    reuse_assignment='model.reuse_assignment',
-)
-"""Where a config has the settings of the implicit teacher."""
 
 
 @MODELS.register_module()
@@ -54,17 +46,13 @@ class SSSDDistiller(Distiller):
             ``'JSDistanceLoss'``.
         distill_coef: λ, >= 0; hooks may change it during training. Defaults to the loss's
             ``default_coef``: 10 for ``JSDistanceLoss``, else 1.
-        teacher_loss_weight: w, >= 0, or weights by loss, such as ``dict(cls=0.5)``; see
-            :class:`~mmdet_sssd.models.teachers.Teacher`. 0 leaves the teacher untrained (for
-            experiments). Defaults to 1.
+        teacher_loss_weight: w, >= 0. 0 leaves the teacher untrained (for experiments). Defaults to 1.
         teacher_head_grad: How much the teacher's loss trains the student's head, or factors by
             parameter, such as ``dict(cls=0)``; see :class:`~mmdet_sssd.models.ImplicitTeacher`.
             Defaults to 1.
         start_level: Index of the first distilled feature level; 1 skips the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1
             if there are levels of several sizes.
-        reuse_assignment: Whether the teacher's pass reuses label assignments that depend on the
-            student's predictions; see :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
         economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
             one 1×1 convolution, and a single convolution that refines the teacher's features.
             Defaults to False.
@@ -78,6 +66,19 @@ class SSSDDistiller(Distiller):
             names the key.
     """
 
+    PLACES: ClassVar = {
+        f'teachers.{TEACHER}': (
+            f'model.teachers.{TEACHER}',
+            dict(
+                neck='model.teacher',
+                loss_weight='model.teacher_loss_weight',
+                head_grad='model.teacher_head_grad',
+                start_level='model.start_level',
+            ),
+        ),
+        f'terms.{TERM}': ('model', {}),
+    }
+
     def __init__(
         self,
         student: ConfigType,
@@ -85,10 +86,9 @@ class SSSDDistiller(Distiller):
         adapter: OptConfigType = None,
         distill_loss: OptConfigType = None,
         distill_coef: float | None = None,
-        teacher_loss_weight: float | Weights = 1.0,
-        teacher_head_grad: float | Weights = 1.0,
+        teacher_loss_weight: float = 1.0,
+        teacher_head_grad: float | Factors = 1.0,
         start_level: int | None = None,
-        reuse_assignment: bool = False,
         economy: bool = False,
         teachers: dict[str, ConfigType] | None = None,
         terms: dict[str, ConfigType] | None = None,
@@ -107,7 +107,6 @@ class SSSDDistiller(Distiller):
             loss_weight=teacher_loss_weight,
             head_grad=teacher_head_grad,
             start_level=0 if start_level is None and not economy else start_level,
-            reuse_assignment=reuse_assignment,
         )
         term = dict(
             type='FeatureTerm',
@@ -124,12 +123,6 @@ class SSSDDistiller(Distiller):
             data_preprocessor,
             init_cfg,
         )
-
-    def _place(self, kind: str, name: str) -> tuple[str, dict[str, str]]:
-        """Name the preset's keys in errors, not those of :class:`Distiller`; see the base class."""
-        if (kind, name) == ('teachers', TEACHER):
-            return f'model.teachers.{TEACHER}', TEACHER_KEYS
-        return ('model', {}) if (kind, name) == ('terms', TERM) else super()._place(kind, name)
 
 
 def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str) -> None:

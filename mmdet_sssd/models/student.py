@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -202,19 +202,14 @@ def _blank_feats(student: BaseDetector) -> Sequence[Tensor]:
             'and model.adapter.in_channels, such as [256, 256, 256]',
             'model.student',
         ) from error
-    if not _is_pyramid(feats):
+    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
+    if not (is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)):
         raise ConfigError(
             f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
             'maps of shape (B, C, h, w), one per level',
             'model.student',
         )
     return feats
-
-
-def _is_pyramid(feats: Any) -> bool:
-    """Tell whether ``feats`` is a sequence of one or more maps of shape (B, C, h, w)."""
-    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
-    return is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)
 
 
 @contextmanager

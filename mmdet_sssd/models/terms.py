@@ -85,8 +85,8 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
 class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
-    Each student level is paired with the teacher level nearest in size, which is resized (bilinear)
-    if needed; see :func:`match_levels`. The log says which, unless both have the same sizes.
+    Each student level meets the teacher level nearest in size, which is resized (bilinear) if needed.
+    The log lists the pairs, unless both sides have the same sizes.
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).

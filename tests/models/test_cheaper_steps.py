@@ -16,10 +16,7 @@ from ..stock_detectors import demo_batch, stock_config
 
 def build(name, **settings):
     torch.manual_seed(0)
-    student = stock_config(name)
-    if name == 'rtmdet':
-        student.bbox_head.exp_on_reg = True  # for reuse_assignment
-    model = MODELS.build(dict(type='SSSDDistiller', student=student, **settings))
+    model = MODELS.build(dict(type='SSSDDistiller', student=stock_config(name), **settings))
     model.init_weights()
     return model.train()
 
@@ -89,21 +86,6 @@ def test_a_start_level_out_of_range_is_refused(level):
         build('retinanet', start_level=level)
 
 
-def count_assignments(model):
-    counts = Counter()
-    for path, module in model.student.named_modules():
-        assigner = vars(module).get('assigner') or vars(module).get('bbox_assigner')
-        if assigner is not None:
-            original = assigner.assign
-
-            def assign(*args, path=path, original=original, **kwargs):
-                counts[path] += 1
-                return original(*args, **kwargs)
-
-            assigner.assign = assign
-    return counts
-
-
 def count_targets(model):
     """Count how often a head's targets are made, and an assigner assigns."""
     counts = Counter()
@@ -156,80 +138,6 @@ def test_targets_that_a_head_changed_afterwards_are_made_again():
     head.loss_by_feat_single = changing
     losses_of(model, data)
     assert counts['bbox_head._get_targets_single'] == 4
-
-
-@pytest.mark.parametrize('name', ['yolox', 'rtmdet', 'deformable_detr', 'faster_rcnn'])
-def test_the_student_s_assignment_is_not_worked_out_again(name):
-    """Two images. An R-CNN's proposals differ."""
-    counts = {}
-    for reuses in (False, True):
-        model = build(name, reuse_assignment=reuses)
-        count = count_assignments(model)
-        losses_of(model, demo_batch(model))
-        counts[reuses] = count
-    for path in counts[False]:
-        anew = path == 'roi_head' or 'roi_head' in path
-        assert counts[True][path] * (1 if anew else 2) == counts[False][path], path
-    assert 2 in counts[True].values()
-
-
-def test_boxes_inside_out_need_an_assignment_of_their_own():
-    """GIoU's loss, which is in [0, 2], has no lower bound on them."""
-    target = torch.tensor([[40.0, 40, 60, 60]])
-    inverted = torch.tensor([[60.0, 60, 40, 40]])
-    loss = MODELS.build(dict(type='GIoULoss'))
-    far = [loss(inverted + x * torch.tensor([1, 1, -1, -1]), target).item() for x in (0, 10, 30)]
-    assert far[0] == 0 > far[1] > far[2]
-    student = stock_config('rtmdet')
-    assert student.bbox_head.exp_on_reg is False
-    with pytest.raises(ConfigError, match=r'^model\.reuse_assignment is True; accepted: False, as'):
-        MODELS.build(dict(type='SSSDDistiller', student=student, reuse_assignment=True))
-    MODELS.build(dict(type='SSSDDistiller', student=student))
-
-
-def test_the_same_predictions_learn_in_both_passes():
-    """YOLOX, whose assignment depends on its predictions: as many positives, so one average factor."""
-    model = build('yolox', reuse_assignment=True)
-    answers = []
-    assigner = model.student.bbox_head.assigner
-    original = assigner.assign
-    assigner.assign = lambda *a, **k: answers.append(original(*a, **k)) or answers[-1]
-    sampled = []
-    sampler = model.student.bbox_head.sampler
-    sample = type(sampler).sample
-
-    def record(self, assign_result, *args, **kwargs):
-        sampled.append(assign_result.gt_inds)
-        return sample(self, assign_result, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(sampler), 'sample', record)
-        losses_of(model, demo_batch(model))
-    assert len(answers) == 2
-    assert len(sampled) == 4
-    for first, second in zip(sampled[:2], sampled[2:], strict=True):
-        assert torch.equal(first, second)
-
-
-def test_activations_that_are_computed_again_change_nothing():
-    plain = build('retinanet')
-    saving = build('retinanet', teacher=dict(with_cp=True), adapter=dict(with_cp=True))
-    data = demo_batch(plain)
-    kept, results = [], []
-    for model in (plain, saving):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
-        ):
-            losses = losses_of(model, data)
-        total = sum(x.sum() for key, x in losses.items() if 'loss' in key)
-        kept.append(sum(sizes))
-        results.append((losses, gradients(model, total)))
-    for key, value in results[0][0].items():
-        assert torch.equal(results[1][0][key], value), key
-    for key, value in results[0][1].items():
-        torch.testing.assert_close(results[1][1][key], value, msg=key)
-    assert kept[1] < 0.95 * kept[0]
 
 
 def test_a_narrower_teacher_and_adapter_have_the_layers_that_they_are_given():

@@ -7,7 +7,7 @@ import torch
 from mmdet.models import RetinaNet
 from mmdet.registry import MODELS
 
-from mmdet_sssd.models.gradient_taps import GradientTaps
+from mmdet_sssd.models.distiller import GradientTaps
 from mmdet_sssd.models.replay import fresh_samples
 
 from ..stock_detectors import demo_batch, stock_config

@@ -10,8 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import ChannelAdapter, FeatureAdapter, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
-from mmdet_sssd.models.label_encoder_teacher import AppearanceEncoder, KnowledgeMapper
-from mmdet_sssd.models.labelled_objects import LabelledObjects, Regions
+from mmdet_sssd.models.label_encoder_teacher import (
+    AppearanceEncoder,
+    KnowledgeMapper,
+    LabelledObjects,
+    Regions,
+)
 
 from .teacher_restated import teacher_features_of_image
 

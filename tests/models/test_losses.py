@@ -5,15 +5,15 @@ from scipy.spatial.distance import jensenshannon
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss
-from mmdet_sssd.models.losses import js_distance_loss
+from mmdet_sssd.models.losses import feature_losses
 
 DIMS = ('spatial', 'channel', 'all')
 
 
 def js_distance(student, teacher, dim='spatial', tau=1.0):
     """Distance of each distribution."""
-    rows = (js_distance_loss._rows(x, dim) for x in (student, teacher))
-    return js_distance_loss._JSDistances.apply(tau, *rows)
+    rows = (feature_losses._rows(x, dim) for x in (student, teacher))
+    return feature_losses._JSDistances.apply(tau, *rows)
 
 
 def distributions(x: np.ndarray, dim: str) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
 def test_blocks_and_memory_formats_make_no_difference(monkeypatch, dim, block, memory_format):
     student, teacher = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
     expected = distances_and_gradient(student, teacher, dim)
-    monkeypatch.setattr('mmdet_sssd.models.losses.js_distance_loss.BLOCK', block)
+    monkeypatch.setattr('mmdet_sssd.models.losses.feature_losses.BLOCK', block)
     student = student.contiguous(memory_format=memory_format)
     for other_format in (torch.contiguous_format, torch.channels_last):
         teacher = teacher.contiguous(memory_format=other_format)

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from mmdet_sssd.commands.benchmark.counts import Operators
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
-from mmdet_sssd.models.losses import js_distance_loss
+from mmdet_sssd.models.losses import feature_losses
 
 SIDE, CHANNELS, OBJECTS = 320, 256, 8
 
@@ -44,7 +44,7 @@ def test_the_teacher_takes_few_operators_and_never_waits(settings, most):
 
 
 def test_the_distance_of_all_levels_takes_few_operators_and_never_waits(monkeypatch):
-    monkeypatch.setattr(js_distance_loss._JSDistances, 'blockwise', False)  # as on a GPU
+    monkeypatch.setattr(feature_losses._JSDistances, 'blockwise', False)  # as on a GPU
     adapter, loss = FeatureAdapter(CHANNELS), JSDistanceLoss()
     student, teacher = retinanet_levels(), retinanet_levels()
     with Operators() as operators:

@@ -135,28 +135,6 @@ def test_weights_that_do_not_fit_are_refused(trained):
         model.init_weights()
 
 
-def test_its_weights_are_in_the_state_dict_if_asked_for(trained):
-    config = str(trained / 'config.py')
-    model = distiller(config, str(trained / 'stock.pth'), in_checkpoint=True)
-    state = model.state_dict()
-    expected = torch.load(trained / 'stock.pth')['state_dict']
-    theirs = {key for key in state if key.startswith('teachers.large.')}
-    assert theirs == {f'teachers.large.detector.{key}' for key in expected}
-    assert not any(p.requires_grad for p in model.teachers.parameters())
-
-    resumed = distiller(config, 'gone.pth', in_checkpoint=True)
-    resumed.init_weights()  # as a runner does before it resumes
-    resumed.load_state_dict(state)
-    for key, value in resumed.teachers['large'].detector.state_dict().items():
-        assert torch.equal(value, expected[key]), key
-    assert resumed.state_dict().keys() == state.keys()
-    with pytest.raises(RuntimeError, match=r'Unexpected key.* "teachers\.large\.x"'):
-        resumed.load_state_dict({**state, 'teachers.large.x': torch.ones(1)})
-    without = distiller(config, str(trained / 'stock.pth'))
-    without.load_state_dict(state)
-    assert without.state_dict().keys() == state.keys() - theirs
-
-
 def test_one_of_mmdet_s_configs_by_name():
     teacher = PretrainedTeacher(
         MODELS.build(stock_config('retinanet')),

@@ -96,15 +96,6 @@ def test_the_first_pattern_that_is_found_counts():
     assert after['student.bbox_head.cls_convs.0.conv.weight'] is None
 
 
-def test_each_loss_has_a_weight_of_its_own():
-    plain = build('faster_rcnn')
-    model = build('faster_rcnn', teacher_loss_weight={'rpn': 0.5, 'cls': 0})
-    expected = teacher_losses(plain)
-    factors = dict(loss_rpn_cls=0.5, loss_rpn_bbox=0.5, loss_cls=0, loss_bbox=1)
-    for key, value in teacher_losses(model).items():
-        torch.testing.assert_close(value, expected[key] * factors[key.partition('.')[2]], msg=key)
-
-
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
@@ -115,19 +106,8 @@ def test_each_loss_has_a_weight_of_its_own():
         ),
         (dict(teacher_head_grad=-1), r'^model\.teacher_head_grad is -1; accepted: a number >= 0'),
         (dict(teacher_head_grad={'(': 1}), r"^model\.teacher_head_grad is \{'\(': 1\}; accepted"),
-        (dict(teacher_loss_weight=dict(cls='1')), r'^model\.teacher_loss_weight is .*; accepted'),
     ],
 )
 def test_expressions_without_a_match_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         build('retinanet', **settings)
-
-
-def test_a_weight_for_an_unknown_loss_is_refused_in_the_first_step():
-    model = build('retinanet', teacher_loss_weight=dict(mask=0.5))
-    with pytest.raises(
-        ConfigError,
-        match=r"^model\.teacher_loss_weight has 'mask', which matches no loss; "
-        'accepted: regular expressions that match some of loss_cls, loss_bbox',
-    ):
-        teacher_losses(model)

@@ -358,7 +358,7 @@ def classes(number):
         ),
         (
             dict(teachers=dict(large=dict(type='PretrainedTeacher', config='x.py'))),
-            r"model\.teachers\.large: missing .*'checkpoint'; .*: config, checkpoint, in_check",
+            r"model\.teachers\.large: missing .*'checkpoint'; .*: config, checkpoint",
         ),
         (
             dict(terms=dict(a={**SSIM, 'distill_coef': -1})),

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, run_benchmark
-from mmdet_sssd.models.losses.js_distance_loss import _JSDistances
+from mmdet_sssd.models.losses.feature_losses import _JSDistances
 
 ARMS = ['baseline', 'paper', 'paper+economy=True', 'gentle']
 

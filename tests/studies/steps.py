@@ -32,7 +32,6 @@ RECIPES = {
     'lgd': dict(
         distill_loss=dict(type='NormedMSELoss'),
         teacher=dict(soft_regions=False),
-        reuse_assignment=True,
     ),
 }
 NUM_STEPS = 5
@@ -42,8 +41,6 @@ ROUNDING = 1e-4
 def run(detector: str, recipe: str) -> list[dict[str, str | float]]:
     """Train for five seeded steps; keep each one's loss, gradient norm, and a hash of all bits."""
     settings = copy.deepcopy(RECIPES[recipe])
-    if detector == 'rtmdet':
-        settings.pop('reuse_assignment', None)  # refused
     # whose defaults changed since then
     old = dict(detach_appearance=False)
     if 'class_vectors' in signature(LabelEncoderTeacher).parameters:

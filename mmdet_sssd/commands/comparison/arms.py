@@ -29,7 +29,7 @@ PLACES = {
     ),
     'model.distill_loss': ('dim', 'tau'),
     'model.teacher': ('detach_appearance', 'soft_regions', 'class_vectors'),
-    'default_hooks.distill_coef': ('ratio', 'policy', 'factor', 'max_decays'),
+    'default_hooks.distill_coef': ('ratio', 'policy', 'factor'),
     'default_hooks.phases': ('detach_student', 'freeze_backbone', 'teacher_until'),
     'optim_wrapper.optimizer': ('lr',),
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...models import SSSDDistiller
 from ...models.adapters import instance_norm
-from ...models.labelled_objects import LabelledObjects
+from ...models.label_encoder_teacher import LabelledObjects
 from ...models.replay import fresh_samples
 
 CELL_WIDTH = 3.2  # inches

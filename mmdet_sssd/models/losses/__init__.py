@@ -1,6 +1,5 @@
 from .adaptive_distill_loss import AdaptiveDistillLoss, soft_positive_count
-from .feature_loss import CosineLoss, FeatureLoss, NormedMSELoss
-from .js_distance_loss import JSDistanceLoss
+from .feature_losses import CosineLoss, FeatureLoss, JSDistanceLoss, NormedMSELoss
 from .ssim_loss import SSIMLoss, ssim
 
 __all__ = [

@@ -4,7 +4,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from .chunked import sum_of_chunks
-from .feature_loss import FeatureLoss
+from .feature_losses import FeatureLoss
 
 WINDOW_SIZE, SIGMA = 11, 1.5  # pixels
 C1, C2 = 0.01**2, 0.03**2  # (k1 L)² and (k2 L)² for L = 1

@@ -27,7 +27,7 @@ model = dict(
     _delete_=True, type='SSSDDistiller', student=_base_.model, distill_coef=7.0,
     distill_loss=dict(type='SSIMLoss', window_size=5))
 default_hooks = dict(
-    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='constant', max_decays=3),
+    distill_coef=dict(type='AdaptiveDistillCoefHook', policy='constant', factor=3.0),
     phases=dict(type='DistillPhasesHook', teacher_until=0.9))
 """
 

@@ -13,8 +13,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
-from mmdet_sssd.models.replay import head_parameters
-from mmdet_sssd.models.weights_by_name import find_weight
+from mmdet_sssd.models.replay import find_factor, head_parameters
 from mmdet_sssd.recipes import RECIPES
 from mmdet_sssd_cli import making
 
@@ -124,7 +123,7 @@ def test_the_gentle_recipe_follows_the_detector(tmp_path, name, start_level, tra
     model = MODELS.build(ConfigDict(wrapped_by(tmp_path, f'mmdet::{name}')['model']))
     teacher = model.teachers['teacher']
     assert teacher.start_level == start_level
-    factors = {x: find_weight(x, teacher.head_grad) for x, *_ in head_parameters(model.student)}
+    factors = {x: find_factor(x, teacher.head_grad) for x, *_ in head_parameters(model.student)}
     assert set(factors.values()) == {0, 1}
     assert any(trained in x for x in factors)
     assert all(factors[x] == 1 for x in factors if trained in x)
@@ -135,7 +134,7 @@ def test_a_two_stage_head_learns_from_the_student_alone(tmp_path):
     stock = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
     model = MODELS.build(ConfigDict(wrapped_by(tmp_path, stock)['model']))
     factors = model.teachers['teacher'].head_grad
-    assert all(find_weight(x, factors) == 0 for x, *_ in head_parameters(model.student))
+    assert all(find_factor(x, factors) == 0 for x, *_ in head_parameters(model.student))
     assert model.teachers['teacher'].neck.detach_appearance  # as in the papers
 
 
