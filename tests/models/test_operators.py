@@ -1,5 +1,7 @@
 """Operators that teacher and distance launch: what bounds a step of small batches on a GPU."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -8,7 +10,6 @@ from mmengine.structures import InstanceData
 from mmdet_sssd.commands.benchmark.parts import Operators
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
-from mmdet_sssd.models.losses import js_distance_loss
 
 SIDE, CHANNELS, OBJECTS = 320, 256, 8
 
@@ -44,7 +45,8 @@ def test_the_teacher_takes_few_operators_and_never_waits(settings, most):
 
 
 def test_the_distance_of_all_levels_takes_few_operators_and_never_waits(monkeypatch):
-    monkeypatch.setattr(js_distance_loss._JSDistances, 'blockwise', False)  # as on a GPU
+    distances = import_module(JSDistanceLoss.__module__)._JSDistances
+    monkeypatch.setattr(distances, 'blockwise', False)  # as on a GPU
     adapter, loss = FeatureAdapter(CHANNELS), JSDistanceLoss()
     student, teacher = retinanet_levels(), retinanet_levels()
     with Operators() as operators:
