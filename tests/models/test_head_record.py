@@ -84,13 +84,16 @@ class KeepingTerm(DistillTerm):
         return dict(loss=student.feats[0].sum() * 0)
 
 
-def distiller(kind):
-    """A distiller of a head from one of mmdet's configs, of 3 classes."""
+def head_config(kind):
+    """The head of one of mmdet's configs, of 3 classes."""
     model = Config.fromfile(f'{STOCK}/{CONFIGS[kind]}').model
     configs = {key: model.get(key) for key in ('train_cfg', 'test_cfg')}
-    head = dict(model.bbox_head, num_classes=3, **configs)
+    return dict(model.bbox_head, num_classes=3, **configs)
+
+
+def distiller(kind):
     return build(
-        {**TOY, 'type': 'HeadDetector', 'head': head},
+        {**TOY, 'type': 'HeadDetector', 'head': head_config(kind)},
         type='Distiller',
         teachers=dict(echo=dict(type='EchoTeacher')),
         terms=dict(keeping=dict(type='KeepingTerm')),
@@ -202,4 +205,4 @@ def test_a_loss_that_is_not_computed_level_by_level_is_refused():
 )
 def test_heads_whose_logits_can_be_compared(kind, expected):
     made = [[torch.zeros(1, 3 * 9, 4, 4)], []]
-    assert (extract_cls_scores(distiller(kind).student.bbox_head, made) is not None) == expected
+    assert (extract_cls_scores(MODELS.build(head_config(kind)), made) is not None) == expected

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.testing import demo_mm_inputs
 from mmengine.structures import InstanceData
@@ -25,9 +26,11 @@ def build(name='retinanet', terms=ADL, kind='SemiDistiller'):
     student.backbone.norm_eval = True  # with statistics of the batch, images are not independent
     (teacher.test_cfg.rcnn if name == 'faster_rcnn' else teacher.test_cfg).score_thr = 0.0
     teachers = dict(large=pretrained(teacher))
-    model = distillers.build(student, type=kind, teachers=teachers, terms=terms)
+    torch.manual_seed(0)
+    # without init_weights, which would make the teacher about as sure of one box as of another
+    model = MODELS.build(dict(type=kind, student=student, teachers=teachers, terms=terms))
     make_unsure(model.teachers['large'].detector)
-    return model
+    return model.train()
 
 
 def make_unsure(detector):
@@ -192,7 +195,8 @@ def test_mixed_precision_labels_as_full_precision_does():
     with torch.autocast('cpu', torch.bfloat16):
         losses, _ = unlabelled_losses(model)
     assert losses['unsup.pseudo_boxes'] > 0
-    torch.testing.assert_close(losses, expected, rtol=0.05, atol=1e-3, check_dtype=False)
+    for key, value in losses.items():  # rounding moves an object to another level
+        torch.testing.assert_close(total([value]), total([expected[key]]), rtol=0.05, atol=1e-3)
 
 
 def test_a_batch_is_the_sum_of_its_branches_and_may_lack_one():

@@ -1,0 +1,151 @@
+"""Optimizer settings by parameter: a distilled student has those of the stock detector."""
+
+import pytest
+import torch
+from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as StockConstructor
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch import nn
+
+from ..stock_detectors import shallow_resnets, stock_config
+
+SETTINGS = {
+    'layer_wise': dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
+    'stage_wise': dict(decay_rate=0.5, decay_type='stage_wise', num_layers=6),
+}
+
+
+CONFIGS = {  # how many different (lr, weight decay) stock mmdet's settings give
+    'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py': 2,
+    'detr/detr_r50_8xb2-150e_coco.py': 2,
+    'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': 3,
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': 2,
+    'nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py': 3,
+}
+
+
+def parameter_settings(optim_wrapper: OptimWrapper, model: nn.Module) -> dict[str, dict]:
+    """Read off each parameter's settings (lr, weight_decay …), by its name in the model."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: {
+            key: value for key, value in group.items() if key not in ('params', 'param_names')
+        }
+        for group in optim_wrapper.optimizer.param_groups
+        for parameter in group['params']
+    }
+
+
+@MODELS.register_module()
+class ConvNeXt(nn.Module):
+    """Has the class and layer names that mmdet's constructor looks for, and no more than that."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (8, 8, 16, 32)
+        self.downsample_layers = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 3, stride, 1)
+            for c_in, c_out, stride in zip((3, 8, 8, 16), widths, (4, 2, 2, 2), strict=True)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.Conv2d(c, c, 1), nn.GroupNorm(1, c)) for _ in range(n))
+            for c, n in zip(widths, (1, 1, 4, 1), strict=True)
+        )
+
+    def forward(self, x):
+        outs = []
+        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            x = downsample(x)
+            for block in blocks:
+                x = block(x)
+            outs.append(x)
+        return outs
+
+
+def student_config():
+    config = stock_config('retinanet')
+    config.backbone = dict(type='ConvNeXt')
+    config.neck.in_channels = [8, 8, 16, 32]
+    return config
+
+
+def optim_wrapper_config(decay_type):
+    return dict(
+        type='OptimWrapper',
+        constructor='LearningRateDecayOptimizerConstructor',
+        paramwise_cfg=SETTINGS[decay_type],
+        optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    )
+
+
+@pytest.fixture(scope='module')
+def distiller():
+    return MODELS.build(dict(type='SSSDDistiller', student=student_config()))
+
+
+@pytest.mark.parametrize('decay_type', SETTINGS)
+def test_rates_by_layer_are_stock_s(distiller, decay_type):
+    config = optim_wrapper_config(decay_type)
+    stock = StockConstructor(
+        dict(type='OptimWrapper', optimizer=config['optimizer']), config['paramwise_cfg']
+    )(distiller.student)
+    expected = parameter_settings(stock, distiller.student)
+    ours = parameter_settings(build_optim_wrapper(distiller, config), distiller)
+    assert len({x['lr'] for x in expected.values()}) > 3
+    assert {k: v for k, v in ours.items() if k.startswith('student.')} == {
+        f'student.{name}': settings for name, settings in expected.items()
+    }
+
+
+@pytest.mark.parametrize('decay_type', SETTINGS)
+def test_teacher_and_adapter_are_trained_like_heads(distiller, decay_type):
+    wrapper = build_optim_wrapper(distiller, optim_wrapper_config(decay_type))
+    ours = parameter_settings(wrapper, distiller)
+    aux = {
+        name: (x['lr'], x['weight_decay'])
+        for name, x in ours.items()
+        if not name.startswith('student.')
+    }
+    assert {name.partition('.')[0] for name in aux} == {'teachers', 'terms'}
+    assert aux == {
+        name: (1e-3, 0.0 if parameter.ndim == 1 else 0.05)
+        for name, parameter in distiller.named_parameters()
+        if not name.startswith('student.')
+    }
+    assert ours.keys() == dict(distiller.named_parameters()).keys()
+
+
+def test_other_models_get_the_stock_settings(distiller):
+    config = optim_wrapper_config('layer_wise')
+    stock = StockConstructor(
+        dict(type='OptimWrapper', optimizer=config['optimizer']), config['paramwise_cfg']
+    )(distiller.student)
+    ours = build_optim_wrapper(distiller.student, config)
+    assert parameter_settings(ours, distiller.student) == parameter_settings(
+        stock, distiller.student
+    )
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_mmdet_s_own_settings_are_stock_s(path, monkeypatch):
+    for layer in (torch.nn.Conv2d, torch.nn.Linear):  # the weights' values do not matter here
+        monkeypatch.setattr(layer, 'reset_parameters', lambda self: None)
+    config = Config.fromstring(f'_base_ = "mmdet::{path}"', '.py')
+    config.model.backbone.init_cfg = None
+    with shallow_resnets():
+        distiller = MODELS.build(
+            dict(
+                type='SSSDDistiller',
+                student=config.model,
+                data_preprocessor=config.get('data_preprocessor'),
+            )
+        )
+    expected = parameter_settings(
+        build_optim_wrapper(distiller.student, config.optim_wrapper), distiller.student
+    )
+    ours = parameter_settings(build_optim_wrapper(distiller, config.optim_wrapper), distiller)
+    assert {k: v for k, v in ours.items() if k.startswith('student.')} == {
+        f'student.{name}': settings for name, settings in expected.items()
+    }
+    assert len({(x['lr'], x['weight_decay']) for x in expected.values()}) == CONFIGS[path]
