@@ -52,6 +52,14 @@ def shapes_dataset(root: Path, split: str, pipeline: list[dict]) -> dict:
     )
 
 
+def small_student():
+    """A RetinaNet that detects something after a few batches, of which it is sure of nothing."""
+    student = stock_config('retinanet')
+    student.bbox_head.num_classes = len(drawing.CLASSES)
+    student.test_cfg.update(score_thr=0.0)
+    return student
+
+
 def small_runner(
     work_dir: Path, shapes: Path, *, pipeline=LABELS_LAST, model=None, metrics=(), **kwargs
 ) -> Runner:
@@ -65,9 +73,6 @@ def small_runner(
         metrics: What is computed beside COCO's metrics.
         kwargs: What differs in the config.
     """
-    student = stock_config('retinanet')
-    student.bbox_head.num_classes = len(drawing.CLASSES)
-    student.test_cfg.score_thr = 0.0  # a detector that has seen four batches is sure of nothing
     loader = dict(batch_size=4, num_workers=0)
     val = dict(
         **loader,
@@ -76,7 +81,7 @@ def small_runner(
     )
     coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
     cfg = dict(
-        model={'type': 'SSSDDistiller', 'student': student, **(model or {})},
+        model={'type': 'SSSDDistiller', 'student': small_student(), **(model or {})},
         train_dataloader=dict(
             **loader,
             sampler=dict(type='DefaultSampler', shuffle=True),

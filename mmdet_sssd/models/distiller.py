@@ -303,7 +303,10 @@ class Distiller(BaseDetector):
             if record:
                 stack.enter_context(record)
             if results is not None:
-                stack.enter_context(results_reused(student, results, teacher.start_level))
+                reused = results_reused(
+                    student, results, teacher.reuses_assignment, teacher.start_level
+                )
+                stack.enter_context(reused)
             if teacher.head_grad:
                 stack.enter_context(head_grad_scaled(student, teacher.head_grad))
             losses = student.loss(batch_inputs, fresh_samples(samples))

@@ -221,7 +221,8 @@ def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
 
 # --- What the heads do not compute again
 
-LEVEL, TARGETS, PRIORS = 'forward_single', 'get_targets', ('grid_priors', 'valid_flags')
+ASSIGN, LEVEL, TARGETS = 'assign', 'forward_single', 'get_targets'
+PRIORS = 'grid_priors', 'valid_flags'
 
 
 class _Call:
@@ -262,11 +263,11 @@ def _is_same(x: Any, y: Any) -> bool:
 
 @contextmanager
 def results_recorded(detector: BaseDetector) -> Iterator[Results]:
-    """Record a detector's priors and targets, and its dense heads' single levels."""
+    """Record a detector's priors, targets and assignments, and its dense heads' single levels."""
     results: Results = defaultdict(list)
 
     def record(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if key.endswith(LEVEL):
+        if key.endswith((LEVEL, ASSIGN)):
             results[key].append(function(*args, **kwargs))
             return results[key][-1]
         given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
@@ -281,31 +282,47 @@ def results_recorded(detector: BaseDetector) -> Iterator[Results]:
 
 
 @contextmanager
-def results_reused(detector: BaseDetector, results: Results, start_level: int) -> Iterator[None]:
+def results_reused(
+    detector: BaseDetector, results: Results, assignment: bool, start_level: int
+) -> Iterator[None]:
     """Return the recorded priors and targets where a call is given the very same tensors.
 
-    Targets that depend on predictions are therefore made anew.
+    Targets that depend on predictions are therefore made anew. A head that draws samples draws them
+    anew from the same assignment.
 
     Args:
         detector: The detector.
         results: Results from :func:`results_recorded`.
+        assignment: Whether to reuse all assignments, call by call, those by predictions included.
         start_level: Dense heads return their recorded results on levels before this index, without
             gradient.
     """
-    num_levels: Counter[str] = Counter()
+    num_calls: Counter[str] = Counter()
+    is_drawing = False
     unused = defaultdict(list, {key: [*calls] for key, calls in results.items()})
 
     def reuse(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
+        nonlocal is_drawing
+        index, num_calls[key] = num_calls[key], num_calls[key] + 1
         if key.endswith(LEVEL):
-            num_levels[key] += 1
-            if num_levels[key] > min(start_level, len(results[key])):
+            if index >= min(start_level, len(results[key])):
                 return function(*args, **kwargs)
-            return map_tensors(Tensor.detach, results[key][num_levels[key] - 1])
+            return map_tensors(Tensor.detach, results[key][index])
+        if key.endswith(ASSIGN):
+            if not (assignment or is_drawing) or index >= len(results[key]):
+                return function(*args, **kwargs)
+            return copy.copy(results[key][index])  # samplers change assignments in place
         call = next((x for x in unused[key] if x.repeats((args, kwargs))), None)
         if call is None:
             return function(*args, **kwargs)
         unused[key].remove(call)  # of equal calls, each answers one
-        return map_tensors(lambda x: x, call.result)  # in containers of its own
+        if not _draws_samples(owner):
+            return map_tensors(lambda x: x, call.result)  # in containers of its own
+        is_drawing = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            is_drawing = False
 
     with _replaced(detector, reuse):
         yield
@@ -324,7 +341,7 @@ class _StandIn:
 
 @contextmanager
 def _replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Replace the functions of a detector's heads that make priors, targets and single levels.
+    """Replace the functions of a detector's heads that make priors, targets, assignments and levels.
 
     Args:
         detector: The detector.
@@ -356,17 +373,17 @@ def _reusable(detector: BaseDetector) -> dict[str, Any]:
     """Find the functions whose results may be reused: their paths in the detector, and their owners.
 
     The owners are modules of the heads, those of an R-CNN's second stage excepted, and the modules'
-    prior generators. A function that is found at several paths has the first.
+    prior generators and assigners. A function that is found at several paths has the first.
     """
     found: dict[tuple[int, str], tuple[str, Any]] = {}
     for name, head in detector.named_children():
         if not name.endswith('head') or name == 'roi_head':
             continue
         for path, module in head.named_modules(prefix=name):
-            functions = [(path, module, TARGETS)] * (not _draws_samples(module))
+            functions = [(path, module, TARGETS)]
             functions += [(path, module, LEVEL)] * isinstance(module, BaseDenseHead)
             for key, x in vars(module).items():
-                functions += [(f'{path}.{key}', x, function) for function in PRIORS]
+                functions += [(f'{path}.{key}', x, function) for function in (*PRIORS, ASSIGN)]
             for place, owner, function in functions:
                 if callable(getattr(owner, function, None)):
                     found.setdefault((id(owner), function), (f'{place}.{function}', owner))

@@ -27,6 +27,7 @@ class SSSDDistiller(Distiller):
 
         teachers=dict(teacher=dict(type='ImplicitTeacher', neck=teacher,
                                    loss_weight=teacher_loss_weight,
+                                   reuse_assignment=reuse_assignment,
                                    head_grad=teacher_head_grad), **teachers),
         terms=dict(distill=dict(type='FeatureTerm', teacher='teacher', adapter=adapter,
                                 distill_loss=distill_loss, distill_coef=distill_coef,
@@ -53,6 +54,8 @@ class SSSDDistiller(Distiller):
         start_level: Index of the first distilled feature level; 1 skips the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1
             if there are levels of several sizes.
+        reuse_assignment: Whether the teacher's pass reuses label assignments that depend on the
+            student's predictions; see :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
         economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
             one 1×1 convolution, and a single convolution that refines the teacher's features.
             Defaults to False.
@@ -74,6 +77,7 @@ class SSSDDistiller(Distiller):
                 loss_weight='model.teacher_loss_weight',
                 head_grad='model.teacher_head_grad',
                 start_level='model.start_level',
+                reuse_assignment='model.reuse_assignment',
             ),
         ),
         f'terms.{TERM}': ('model', {}),
@@ -89,6 +93,7 @@ class SSSDDistiller(Distiller):
         teacher_loss_weight: float = 1.0,
         teacher_head_grad: float | Factors = 1.0,
         start_level: int | None = None,
+        reuse_assignment: bool = False,
         economy: bool = False,
         teachers: dict[str, ConfigType] | None = None,
         terms: dict[str, ConfigType] | None = None,
@@ -107,6 +112,7 @@ class SSSDDistiller(Distiller):
             loss_weight=teacher_loss_weight,
             head_grad=teacher_head_grad,
             start_level=0 if start_level is None and not economy else start_level,
+            reuse_assignment=reuse_assignment,
         )
         term = dict(
             type='FeatureTerm',

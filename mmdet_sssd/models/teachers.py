@@ -36,6 +36,7 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         needs_head: Whether a term compares head outputs; the distiller sets it.
         is_trained: Whether the teacher is trained.
         active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
+        reuses_assignment: Whether its detection loss reuses assignments that depend on predictions.
         start_level: Index of the first feature level that it makes itself; lower levels are the
             student's.
         head_grad: Factors of the gradients that its detection loss sends into the student's head, by
@@ -49,6 +50,7 @@ class Teacher(BaseModule, metaclass=ABCMeta):
 
     needs_head = False
     head_grad: Factors = {}
+    reuses_assignment = False
     start_level = 0
     place: tuple[str, dict[str, str]] = ('model.teachers', {})
 
@@ -106,6 +108,11 @@ class ImplicitTeacher(Teacher):
             teacher's features are the student's, without gradient, and dense heads do not run again:
             1 skips the finest level, which costs most; None does so if levels differ in size. Defaults
             to 0.
+        reuse_assignment: Whether the teacher's pass reuses the student's label assignment even where it
+            depends on predictions (YOLOX, RTMDet, TOOD, DETRs), as in LGD's reference code; where it
+            does not (RetinaNet, FCOS, ATSS), it is reused anyway. Proposals of an R-CNN, and PAA's and
+            LAD's second step, are always assigned anew. Refused for heads whose boxes can be inside
+            out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
             student's head, or factors by parameter: each regular expression sets the factor of the
             parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification
@@ -121,6 +128,7 @@ class ImplicitTeacher(Teacher):
         neck: OptConfigType = None,
         loss_weight: float = 1.0,
         start_level: int | None = 0,
+        reuse_assignment: bool = False,
         head_grad: float | Factors = 1.0,
     ) -> None:
         super().__init__(loss_weight)
@@ -128,6 +136,13 @@ class ImplicitTeacher(Teacher):
             start_level = _after_the_finest(student)
         check('start_level', start_level, isinstance(start_level, int) and start_level >= 0, LEVEL)
         self.start_level = start_level
+        check(
+            'reuse_assignment',
+            reuse_assignment,
+            not (reuse_assignment and _can_invert_boxes(student)),
+            "False, as this head's boxes can be inside out (exp_on_reg=False)",
+        )
+        self.reuses_assignment = reuse_assignment
         if head_grad != 1:
             self.head_grad = _checked_factors(head_grad, student)
         neck = completed('neck', neck)
@@ -191,6 +206,15 @@ def _is_pattern(text: Any) -> bool:
     except (re.error, TypeError):
         return False
     return True
+
+
+def _can_invert_boxes(student: BaseDetector) -> bool:
+    """Tell whether a head predicts distances that may be negative.
+
+    GIoU is unbounded on boxes that are inside out. An assignment by the predictions themselves avoids
+    them; that of another pass does not, and the loss can fall without limit.
+    """
+    return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
 
 
 def _after_the_finest(student: BaseDetector) -> int:

@@ -1,21 +1,17 @@
 import json
-import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.registry import METRICS, MODELS
-from mmdet.structures import DetDataSample
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.fileio import load
 from mmengine.hooks import CheckpointHook
-from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.hooks import EvalTeacherHook
 
+from ..distillers import SSIM, assert_equal, pretrained
 from ..small_runner import (
     LABELS_FIRST,
     LABELS_LAST,
@@ -29,8 +25,17 @@ from ..small_runner import (
 )
 from ..stock_detectors import stock_config
 
-EVAL_TEACHER = dict(eval_teacher=dict(type='EvalTeacherHook'))
+
+def teacher_hook(name='teacher'):
+    return {name: dict(type='EvalTeacherHook', teacher=name)}
+
+
+EVAL_TEACHER = teacher_hook()
 IDENTITY = dict(teacher=dict(type='IdentityTeacher'))
+UNTRAINED = dict(
+    teachers=dict(pretrained=pretrained(stock_config('retinanet'))),
+    terms=dict(ssim={**SSIM, 'teacher': 'pretrained'}),
+)
 
 
 @MODELS.register_module()
@@ -127,8 +132,7 @@ def test_the_hook_changes_nothing_but_the_log(runner_of):
     weights = [x.pop('weights') for x in (plain, evaluated)]
     assert evaluated == plain
     assert len(plain['best']) == 1
-    for ours, expected in zip(*weights, strict=True):
-        assert torch.equal(ours, expected)
+    assert_equal(*weights)
 
 
 def run(runner_of, name, hooks):
@@ -138,46 +142,42 @@ def run(runner_of, name, hooks):
     return dict(
         losses=logged(runner.work_dir, 'loss'),
         metrics=logged(runner.work_dir, 'coco/bbox_mAP'),
-        weights=runner.model.state_dict().values(),
+        weights=dict(runner.model.state_dict()),
         best=[x.name for x in Path(runner.work_dir).glob('best_*')],
         random_state=torch.get_rng_state().tolist(),
     )
 
 
-@pytest.mark.parametrize('order', ['labels after resizing', 'labels before resizing'])
-def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes, order):
-    pipeline = LABELS_LAST if 'after' in order else LABELS_FIRST
-    runner = runner_of(model=IDENTITY, pipeline=pipeline)
-    metrics = runner.test()
-    hub = runner.message_hub
-    assert hub.get_scalar('test/teacher/sums/labelled').current() == metrics['sums/labelled']
-    annotations = json.loads((shapes / 'annotations/val.json').read_text())['annotations']
-    seen = runner.model.teachers['teacher'].neck.seen
-    assert len(seen) == 4
-    for sample in seen:
-        x, y, w, h = torch.tensor(
-            [x['bbox'] for x in annotations if x['image_id'] == sample.img_id], dtype=torch.float
-        ).unbind(1)
-        expected = torch.stack([x * 1.5, y * 0.75, (x + w) * 1.5, (y + h) * 0.75], 1)
-        torch.testing.assert_close(sample.gt_instances.bboxes, expected)
+LOAD_MASKS = dict(**LOAD_LABELS, with_mask=True)
+ORDERS = {
+    'resized first': [LOAD_IMAGE, STRETCH, LOAD_MASKS, PACK],
+    'resized last': [LOAD_IMAGE, LOAD_MASKS, STRETCH, PACK],
+}
 
 
-def test_masks_are_resized_as_the_pipeline_would(runner_of):
-    load = dict(**LOAD_LABELS, with_mask=True)
-    pipelines = {
-        'after': [LOAD_IMAGE, STRETCH, load, PACK],
-        'before': [LOAD_IMAGE, load, STRETCH, PACK],
-    }
-    seen = []
-    for name, pipeline in pipelines.items():
-        runner = runner_of(name, model=IDENTITY, pipeline=pipeline)
-        neck = runner.model.teachers['teacher'].neck
+def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner_of, shapes):
+    seen = {}
+    for name, pipeline in ORDERS.items():
+        runner, is_training = runner_of(name, model=IDENTITY, pipeline=pipeline), set()
+        preprocessor, neck = runner.model.data_preprocessor, runner.model.teachers['teacher'].neck
+        preprocessor.register_forward_pre_hook(
+            lambda _, args, found=is_training: found.add(args[1])
+        )
         neck.use_masks = True
-        runner.test()
-        seen.append([x.gt_instances.masks.to_ndarray() for x in neck.seen])
-    for ours, expected in zip(*seen, strict=True):
-        assert ours.shape[1:] == (48, 96)
-        assert (ours == expected).all()
+        metrics, hub = runner.test(), runner.message_hub
+        assert hub.get_scalar('test/teacher/sums/labelled').current() == metrics['sums/labelled']
+        assert is_training == {False}  # training may change whole batches (batch_augments)
+        seen[name] = neck.seen
+    annotations = json.loads((shapes / 'annotations/val.json').read_text())['annotations']
+    for first, last in zip(*seen.values(), strict=True):
+        boxes = [x['bbox'] for x in annotations if x['image_id'] == first.img_id]
+        x, y, w, h = torch.tensor(boxes, dtype=torch.float).unbind(1)
+        expected = torch.stack([x * 1.5, y * 0.75, (x + w) * 1.5, (y + h) * 0.75], 1)
+        masks = last.gt_instances.masks.to_ndarray()
+        assert masks.shape[1:] == (48, 96)
+        assert (first.gt_instances.masks.to_ndarray() == masks).all()
+        for sample in (first, last):
+            torch.testing.assert_close(sample.gt_instances.bboxes, expected)
 
 
 def test_predictions_are_made_on_features_of_the_labels(runner_of):
@@ -203,8 +203,7 @@ def test_predictions_are_made_on_features_of_the_labels(runner_of):
         )
     for ours, by_hand in zip(kept, expected, strict=True):
         assert len(by_hand) > 0
-        assert torch.equal(ours.pred_instances.bboxes, by_hand.bboxes)
-        assert torch.equal(ours.pred_instances.scores, by_hand.scores)
+        assert_equal(dict(ours.pred_instances.items()), dict(by_hand.items()))
 
 
 def test_files_of_the_student_s_evaluation_stay(runner_of, tmp_path):
@@ -220,27 +219,24 @@ def test_files_of_the_student_s_evaluation_stay(runner_of, tmp_path):
     assert sorted(x['score'] for x in student) != sorted(x['score'] for x in teacher)
 
 
+NO_VALIDATION = dict.fromkeys(('val_dataloader', 'val_cfg', 'val_evaluator'))
+
+
 @pytest.mark.parametrize(
-    ('kwargs', 'message'),
+    ('message', 'settings'),
     [
+        (r'val_dataloader\.dataset\.pipeline loads no gt_b', dict(pipeline=[LOAD_IMAGE, PACK])),
         (
-            dict(pipeline=[LOAD_IMAGE, STRETCH, PACK]),
-            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes.*LoadAnnotations',
-        ),
-        (
+            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes and gt_masks',
             dict(model=dict(teacher=dict(use_masks=True))),
-            r'val_dataloader\.dataset\.pipeline loads no gt_bboxes and gt_masks.*with_mask=True',
         ),
-        (
-            dict(val_dataloader=None, val_cfg=None, val_evaluator=None),
-            r'EvalTeacherHook evaluates after validation, but the config has no val_dataloader',
-        ),
+        ('EvalTeacherHook evaluates after validation, but', NO_VALIDATION),
+        (r'EvalTeacherHook\.teacher ', dict(hooks=teacher_hook('pretrained'), model=UNTRAINED)),
     ],
-    ids=['no labels', 'no masks', 'no validation'],
 )
-def test_missing_settings_are_named_before_training(runner_of, kwargs, message):
-    runner = runner_of(**kwargs)
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_be_evaluated_is_refused_before_training(runner_of, message, settings):
+    runner = runner_of(**settings)
+    with pytest.raises(ConfigError, match=f'^{message}'):
         runner.train()
     assert runner.iter == 0
 
@@ -255,38 +251,9 @@ def test_data_sets_that_disagree_are_refused(runner_of, shapes):
         runner.val()
 
 
-@pytest.mark.parametrize(
-    ('start', 'name', 'message'),
-    [
-        (
-            'train',
-            'pretrained',
-            "EvalTeacherHook.teacher is 'pretrained', which is not trained with the student's head; "
-            'accepted: a teacher with a loss_weight above 0',
-        ),
-        (
-            'test',
-            'x',
-            "EvalTeacherHook.teacher is 'x'; accepted: the name of one of model.teachers: teacher, "
-            'pretrained',
-        ),
-    ],
-)
-def test_a_teacher_that_is_untrained_or_not_there_is_refused(runner_of, start, name, message):
-    teacher = dict(type='PretrainedTeacher', config=stock_config('retinanet'), checkpoint=None)
-    ssim = dict(type='FeatureTerm', teacher='pretrained', distill_loss=dict(type='SSIMLoss'))
-    runner = runner_of(
-        hooks=dict(eval_teacher=dict(type='EvalTeacherHook', teacher=name)),
-        model=dict(teachers=dict(pretrained=teacher), terms=dict(ssim=ssim)),
-    )
-    with pytest.raises(ConfigError, match=f'^{re.escape(message)}'):
-        getattr(runner, start)()
-    assert runner.iter == 0
-
-
 def test_each_teacher_is_evaluated_under_its_name(runner_of):
     """The preset's own and another, by a hook each."""
-    hooks = {name: dict(type='EvalTeacherHook', teacher=name) for name in ('teacher', 'other')}
+    hooks = teacher_hook() | teacher_hook('other')
     other = dict(type='ImplicitTeacher', loss_weight=1.0)
     runner = runner_of(hooks=hooks, model=dict(teachers=dict(other=other)))
     checkpoint = next(x for x in runner.hooks if isinstance(x, CheckpointHook))
@@ -295,16 +262,3 @@ def test_each_teacher_is_evaluated_under_its_name(runner_of):
     hub = runner.message_hub
     sums = [hub.get_scalar(f'val/{name}/sums/scores').current() for name in hooks]
     assert len({*sums, metrics['sums/scores']}) == 3
-
-
-def test_images_are_prepared_as_for_a_test_not_as_for_training():
-    """Training may change whole batches (``batch_augments``)."""
-    trained = []
-    sample = DetDataSample()
-    sample.gt_instances = InstanceData(bboxes=torch.ones(1, 4), labels=torch.zeros(1))
-    distiller = SimpleNamespace(
-        data_preprocessor=lambda data, training: trained.append(training) or data,
-        predict_with_teacher=lambda name, inputs, samples: samples,
-    )
-    EvalTeacherHook()._predict(distiller, dict(inputs=None, data_samples=[sample]), False)
-    assert trained == [False]

@@ -5,9 +5,7 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
-from mmdet_sssd import ConfigError
-
-from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL, toy_runner
+from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL, toy_loader, toy_runner
 
 ITERS = 3 * ITERS_PER_EPOCH
 LOOPS = {
@@ -52,20 +50,13 @@ class Averager(Hook):
 
 def run(work_dir, loop='epochs', hooks=(), scripts=None, save_best='ap', **kwargs):
     by_epoch = loop == 'epochs'
-    loader = dict(
-        dataset=dict(type='ToyDataset'),
-        batch_size=6,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        collate_fn=dict(type='pseudo_collate'),
-    )
     scripts = scripts or dict(ap=[0.1, 0.3, 0.2])
     interval = 1 if by_epoch else ITERS_PER_EPOCH
     settings = dict(
         hooks=[dict(type='ExportStudentHook'), *hooks],
         train_cfg=LOOPS[loop],
         checkpoint=dict(by_epoch=by_epoch, interval=interval, save_best=save_best, rule='greater'),
-        val_dataloader=loader,
+        val_dataloader=toy_loader(shuffle=False),
         val_cfg=dict(type='ValLoop'),
         val_evaluator=dict(type='ScriptedMetric', **scripts),
         cfg=Config(dict(model=TOY_MODEL)),
@@ -81,14 +72,8 @@ def exported(work_dir) -> dict[str, dict]:
     names = [path.stem.rpartition('-')[0] for path in files]
     configs = sorted(path.stem for path in (work_dir / 'export').glob('*.py'))
     assert sorted(names) == configs
-    return {
-        name: torch.load(path, weights_only=True)['state_dict']
-        for name, path in zip(names, files, strict=True)
-    }
-
-
-def assert_close(ours, expected):
-    torch.testing.assert_close(dict(ours), expected)
+    states = (dict(torch.load(path, weights_only=True)['state_dict']) for path in files)
+    return dict(zip(names, states, strict=True))
 
 
 @pytest.mark.parametrize('loop', LOOPS)
@@ -98,7 +83,7 @@ def test_the_last_and_the_best_checkpoint_are_exported(tmp_path, loop):
     found = exported(tmp_path)
     assert sorted(found) == NAMES[loop]
     best, last = (found[name] for name in NAMES[loop])
-    assert_close(last, weights.trained)
+    torch.testing.assert_close(last, weights.trained)
     assert not torch.equal(best['neck.weight'], last['neck.weight'])
 
 
@@ -108,15 +93,11 @@ def test_the_best_of_several_metrics_are_exported(tmp_path):
     assert sorted(exported(tmp_path)) == ['best_ap_epoch_2', 'best_ar_epoch_1', 'epoch_3']
 
 
-@pytest.mark.parametrize('loop', LOOPS)
-def test_averaged_weights_are_exported_if_there_are_any(tmp_path, loop, capsys):
+def test_averaged_weights_are_exported_if_there_are_any(tmp_path, capsys):
     weights = Averager()
-    ema = dict(type='EMAHook', momentum=MOMENTUM)
-    run(tmp_path, loop, hooks=[weights, ema])
-    last = exported(tmp_path)[NAMES[loop][1]]
-    assert_close(last, weights.average)
-    with pytest.raises(AssertionError, match='not close'):
-        assert_close(last, weights.trained)
+    run(tmp_path, hooks=[weights, dict(type='EMAHook', momentum=MOMENTUM)])
+    torch.testing.assert_close(exported(tmp_path)['epoch_3'], weights.average)
+    assert not torch.equal(weights.average['neck.weight'], weights.trained['neck.weight'])
     assert "Saved the student's averaged (EMA) weights to" in capsys.readouterr().out
 
 
@@ -159,9 +140,3 @@ def test_the_first_process_alone_exports(tmp_path, monkeypatch):
     run(tmp_path, hooks=[SecondProcess()])
     assert (tmp_path / 'epoch_3.pth').exists()
     assert not (tmp_path / 'export').exists()
-
-
-def test_a_model_without_a_student_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match=r'ExportStudentHook needs model\.type=SSSDDistiller'):
-        run(tmp_path, model=TOY_MODEL['student'])
-    assert not list(tmp_path.glob('*.pth'))

@@ -6,11 +6,10 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 
 from ..stock_detectors import demo_batch, stock_config
-from ..toy_detector import ToyDataset, toy_runner
+from ..toy_detector import toy_runner
 from .stock_and_distilled import distilled, small_runner, student_config, write_images
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
@@ -44,69 +43,6 @@ def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, images
         assert torch.equal(ours.model.student.state_dict()[key], value), key
     rates = {group['lr'] for runner in runners for group in runner.optim_wrapper.param_groups}
     assert rates == {0.02 * 2 / 16 if name == 'auto_scale_lr' else 0.02}
-
-
-def toy_distiller():
-    preprocessor = dict(type='DetDataPreprocessor')
-    return MODELS.build(
-        dict(
-            type='SSSDDistiller',
-            student=dict(type='ToyDetector', data_preprocessor=preprocessor),
-            distill_coef=1.0,
-        )
-    ).train()
-
-
-def toy_batch(*indices):
-    items = [ToyDataset()[i] for i in indices]
-    return {key: [item[key] for item in items] for key in items[0]}
-
-
-def gradients(model, data):
-    """Gradients of the whole loss on one batch, by parameter."""
-    model = copy.deepcopy(model)
-    total, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
-    total.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-class KeepsGradients(OptimWrapper):
-    """Keeps the gradients as they are when the optimizer steps."""
-
-    def step(self, **kwargs):
-        super().step(**kwargs)
-        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
-        self.seen = [parameter.grad.clone() for parameter in parameters]
-
-
-def kept_gradients(model, batches, **kwargs):
-    """Run one step of the optimizer's and give the gradients that it was made with."""
-    model = copy.deepcopy(model)
-    wrapper = KeepsGradients(torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
-    for batch in batches:
-        model.train_step(batch, wrapper)
-    names = (name for name, _ in model.named_parameters())
-    return dict(zip(names, wrapper.seen, strict=True))
-
-
-def test_accumulated_gradients_are_the_mean_over_the_batches():
-    model = toy_distiller()
-    batches = [toy_batch(0, 1), toy_batch(2, 3), toy_batch(4, 5)]
-    kept = kept_gradients(model, batches, accumulative_counts=3)
-    alone = [gradients(model, batch) for batch in batches]
-    for name, grad in kept.items():
-        expected = sum(x[name] for x in alone) / 3
-        torch.testing.assert_close(grad, expected, msg=name, rtol=1e-4, atol=1e-6)
-
-
-def test_clipping_by_norm_takes_student_teacher_and_adapter_together():
-    model = toy_distiller()
-    expected = gradients(model, toy_batch(0, 1))
-    norm = torch.stack([x.norm() for x in expected.values()]).norm()
-    kept = kept_gradients(model, [toy_batch(0, 1)], clip_grad=dict(max_norm=0.1))
-    assert norm > 0.1
-    for name, grad in kept.items():
-        torch.testing.assert_close(grad, expected[name] * 0.1 / norm, msg=name)
 
 
 class Progress(Hook):

@@ -1,19 +1,13 @@
-"""The implicit teacher, written out object by object and pixel by pixel as its paper has it.
+"""The implicit teacher, written out object by object as its paper has it, and regions pixel by pixel.
 
-Only single-tensor arithmetic; slow. It reads the weights of a LabelEncoderTeacher and shares no
-code with it.
+It calls layers of a LabelEncoderTeacher for one image and object at a time, and shares no code with it.
 """
 
-import math
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-5
-
-
-def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return torch.stack([(row * x).sum() for row in module.weight]) + module.bias
 
 
 def norm_relu(x: Tensor) -> Tensor:
@@ -29,29 +23,13 @@ def linears(module: nn.Module) -> list[nn.Linear]:
     return [m for m in module.modules() if isinstance(m, nn.Linear)]
 
 
-def conv3x3(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """x: C×h×w. Correlation with zero padding, pixel by pixel."""
-    _, h, w = x.shape
-    out = torch.zeros(module.out_channels, h, w, dtype=x.dtype)
-    for i in range(h):
-        for j in range(w):
-            value = module.bias.clone()
-            for di in (-1, 0, 1):
-                for dj in (-1, 0, 1):
-                    if 0 <= i + di < h and 0 <= j + dj < w:
-                        value = value + module.weight[:, :, di + 1, dj + 1] @ x[:, i + di, j + dj]
-            out[:, i, j] = value
-    return out
-
-
 def transform(module: nn.Module, x: Tensor) -> Tensor:
+    """Multiply a vector by a matrix that is made of it."""
     hidden = x
     *stack, last = linears(module)
     for layer in stack:
-        hidden = norm_relu(linear(layer, hidden))
-    d = len(x)
-    matrix = linear(last, hidden).view(d, d)
-    return torch.stack([sum(x[i] * matrix[i, j] for i in range(d)) for j in range(d)])
+        hidden = norm_relu(layer(hidden))
+    return x @ last(hidden).view(len(x), len(x))
 
 
 def label_embeddings(encoder: nn.Module, descriptors: list[Tensor]) -> list[Tensor]:
@@ -59,37 +37,14 @@ def label_embeddings(encoder: nn.Module, descriptors: list[Tensor]) -> list[Tens
     for descriptor in descriptors:
         x = transform(encoder.descriptor_transform, descriptor)
         (first,) = linears(encoder.to_local)
-        x = transform(encoder.local_transform, norm_relu(linear(first, x)))
+        x = transform(encoder.local_transform, norm_relu(first(x)))
         local.append(x)
         for layer in linears(encoder.to_global):
-            x = norm_relu(linear(layer, x))
+            x = norm_relu(layer(x))
         global_.append(x)
     over_objects = torch.stack(global_).amax(0)
     (fuse,), (out,) = linears(encoder.fuse), linears(encoder.to_embedding)
-    return [
-        norm_relu(linear(out, norm_relu(linear(fuse, torch.cat([x, over_objects]))))) for x in local
-    ]
-
-
-def attend(
-    module: nn.MultiheadAttention, queries: list[Tensor], keys: list[Tensor]
-) -> list[Tensor]:
-    channels, heads = module.embed_dim, module.num_heads
-    size = channels // heads
-    weights = module.in_proj_weight.split(channels)
-    biases = module.in_proj_bias.split(channels)
-    out = []
-    for query in queries:
-        q = weights[0] @ query + biases[0]
-        k = [weights[1] @ key + biases[1] for key in keys]
-        v = [weights[2] @ key + biases[2] for key in keys]
-        parts = []
-        for head in range(heads):
-            at = slice(head * size, (head + 1) * size)
-            scores = torch.stack([(q[at] * x[at]).sum() / math.sqrt(size) for x in k]).softmax(0)
-            parts.append(sum(s * x[at] for s, x in zip(scores, v, strict=True)))
-        out.append(linear(module.out_proj, torch.cat(parts)))
-    return out
+    return [norm_relu(out(norm_relu(fuse(torch.cat([x, over_objects]))))) for x in local]
 
 
 def clipped(box: Tensor, height: int, width: int) -> list[float]:
@@ -119,15 +74,16 @@ def box_region(box: list[float], image: tuple[int, int], level: tuple[int, int])
 
 def mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
     """Zero-pad to the image, then take the nearest pixel (rounded down) of each level pixel."""
+    rows, columns = (
+        [i * size // n for i in range(n)] for size, n in zip(image, level, strict=True)
+    )
+    return padded_to(image, mask)[rows][:, columns]
+
+
+def padded_to(image: tuple[int, int], mask: Tensor) -> Tensor:
     padded = torch.zeros(image, dtype=torch.float64)
     padded[: mask.shape[0], : mask.shape[1]] = mask
-    (height, width), (h, w) = image, level
-    return torch.stack(
-        [
-            torch.stack([padded[int(i * height / h), int(j * width / w)] for j in range(w)])
-            for i in range(h)
-        ]
-    )
+    return padded
 
 
 def soft_box_region(box: list[float], image: tuple[int, int], level: tuple[int, int]) -> Tensor:
@@ -145,16 +101,7 @@ def soft_box_region(box: list[float], image: tuple[int, int], level: tuple[int, 
 
 def soft_mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
     """Zero-pad to the image, then average the whole pixels that each level pixel touches."""
-    padded = torch.zeros(image, dtype=torch.float64)
-    padded[: mask.shape[0], : mask.shape[1]] = mask
-    (height, width), (h, w) = image, level
-    region = torch.zeros(h, w, dtype=torch.float64)
-    for i in range(h):
-        for j in range(w):
-            rows = slice(i * height // h, math.ceil((i + 1) * height / h))
-            columns = slice(j * width // w, math.ceil((j + 1) * width / w))
-            region[i, j] = padded[rows, columns].mean()
-    return region
+    return F.adaptive_avg_pool2d(padded_to(image, mask)[None], level)[0]
 
 
 def teacher_features_of_image(
@@ -171,7 +118,7 @@ def teacher_features_of_image(
     objects = [clipped(box, *image) for box in boxes]
     described = descriptors(teacher, objects, labels, image, mask_descriptors)
     embeddings = label_embeddings(teacher.label_encoder, described) if described else []
-    finest = tuple(feats[0].shape[1:])
+    finest = max(tuple(x.shape[1:]) for x in feats)
     out = []
     for x in feats:
         level = tuple(x.shape[1:])
@@ -187,14 +134,17 @@ def teacher_features_of_image(
                 if teacher.use_masks
                 else torch.ones(level, dtype=torch.float64)
             )
-        y = norm_relu(conv3x3(teacher.appearance_encoder.conv, x))
+        y = norm_relu(teacher.appearance_encoder.conv(x[None])[0])
         queries = [
             (y * region).sum((1, 2)) / region.sum()
             if region.any()
             else torch.zeros_like(y[:, 0, 0])
             for region in seen
         ]
-        vectors = attend(teacher.relation_adapter.attention, queries, embeddings)
+        vectors = []
+        if queries:
+            keys = torch.stack(embeddings)
+            vectors = [*teacher.relation_adapter.attention(torch.stack(queries), keys, keys)[0]]
         if teacher.class_vectors is not None:
             own = [teacher.class_vectors.weight[label] for label in labels]
             vectors = [v + x for v, x in zip(vectors, own, strict=False)] + vectors[len(own) :]
@@ -248,12 +198,12 @@ def mapped(
     """Paint the objects' vectors onto an empty map, add the context's, and refine the result."""
     mapper = teacher.knowledge_mapper
     for vector, region in zip(vectors, regions, strict=False):
-        painted += linear(mapper.object_proj, vector)[:, None, None] * region
-    painted = conv3x3(mapper.object_conv, painted)
+        painted += mapper.object_proj(vector)[:, None, None] * region
+    painted = mapper.object_conv(painted[None])[0]
     if teacher.add_context_box:
-        painted = painted + linear(mapper.context_proj, vectors[-1])[:, None, None]
+        painted = painted + mapper.context_proj(vectors[-1])[:, None, None]
     painted = painted.clamp(min=0)
     convs = [m for m in mapper.refine if isinstance(m, nn.Conv2d)]
     for conv in convs[:-1]:
-        painted = norm_relu(conv3x3(conv, painted))
-    return norm(conv3x3(convs[-1], painted))
+        painted = norm_relu(conv(painted[None])[0])
+    return norm(convs[-1](painted[None])[0])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
@@ -19,7 +18,8 @@ from mmengine.structures import InstanceData
 from mmdet_sssd.models import DetectorOutputs
 
 from .. import toy_detector  # noqa: F401  (registers ToyDetector)
-from ..stock_detectors import NUM_CLASSES, stock_config
+from ..distillers import TOY, backward, build
+from ..stock_detectors import NUM_CLASSES
 
 KINDS = ('inside', 'empty', 'thin', 'reversed', 'outside', 'huge', 'not a number')
 SEEDS = st.integers(0, 2**32 - 1)
@@ -73,9 +73,7 @@ def any_batch(seed, counts, size, num_classes, with_masks=False) -> dict:
 
 
 def assert_a_step_is_finite(model, batch) -> None:
-    losses = model(**batch, mode='loss')
-    total, logged = model.parse_losses(losses)
-    total.backward()
+    logged = backward(model, model(**batch, mode='loss'))
     assert all(value.isfinite() for value in logged.values()), logged
     wrong = [
         n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
@@ -101,33 +99,25 @@ ANY_DETECTOR = dict(  # stock's BN wants more than one value a channel
 @settings(FUZZED)
 @given(**ANY_TEACHER)
 def test_teacher_and_distillation_loss(seed, counts, size, num_classes, with_masks, context):
-    torch.manual_seed(0)
     teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
-    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
-    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    model = build(TOY, teacher=teacher)
     assert_a_step_is_finite(model, any_batch(seed, counts, size, num_classes, with_masks))
 
 
 @pytest.fixture(scope='module', params=['retinanet', 'fcos'])
 def small_detector(request):
-    return MODELS.build(dict(type='SSSDDistiller', student=stock_config(request.param)))
-
-
-def check_a_detector(detector, seed, counts, size):
-    detector.train().zero_grad()
-    assert_a_step_is_finite(detector, any_batch(seed, counts, size, NUM_CLASSES))
+    return build(request.param)
 
 
 @settings(FUZZED, max_examples=10 * TIMES)
 @given(**ANY_DETECTOR)
-def test_whole_step_of_a_stock_detector(small_detector, **batch):
-    check_a_detector(small_detector, **batch)
+def test_whole_step_of_a_stock_detector(small_detector, seed, counts, size):
+    small_detector.train().zero_grad()
+    assert_a_step_is_finite(small_detector, any_batch(seed, counts, size, NUM_CLASSES))
 
 
 HALF = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-FEW = dict(  # float16 takes long on a CPU
-    counts=st.lists(st.integers(0, 12), min_size=2, max_size=2), size=st.just((65, 72))
-)
+FEW = dict(counts=st.lists(st.integers(0, 12), min_size=2, max_size=2), size=st.just((65, 72)))
 MAGNITUDES = st.floats(-4, math.log10(6e4)).map(lambda power: 10**power)
 
 
@@ -144,11 +134,9 @@ def test_teacher_and_loss_in_half_precision(
     dtype, magnitude, seed, counts, size, num_classes, **kinds
 ):
     """Of teacher, adapter and distillation loss; the toy's own loss would be stock's to guard."""
-    torch.manual_seed(0)
     with_masks, context = kinds['with_masks'], kinds['context']
     teacher = dict(num_classes=num_classes, use_masks=with_masks, add_context_box=context)
-    student = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
-    model = MODELS.build(dict(type='SSSDDistiller', student=student, teacher=teacher))
+    model = build(TOY, teacher=teacher)
     teacher, term = model.teachers['teacher'].neck, model.terms['distill']
     batch = any_batch(seed, counts, size, num_classes, with_masks)
     inputs, samples = batch.values()
@@ -164,17 +152,3 @@ def test_teacher_and_loss_in_half_precision(
     for name, parameter in model.named_parameters():
         if not name.startswith('student.bbox_head'):
             assert parameter.grad.isfinite().all(), name
-
-
-@HALF
-@settings(FUZZED, max_examples=2 * TIMES)
-@given(magnitude=MAGNITUDES, **{**ANY_DETECTOR, **FEW})
-def test_whole_step_in_half_precision(small_detector, dtype, magnitude, seed, counts, size):
-    extract = small_detector.student.extract_feat
-
-    def extract_feat(inputs):
-        return tuple(scaled(x, magnitude, dtype) for x in extract(inputs))
-
-    with pytest.MonkeyPatch.context() as patch, torch.autocast('cpu', dtype):
-        patch.setattr(small_detector.student, 'extract_feat', extract_feat)
-        check_a_detector(small_detector, seed, counts, size)

@@ -10,9 +10,10 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
 from mmdet_sssd import ConfigError, recipes
-from mmdet_sssd.models import CosineLoss
-from mmdet_sssd.models.backbone_teacher import BackboneTeacher
+from mmdet_sssd.models import BackboneTeacher, CosineLoss
 
+from ..distillers import build as build_distiller
+from ..distillers import losses_of
 from ..stock_detectors import demo_batch, stock_config
 
 
@@ -42,18 +43,15 @@ class Tokens(PatchEmbedding):
 OWN = dict(type='PatchEmbedding')
 
 
-def build(backbone=OWN, student='retinanet', term=None, **settings):
-    torch.manual_seed(0)
-    terms = {'cosine': {**recipes.backbone.model['terms']['cosine'], **(term or {})}}
-    teacher = dict(type='BackboneTeacher', backbone=backbone, **settings)
-    model = dict(recipes.backbone.model, student=stock_config(student), terms=terms)
-    model = MODELS.build({**model, 'teachers': dict(backbone=teacher)})
-    return model.train()
+def build(backbone=OWN, term=None, **settings):
+    recipe = copy.deepcopy(recipes.backbone.model)
+    recipe['terms']['cosine'].update(term or {})
+    recipe['teachers'] = dict(backbone=dict(type='BackboneTeacher', backbone=backbone, **settings))
+    return build_distiller(**{**recipe, 'student': 'retinanet'})
 
 
 def test_it_sees_the_images_in_its_own_normalisation_and_whole_patches():
     model = build(multiple_of=14, mean=(10, 20, 30), std=(2, 4, 8))
-    model.init_weights()
     teacher, student = model.teachers['backbone'], model.student.data_preprocessor
     pixels = torch.randint(0, 255, (2, 3, 64, 96)).float()  # R, G, B, as the student's
     samples = demo_batch(model)['data_samples'][:2]
@@ -67,9 +65,8 @@ def test_it_sees_the_images_in_its_own_normalisation_and_whole_patches():
 
 def test_the_term_is_the_angle_between_adapted_levels_and_the_resized_map():
     model = build(multiple_of=14)
-    model.init_weights()
     data = demo_batch(model)
-    losses = model(**copy.deepcopy(data), mode='loss')
+    losses = losses_of(model, data)
     term, teacher = model.terms['cosine'], model.teachers['backbone']
     assert term.pairs == [(0, 0), (1, 0), (2, 0)]  # strides 8 to 32 beside 14
     target = teacher.backbone.project(teacher.backbone.seen[-1])
@@ -88,11 +85,9 @@ def test_the_term_is_the_angle_between_adapted_levels_and_the_resized_map():
 
 def test_checkpoints_leave_it_out_and_a_resumed_run_has_its_weights(tmp_path):
     model = build(multiple_of=14)
-    model.init_weights()
     weights = model.state_dict()
     assert not [key for key in weights if key.startswith('teachers')]
     resumed = build(multiple_of=14)
-    resumed.init_weights()
     resumed.load_state_dict(weights, strict=True)
     ours, theirs = (x.teachers['backbone'].backbone.project.weight for x in (resumed, model))
     assert torch.equal(ours, theirs)
@@ -103,7 +98,7 @@ def test_several_maps_of_a_detector_s_backbone():
     backbone = dict(stock_config('retinanet').backbone)
     model = build(backbone, precision='bfloat16')
     assert model.terms['cosine'].pairs == [(0, 1), (1, 2), (2, 3), (3, 3)]
-    losses = model(**demo_batch(model), mode='loss')
+    losses = losses_of(model)
     assert 0 < losses['loss_cosine'] < 2
     chosen = build(backbone, term=dict(levels=[None, 2, 3, None, None]))
     assert chosen.terms['cosine'].pairs == [(1, 2), (2, 3)]
@@ -156,7 +151,6 @@ def test_a_transformer_of_timm_s_takes_any_size_by_its_own_rules(timm, tmp_path)
     torch.save(whole.state_dict(), tmp_path / 'vit.pth')
     model = build(name, checkpoint=str(tmp_path / 'vit.pth'))
     teacher = model.teachers['backbone']
-    model.init_weights()
     assert isinstance(teacher, BackboneTeacher)
     assert teacher.multiple_of == 16
     student = model.student.data_preprocessor
@@ -169,12 +163,12 @@ def test_a_transformer_of_timm_s_takes_any_size_by_its_own_rules(timm, tmp_path)
     )
     torch.testing.assert_close(feats[-1], expected[0], rtol=1e-3, atol=1e-3)
     assert model.terms['cosine'].pairs == [(p, len(feats) - 1) for p in range(3)]
-    losses = model(**demo_batch(model), mode='loss')
+    losses = losses_of(model)
     assert 0 < losses['loss_cosine'] < 2
 
     torch.save({'other': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(ConfigError, match=r'other\.pth.*none of whose weights'):
-        build(name, checkpoint=str(tmp_path / 'other.pth')).init_weights()
+        build(name, checkpoint=str(tmp_path / 'other.pth'))
     with pytest.raises(ConfigError, match=r'vit_tinny_patch16_224.*did you mean vit_tiny'):
         build('vit_tinny_patch16_224')
 
@@ -182,7 +176,7 @@ def test_a_transformer_of_timm_s_takes_any_size_by_its_own_rules(timm, tmp_path)
 @pytest.mark.parametrize('name', ['vit_small_patch14_dinov2', 'efficientnet_lite0'])
 def test_patches_of_14_and_pyramids_of_timm(timm, name):
     model = build(name, checkpoint=None)
-    losses = model(**demo_batch(model), mode='loss')
+    losses = losses_of(model)
     assert 0 < losses['loss_cosine'] < 2
     nearest = [(0, 2), (1, 3), (2, 4), (3, 4)] if 'lite' in name else [(0, 2), (1, 2), (2, 2)]
     assert model.terms['cosine'].pairs == nearest

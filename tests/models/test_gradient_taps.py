@@ -7,22 +7,20 @@ import torch
 from mmdet.models import RetinaNet
 from mmdet.registry import MODELS
 
-from mmdet_sssd.models.distiller import GradientTaps
-from mmdet_sssd.models.replay import fresh_samples
-
+from ..distillers import ADL, SSIM, assert_equal, backward, losses_of, pretrained
+from ..distillers import build as build_distiller
 from ..stock_detectors import demo_batch, stock_config
 from . import test_semi_distiller as semi
 
-LARGE = dict(
-    large=dict(type='PretrainedTeacher', config=stock_config('retinanet'), checkpoint=None)
-)
-SSIM = dict(type='FeatureTerm', teacher='large', distill_loss=dict(type='SSIMLoss'), distill_coef=5)
-ADL = dict(type='LogitTerm', teacher='large')
+TERMS = dict(ssim={**SSIM, 'distill_coef': 5}, adl=ADL)
 CASES = {
     'retinanet': {},
     'faster_rcnn': {},
     'start_level': dict(start_level=1),
-    'terms': dict(teachers=LARGE, terms=dict(ssim=SSIM, adl=ADL)),
+    'terms': dict(
+        teachers=dict(large=pretrained(stock_config('retinanet'))),
+        terms={name: {**term, 'teacher': 'large'} for name, term in TERMS.items()},
+    ),
     'triple': {},
     'semi': {},
 }
@@ -36,40 +34,40 @@ class TripleRetinaNet(RetinaNet):
         return tuple(torch.cat([x, 2 * x, 3 * x]) for x in super().extract_feat(batch_inputs))
 
     def loss(self, batch_inputs, batch_data_samples):
-        return super().loss(batch_inputs, fresh_samples([*batch_data_samples * 3]))
+        samples = [copy.deepcopy(x) for _ in range(3) for x in batch_data_samples]
+        return super().loss(batch_inputs, samples)
 
 
 def build(case):
     """A distiller whose terms are measured, and a batch."""
-    torch.manual_seed(0)
     if case == 'semi':
-        model = semi.build(terms={**semi.ADL, **semi.SSIM})
+        model = semi.build(terms=dict(adl=ADL, ssim=SSIM))
         semi.set_threshold(model)
         data = semi.prepared(model, sup=(0, 1), unsup=(1, 2))
     else:
         student = stock_config(case if case == 'faster_rcnn' else 'retinanet')
         if case == 'triple':
             student.type = 'TripleRetinaNet'
+        torch.manual_seed(0)
         config = dict(type='SSSDDistiller', student=student, **CASES[case])
-        model = MODELS.build(copy.deepcopy(config)).train()
+        model = MODELS.build(copy.deepcopy(config)).train()  # initialised, losses would be too even
         data = demo_batch(model)
     for term in model.terms.values():
         term.is_measured = True
     return model, data
 
 
-def losses_of(model, data):
-    torch.manual_seed(1)
-    data = copy.deepcopy(data)
-    return model(data['inputs'], data['data_samples'], mode='loss')
+def unmeasured(model):
+    model = copy.deepcopy(model)
+    for term in model.terms.values():
+        term.is_measured = False
+    return model
 
 
 def step(model, data):
-    """The losses of a step and its gradients by parameter."""
-    losses = losses_of(model, data)
-    total, logged = model.parse_losses(losses)
+    """What a step logs, and its gradients by parameter."""
     model.zero_grad()
-    total.backward()
+    logged = backward(model, losses_of(model, data))
     return logged, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -78,7 +76,7 @@ def expected_squares(model, data):
 
     Features are leaves here, so that nothing comes to one level by way of another.
     """
-    model, pyramids = copy.deepcopy(model), []
+    model, pyramids = unmeasured(model), []
     extract = model.student.extract_feat
 
     def leaves(inputs):
@@ -86,8 +84,6 @@ def expected_squares(model, data):
         return pyramids[-1]
 
     model.student.extract_feat = leaves
-    for term in model.terms.values():
-        term.is_measured = False
     sums = dict.fromkeys(['student', *(f'terms.{name}' for name in model.terms)], 0)
     for key, value in losses_of(model, data).items():
         name = key.removeprefix('unsup.')
@@ -100,23 +96,20 @@ def expected_squares(model, data):
     for user, loss in sums.items():
         squares[user] = torch.zeros(len(pyramids[0]))
         for feats in pyramids if torch.is_tensor(loss) else ():
-            grads = torch.autograd.grad(loss, feats, retain_graph=True, materialize_grads=True,
-                                        allow_unused=True)  # fmt: skip
+            options = dict(retain_graph=True, materialize_grads=True, allow_unused=True)
+            grads = torch.autograd.grad(loss, feats, **options)
             squares[user] += torch.stack([x.square().sum() for x in grads])
     return squares
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_norms_are_autograd_s_and_a_step_stays_the_same_to_the_bit(case):
+def test_norms_are_autograd_s_and_the_step_stays_the_same(case):
     model, data = build(case)
-    plain = copy.deepcopy(model)
-    for term in plain.terms.values():
-        term.is_measured = False
-    squares = expected_squares(model, data)
+    plain, squares = unmeasured(model), expected_squares(model, data)
     logged, grads = step(model, data)
+    taps = model.gradient_taps
     for user, expected in squares.items():
-        measured = model.gradient_taps.squares[user]
-        torch.testing.assert_close(measured, expected, rtol=1e-4, atol=1e-12, msg=user)
+        torch.testing.assert_close(taps.squares[user], expected, rtol=1e-4, atol=1e-12, msg=user)
     for name in model.terms:
         levels = squares[f'terms.{name}'] != 0
         pulls = [name != 'adl'] * len(levels)
@@ -124,15 +117,14 @@ def test_norms_are_autograd_s_and_a_step_stays_the_same_to_the_bit(case):
         pulls[-1] &= name != 'distill' or case == 'faster_rcnn'  # one pixel, normalised
         assert levels.tolist() == pulls
         norms = (squares[user][levels].sum().sqrt() for user in (f'terms.{name}', 'student'))
-        found = model.gradient_taps.norms(f'terms.{name}', 'student')
+        found = taps.norms(f'terms.{name}', 'student')
         assert found == pytest.approx([x.item() for x in norms], rel=1e-4)
     plain_logged, plain_grads = step(plain, data)
     assert not plain.gradient_taps.squares
     assert logged == plain_logged
     assert sum(x is not None for x in grads.values()) > 50
-    for name, grad in plain_grads.items():
-        assert torch.equal(grads[name], grad), name
-    assert not model.gradient_taps.later, 'gradients are kept'
+    assert_equal(grads, plain_grads)
+    assert not taps.later, 'gradients are kept'
 
 
 @pytest.mark.parametrize('still', ['detached', 'at rest', 'not asked'])
@@ -148,21 +140,22 @@ def test_nothing_is_measured_where_no_term_pulls(still):
 
 def test_mixed_precision_is_measured_and_left_as_it_is():
     model, data = build('retinanet')
-    plain = copy.deepcopy(model)
-    plain.terms['distill'].is_measured = False
+    plain = unmeasured(model)
     with torch.autocast('cpu', torch.bfloat16):
         squares = expected_squares(model, data)
-        _, grads = step(model, data)
-        _, plain_grads = step(plain, data)
+        grads, plain_grads = (step(x, data)[1] for x in (model, plain))
     for user, expected in squares.items():
         measured = model.gradient_taps.squares[user]
         torch.testing.assert_close(measured, expected, rtol=0.05, atol=1e-12, msg=user)
-    for name, grad in plain_grads.items():
-        assert torch.equal(grads[name], grad), name
+    assert_equal(grads, plain_grads)
+
+
+def new_taps():
+    return type(build_distiller('retinanet').gradient_taps)()
 
 
 def test_squares_of_half_precision_do_not_vanish():
-    taps, feats = GradientTaps(), (torch.ones(1, 1, 8, 8, dtype=torch.float16),)
+    taps, feats = new_taps(), (torch.ones(1, 1, 8, 8, dtype=torch.float16),)
     feats[0].requires_grad_()
     head = taps.tap('head', feats)
     term = taps.tap('term', head)
@@ -171,7 +164,7 @@ def test_squares_of_half_precision_do_not_vanish():
 
 
 def test_a_gradient_that_is_not_finite_shows():
-    taps, feats = GradientTaps(), (torch.ones(1, 1, 1, 1, requires_grad=True),) * 2
+    taps, feats = new_taps(), (torch.ones(1, 1, 1, 1, requires_grad=True),) * 2
     head = taps.tap('head', feats)
     term = taps.tap('term', head)
     (head[0] + head[1] + term[0] + torch.nan * term[1]).sum().backward()

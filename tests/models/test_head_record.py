@@ -1,7 +1,5 @@
 """What is recorded of dense heads, against what their assigners ignore, restated."""
 
-from types import SimpleNamespace
-
 import mmdet
 import pytest
 import torch
@@ -13,7 +11,11 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models.dense_head import HeadRecord, extract_cls_scores
+from mmdet_sssd.models import DistillTerm, Teacher
+from mmdet_sssd.models.dense_head import extract_cls_scores
+
+from ..distillers import TOY, build, losses_of
+from ..toy_detector import ToyDetector
 
 STOCK = f'{mmdet.__path__[0]}/.mim/configs'
 SIZE = 128  # pixels a side of the batch; its images are lower and narrower
@@ -39,41 +41,76 @@ CONFIGS = {
 }
 
 
-def build_head(kind):
+@MODELS.register_module()
+class HeadDetector(ToyDetector):
+    """Has a head on random features."""
+
+    def __init__(self, head, **kwargs):
+        super().__init__(**kwargs)
+        self.bbox_head = MODELS.build(head)
+        self.strides = [s[0] for s in self.bbox_head.prior_generator.strides]
+
+    def extract_feat(self, batch_inputs):
+        (batch, _, size, _), channels = (
+            batch_inputs.shape,
+            getattr(self.bbox_head, 'in_channels', 256),
+        )
+        return [torch.randn(batch, channels, -(-size // s), -(-size // s)) for s in self.strides]
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return self.bbox_head.loss(self.extract_feat(batch_inputs), batch_data_samples)
+
+
+@MODELS.register_module()
+class EchoTeacher(Teacher):
+    def __init__(self, student):
+        super().__init__()
+
+    def forward(self, student, outputs, batch_inputs, batch_data_samples):
+        return outputs.detach()
+
+
+@MODELS.register_module()
+class KeepingTerm(DistillTerm):
+    """Keeps what it gets of the student."""
+
+    needs_head = True
+
+    def __init__(self, student, teacher):
+        super().__init__()
+
+    def forward(self, student, teacher, batch_inputs, batch_data_samples):
+        self.seen = student
+        return dict(loss=student.feats[0].sum() * 0)
+
+
+def head_config(kind):
     """The head of one of mmdet's configs, of 3 classes."""
     model = Config.fromfile(f'{STOCK}/{CONFIGS[kind]}').model
-    torch.manual_seed(0)
-    head = MODELS.build(
-        dict(
-            model.bbox_head,
-            num_classes=3,
-            train_cfg=model.get('train_cfg'),
-            test_cfg=model.get('test_cfg'),
-        )
+    configs = {key: model.get(key) for key in ('train_cfg', 'test_cfg')}
+    return dict(model.bbox_head, num_classes=3, **configs)
+
+
+def distiller(kind):
+    return build(
+        {**TOY, 'type': 'HeadDetector', 'head': head_config(kind)},
+        type='Distiller',
+        teachers=dict(echo=dict(type='EchoTeacher')),
+        terms=dict(keeping=dict(type='KeepingTerm')),
     )
-    head.init_weights()
-    return head
 
 
-def record(head):
-    """Compute the head's loss on random features, recorded."""
+def record(model):
+    """What a term gets of the student in a step, and the strides of its levels."""
     MessageHub.get_current_instance().update_info('epoch', 9)  # beyond TOOD's first epochs
     samples = []
     for shape, boxes in zip(IMAGES, BOXES, strict=True):
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=shape, pad_shape=shape, batch_input_shape=(SIZE, SIZE), scale_factor=1
-            )
-        )
-        boxes = torch.tensor(boxes)
+        meta = dict(pad_shape=shape, batch_input_shape=(SIZE, SIZE), scale_factor=1)
+        sample, boxes = DetDataSample(metainfo=dict(img_shape=shape, **meta)), torch.tensor(boxes)
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.arange(len(boxes)))
         samples.append(sample)
-    channels = getattr(head, 'in_channels', 256)
-    strides = [s[0] for s in head.prior_generator.strides]
-    feats = [torch.randn(2, channels, -(-SIZE // s), -(-SIZE // s)) for s in strides]
-    with HeadRecord(SimpleNamespace(bbox_head=head)) as found:
-        head.loss(feats, samples)
-    return found, strides
+    losses_of(model, dict(inputs=torch.zeros(2, 3, SIZE, SIZE), data_samples=samples))
+    return model.terms['keeping'].seen, model.student.strides
 
 
 def inside(shape, stride, image):
@@ -86,7 +123,7 @@ def inside(shape, stride, image):
 
 @pytest.mark.parametrize('kind', ['atss', 'gfl', 'fsaf', 'reppoints', 'tood'])
 def test_anchors_in_the_padding_are_not_flagged(kind):
-    found, strides = record(build_head(kind))
+    found, strides = record(distiller(kind))
     for flags, stride in zip(found.anchor_flags(), strides, strict=True):
         assert flags.shape[-1] == 1
         for image in range(2):
@@ -95,8 +132,7 @@ def test_anchors_in_the_padding_are_not_flagged(kind):
 
 def test_anchors_between_retinanet_s_thresholds_are_not_flagged():
     """IoU 0.4 to 0.5 is ignored, unless an object has no better anchor; anchors restated here."""
-    head = build_head('retinanet')
-    found, strides = record(head)
+    found, strides = record(distiller('retinanet'))
     levels = [
         torch.tensor(
             [
@@ -134,17 +170,16 @@ def test_anchors_between_retinanet_s_thresholds_are_not_flagged():
 
 @pytest.mark.parametrize('kind', ['fcos', 'vfnet', 'autoassign'])
 def test_heads_that_weigh_no_anchor_count_all(kind):
-    assert record(build_head(kind))[0].anchor_flags() is None
+    assert record(distiller(kind))[0].anchor_flags() is None
 
 
 @pytest.mark.parametrize('kind', ['retinanet', 'gfl', 'reppoints', 'tood'])
 def test_logits_lie_as_the_loss_has_them(kind):
     """What is passed to the loss beside the weights are these logits, or their probabilities."""
-    head = build_head(kind)
-    passed = []
-    handle = head.loss_cls.register_forward_pre_hook(lambda _, args: passed.append(args[0]))
-    found, _ = record(head)
-    handle.remove()
+    model, passed = distiller(kind), []
+    loss = model.student.bbox_head.loss_cls
+    loss.register_forward_pre_hook(lambda _, args: passed.append(args[0]))
+    found, _ = record(model)
     for logits, value in zip(found.cls_scores, passed, strict=True):
         flat = logits.reshape(-1, 3)
         torch.testing.assert_close(flat.sigmoid() if kind == 'tood' else flat, value)
@@ -152,7 +187,7 @@ def test_logits_lie_as_the_loss_has_them(kind):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_logits_of_tood_s_probabilities_are_finite(dtype):
-    head = build_head('tood')
+    head = distiller('tood').student.bbox_head
     probabilities = torch.tensor([0.0, 0.5, 1.0], dtype=dtype).reshape(1, 3, 1, 1)
     (logits,) = extract_cls_scores(head, [[probabilities]])
     assert logits.dtype == torch.float32
@@ -162,17 +197,7 @@ def test_logits_of_tood_s_probabilities_are_finite(dtype):
 
 def test_a_loss_that_is_not_computed_level_by_level_is_refused():
     with pytest.raises(ConfigError, match='PISARetinaHead ignores cannot be told'):
-        record(build_head('pisa'))[0].anchor_flags()
-
-
-def test_a_loss_of_some_anchors_is_refused():
-    """YOLOX's logits are not compared, for just this reason; here as if they were."""
-    found, strides = record(build_head('yolox'))
-    assert found.cls_scores is None
-    assert found.anchor_flags() is None
-    found.cls_scores = [torch.zeros(2, SIZE // s, SIZE // s, 1, 3) for s in strides]
-    with pytest.raises(ConfigError, match=r'^the anchors that a YOLOXHead ignores cannot be told'):
-        found.anchor_flags()
+        record(distiller('pisa'))[0].anchor_flags()
 
 
 @pytest.mark.parametrize(
@@ -180,4 +205,4 @@ def test_a_loss_of_some_anchors_is_refused():
 )
 def test_heads_whose_logits_can_be_compared(kind, expected):
     made = [[torch.zeros(1, 3 * 9, 4, 4)], []]
-    assert (extract_cls_scores(build_head(kind), made) is not None) == expected
+    assert (extract_cls_scores(MODELS.build(head_config(kind)), made) is not None) == expected

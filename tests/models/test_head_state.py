@@ -9,44 +9,13 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from mmdet.models.task_modules.assigners import MaxIoUAssigner
-from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.registry import MODELS
 from torch import nn
 
-from mmdet_sssd.models.replay import given_feats, state_restored
-
-from ..stock_detectors import demo_batch, stock_config
+from ..distillers import TOY, assert_equal, build, losses_of
 from ..toy_detector import ToyDetector
 
 LOGGER = logging.getLogger(__name__)
-FEATS = (torch.ones(1, 8, 4, 4),)
-
-
-@TASK_UTILS.register_module()
-class CountingAssigner(MaxIoUAssigner):
-    """A user's own, of no package that is known."""
-
-    num_calls = 0
-
-    def assign(self, *args, **kwargs):
-        self.num_calls += 1
-        return super().assign(*args, **kwargs)
-
-
-@pytest.mark.parametrize('loss_weight', [1.0, 0.0])
-def test_an_assigner_of_a_user_s_own_counts_the_student_s_calls_alone(loss_weight):
-    config = stock_config('retinanet')
-    config.train_cfg.assigner.type = 'CountingAssigner'
-    stock = MODELS.build(config)
-    model = MODELS.build(
-        dict(type='SSSDDistiller', student=config, teacher_loss_weight=loss_weight)
-    )
-    data = demo_batch(stock)
-    for _ in range(2):
-        for detector in (stock, model):
-            detector(**copy.deepcopy(data), mode='loss')
-    assert stock.bbox_head.assigner.num_calls == 4  # one for each image
-    assert model.student.bbox_head.assigner.num_calls == 4
 
 
 class Tally:
@@ -129,68 +98,53 @@ class TallyingDetector(ToyDetector):
         return dict(loss_cls=(self.bbox_head.conv(self.bbox_head.norm(x)) - 1).square().mean())
 
 
-def tallying_detector():
-    torch.manual_seed(0)
-    return TallyingDetector(data_preprocessor=dict(type='DetDataPreprocessor')).train()
+CONFIG = dict(TOY, type='TallyingDetector')
 
 
-def test_whatever_a_head_and_its_helpers_hold_is_as_after_one_stock_step():
-    stock = tallying_detector()
-    config = dict(type='TallyingDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
-    model = MODELS.build(dict(type='SSSDDistiller', student=config)).train()
-    model.student.load_state_dict(stock.state_dict())
-    inside = model.student.tallies()
-    data = demo_batch(stock)
+@pytest.mark.parametrize('loss_weight', [1.0, 0.0])
+def test_whatever_a_head_and_its_helpers_hold_is_as_after_one_stock_step(loss_weight):
+    model = build(CONFIG, teacher_loss_weight=loss_weight)
+    stock, inside = copy.deepcopy(model.student), model.student.tallies()
     for step in (1, 2):
-        stock(**copy.deepcopy(data), mode='loss')
-        losses = model(**copy.deepcopy(data), mode='loss')
-        assert losses['teacher.loss_cls'] > 0
-        pairs = zip(model.student.tallies(), stock.tallies(), strict=True)
-        for ours, theirs in pairs:
+        losses_of(stock)
+        losses = losses_of(model)
+        assert ('teacher.loss_cls' in losses) == (loss_weight > 0)
+        for ours, theirs in zip(model.student.tallies(), stock.tallies(), strict=True):
             assert ours.contents() == theirs.contents()
         assert model.student.bbox_head.steps == step
-        for key, value in stock.bbox_head.named_buffers():
-            assert torch.equal(model.student.bbox_head.get_buffer(key), value), key
+        buffers = (dict(x.bbox_head.named_buffers()) for x in (model.student, stock))
+        assert_equal(*buffers)
     assert all(x is y for x, y in zip(model.student.tallies(), inside, strict=True))
 
 
-def test_the_context_works_on_copies_and_an_error_undoes_too():
-    detector = tallying_detector()
-    before = [x.contents() for x in detector.tallies()]
-    running_mean = detector.bbox_head.norm.running_mean
+def test_an_error_undoes_too_and_autograd_s_tensors_stay():
+    model = build(CONFIG)
+    detector, loss = model.student, model.student.loss
+    before, running_means = [x.contents() for x in detector.tallies()], []
 
-    def fail():
-        detector.loss(None, None)
-        assert detector.bbox_head.helper.own.count == 1
-        assert detector.bbox_head.norm.running_mean is not running_mean  # autograd may hold it
-        raise RuntimeError('out of memory')
+    def failing(*args):
+        running_means.append(detector.bbox_head.norm.running_mean)
+        losses = loss(*args)
+        if len(running_means) == 2:
+            raise RuntimeError('out of memory')
+        before[:] = [x.contents() for x in detector.tallies()]
+        return losses
 
-    with (
-        pytest.raises(RuntimeError, match='out of memory'),
-        given_feats(detector, FEATS),
-        state_restored(detector),
-    ):
-        fail()
+    detector.loss = failing
+    with pytest.raises(RuntimeError, match='out of memory'):
+        losses_of(model)
     assert [x.contents() for x in detector.tallies()] == before
-    assert detector.bbox_head.norm.running_mean is running_mean
-    assert not running_mean.any()
+    assert detector.tallies()[0].count == 1
+    assert detector.bbox_head.norm.running_mean is running_means[0]
+    assert running_means[1] is not running_means[0]  # autograd may hold it
 
 
 def test_singletons_are_not_copied():
     """A logger's copy is the logger itself: nothing is to be hung into that."""
-    detector = tallying_detector()
-    detector.bbox_head.callback = functools.partial(LOGGER.debug, 'x')
-    before = {name: id(value) for name, value in vars(LOGGER).items()}
-    root = {name: id(value) for name, value in vars(logging.getLogger()).items()}
-    with given_feats(detector, FEATS), state_restored(detector):
-        detector.loss(None, None)
-        assert detector.bbox_head.helper.own.logger is LOGGER
-    assert {name: id(value) for name, value in vars(LOGGER).items()} == before
-    assert {name: id(value) for name, value in vars(logging.getLogger()).items()} == root
-
-
-def test_a_trace_is_left_otherwise():
-    detector = tallying_detector()
-    with given_feats(detector, FEATS):
-        detector.loss(None, None)
-    assert [x.count for x in detector.tallies()] == [1] * 4
+    model = build(CONFIG)
+    model.student.bbox_head.callback = functools.partial(LOGGER.debug, 'x')
+    loggers = (LOGGER, logging.getLogger())
+    before = [{name: id(value) for name, value in vars(x).items()} for x in loggers]
+    losses_of(model)
+    assert model.student.bbox_head.helper.own.logger is LOGGER
+    assert [{name: id(value) for name, value in vars(x).items()} for x in loggers] == before

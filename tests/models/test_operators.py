@@ -1,14 +1,15 @@
 """Operators that teacher and distance launch: what bounds a step of small batches on a GPU."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmdet_sssd.commands.benchmark.parts import Operators
 from mmengine.structures import InstanceData
 
-from mmdet_sssd.commands.benchmark.counts import Operators
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
-from mmdet_sssd.models.losses import feature_losses
 
 SIDE, CHANNELS, OBJECTS = 320, 256, 8
 
@@ -44,7 +45,8 @@ def test_the_teacher_takes_few_operators_and_never_waits(settings, most):
 
 
 def test_the_distance_of_all_levels_takes_few_operators_and_never_waits(monkeypatch):
-    monkeypatch.setattr(feature_losses._JSDistances, 'blockwise', False)  # as on a GPU
+    distances = import_module(JSDistanceLoss.__module__)._JSDistances
+    monkeypatch.setattr(distances, 'blockwise', False)  # as on a GPU
     adapter, loss = FeatureAdapter(CHANNELS), JSDistanceLoss()
     student, teacher = retinanet_levels(), retinanet_levels()
     with Operators() as operators:

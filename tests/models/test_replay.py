@@ -1,34 +1,51 @@
-"""Contexts of replay: statistics and gradients of heads."""
+"""The teacher's features in the student's head: its batch norms, and parameters that it shares."""
 
 import copy
 
-import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmdet.registry import MODELS
 from torch import nn
 
-from mmdet_sssd.models import SSSDDistiller
-from mmdet_sssd.models.replay import batch_stats_used, head_grad_scaled
-
-from ..stock_detectors import NUM_CLASSES, demo_batch
-
-YOLOX = dict(
-    type='YOLOX',
-    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
-    backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.125),
-    neck=dict(type='YOLOXPAFPN', in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
-    bbox_head=dict(type='YOLOXHead', num_classes=NUM_CLASSES, in_channels=32, feat_channels=32),
-    train_cfg=dict(assigner=dict(type='SimOTAAssigner')),
-    test_cfg=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.65)),
-)
+from ..distillers import TOY, assert_equal, build, gradients, losses_of
+from ..stock_detectors import demo_batch
+from ..toy_detector import ToyDetector
 
 
-class Head(nn.Module):
-    """One norm that learns, and one that is frozen in training, as in stock's ``norm_eval``."""
+def predict_with_teacher(model):
+    """Predict on the teacher's features in eval mode, which changes nothing."""
+    model.eval()
+    for module in model.student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(3.0)  # of features unlike the teacher's
+    before = copy.deepcopy(model.state_dict())
+    data = demo_batch(model)
+    with torch.no_grad():
+        model.predict_with_teacher('teacher', data['inputs'], data['data_samples'], rescale=False)
+    assert_equal(dict(model.state_dict()), dict(before))
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_head_normalises_the_teacher_s_features_as_in_training():
+    model, seen = build('yolox'), []
+    head = model.student.bbox_head
+    head.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs)))
+    predict_with_teacher(model)
+    with torch.no_grad():
+        feats, outputs = seen[0]
+        torch.testing.assert_close(outputs, copy.deepcopy(head).train()(feats))
+        by_running_statistics = head(feats)
+    for found, other in zip(outputs[0], by_running_statistics[0], strict=True):
+        assert not torch.allclose(found, other, atol=1e-2)
+
+
+class NormedHead(nn.Module):
+    """Has a norm that learns, and one that is frozen in training, as in stock's ``norm_eval``."""
+
+    num_classes = 2
 
     def __init__(self):
         super().__init__()
-        self.norm, self.frozen = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.conv, self.norm, self.frozen = nn.Conv2d(8, 1, 1), *map(nn.BatchNorm2d, (8, 8))
 
     def train(self, mode=True):
         super().train(mode)
@@ -36,59 +53,47 @@ class Head(nn.Module):
         return self
 
 
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone, self.bbox_head = nn.BatchNorm2d(3), Head()
+@MODELS.register_module()
+class NormedDetector(ToyDetector):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bbox_head = NormedHead()
+
+    def predict(self, batch_inputs, batch_data_samples, rescale=True):
+        (x,), head = self.extract_feat(batch_inputs), self.bbox_head
+        self.seen = x, head.norm(x), head.frozen(x), head.norm(x[:1, :, :1, :1])
+        return batch_data_samples
 
 
-def test_the_head_in_eval_normalises_the_teacher_s_features_as_in_training():
-    torch.manual_seed(0)
-    model = SSSDDistiller(ConfigDict(YOLOX)).eval()
-    head = model.student.bbox_head
-    for module in head.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.fill_(3.0)  # of features unlike the teacher's
-    seen = []
-    head.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs)))
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad():
-        data = demo_batch(model)
-        model.predict_with_teacher('teacher', data['inputs'], data['data_samples'], rescale=False)
-        feats, outputs = seen[0]
-        trained = copy.deepcopy(head).train()(feats)
-        by_running_statistics = head(feats)
-    for kind in range(3):  # scores, boxes, objectness
-        for level in range(3):
-            torch.testing.assert_close(outputs[kind][level], trained[kind][level])
-            other = by_running_statistics[kind][level]
-            assert not torch.allclose(outputs[kind][level], other, atol=1e-2)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+def test_what_training_freezes_and_single_pixels_keep_their_statistics():
+    model = build({**TOY, 'type': 'NormedDetector'})
+    predict_with_teacher(model)
+    x, normed, frozen, pixel = model.student.seen
+    assert normed.mean((0, 2, 3)).abs().max() < 1e-5
+    by_running_statistics = (x - 3) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(frozen, by_running_statistics)
+    torch.testing.assert_close(pixel, by_running_statistics[:1, :, :1, :1])
 
 
-def test_what_training_freezes_and_other_modules_keep_their_statistics():
-    detector = Detector().eval()
-    x = torch.randn(2, 3, 4, 4) + 5
-    with batch_stats_used(detector):
-        normed = detector.bbox_head.norm(x)
-        assert normed.mean().abs() < 1e-5
-        assert detector.bbox_head.frozen(x).mean() > 4
-        assert detector.backbone(x).mean() > 4
-        assert not detector.bbox_head.training
-        pixel = x[:1, :, :1, :1]
-        torch.testing.assert_close(detector.bbox_head.norm(pixel), pixel / (1 + 1e-5) ** 0.5)
-        with pytest.raises(ValueError, match='expected 4D'):
-            detector.bbox_head.norm(x[0])
-    assert detector.bbox_head.norm(x).mean() > 4
-    assert torch.equal(detector.bbox_head.norm.running_mean, torch.zeros(3))
-    assert detector.bbox_head.norm.num_batches_tracked == 0
+@MODELS.register_module()
+class SharingDetector(ToyDetector):
+    """Shares the weight of two layers of its head."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bbox_head.cls, self.bbox_head.reg = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 1, 1)
+        self.bbox_head.reg.weight = self.bbox_head.cls.weight
+
+    def loss(self, batch_inputs, batch_data_samples):
+        (x,), head = self.extract_feat(batch_inputs), self.bbox_head
+        return {f'loss_{key}': getattr(head, key)(x).square().mean() for key in ('cls', 'reg')}
 
 
 def test_a_shared_parameter_has_a_factor_for_each_of_its_names():
-    detector = Detector()
-    detector.bbox_head.cls, detector.bbox_head.reg = nn.Linear(1, 1, False), nn.Linear(1, 1, False)
-    detector.bbox_head.reg.weight = detector.bbox_head.cls.weight
-    x = torch.ones(1, 1)
-    with head_grad_scaled(detector, {'cls': 0.5, 'reg': 0}):
-        (3 * detector.bbox_head.cls(x) + 5 * detector.bbox_head.reg(x)).sum().backward()
-    assert detector.bbox_head.cls.weight.grad.item() == 1.5
+    student, weight = {**TOY, 'type': 'SharingDetector'}, 'student.bbox_head.cls.weight'
+    plain, model = build(student), build(student, teacher_head_grad={'cls': 0.5, 'reg': 0})
+    losses = losses_of(model)
+    found = gradients(model, losses['teacher.loss_cls'] + losses['teacher.loss_reg'])[weight]
+    expected = gradients(plain, losses_of(plain)['teacher.loss_cls'])[weight]
+    assert expected.any()
+    torch.testing.assert_close(found, 0.5 * expected)

@@ -12,30 +12,23 @@ from mmengine.structures import InstanceData
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import AdaptiveDistillLoss
 
+from .. import distillers
+from ..distillers import assert_equal, backward, pretrained, without_gradient
 from ..stock_detectors import NUM_CLASSES, stock_config
 
 SIZES = [[3, 96, 128], [3, 128, 90], [3, 64, 64]]
-ADL = dict(adl=dict(type='LogitTerm'))
-SSIM = dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')))
+ADL, SSIM = dict(adl=distillers.ADL), dict(ssim=distillers.SSIM)
 
 
-def pretrained(config):
-    return dict(type='PretrainedTeacher', config=config, checkpoint=None)
-
-
-def build(name='retinanet', terms=ADL, **kwargs):
+def build(name='retinanet', terms=ADL, kind='SemiDistiller'):
     """A student, and a teacher of the same kind that is surer of some images than of others."""
     student, teacher = stock_config(name), stock_config(name)
     student.backbone.norm_eval = True  # with statistics of the batch, images are not independent
     (teacher.test_cfg.rcnn if name == 'faster_rcnn' else teacher.test_cfg).score_thr = 0.0
-    model = MODELS.build(
-        dict(
-            type='SemiDistiller',
-            student=student,
-            terms=terms,
-            **{'teachers': dict(large=pretrained(teacher)), **kwargs},
-        )
-    )
+    teachers = dict(large=pretrained(teacher))
+    torch.manual_seed(0)
+    # without init_weights, which would make the teacher about as sure of one box as of another
+    model = MODELS.build(dict(type=kind, student=student, teachers=teachers, terms=terms))
     make_unsure(model.teachers['large'].detector)
     return model.train()
 
@@ -160,16 +153,29 @@ def test_unlabelled_losses_are_those_of_the_confident_boxes_and_adl_of_all(sures
     assert set(losses) == {f'unsup.{x}' for x in (*expected, 'loss_adl', 'pseudo_boxes')}
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'atss', 'fcos', 'faster_rcnn'])
-@pytest.mark.parametrize('images', ['none', 'some', 'all'])
-def test_losses_and_gradients_whatever_number_of_images_has_boxes(name, images):
+@pytest.mark.parametrize(
+    ('name', 'images'),
+    [
+        *((name, x) for name in ('retinanet', 'faster_rcnn') for x in ('none', 'some', 'all')),
+        ('atss', 'some'),
+        ('fcos', 'some'),
+    ],
+)
+def test_losses_and_gradients_whatever_images_have_boxes(name, images):
     terms = SSIM if name == 'faster_rcnn' else {**ADL, **SSIM}
     model = build(name, terms)
     if images == 'some':
         set_threshold(model)
     else:
         model.pseudo_score_thr = 1.0 if images == 'none' else 0.0
+    calls = Counter()
+    for part in (model.student, model.teachers['large'].detector):
+        for x in ('backbone', 'bbox_head', 'rpn_head'):
+            if hasattr(part, x):
+                key = part is model.student, x
+                getattr(part, x).register_forward_hook(lambda *_, key=key: calls.update([key]))
     losses, _ = unlabelled_losses(model)
+    assert [*calls.values()] == [1] * 4  # each detector sees each image once
     terms_losses = {f'unsup.loss_{x}' for x in terms}
     own = {k: x for k, x in losses.items() if 'loss' in k and k not in terms_losses}
     if images == 'none':
@@ -178,44 +184,19 @@ def test_losses_and_gradients_whatever_number_of_images_has_boxes(name, images):
     else:
         assert total(own.values()) > 0
     assert all(losses[x] > 0 for x in terms_losses)
-    loss, logged = model.parse_losses(losses)
-    loss.backward()
-    assert all(value.isfinite() for value in logged.values())
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(value.isfinite() for value in backward(model, losses).values())
+    assert without_gradient(model) == []
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'atss'])  # RPN's NMS has no such CPU kernel
-def test_mixed_precision_labels_as_full_precision_does(name):
-    model = build(name)
+def test_mixed_precision_labels_as_full_precision_does():
+    model = build()
     set_threshold(model)
     expected, _ = unlabelled_losses(model)
     with torch.autocast('cpu', torch.bfloat16):
         losses, _ = unlabelled_losses(model)
     assert losses['unsup.pseudo_boxes'] > 0
-    for key, value in losses.items():
+    for key, value in losses.items():  # rounding moves an object to another level
         torch.testing.assert_close(total([value]), total([expected[key]]), rtol=0.05, atol=1e-3)
-
-
-@pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn'])
-@pytest.mark.parametrize('threshold', [0.0, 1.0, None])
-def test_each_detector_sees_each_image_once(name, threshold):
-    model = build(name, ADL if name == 'retinanet' else SSIM)
-    if threshold is None:
-        set_threshold(model)
-    else:
-        model.pseudo_score_thr = threshold
-    data = prepared(model, unsup=(0, 1, 2))
-    calls = Counter()
-    for detector in (model.student, model.teachers['large'].detector):
-        for part in ('backbone', 'bbox_head', 'rpn_head'):
-            if hasattr(detector, part):
-                key = (detector is model.student, part)
-                getattr(detector, part).register_forward_hook(
-                    lambda *_, key=key: calls.update([key])
-                )
-    model(**data, mode='loss')
-    assert len(calls) == 4
-    assert set(calls.values()) == {1}
 
 
 def test_a_batch_is_the_sum_of_its_branches_and_may_lack_one():
@@ -249,19 +230,16 @@ def test_a_branch_that_another_process_has_weighs_nothing(missing, monkeypatch):
     nothing = sum(total([losses[key]]) for key in others)
     assert nothing == 0
     nothing.backward()
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert without_gradient(model) == []
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_labelled_images_train_as_in_a_distiller():
-    model = build()
+    model, plain = build(), build(kind='Distiller')
     data = prepared(model, sup=(0, 1, 2))
-    semi = model(**data, mode='loss')
-    data = prepared(model, sup=(0, 1, 2))
-    expected = super(type(model), model).loss(data['inputs']['sup'], data['data_samples']['sup'])
-    assert semi.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(total([semi[key]]), total([value]))
+    samples = data['data_samples']['sup']
+    expected = plain(inputs=data['inputs']['sup'], data_samples=samples, mode='loss')
+    assert_equal(model(**prepared(model, sup=(0, 1, 2)), mode='loss'), expected)
 
 
 def test_labels_of_unlabelled_images_are_not_looked_at():
@@ -274,66 +252,36 @@ def test_labels_of_unlabelled_images_are_not_looked_at():
         sample.gt_instances = sample.gt_instances[:0]
         sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 128]]))
     del sample.ignored_instances  # the last one never had any
-    for key, value in model(**data, mode='loss').items():
-        assert torch.equal(total([value]), total([expected[key]]))
+    assert_equal(model(**data, mode='loss'), expected)
 
 
 def test_predictions_are_the_student_s_from_plain_batches():
     model = build().eval()
     model.student.test_cfg.score_thr = 0.0
     data = demo_mm_inputs(1, [[3, 64, 64]])
-    ours = model.test_step(data)[0].pred_instances
-    theirs = model.student.test_step(data)[0].pred_instances
+    ours, theirs = (x.test_step(data)[0].pred_instances for x in (model, model.student))
     assert len(ours) > 0
     assert torch.equal(ours.bboxes, theirs.bboxes)
 
 
 @pytest.mark.parametrize('place', ['student', 'model'])
-def test_a_multi_branch_data_preprocessor_in_the_config_is_the_student_s(place):
+def test_a_multi_branch_data_preprocessor_is_the_student_s(place):
     student = stock_config('retinanet')
     own = student.pop('data_preprocessor')
     both = dict(type='MultiBranchDataPreprocessor', data_preprocessor=own)
-    config = dict(
-        type='SemiDistiller',
-        student=student,
-        teachers=dict(large=pretrained(stock_config('retinanet'))),
-        terms=ADL,
-    )
-    (student if place == 'student' else config)['data_preprocessor'] = both
-    model = MODELS.build(config)
+    settings = dict(type='SemiDistiller', teachers=dict(a=pretrained(stock_config('retinanet'))))
+    (student if place == 'student' else settings)['data_preprocessor'] = both
+    model = distillers.build(student, **settings)
     assert type(model.student.data_preprocessor).__name__ == own.type
     assert model.data_preprocessor.data_preprocessor is model.student.data_preprocessor
     assert model.student.data_preprocessor.mean.flatten().tolist() == pytest.approx(own.mean)
 
 
-def config_of(student, teacher):
-    return dict(
-        type='SemiDistiller',
-        student=student,
-        teachers=dict(large=pretrained(teacher)),
-        terms=SSIM,
-    )
-
-
-def test_what_cannot_work_is_refused():
-    with pytest.raises(ConfigError, match=r'pseudo_score_thr is 1\.5; accepted: a score, 0 to 1'):
-        build(pseudo_score_thr=1.5)
-    with pytest.raises(ConfigError, match=r'model\.teachers has ImplicitTeacher; accepted by Semi'):
-        build(teachers=dict(implicit=dict(type='ImplicitTeacher')))
-    masks = config_of(stock_config('mask_rcnn'), stock_config('retinanet'))
-    with pytest.raises(ConfigError, match='MaskRCNN, which learns masks'):
-        MODELS.build(masks)
-    other = config_of(stock_config('retinanet'), stock_config('retinanet'))
-    other['teachers']['large']['config'].bbox_head.num_classes = 5
-    with pytest.raises(ConfigError, match=r'has 5 classes, model\.student 3'):
-        MODELS.build(other)
-
-
 def test_batches_of_other_branches_are_refused():
     preprocess = build().data_preprocessor
     plain = demo_mm_inputs(1, [[3, 64, 64]])
-    with pytest.raises(ConfigError, match=r'has the branches: none; .*with_unlabelled'):
+    with pytest.raises(ConfigError, match='has the branches: none'):
         preprocess(plain, True)
     wrong = {key: {'teacher': x['sup']} for key, x in batch(sup=(0,)).items()}
-    with pytest.raises(ConfigError, match='the branches: teacher; SemiDistiller takes sup and'):
+    with pytest.raises(ConfigError, match='the branches: teacher'):
         preprocess(wrong, True)

@@ -8,14 +8,14 @@ import sys
 import torch
 
 from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, run_benchmark
-from mmdet_sssd.models.losses.feature_losses import _JSDistances
+from mmdet_sssd.models import JSDistanceLoss
 
 ARMS = ['baseline', 'paper', 'paper+economy=True', 'gentle']
 
 
 def main(configs: list[str], shape: tuple[int, int] = (320, 320)) -> None:
     """Print the table of each config of mmdet."""
-    _JSDistances.blockwise = False
+    sys.modules[JSDistanceLoss.__module__]._JSDistances.blockwise = False
     for config in configs:
         print(config)
         options = BenchmarkOptions(f'mmdet::{config}', ARMS, shape=shape, device='cpu', steps=1)
