@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmdet_sssd.commands.benchmark.parts import Operators
+from mmdet_sssd.commands.benchmark.counts import Operators
 from mmengine.structures import InstanceData
 
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher

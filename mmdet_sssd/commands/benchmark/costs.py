@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .counts import COUNTED
+from .counts import COUNTED, PARTS
 
 NOISE_BOUND = 0.1  # largest interquartile range of paired time ratios, relative to their median
 
@@ -18,25 +18,27 @@ class Costs:
 
     Attributes:
         name: Name of the arm.
-        flops: Floating-point operations.
-        operators: Operators that the device runs.
-        waits: Operators that wait for the device.
+        parts: For each part of a step, its floating-point operations (``flops``), the operators that
+            the device runs (``operators``), and those that wait for it (``waits``).
         peak_memory: Bytes; :data:`~.memory.KINDS` says what they measure.
         seconds: Time of each step.
     """
 
     name: str
-    flops: int
-    operators: int
-    waits: int
+    parts: dict[str, dict[str, int]]
     peak_memory: int
     seconds: list[float] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sums over the parts."""
+        return {kind: sum(x[kind] for x in self.parts.values()) for kind in COUNTED}
 
     def to_dict(self, first: 'Costs') -> dict[str, Any]:
         """Convert to JSON, with ratios to the costs of the first arm, step by step for the time."""
         pairs = zip(self.seconds, first.seconds, strict=True)
         time = quartiles([own / other for own, other in pairs])
-        counted = {kind: getattr(self, kind) / max(getattr(first, kind), 1) for kind in COUNTED}
+        counted = {kind: n / max(first.counts[kind], 1) for kind, n in self.counts.items()}
         ratios = {
             'time': time['median'],
             'time_quartiles': time,
@@ -46,7 +48,12 @@ class Costs:
             'too_noisy': time['upper_quartile'] - time['lower_quartile']
             > NOISE_BOUND * time['median'],
         }
-        return {**asdict(self), 'step_time': quartiles(self.seconds), 'ratios': ratios}
+        return {
+            **asdict(self),
+            **self.counts,
+            'step_time': quartiles(self.seconds),
+            'ratios': ratios,
+        }
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -81,6 +88,21 @@ def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
             f'{ratios["waits"]:.2f}',
             f'{arm["peak_memory"] / 2**20:,.0f} MiB',
             f'{ratios["memory"]:.2f}',
+        )
+    return table
+
+
+def part_table(arms: Sequence[dict[str, Any]]) -> Table:
+    """List operators, and of these the waits, by part of the step."""
+    table = Table(title='operators (of these, waits) by part')
+    table.add_column('arm')
+    for part in PARTS:
+        table.add_column(part, justify='right')
+    for arm in arms:
+        counts = [arm['parts'].get(part, {}) for part in PARTS]
+        table.add_row(
+            arm['name'],
+            *(f'{x["operators"]:,} ({x["waits"]:,})' if x else '' for x in counts),
         )
     return table
 

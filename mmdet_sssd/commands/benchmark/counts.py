@@ -1,16 +1,19 @@
 """Counts the work of a training step: floating-point operations, operators, and waits."""
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from ...models import Distiller
 from ..training_steps import Trainee
 
 COUNTED = ('flops', 'operators', 'waits')
@@ -25,15 +28,65 @@ WAITING = (
 )
 
 
-def count_step(trainee: Trainee) -> dict[str, int]:
-    """Count the work of a step by :data:`COUNTED`, without the optimizer's."""
-    with StepCounter(trainee.device.type) as counter:
+STUDENT, TEACHER, SECOND_HEAD, TERMS, REST = PARTS = (
+    'student',
+    'teacher',
+    'second head pass',
+    'terms',
+    'backward and other',
+)
+"""The parts of a step. The forward pass of a stock detector is all ``student``; ``second head pass``
+is the student's head on teachers' features; ``terms`` includes their adapters."""
+METHODS = {
+    STUDENT: '_student_pass',
+    TEACHER: '_teacher_passes',
+    SECOND_HEAD: '_trained_pass',  # called by the teachers'
+    TERMS: '_term_losses',
+}
+
+
+def count_step(trainee: Trainee) -> dict[str, dict[str, int]]:
+    """Count the work of a step, without the optimizer's.
+
+    Returns:
+        Numbers by :data:`COUNTED` for each of :data:`PARTS` that has work.
+    """
+    counter = StepCounter(trainee.device.type)
+    with _parts_followed(trainee.model, counter) as parts, counter:
         handle = register_optimizer_step_pre_hook(lambda *_: counter.close())
         try:
             trainee.step()
         finally:
             handle.remove()
-    return counter.totals()
+    parts[TEACHER].subtract(parts[SECOND_HEAD])
+    parts[REST] = counter.totals()
+    for part in METHODS:
+        parts[REST].subtract(parts[part])
+    return {part: dict(parts[part]) for part in PARTS if any(parts[part].values())}
+
+
+@contextmanager
+def _parts_followed(model: BaseModel, counter: 'StepCounter') -> Iterator[dict[str, Counter]]:
+    """Add up what a counter counts in the methods of each part."""
+    found: dict[str, Counter] = {part: Counter() for part in PARTS}
+    methods = METHODS if isinstance(model, Distiller) else {STUDENT: 'loss'}
+
+    def followed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found[part].subtract(counter.totals())
+            result = method(*args, **kwargs)
+            found[part].update(counter.totals())
+            return result
+
+        return call
+
+    for part, name in methods.items():
+        setattr(model, name, followed(part, getattr(model, name)))
+    try:
+        yield found
+    finally:
+        for name in methods.values():
+            delattr(model, name)
 
 
 class StepCounter(ExitStack):
@@ -49,13 +102,10 @@ class StepCounter(ExitStack):
         self.flops = self.enter_context(FlopCounterMode(display=False, custom_mapping=formulas))
         self.operators = self.enter_context(Operators(device))
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> Counter[str]:
         """Sum up everything counted so far, by :data:`COUNTED`."""
-        return {
-            'flops': self.flops.get_total_flops(),
-            'operators': self.operators.names.total(),
-            'waits': self.operators.waits.total(),
-        }
+        operators, waits = self.operators.names.total(), self.operators.waits.total()
+        return Counter(flops=self.flops.get_total_flops(), operators=operators, waits=waits)
 
 
 def _conv_backward_flops(grad: Any, x: Any, weight: Any, *settings: Any, **_: Any) -> int:

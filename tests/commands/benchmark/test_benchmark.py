@@ -15,6 +15,7 @@ from mmdet_sssd.commands.benchmark.benchmark import (
     run_benchmark,
 )
 from mmdet_sssd.commands.benchmark.costs import Costs, noise_note
+from mmdet_sssd.commands.benchmark.counts import PARTS
 from mmdet_sssd.commands.training_steps import without_weights
 from mmdet_sssd.models import SemiDistiller
 
@@ -33,7 +34,8 @@ def stock(tmp_path_factory):
 
 
 def costs(name, seconds, flops, memory=10) -> Costs:
-    return Costs(name, flops, operators=flops, waits=0, peak_memory=memory, seconds=seconds)
+    parts = dict(student=dict(flops=flops, operators=flops, waits=0))
+    return Costs(name, parts, peak_memory=memory, seconds=seconds)
 
 
 def test_ratios_by_hand():
@@ -69,6 +71,12 @@ def test_results(stock, tmp_path):
     assert len(second['seconds']) == 2
     for kind in ('flops', 'operators', 'waits'):
         assert second['ratios'][kind] == second[kind] / first[kind] > 1
+        assert sum(x[kind] for x in second['parts'].values()) == second[kind]
+        assert second['parts']['student'][kind] == first['parts']['student'][kind]
+    assert list(first['parts']) == ['student', 'backward and other']
+    assert list(second['parts']) == list(PARTS)
+    head, teacher = (second['parts'][x]['operators'] for x in ('second head pass', 'teacher'))
+    assert head + teacher < second['parts']['backward and other']['operators']
     assert second['ratios']['memory'] > 1
     assert first['ratios']['time'] == first['ratios']['time_over_flops'] == 1
     assert all(arm in console.file.getvalue() for arm in arms)
