@@ -43,7 +43,7 @@ class CheckDatasetHook(Hook):
         if self.distiller.num_dropped_boxes:
             runner.logger.warning(
                 f'{self.distiller.num_dropped_boxes} labelled boxes (counted each time this process '
-                'loaded one) covered less than a pixel of their image and were left out.'
+                'loaded one) were less than a pixel wide or high in their image and were left out.'
             )
 
 

@@ -57,7 +57,7 @@ class AdaptiveDistillCoefHook(Hook):
 
     POLICIES = ('step', 'constant')
     DROP = 0.5  # of the highest rate: at or below it, the rate has dropped
-    SHARE = 0.1  # of the newest measurement in the running mean, at least
+    SHARE = 0.1  # least weight of a new measurement in the running mean
     INTERVAL = 20  # most iterations between two measurements
     MAX_CHANGE = 1000.0  # largest factor between λ₀ and distill_coef, up or down
 
@@ -85,7 +85,7 @@ class AdaptiveDistillCoefHook(Hook):
         self.last_used: float | None = None  # λ of the last iteration with the term's loss
 
     def before_run(self, runner: Runner) -> None:
-        """Read the term's λ, before a checkpoint is resumed, which has the last one."""
+        """Read the term's λ from the config, before an iteration changes it."""
         self.base_coef = find_term(runner, self).distill_coef
 
     def before_train(self, runner: Runner) -> None:

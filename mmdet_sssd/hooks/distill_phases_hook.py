@@ -35,9 +35,9 @@ class DistillPhasesHook(Hook):
 
     =========================  ==============================================================
     until ``freeze_backbone``  the student's backbone is frozen; neck and heads train
-    until ``detach_student``   the terms detach the student: only their adapters learn
-    then                       the student learns from the teacher
-    from 1 - ``detach_last``   only the adapters learn again
+    until ``detach_student``   the terms train only their adapters; detection losses train all
+    then                       the terms train the student, too
+    from 1 - ``detach_last``   the terms train only their adapters again
     from ``teacher_until``     the teacher is off and frozen: stock training at stock cost
     =========================  ==============================================================
 
@@ -121,9 +121,9 @@ class DistillPhasesHook(Hook):
         for name, term in self.terms.items():
             if detached != term.detach_student:
                 runner.logger.info(
-                    f'Term {name}: the student is detached, only the adapter learns.'
+                    f'Term {name} trains only its adapter; the student has its detection loss.'
                     if detached
-                    else f'Term {name}: the student learns from the teacher from here on.'
+                    else f'Term {name} trains the student, too, from here on.'
                 )
             term.detach_student = detached
 

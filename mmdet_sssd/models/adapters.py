@@ -52,9 +52,9 @@ def as_levels(in_channels: int | Sequence[int]) -> tuple[int, ...]:
 class ChannelProjection(nn.Module):
     """1×1 convolutions from feature levels of any channels to a common width, and back.
 
-    The width is the levels' own number of channels if all have the same, at most 512, and it suits;
-    else 256. Levels of the same other number of channels share their convolutions; levels of the
-    width pass unchanged, as in the papers, where all have 256 channels.
+    The width is the levels' number of channels if all have the same, at most 512 and a multiple of
+    ``multiple_of``; else 256. Levels of that width pass unchanged, as in the papers, where all have
+    256 channels. Others share convolutions with those that have as many channels.
 
     Args:
         in_channels: Channels of each level.

@@ -73,8 +73,8 @@ class Distiller(BaseDetector):
         init_cfg: As in mmengine.
 
     Attributes:
-        num_dropped_boxes: Number of labelled boxes left out because they cover less than a pixel of
-            the image; stock losses are not finite on some of them.
+        num_dropped_boxes: Number of labelled boxes left out because less than a pixel of their width
+            or height lies in the image; stock losses are not finite on some of them.
         gradient_taps: Gradients that the student's own losses (``'student'``), the
             teachers' (``'teachers'``) and each term (``'terms.NAME'``) sent into the student's features
             in the last measured step; see :class:`~mmdet_sssd.models.terms.DistillTerm`.
@@ -192,7 +192,7 @@ class Distiller(BaseDetector):
 
     @torch.compiler.disable
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
-        """Drop the labelled objects whose box covers less than a pixel of its image.
+        """Drop the labelled objects whose box is less than a pixel wide or high within its image.
 
         One flag per box is read from the device in a single transfer, before the step queues any
         work there.
@@ -350,8 +350,8 @@ class Distiller(BaseDetector):
         if not self.num_dropped_boxes:
             images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
             print_log(
-                f'{num_dropped} of the {num_boxes} labelled boxes of a batch cover less than a pixel '
-                'of their image after the training pipeline; such boxes are left out of training, '
+                f'{num_dropped} of the {num_boxes} labelled boxes of a batch are less than a pixel wide or '
+                'high within their image after the training pipeline; such boxes are left out of training, '
                 f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
                 logger='current',
                 level=logging.WARNING,

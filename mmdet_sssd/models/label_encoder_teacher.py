@@ -133,7 +133,9 @@ class LabelEncoderTeacher(BaseModule):
             batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])
-        first = 0 if self.add_context_box else 1  # object 0 is the image
+        first = (
+            0 if self.add_context_box else 1
+        )  # object 0 is the image; without a context object only the regions have it
         labels, valid = objects.labels[:, first:], objects.valid[:, first:]
         descriptors = objects.descriptors(self.class_code)[:, first:]
         label_embeddings = self.label_encoder(descriptors, valid)
@@ -549,10 +551,11 @@ class RelationAdapter(nn.Module):
 
 
 class ClassVectors(nn.Embedding):
-    """A learned vector for each class.
+    """A learned vector for each class: its direct way into the map.
 
-    At first the attention weighs all objects of an image alike, so no object's own label trains the
-    encoder, whose embeddings become equal before it does.
+    Through encoder and attention alone the class gets lost: at first the attention weighs all objects
+    of an image alike, so that an object's own label has no effect, and the encoder's embeddings become
+    equal before the attention learns to tell objects apart.
 
     Args:
         num_classes: Number of classes K.
@@ -594,25 +597,27 @@ class KnowledgeMapper(nn.Module):
         self.refine = nn.Sequential(*layers[:-1])
 
     def kernels(self, vectors: Tensor) -> Tensor:
-        """Make what each image and its objects are painted with, for all levels at once.
+        """Fold the objects' vectors into the first convolution's kernel, for all levels at once.
 
-        The first convolution of the painted map is linear in the objects' vectors. Multiplying them
-        into its kernel gives, per image, a kernel from the regions to the map's channels D = C:
-        exact, and cheaper than painting first unless there are hundreds of objects.
+        LGD paints each vector onto its region and convolves the map. Both are linear, so that a kernel
+        for each object, from its region to the map's channels D = C, gives the same without the painted
+        map: cheaper unless there are hundreds of objects.
 
         Args:
             vectors: Object vectors of shape (L, B, N, C) for L levels, or with the context object's,
                 which comes first, of shape (L, B, 1 + N, C).
 
         Returns:
-            Kernels of shape (L, B, 1 + N, 3, D, 3): kernel width, D, kernel height. The image's, which
-            comes first, has the bias at its centre.
+            Kernels of shape (L, B, 1 + N, 3, D, 3), whose last axes are the kernel's column, the output
+            channel and the kernel's row. The first is the image's: its bias, at the centre.
         """
         bias = self.object_conv.bias.expand(*vectors.shape[:2], -1)
         if self.context_proj is not None:
             bias = bias + self.context_proj(vectors[:, :, 0])
             vectors = vectors[:, :, 1:]
-        weight = self.object_conv.weight.permute(1, 3, 0, 2)  # C, a column, D, a row
+        weight = self.object_conv.weight.permute(
+            1, 3, 0, 2
+        )  # to (C in, kernel column, D out, kernel row)
         kernels = (self.object_proj(vectors) @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
         of_image = F.pad(bias[:, :, None, None, :, None], (1, 1, 0, 0, 1, 1))  # 0 around the middle
         return torch.cat([of_image.to(kernels.dtype), kernels], 2)
@@ -627,7 +632,7 @@ class KnowledgeMapper(nn.Module):
         return self.refine(F.relu(self.painted_conv(kernels, regions), inplace=True))
 
     def painted_conv(self, kernels: Tensor, regions: Regions) -> Tensor:
-        """Convolve the painted map, and add the bias.
+        """Compute the first convolution of the map, of shape (B, D, h, w), from kernels and regions.
 
         Boxes are convolved first along the rows, for each kernel column, then along the columns, which
         sums over objects: a third of the multiplications, and no map of a region is kept for the

@@ -31,7 +31,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # not run in a replay
 
 Results = dict[str, list[Any]]
-"""What functions computed, in order, by the functions' paths in a detector."""
+"""What was recorded in order, by a function's path, such as ``bbox_head.get_targets``: a :class:`_Call`
+of priors and targets, the bare result of levels and assignments."""
 
 Factors = Mapping[str, float]
 """Factors by regular expression: the first expression found in a name counts; otherwise 1."""
@@ -123,7 +124,7 @@ class _GivenFeatures:
 @contextmanager
 def given_feats(detector: BaseDetector, feats: Sequence[Tensor]) -> Iterator[None]:
     """Let ``detector.extract_feat`` return the given levels of shape (B, C_p, h_p, w_p)."""
-    shadowed = vars(detector).get('extract_feat')  # only set if other code replaced it
+    shadowed = vars(detector).get('extract_feat')  # the instance's own, if other code set one
     detector.extract_feat = _GivenFeatures(feats)
     try:
         yield
@@ -221,7 +222,7 @@ def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
 
 # --- What the heads do not compute again
 
-ASSIGN, LEVEL, TARGETS = 'assign', 'forward_single', 'get_targets'
+ASSIGN, ONE_LEVEL, TARGETS = 'assign', 'forward_single', 'get_targets'
 PRIORS = 'grid_priors', 'valid_flags'
 
 
@@ -267,12 +268,12 @@ def results_recorded(detector: BaseDetector) -> Iterator[Results]:
     results: Results = defaultdict(list)
 
     def record(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if key.endswith((LEVEL, ASSIGN)):
+        if key.endswith((ONE_LEVEL, ASSIGN)):
             results[key].append(function(*args, **kwargs))
             return results[key][-1]
         given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
         result = function(*args, **kwargs)
-        # A call that changes its owner has to do so in each pass.
+        # Reuse would skip what a call sets on its owner, so such calls are not recorded.
         if [*map(id, attributes)] == [*map(id, vars(owner).values())]:
             results[key].append(_Call(given, result))
         return result
@@ -285,10 +286,10 @@ def results_recorded(detector: BaseDetector) -> Iterator[Results]:
 def results_reused(
     detector: BaseDetector, results: Results, assignment: bool, start_level: int
 ) -> Iterator[None]:
-    """Return the recorded priors and targets where a call is given the very same tensors.
+    """Answer calls from what was recorded, instead of computing them again.
 
-    Targets that depend on predictions are therefore made anew. A head that draws samples draws them
-    anew from the same assignment.
+    Priors and targets are reused where a call is given the very same tensors, so targets that depend on
+    predictions are made anew. A head that draws samples draws new ones from the same assignment.
 
     Args:
         detector: The detector.
@@ -304,7 +305,7 @@ def results_reused(
     def reuse(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
         nonlocal is_drawing
         index, num_calls[key] = num_calls[key], num_calls[key] + 1
-        if key.endswith(LEVEL):
+        if key.endswith(ONE_LEVEL):
             if index >= min(start_level, len(results[key])):
                 return function(*args, **kwargs)
             return map_tensors(Tensor.detach, results[key][index])
@@ -315,9 +316,9 @@ def results_reused(
         call = next((x for x in unused[key] if x.repeats((args, kwargs))), None)
         if call is None:
             return function(*args, **kwargs)
-        unused[key].remove(call)  # of equal calls, each answers one
+        unused[key].remove(call)  # a recorded call answers one call
         if not _draws_samples(owner):
-            return map_tensors(lambda x: x, call.result)  # in containers of its own
+            return map_tensors(lambda x: x, call.result)  # in new lists, which the head may change
         is_drawing = True
         try:
             return function(*args, **kwargs)
@@ -353,10 +354,10 @@ def _replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterat
         def call(*args: Any, **kwargs: Any) -> Any:
             return replacement(key, owner, function, args, kwargs)
 
-        return call if key.endswith(LEVEL) else _StandIn(call)
+        return call if key.endswith(ONE_LEVEL) else _StandIn(call)
 
     places = [(key, x, key.rpartition('.')[2]) for key, x in _reusable(detector).items()]
-    # only set if other code replaced it
+    # the instance's attributes that hide the class's methods, if other code set some
     shadowed = [(x, name, vars(x)[name]) for _, x, name in places if name in vars(x)]
     for key, owner, name in places:
         setattr(owner, name, replaced(key, owner, getattr(owner, name)))
@@ -381,7 +382,7 @@ def _reusable(detector: BaseDetector) -> dict[str, Any]:
             continue
         for path, module in head.named_modules(prefix=name):
             functions = [(path, module, TARGETS)]
-            functions += [(path, module, LEVEL)] * isinstance(module, BaseDenseHead)
+            functions += [(path, module, ONE_LEVEL)] * isinstance(module, BaseDenseHead)
             for key, x in vars(module).items():
                 functions += [(f'{path}.{key}', x, function) for function in (*PRIORS, ASSIGN)]
             for place, owner, function in functions:

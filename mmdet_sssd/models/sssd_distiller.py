@@ -18,7 +18,9 @@ class SSSDDistiller(Distiller):
     .. math:: L = L_{det}(x) + w \, L_{det}(t) + \lambda \, L_{distill}(A(x), t)
 
     with the student's features x, the teacher's features t, computed from x and the labels, and the
-    adapter A. :math:`L_{distill}` instance-normalises both sides and detaches the teacher's.
+    adapter A. Both sides are instance-normalised before :math:`L_{distill}`, and t is
+    detached there. As t depends on x, L_det(t) also trains the student's backbone and neck, unless the
+    teacher's ``detach_appearance`` is set.
 
     Sources: SSSD (https://arxiv.org/abs/2303.05015); with ``NormedMSELoss`` and constant λ it is LGD
     (https://arxiv.org/abs/2109.11496).
@@ -26,7 +28,7 @@ class SSSDDistiller(Distiller):
     This is a :class:`Distiller` with the teacher ``teacher`` and the term ``distill``::
 
         teachers=dict(teacher=dict(type='ImplicitTeacher', neck=teacher,
-                                   loss_weight=teacher_loss_weight,
+                                   loss_weight=teacher_loss_weight, start_level=start_level,
                                    reuse_assignment=reuse_assignment,
                                    head_grad=teacher_head_grad), **teachers),
         terms=dict(distill=dict(type='FeatureTerm', teacher='teacher', adapter=adapter,

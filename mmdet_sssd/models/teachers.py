@@ -16,7 +16,7 @@ from .building import build_part, completed
 from .replay import DetectorOutputs, Factors, head_parameters
 from .student import count_classes, probe
 
-LEVEL = 'the index of a feature level of the student'
+ACCEPTED_LEVEL = 'the index of a feature level of the student'
 
 
 class Teacher(BaseModule, metaclass=ABCMeta):
@@ -37,8 +37,8 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         is_trained: Whether the teacher is trained.
         active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
         reuses_assignment: Whether its detection loss reuses assignments that depend on predictions.
-        start_level: Index of the first feature level that it makes itself; lower levels are the
-            student's.
+        start_level: Index of the first feature level that it makes itself; the finer ones before it
+            are the student's.
         head_grad: Factors of the gradients that its detection loss sends into the student's head, by
             regular expression on parameter names. Empty: all are 1.
         place: Its key in the config, and those of its settings that lie elsewhere, for errors; the
@@ -134,7 +134,12 @@ class ImplicitTeacher(Teacher):
         super().__init__(loss_weight)
         if start_level is None:
             start_level = _after_the_finest(student)
-        check('start_level', start_level, isinstance(start_level, int) and start_level >= 0, LEVEL)
+        check(
+            'start_level',
+            start_level,
+            isinstance(start_level, int) and start_level >= 0,
+            ACCEPTED_LEVEL,
+        )
         self.start_level = start_level
         check(
             'reuse_assignment',
@@ -181,7 +186,7 @@ class ImplicitTeacher(Teacher):
         return DetectorOutputs((*(x.detach() for x in skipped), *feats))
 
     def _check_start_level(self, num_levels: int) -> None:
-        check('start_level', self.start_level, self.start_level < num_levels, LEVEL)
+        check('start_level', self.start_level, self.start_level < num_levels, ACCEPTED_LEVEL)
 
 
 def _checked_factors(head_grad: float | Factors, student: BaseDetector) -> Factors:

@@ -102,7 +102,8 @@ class FeatureTerm(DistillTerm):
         adapter: Config of the adapter on the student's side; ``type`` defaults to
             ``'ChannelAdapter'``, a 1×1 convolution where the channels differ. ``in_channels`` and,
             for ``ChannelAdapter``, ``out_channels`` default to the student's and the teacher's.
-            Another adapter with ``in_channels`` set pairs levels by index, without a probe.
+            Another adapter with ``in_channels`` set pairs levels by index and takes no ``levels``: for
+            students that only run on a GPU.
         normalize: Whether to instance-normalise both sides first, as SSSD and LGD do. Defaults to
             False.
         levels: Index of the teacher level for each of the student's, None to leave one out. Defaults
@@ -136,6 +137,7 @@ class FeatureTerm(DistillTerm):
                 adapter, channels, tuple(of_teacher.channels[q] for _, q in self.pairs)
             )
         else:
+            check('levels', levels, levels is None, 'None beside an adapter with in_channels')
             _check_channels(as_levels(adapter['in_channels']), student)
         self.adapter = build_part('adapter', adapter, nn.Module)
         self.distill_loss = loss
@@ -167,7 +169,8 @@ def match_levels(
 ) -> list[tuple[int, int]]:
     """Pair each student level with the teacher level nearest in size, the last of several.
 
-    Student levels whose nearest is more than an octave away are left out.
+    Student levels whose nearest is 1.5 octaves away or more (sides 2.8 times as long or short) are left
+    out.
 
     Args:
         student: The student's feature levels of shape (1, C_p, h_p, w_p) for a blank image.

@@ -6,7 +6,7 @@ model = dict(type='SSSDDistiller')  # whose defaults are the paper's
 hooks = dict(
     # λ doubles at the first drop of the learning rate
     distill_coef=dict(type='AdaptiveDistillCoefHook', policy='step', factor=2.0),
-    # first 1/6: distilling trains only the adapter; first 1/9: the backbone is frozen
+    # first 1/6: the distillation loss trains only the adapter; first 1/9: the backbone is frozen
     phases=dict(type='DistillPhasesHook', detach_student=1 / 6, freeze_backbone=1 / 9),
     **run.hooks,
 )

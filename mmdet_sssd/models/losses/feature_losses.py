@@ -40,7 +40,7 @@ class FeatureLoss(nn.Module):
 
         Args:
             student_feats: Levels of shape (B, C_p, h_p, w_p).
-            teacher_feats: Levels of the same shapes; they get no gradient.
+            teacher_feats: Levels of the same shapes; detached by the distiller.
 
         Returns:
             A scalar in float32 or wider; a level without elements counts as 0.
@@ -76,7 +76,7 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
     def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
-        """Average the distances, of shape (L,), of the L levels ``feats`` of either side."""
+        """Average the levels' distances, of shape (L,); ``feats`` are either side's levels, for their sizes."""
         return distances.mean()
 
 
@@ -147,7 +147,7 @@ class _JSDistances(torch.autograd.Function):
     level is a matrix of shape (m, n): a distribution over n elements in each row.
     """
 
-    blockwise = True  # on a CPU, where the temporaries then fit the cache
+    blockwise = True  # whether a CPU takes rows in blocks, whose temporaries fit its cache
 
     @staticmethod
     def forward(ctx: Any, tau: float, *levels: Tensor) -> Tensor:
