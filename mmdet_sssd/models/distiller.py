@@ -350,9 +350,10 @@ class Distiller(BaseDetector):
         if not self.num_dropped_boxes:
             images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
             print_log(
-                f'{num_dropped} of the {num_boxes} labelled boxes of a batch are less than a pixel wide or '
-                'high within their image after the training pipeline; such boxes are left out of training, '
-                f'without further warnings. The images of the batch: {", ".join(images) or "unnamed"}.',
+                f'{num_dropped} of the {num_boxes} labelled boxes of a batch are less than a pixel '
+                'wide or high within their image after the training pipeline; such boxes are left out '
+                'of training, without further warnings. The images of the batch: '
+                f'{", ".join(images) or "unnamed"}.',
                 logger='current',
                 level=logging.WARNING,
             )

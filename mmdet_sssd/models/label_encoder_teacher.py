@@ -133,9 +133,8 @@ class LabelEncoderTeacher(BaseModule):
             batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])
-        first = (
-            0 if self.add_context_box else 1
-        )  # object 0 is the image; without a context object only the regions have it
+        # Object 0 is the image; without a context object only the regions have it.
+        first = 0 if self.add_context_box else 1
         labels, valid = objects.labels[:, first:], objects.valid[:, first:]
         descriptors = objects.descriptors(self.class_code)[:, first:]
         label_embeddings = self.label_encoder(descriptors, valid)
@@ -615,9 +614,8 @@ class KnowledgeMapper(nn.Module):
         if self.context_proj is not None:
             bias = bias + self.context_proj(vectors[:, :, 0])
             vectors = vectors[:, :, 1:]
-        weight = self.object_conv.weight.permute(
-            1, 3, 0, 2
-        )  # to (C in, kernel column, D out, kernel row)
+        # to (C in, kernel column, D out, kernel row)
+        weight = self.object_conv.weight.permute(1, 3, 0, 2)
         kernels = (self.object_proj(vectors) @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
         of_image = F.pad(bias[:, :, None, None, :, None], (1, 1, 0, 0, 1, 1))  # 0 around the middle
         return torch.cat([of_image.to(kernels.dtype), kernels], 2)
@@ -635,8 +633,8 @@ class KnowledgeMapper(nn.Module):
         """Compute the first convolution of the map, of shape (B, D, h, w), from kernels and regions.
 
         Boxes are convolved first along the rows, for each kernel column, then along the columns, which
-        sums over objects: a third of the multiplications, and no map of a region is kept for the
-        backward pass.
+        sums over objects: a third of the multiplications, and nothing of the size of the regions' maps
+        is kept for the backward pass here.
         """
         if regions.rows is None:
             per_image = kernels.permute(0, 3, 1, 4, 2)  # B, D, 1 + N, a row, a column

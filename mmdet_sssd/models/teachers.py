@@ -16,7 +16,7 @@ from .building import build_part, completed
 from .replay import DetectorOutputs, Factors, head_parameters
 from .student import count_classes, probe
 
-ACCEPTED_LEVEL = 'the index of a feature level of the student'
+A_LEVEL = 'the index of a feature level of the student'
 
 
 class Teacher(BaseModule, metaclass=ABCMeta):
@@ -138,7 +138,7 @@ class ImplicitTeacher(Teacher):
             'start_level',
             start_level,
             isinstance(start_level, int) and start_level >= 0,
-            ACCEPTED_LEVEL,
+            A_LEVEL,
         )
         self.start_level = start_level
         check(
@@ -186,7 +186,7 @@ class ImplicitTeacher(Teacher):
         return DetectorOutputs((*(x.detach() for x in skipped), *feats))
 
     def _check_start_level(self, num_levels: int) -> None:
-        check('start_level', self.start_level, self.start_level < num_levels, ACCEPTED_LEVEL)
+        check('start_level', self.start_level, self.start_level < num_levels, A_LEVEL)
 
 
 def _checked_factors(head_grad: float | Factors, student: BaseDetector) -> Factors:

@@ -5,9 +5,9 @@ from importlib import import_module
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmdet_sssd.commands.benchmark.counts import Operators
 from mmengine.structures import InstanceData
 
+from mmdet_sssd.commands.benchmark.counts import Operators
 from mmdet_sssd.models import FeatureAdapter, JSDistanceLoss, LabelEncoderTeacher
 from mmdet_sssd.models.adapters import instance_norm
 

@@ -127,7 +127,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     whole = scalars(folder / 'whole')
     assert len(whole) == 12
     log = next((folder / 'whole').glob('*/*.log')).read_text()
-    assert 'learns from the teacher from here on' in log
+    assert 'trains the student, too, from here on' in log
     assert [whole[i]['distill_coef'] for i in (8, 9)] == [10, 20]  # steps count from 1
 
     killing = config.with_name(f'killed_before_{change}.py')

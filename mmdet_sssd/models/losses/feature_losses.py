@@ -76,7 +76,7 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
     def average(self, distances: Tensor, feats: FeatureLevels) -> Tensor:
-        """Average the levels' distances, of shape (L,); ``feats`` are either side's levels, for their sizes."""
+        """Average the levels' distances, of shape (L,); ``feats`` gives the levels' sizes."""
         return distances.mean()
 
 
