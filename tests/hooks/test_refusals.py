@@ -22,7 +22,6 @@ FRACTIONS = ('detach_student', 'detach_last', 'freeze_backbone', 'teacher_until'
     [
         (COEF, 'policy', 'cosine'),
         (COEF, 'factor', 0),
-        (COEF, 'max_decays', -1),
         (COEF, 'ratio', 0),
         (COEF, 'ratio', math.nan),
         (COEF, 'ratio', '1'),

@@ -9,8 +9,8 @@ weights, trained here on all labels, or on a quarter of them; and that backbone 
 each resumable, with results in ``docs/benchmarks``:
 
 - all labels: baseline, gentle, structural_kd, backbone;
-- a quarter of the labels, the other images without: baseline, semi, and a baseline with as many
-  iterations as semi.
+- a quarter of the labels, the other images without: baseline, semi, and a baseline with three times
+  semi's iterations.
 """
 
 import json
@@ -27,7 +27,7 @@ TEACHER = 'tests/studies/configs/retinanet_lite0_own-data.py'
 WITH_TEACHERS = 'tests/studies/configs/outside_retinanet_r18-small_own-data.py'
 EPOCHS = 24
 TEACHER_EPOCHS = {'all': 24, 'quarter': 96}
-LONGER = 6  # times 24 epochs of a quarter of the images: as many iterations as semi
+LONGER = 6  # times 24 epochs, each of 3 passes over a quarter of the images, as for semi
 LOADERS = [
     f'{split}_dataloader.{setting}'
     for split in ('train', 'val', 'test')

@@ -29,6 +29,7 @@ from .memory import KINDS, peak_memory
 WARM_UP = 1  # the steps that count operations and memory come before
 STEPS = 15
 ROWS = 60  # of the list of operators
+WIDE = 170  # characters of the table of costs
 
 
 @dataclass
@@ -67,6 +68,8 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
         ConfigError: if the config cannot be read or distilled, or an arm is unknown.
     """
     console = console or Console()
+    if not console.is_terminal:  # a file or pipe has no width of its own
+        console.width = max(console.width, WIDE)
     MMLogger.get_current_instance().setLevel(logging.ERROR)  # no line for each weight
     trainees, arms = {}, []
     for name, cfg in arm_configs(options).items():

@@ -1,7 +1,6 @@
 """Work is done in jobs, stopped and requeued; with tools that only pretend to train."""
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -115,8 +114,8 @@ def test_a_preempted_run_goes_on_in_the_same_job(comparison):
     assert log.read_text().count('Requeued job') == 1
 
 
-@pytest.mark.skipif(bool(shutil.which('sbatch')), reason='there is a Slurm')
-def test_slurm_has_to_be_there(tmp_path):
+def test_slurm_has_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(ConfigError, match='found no sbatch'):
         JobRunner(tmp_path, slurm={})
 
