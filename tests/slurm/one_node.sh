@@ -24,6 +24,7 @@ AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 SlurmctldPort=26817
 SlurmdPort=26818
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
