@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from .group import Command
+from .mim import go_on_in_child, is_child_of_mim
 from .parameters import KEY_VALUE, config_argument, overrides_argument, parsed
 
 launcher_option = click.option(
@@ -59,6 +60,8 @@ def train(config: str, overrides: tuple[str, ...], **options: Any) -> None:
     if KEY_VALUE.match(options['resume'] or ''):  # --resume KEY=VALUE
         overrides = (options['resume'], *overrides)
         options['resume'] = 'auto'
+    if is_child_of_mim():
+        go_on_in_child()
 
     from mmdet_sssd.commands.training import run_training
 

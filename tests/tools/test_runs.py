@@ -254,3 +254,16 @@ def test_torchrun_restarts_what_was_killed_and_it_goes_on(shapes, tmp_path):
     output = run(command, {**env, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'})
     assert 'resumed epoch: 1, iter: 2' in output
     assert load_from_local(str(tmp_path / 'run/epoch_2.pth'))['meta']['iter'] == 4
+
+
+@pytest.mark.slow
+def test_mim_does_not_kill_what_saves(shapes, tmp_path):
+    """Ctrl-C goes to mim, too, which kills what it started after a quarter of a second."""
+    mim = tmp_path / 'mim'
+    mim.write_text('import subprocess, sys\nsubprocess.check_call(sys.argv[1:])\n')
+    hook = dict(type='SignalHook', numbers=[signal.SIGINT.value], train_iter=1, to_group=True)
+    config = interrupted(CONFIG, tmp_path / 'config.py', hook)
+    command = [sys.executable, mim, sys.executable, 'tools/train.py', config]
+    output = run([*command, '--work-dir', tmp_path / 'run'], shapes, code=-signal.SIGINT)
+    assert 'continue with --resume' in output  # it waits until all have closed it
+    assert (tmp_path / 'run/last_checkpoint').read_text().endswith('preempted.pth')
