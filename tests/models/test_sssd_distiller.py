@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.models.distiller import covers_a_pixel
 
 from ..distillers import assert_equal, backward, build, losses_of, without_gradient
 from ..stock_detectors import CONFIGS, NUM_CLASSES, demo_batch, stock_config
@@ -162,6 +163,19 @@ BAD_BOXES = [
     [-30, 10, 0.4, 40],  # a sliver at the edge
     [float('nan'), 10, 40, 40],
 ]
+
+
+def test_a_box_needs_a_pixel_within_each_edge():
+    inside = torch.tensor([[99, 59, 120, 90], [-20, -9, 1, 1]])
+    outside = torch.tensor([[99.5, 0, 120, 50], [0, 59.5, 50, 90], [-20, 0, 0.5, 50]])
+    assert covers_a_pixel(inside, (60, 100)).all()
+    assert not covers_a_pixel(outside, (60, 100)).any()
+
+
+def test_a_teacher_s_classes_are_not_the_student_s():
+    model = build('retinanet')
+    model.teachers['teacher'].neck.num_classes = 1000
+    assert model.count_classes() == NUM_CLASSES
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'fcos', 'mask_rcnn'])
