@@ -75,9 +75,9 @@ class Distiller(BaseDetector):
     Attributes:
         num_dropped_boxes: Number of labelled boxes left out because less than a pixel of their width
             or height lies in the image; stock losses are not finite on some of them.
-        gradient_taps: Gradients that the student's own losses (``'student'``), the
-            teachers' (``'teachers'``) and each term (``'terms.NAME'``) sent into the student's features
-            in the last measured step; see :class:`~mmdet_sssd.models.terms.DistillTerm`.
+        gradient_taps: Squared norms, by user and level, of the gradients that the student's own losses
+            (``'student'``), the teachers' (``'teachers'``) and each term (``'terms.NAME'``) sent into
+            the student's features in the last measured step.
 
     Raises:
         ConfigError: if the student cannot be distilled, a teacher or term has the wrong class, or one
@@ -194,8 +194,8 @@ class Distiller(BaseDetector):
     def _without_degenerate_boxes(self, batch_data_samples: SampleList) -> SampleList:
         """Drop the labelled objects whose box is less than a pixel wide or high within its image.
 
-        One flag per box is read from the device in a single transfer, before the step queues any
-        work there.
+        One flag per box is read from the device in a single transfer, before the expensive work is
+        queued there.
         """
         boxes = [get_box_tensor(sample.gt_instances.bboxes) for sample in batch_data_samples]
         kept = [
