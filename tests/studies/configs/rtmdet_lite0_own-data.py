@@ -12,7 +12,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type='EfficientNetLite0'),
+    backbone=dict(type='EfficientNetLite'),
     neck=dict(
         type='CSPNeXtPAFPN',
         in_channels=[40, 112, 320],
