@@ -12,8 +12,8 @@ studies, each resumable, with results in ``docs/benchmarks``:
 - ``bccd-quarter``: that teacher has a random quarter of the labels, the other images have none:
   baseline, semi, and a baseline with three times semi's iterations;
 - ``bccd-quarter-imagenet``, ``neu-det-quarter-imagenet``: the student is the RetinaNet on
-  EfficientNet-Lite0, with ImageNet's weights, the teacher one on Lite2 with twice the width, of the same
-  labels; the baseline once with semi's epochs, and once with as many iterations or more.
+  EfficientNet-Lite0, with ImageNet's weights, the teacher one on Lite2 with twice the width, of the
+  same labels; the baseline once with semi's epochs, and once with as many iterations or more.
 """
 
 import json
