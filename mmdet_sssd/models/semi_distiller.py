@@ -178,6 +178,7 @@ class SemiDistiller(Distiller):
         samples = _without_labels(samples)
         for sample, found in zip(samples, predictions, strict=True):
             found = found[found.scores >= self.pseudo_score_thr]
+            found = found[found.bboxes.isfinite().all(-1)]  # such as a size that overflowed
             found = found[covers_a_pixel(found.bboxes, sample.get('img_shape', None))]
             sample.gt_instances = InstanceData(bboxes=found.bboxes, labels=found.labels)
         return teacher, samples

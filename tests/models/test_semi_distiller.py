@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.models import AdaptiveDistillLoss
+from mmdet_sssd.models.replay import DetectorOutputs
 
 from .. import distillers
 from ..distillers import assert_equal, backward, pretrained, without_gradient
@@ -186,6 +187,17 @@ def test_losses_and_gradients_whatever_images_have_boxes(name, images):
     assert all(losses[x] > 0 for x in terms_losses)
     assert all(value.isfinite() for value in backward(model, losses).values())
     assert without_gradient(model) == []
+
+
+def test_infinite_boxes_of_a_teacher_label_nothing(monkeypatch):
+    model = build(terms={})
+    box = torch.tensor([[8.0, 8.0, float('inf'), 60.0]])
+    found = InstanceData(bboxes=box, labels=torch.tensor([0]), scores=torch.tensor([0.9]))
+    predicted = DetectorOutputs([]), [found] * 3
+    monkeypatch.setattr(model.teachers['large'], 'predict', lambda *_: predicted)
+    losses, _ = unlabelled_losses(model)
+    assert losses['unsup.pseudo_boxes'] == 0
+    assert total(losses.values()) == 0
 
 
 def test_mixed_precision_labels_as_full_precision_does():
