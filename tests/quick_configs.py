@@ -6,9 +6,11 @@ laid out text reads back too is tested in ``test_configs.py``.
 """
 
 import functools
+from unittest.mock import patch
 
 import mmengine.config.config
 import mmengine.config.utils
+from mmengine.config import Config
 
 
 def as_it_is(text: str, **_) -> tuple[str, bool]:
@@ -17,6 +19,15 @@ def as_it_is(text: str, **_) -> tuple[str, bool]:
     return f'{text}\n', False
 
 
-laid_out = mmengine.config.config.FormatCode
-mmengine.config.config.FormatCode = as_it_is
+def quick_text(config: Config) -> str:
+    """Write a config; OneDL's mmengine imports yapf's function where it is called."""
+    with (
+        patch.object(mmengine.config.config, 'FormatCode', as_it_is, create=True),
+        patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
+    ):
+        return laid_out.fget(config)
+
+
+laid_out = Config.pretty_text
+Config.pretty_text = property(quick_text)
 mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)

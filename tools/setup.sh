@@ -184,7 +184,7 @@ install_requirements() {
     if [ "$onedl" = yes ]; then
         grep -vE '^mm(engine|det)==' requirements.txt |
             pip install -q -r /dev/stdin "$(pinned onedl-mmengine)"
-        pip install -q --no-deps --no-build-isolation "$(pinned onedl-mmdetection)"
+        pip install -q --no-deps --no-build-isolation "$(pinned onedl-mmdetection)" "$(pinned imaug)"
     else
         pip install -q -r requirements.txt
     fi
@@ -205,6 +205,11 @@ if [ "$(sed -n 2p "$stamp" 2>/dev/null)" != "$sources" ]; then
     say 'installing mmdet_sssd'
     pip install -q --no-deps --no-build-isolation .
     rm -rf build ./*.egg-info
+    # OneDL's mim looks for configs in the folder of the first installed file, else the command's
+    record="$(python -c 'from importlib.metadata import files
+print(next(x.locate() for x in files("mmdet_sssd") if x.name == "RECORD"))')"
+    { grep '^mmdet_sssd/' "$record" && grep -v '^mmdet_sssd/' "$record"; } >"$record.new"
+    mv "$record.new" "$record"
 fi
 (cd "$prefix" && python -W ignore -c 'import mmdet_sssd') || fail 'mmdet_sssd does not import; see above'
 printf '%s\n%s\n' "$requirements" "$sources" >"$stamp"

@@ -128,6 +128,9 @@ if digit_version(torch.__version__) >= digit_version('2.6'):  # before, loads ar
 # All of mmengine's schemes that download (http, torchvision://, open-mmlab:// …) use this name;
 # mmengine 0.10 leaves torch's default for downloads, which is to unpickle anything.
 mmengine.runner.checkpoint.load_url = partial(_load_url, mmengine.runner.checkpoint.load_url)
+# OneDL's function allows nothing any more after a load, and unpickles anything that is refused.
+if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
+    mmengine.runner.checkpoint._safe_torch_load = torch.load
 if find_spec('torchvision') is None:
     CheckpointLoader.register_scheme(
         ('modelzoo://', 'torchvision://'), load_from_torchvision, force=True

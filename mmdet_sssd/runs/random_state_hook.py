@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from .plain_state import parts_of_detector, plain_state, set_plain_state, stopping_hooks
 from .resumable_loader import ResumableLoader, cpu_random_state, set_cpu_random_state
 
-UNTRUE = ('the gradient of some iterations is lost', 'Advance dataloader')
+UNTRUE = (
+    'the gradient of some iterations is lost',
+    'Advance dataloader',
+    'Skip advancing dataloader',
+)
 """What mmengine warns of when it resumes a run, and this hook prevents."""
 
 
@@ -119,7 +123,10 @@ class RandomStateHook(Hook):
         if by_iter:
             loop.dataloader_iterator = None  # it has read ahead
             self.loader.rewind()
-            loop.dataloader_iterator = self._batches(loop.iter)
+            num_done = loop.iter
+            if hasattr(loop, 'fast_forward_on_resume'):  # OneDL's, which then asks for none again
+                loop.fast_forward_on_resume, num_done = True, 0
+            loop.dataloader_iterator = self._batches(num_done)
         self.loader.skip_passes(self.place[0])
 
     def before_train_epoch(self, runner: Runner) -> None:
