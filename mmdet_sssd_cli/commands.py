@@ -2,7 +2,7 @@
 
 import click
 
-from .compare import compare, pool
+from .compare import compare
 from .group import CommandLine
 from .making import convert_lgd, export, shapes, wrap
 from .measuring import benchmark, visualize
@@ -39,7 +39,6 @@ for command in (
     train,
     test,
     compare,
-    pool,
     benchmark,
     visualize,
     export,

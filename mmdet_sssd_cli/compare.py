@@ -129,37 +129,6 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
     return USER_ERROR if failures else 0
 
 
-@click.command(cls=Command)
-@click.argument(
-    'folders', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='FOLDER...'
-)
-@click.option('--arms', type=ListType(), help='Which arms.  [default: all that two folders share]')
-@click.option(
-    '--against',
-    type=ListType(),
-    default='baseline',
-    show_default=True,
-    help='Arms to list the differences to.',
-)
-@click.option(
-    '--out', type=Path, default=Path('work_dirs/pool'), show_default=True, help='Where to write.'
-)
-def pool(folders: tuple[Path, ...], arms: list[str] | None, against: list[str], out: Path) -> int:
-    """Pool several comparisons: what to expect on a pair of detector and data set of your own.
-
-    FOLDER has the results of `compare` for one detector on one data set. Each counts alike; the
-    report has the mean over them with its interval.
-
-    \b
-    Example:
-      mmdet-sssd pool work_dirs/compare_a/results work_dirs/compare_b/results --against baseline,lgd
-    """
-    from mmdet_sssd.commands.comparison.pool import write_pool
-
-    click.echo(write_pool(out, folders, arms, against))
-    return 0
-
-
 def command_line() -> str:
     """Write down what was called, with the environment that configs for one's own data read."""
     names = sorted(name for name in os.environ if name.startswith('SSSD_'))

@@ -6,7 +6,7 @@
 
 DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``.
 ``compare`` writes a pair's results to ``docs/benchmarks/PAIR-lite0_EPOCHS-epochs``, does not repeat
-finished runs, and resumes stopped ones. Then ``mmdet-sssd pool`` reports on all pairs together.
+finished runs, and resumes stopped ones.
 """
 
 import os
