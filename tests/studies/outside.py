@@ -95,6 +95,7 @@ def main() -> None:
             compare(args, study, WITH_TEACHERS, 'baseline,gentle,structural_kd,backbone')
         else:
             semi = WORK_DIR / f'{study.results}.py'
+            semi.unlink(missing_ok=True)
             wrap = [
                 'wrap',
                 study.student,
