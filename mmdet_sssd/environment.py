@@ -19,7 +19,7 @@ FAMILIES = {
         'onedl-mmdetection': '>=3.5,<3.6',
     },
 }
-"""Supported versions by family and distribution; OpenMMLab's in ``requirements.txt`` are tested."""
+"""Supported versions by family and distribution; those in ``requirements.txt`` are tested."""
 
 MMCV_TO_BUILD = {'OpenMMLab': 'mmcv==2.1.0', 'OneDL': 'onedl-mmcv==2.3.6'}
 
