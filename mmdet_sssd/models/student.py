@@ -79,6 +79,8 @@ def check_scope(student: ConfigType) -> None:
         reason = 'which trains two detectors on mixed batches; distill the detector in it'
     elif issubclass(cls, Detectron2Wrapper):
         reason = "which wraps a detectron2 model; accepted: mmdet's own detectors"
+    elif cls.__name__ == 'CLRNet':  # OneDL's
+        reason = 'which detects lines; accepted: detectors of objects with boxes'
     elif 'language_model' in student:
         reason = 'which also reads text; accepted: detectors that take images only'
     else:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from torch import nn
 
@@ -70,6 +71,7 @@ PRESET = [  # below ``model``, of a student with one level of 8 channels
     ('student.type', dict(student=dict(type='Detectron2Wrapper'))),
     ('student.type', dict(student=dict(type='NoSuchDetector'))),
     ('student.type', dict(student=dict(type='QDTrack'))),
+    ('student.type', dict(student=dict(type=type('CLRNet', (BaseDetector,), {})))),
     ('student.type', dict(student=dict(type='GLIP', language_model=dict(type='BertModel')))),
     ('student.type', dict(student=dict(type='SSSDDistiller', student=TOY))),
     ('student.type', dict(student=dict(type=SSSDDistiller, student=TOY))),
