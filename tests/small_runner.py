@@ -61,7 +61,14 @@ def small_student():
 
 
 def small_runner(
-    work_dir: Path, shapes: Path, *, pipeline=LABELS_LAST, model=None, metrics=(), **kwargs
+    work_dir: Path,
+    shapes: Path,
+    *,
+    pipeline=LABELS_LAST,
+    model=None,
+    distilled=True,
+    metrics=(),
+    **kwargs,
 ) -> Runner:
     """Make a runner of two epochs of two iterations.
 
@@ -70,6 +77,7 @@ def small_runner(
         shapes: Folder of the data set.
         pipeline: The pipeline to validate and test with.
         model: What differs in the distiller's config.
+        distilled: Whether there is a distiller; else the detector is trained alone.
         metrics: What is computed beside COCO's metrics.
         kwargs: What differs in the config.
     """
@@ -80,8 +88,9 @@ def small_runner(
         dataset=shapes_dataset(shapes, 'val', pipeline),
     )
     coco = dict(type='CocoMetric', ann_file=f'{shapes}/annotations/val.json', metric='bbox')
+    distiller = {'type': 'SSSDDistiller', 'student': small_student(), **(model or {})}
     cfg = dict(
-        model={'type': 'SSSDDistiller', 'student': small_student(), **(model or {})},
+        model=distiller if distilled else small_student(),
         train_dataloader=dict(
             **loader,
             sampler=dict(type='DefaultSampler', shuffle=True),

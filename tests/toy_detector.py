@@ -72,14 +72,16 @@ class ToyDataset(Dataset):
 def toy_runner(
     work_dir,
     *,
-    hooks,
-    train_cfg,
+    hooks=(),
+    epochs=1,
+    train_cfg=None,
     schedulers=(),
     optim_wrapper=None,
     checkpoint=None,
     **kwargs,
 ) -> Runner:
     """Make a runner that trains a distilled ToyDetector; ``kwargs`` replace what it is made of."""
+    train_cfg = train_cfg or dict(type='EpochBasedTrainLoop', max_epochs=epochs)
     infinite = train_cfg['type'] == 'IterBasedTrainLoop'
     settings = dict(
         model=copy.deepcopy(TOY_MODEL),
@@ -92,7 +94,7 @@ def toy_runner(
             clip_grad=dict(max_norm=0.1),  # or it diverges
         ),
         param_scheduler=list(schedulers) or None,
-        custom_hooks=hooks,
+        custom_hooks=[*hooks],
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
             checkpoint={'type': 'CheckpointHook', 'interval': 1, **(checkpoint or {})},

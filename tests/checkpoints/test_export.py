@@ -17,8 +17,10 @@ from mmengine.logging import HistoryBuffer
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import export_student, stock_config
 from mmdet_sssd.commands import shapes as drawing
+from mmdet_sssd.datasets import with_unlabelled
 
 from ..command import run_command
+from ..small_runner import LOAD_IMAGE, PACK, STRETCH, shapes_dataset
 from ..stock_detectors import NUM_CLASSES
 from ..stock_detectors import stock_config as detector_config
 
@@ -29,21 +31,6 @@ CONFIG = """
 _base_ = ['mmdet::_base_/default_runtime.py', '{root}/configs/_base_/distiller.py']
 from mmdet_sssd.recipes import paper
 default_hooks = paper.hooks
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='PackDetInputs',
-         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
-val_dataloader = dict(
-    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='CocoDataset', metainfo=dict(classes={classes}), data_root='{data}',
-                 ann_file='annotations/val.json', data_prefix=dict(img='val'), test_mode=True,
-                 pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file='{data}/annotations/val.json', metric='bbox')
-test_evaluator = val_evaluator
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 load_from = 'somewhere.pth'
 resume = True
 work_dir = 'work_dirs/somewhere'
@@ -59,8 +46,16 @@ def data(tmp_path_factory):
 
 def training_config(name, data) -> Config:
     """The config of a small detector's distillation, whose detections are many."""
-    classes = drawing.CLASSES[:NUM_CLASSES]
-    cfg = Config.fromstring(CONFIG.format(root=ROOT, data=data, classes=classes), '.py')
+    cfg = Config.fromstring(CONFIG.format(root=ROOT), '.py')
+    dataset = shapes_dataset(data, 'val', [LOAD_IMAGE, STRETCH, PACK])
+    dataset['metainfo'] = dict(classes=drawing.CLASSES[:NUM_CLASSES])
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    for stage in ('val', 'test'):
+        cfg[f'{stage}_dataloader'] = dict(batch_size=1, sampler=sampler, dataset=dataset)
+        cfg[f'{stage}_evaluator'] = dict(
+            type='CocoMetric', ann_file=f'{data}/annotations/val.json', metric='bbox'
+        )
+        cfg[f'{stage}_cfg'] = dict()
     student = detector_config(name)
     for test_cfg in (student.test_cfg, student.test_cfg.get('rcnn', {})):
         if 'score_thr' in test_cfg:
@@ -253,22 +248,23 @@ def test_extensions_that_the_stock_config_uses_stay_imported(data, tmp_path, mon
     assert exported.custom_imports == dict(imports=kept, allow_failed_imports=False)
 
 
-@pytest.mark.parametrize('own', [None, dict(mean=[2])])
-@pytest.mark.parametrize('level', ['distiller', 'runner'])
-def test_the_student_gets_a_data_preprocessor_from_outside_if_it_has_none(level, own):
-    cfg = Config(dict(model=dict(type='SSSDDistiller', student=dict(type='ATSS'))))
-    (cfg.model if level == 'distiller' else cfg).data_preprocessor = dict(mean=[1])
-    cfg.model.student.data_preprocessor = own
-    assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=own or dict(mean=[1]))
-
-
-@pytest.mark.parametrize('level', ['student', 'distiller', 'runner'])
-def test_a_data_preprocessor_for_branches_becomes_the_one_in_it(level):
+@pytest.mark.parametrize('of_branches', [False, True])
+def test_the_innermost_data_preprocessor_is_the_exported_student_s(of_branches):
     cfg = Config(dict(model=dict(type='SemiDistiller', student=dict(type='ATSS'))))
-    owner = dict(student=cfg.model.student, distiller=cfg.model, runner=cfg)[level]
-    inner = dict(type='DetDataPreprocessor', mean=[1])
-    owner.data_preprocessor = dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner)
-    assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=inner)
+    for mean, owner in enumerate((cfg, cfg.model, cfg.model.student)):
+        inner = dict(type='DetDataPreprocessor', mean=[mean])
+        outer = dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner)
+        owner.data_preprocessor = outer if of_branches else inner
+        assert stock_config(cfg).model == dict(type='ATSS', data_preprocessor=inner)
+
+
+def test_a_loader_of_two_kinds_of_images_reads_the_labelled_ones():
+    labelled = dict(type='CocoDataset', ann_file='a.json')
+    sampler = dict(type='MultiSourceSampler', batch_size=4, source_ratio=[1, 1])
+    loader = dict(dataset=with_unlabelled(labelled, 'b.json'), sampler=sampler)
+    model = dict(type='SemiDistiller', student=dict(type='ATSS'))
+    exported = stock_config(Config(dict(model=model, train_dataloader=loader))).train_dataloader
+    assert exported == dict(dataset=labelled, sampler=dict(type='InfiniteSampler', shuffle=True))
 
 
 def resaved(run, path, change) -> Path:

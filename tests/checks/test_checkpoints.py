@@ -1,4 +1,4 @@
-"""Runs resumed from checkpoints of others; for tests see test_mmdet_tools.py."""
+"""Runs resumed from checkpoints, their own or others."""
 
 from itertools import count
 
@@ -25,7 +25,7 @@ def resume(tmp_path, path=None, lr=0.1, epochs=1, work_dir=None, **kwargs) -> li
     runner = toy_runner(
         work_dir or tmp_path / f'run {next(RUNS)}',
         hooks=[CheckResumeHook()],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        epochs=epochs,
         **dict(load_from=path and str(path), resume=path is not None, **settings) | kwargs,
     )
     runner.cfg = Config({**settings, 'param_scheduler': settings['schedulers']})
@@ -44,9 +44,7 @@ def checkpoint(tmp_path):
 
 def test_settings_that_a_resumed_run_takes_from_its_checkpoint_are_named(tmp_path, checkpoint):
     lr, milestones = resume(tmp_path, checkpoint, lr=0.2, epochs=2)
-    assert lr.startswith(
-        'optim_wrapper.optimizer.lr is 0.2, but a resumed run goes on with that of'
-    )
+    assert lr.startswith('optim_wrapper.optimizer.lr is 0.2, but a resumed run')
     assert (
         f'its checkpoint, 0.1. For another one start a new run with load_from={checkpoint}.' in lr
     )
@@ -68,15 +66,12 @@ def test_weights_alone_are_refused(tmp_path, checkpoint):
     weights = load_from_local(str(checkpoint))['state_dict']
     torch.save({'state_dict': weights, 'meta': {}}, tmp_path / 'weights.pth')
     with pytest.raises(
-        ConfigError,
-        match=r'^--resume: .*weights\.pth has no message_hub and no optimizer, so it is not',
+        ConfigError, match=r'^--resume: .*weights\.pth has no message_hub and no opt'
     ):
         resume(tmp_path, tmp_path / 'weights.pth')
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
     other = dict(TOY_MODEL, teacher=dict(refine_convs=4))
-    with pytest.raises(
-        ConfigError, match=r'^--resume: .*epoch_1\.pth does not fit the .* is missing'
-    ):
+    with pytest.raises(ConfigError, match=r'^--resume: .*epoch_1\.pth does not fit .* is missing'):
         resume(tmp_path, checkpoint, model=other)

@@ -88,11 +88,16 @@ def test_a_run_on_labelled_and_unlabelled_images_is_rehearsed(shapes, capsys, mo
     assert rows['first step'].endswith('for 4 images')
 
 
-def test_labels_of_a_stock_run_are_checked(shapes, capsys):
-    with pytest.raises(
-        ConfigError, match=r'\.png has an object with label \d, but the model has 1'
-    ):
-        rehearse(STOCK, shapes, capsys, **{'model.bbox_head.num_classes': 1})
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('model.bbox_head.num_classes', 1, r'label \d, but the model has 1'),
+        ('val_evaluator.metric', ['bbox', 'segm'], r"^val_evaluator\.metric has 'segm', but the"),
+    ],
+)
+def test_what_does_not_fit_the_detector_is_refused(shapes, capsys, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        rehearse(STOCK, shapes, capsys, **{key: value})
 
 
 def infinite_loss(*_):
@@ -110,15 +115,9 @@ def failing(*_):
 @pytest.mark.parametrize(
     ('loss', 'message'),
     [
-        (
-            infinite_loss,
-            r'first training step, .*loss_cls is nan.*its images \(.*\d\.png, .*\d\.png\)',
-        ),
+        (infinite_loss, r'loss_cls is nan.*its images \(.*\d\.png, .*\d\.png\)'),
         (infinite_slope, r'the gradient of bbox_head\.retina_cls\.weight is not finite'),
-        (
-            failing,
-            r'^the training step failed \(RuntimeError: out of memory\); --debug shows where$',
-        ),
+        (failing, r'^the training step failed \(RuntimeError: out of memory\); --debug'),
     ],
 )
 def test_what_goes_wrong_in_the_training_step_is_named(shapes, capsys, monkeypatch, loss, message):
@@ -146,11 +145,6 @@ def test_weights_are_loaded_and_a_resumed_run_has_to_have_an_end(shapes, capsys)
     assert set((shapes / 'work').rglob('*')) == files
 
 
-def test_masks_that_nothing_predicts_are_not_evaluated(shapes, capsys):
-    with pytest.raises(ConfigError, match=r"^val_evaluator\.metric has 'segm', but the detector"):
-        rehearse(STOCK, shapes, capsys, **{'val_evaluator.metric': ['bbox', 'segm']})
-
-
 @pytest.mark.parametrize('command', [('dry-run',), ('train', '--dry-run', '--launcher', 'none')])
 def test_the_output_is_ours_alone(shapes, capfd, command):
     """Not a line for each frozen parameter, and none by pycocotools."""
@@ -173,7 +167,6 @@ def test_a_broken_image_outside_the_first_batches_is_found(shapes):
 def test_warnings_are_counted_in_the_summary(shapes, capsys):
     both = [f'{x}_dataloader.dataset.ann_file=annotations/train.json' for x in ('train', 'val')]
     both += [f'val_evaluator.ann_file={shapes}/annotations/train.json']
-    assert (
-        run_command('dry-run', STOCK, *both, 'val_dataloader.dataset.data_prefix.img=train')[0] == 0
-    )
+    both += ['val_dataloader.dataset.data_prefix.img=train']
+    assert run_command('dry-run', STOCK, *both)[0] == 0
     assert 'dry run: this config trains, with 1 warnings (above)\n' in capsys.readouterr().out

@@ -6,7 +6,6 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, MODELS
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checks import CheckDatasetHook
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.labels import check_data_sets
 
@@ -88,37 +87,15 @@ def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
     )
 
     check(training, 2, same)
-    with pytest.raises(
-        ConfigError, match=r'label 0 is a in .*train.train\.json, but b in .*swapped'
-    ):
+    with pytest.raises(ConfigError, match=r'label 0 is a in .*train\.json, but b in .*swapped'):
         check(training, 2, swapped)
 
 
 def run_with(tmp_path, dataset):
     """The check comes before the first iteration, which these data sets without images would fail."""
-    runner = toy_runner(
-        tmp_path,
-        hooks=[dict(type='CheckDatasetHook')],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
-    )
+    runner = toy_runner(tmp_path, hooks=[dict(type='CheckDatasetHook')])
     runner._train_dataloader['dataset'] = dataset
     runner.train()
-
-
-def test_a_student_of_a_pretrained_teacher_is_checked(tmp_path):
-    distiller = MODELS.build(
-        dict(
-            type='Distiller',
-            student=STUDENT,
-            teachers=dict(large=dict(type='PretrainedTeacher', config=STUDENT, checkpoint=None)),
-            terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
-        )
-    )
-    dataset = DATASETS.build(coco_dataset(tmp_path, [0, 1, 2], ('a', 'b', 'c')))
-    loader = SimpleNamespace(dataset=dataset)
-    runner = SimpleNamespace(model=distiller, train_dataloader=loader, val_loop=None)
-    with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
-        CheckDatasetHook().before_train(runner)
 
 
 @pytest.mark.parametrize('wrapped', [True, False])
@@ -126,18 +103,16 @@ def test_a_label_outside_the_student_s_classes_is_found(tmp_path, wrapped):
     dataset = coco_dataset(tmp_path, [0, 1, 2, 0], ('a', 'b', 'c'))
     if wrapped:
         dataset = dict(type='RepeatDataset', times=2, dataset=DATASETS.build(dataset))
-    with pytest.raises(
-        ConfigError,
-        match=r'train\.json: .*2\.jpg has an object with label 2, but the model has 2 classes '
-        r'\(labels 0 to 1\); the data set names 3 classes',
-    ):
+    message = (
+        r'train\.json: .*2\.jpg .* label 2, but the model has 2 classes .*; the data set names 3'
+    )
+    with pytest.raises(ConfigError, match=message):
         run_with(tmp_path, dataset)
 
 
 def test_a_data_set_without_objects_is_refused(tmp_path):
-    dataset = coco_dataset(
-        tmp_path, [None, None], ('a', 'b'), filter_cfg=dict(filter_empty_gt=False)
-    )
+    kept = dict(filter_empty_gt=False)
+    dataset = coco_dataset(tmp_path, [None, None], ('a', 'b'), filter_cfg=kept)
     with pytest.raises(
         ConfigError, match=r'no labelled object in any of its 2 images .*train\.json'
     ):

@@ -103,6 +103,11 @@ def test_names_of_commands_and_configs_are_completed(monkeypatch):
         (mmdet_sssd.ConfigError('is 2; accepted: 1', 'a.b'), 1, 'error: a.b is 2; accepted: 1'),
         (PermissionError(13, 'Permission denied', '/x'), 1, 'error: /x: Permission denied'),
         (
+            OSError(28, 'No space left on device', '/x'),
+            1,
+            'error: /x: No space left on device; make',
+        ),
+        (
             SyntaxError('invalid syntax', ('my.py', 3, 1, 'a b')),
             1,
             'error: my.py, line 3: invalid syntax',

@@ -1,24 +1,7 @@
 import cv2
 import numpy as np
-import pytest
-from pycocotools.coco import COCO
 
-from mmdet_sssd.commands import pictograms, shapes
-
-
-@pytest.fixture(scope='module')
-def data_set(tmp_path_factory):
-    out = tmp_path_factory.mktemp('pictograms')
-    shapes.draw_data_set(out, train=150, val=2, test=3, hard=True)
-    return out
-
-
-def test_each_split_has_its_own_images_of_all_classes(data_set):
-    first = [(data_set / split / '000001.png').read_bytes() for split in ('train', 'val', 'test')]
-    assert len({*first}) == 3
-    assert cv2.imread(str(data_set / 'train/000001.png')).shape == (96, 96, 3)
-    found = {x['category_id'] for x in COCO(str(data_set / 'annotations/train.json')).anns.values()}
-    assert found == {*range(1, 1 + len(pictograms.CLASSES))}
+from mmdet_sssd.commands import pictograms
 
 
 def test_an_objects_pixels_have_two_colors_and_nobody_elses(monkeypatch):

@@ -19,6 +19,10 @@ def test_images_depend_on_their_number_and_the_seed_alone(tmp_path, hard):
     few, more, other = (contents(tmp_path / x) for x in ('few', 'more', 'other'))
     assert few.items() < more.items()
     assert not few.items() & other.items()
+    first = [x for name, x in few.items() if name.name == '000001.png']
+    assert len({*first}) == len(first) == 2  # each split has its own
+    side = 96 if hard else 128
+    assert cv2.imread(str(tmp_path / 'few/train/000001.png')).shape == (side, side, 3)
     annotations = [
         json.loads((tmp_path / x / 'annotations/train.json').read_text()) for x in ('few', 'more')
     ]

@@ -97,9 +97,7 @@ def test_a_checkpoint_of_another_detector_is_refused(data):
     ):
         torch.save({'state_dict': content}, data / 'other.pth')
         found = error_of('test', STOCK, data / 'other.pth', '--work-dir', data)
-        assert found.startswith(
-            f'{data}/other.pth does not fit the RetinaNet that the config makes'
-        )
+        assert found.startswith(f'{data}/other.pth does not fit the RetinaNet')
         assert message in found
 
 
@@ -170,10 +168,7 @@ def test_a_variable_is_answered_with_what_it_was_used_for():
             val_dataloader=dict(dataset=dict(data_root='a/')),
         )
     )
-    with pytest.raises(
-        ConfigError,
-        match=r'data_root by the time it is changed; change train_dataloader\.dataset\.data_root or '
-        r'val_dataloader\.dataset\.data_root, or the file$',
-    ):
+    used = r'change train_dataloader\.dataset\.data_root or val_dataloader\.dataset\.data_root'
+    with pytest.raises(ConfigError, match=used):
         check_overrides(cfg, ['data_root'])
     check_overrides(cfg, ['compile', 'sync_bn', 'model_wrapper_cfg.broadcast_buffers'])

@@ -2,24 +2,18 @@
 
 from unittest import mock
 
-import pytest
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
 from mmdet.registry import DATASETS
 
 from mmdet_sssd.datasets import with_unlabelled
 from mmdet_sssd.datasets.branches import BRANCHES, labelled_dataset
 
-from ..small_runner import LABELS_FIRST, PACK, draw_shapes, shapes_dataset
+from ..small_runner import LABELS_FIRST, PACK, shapes_dataset
 
 CROPS = dict(
     type='RandomChoice',
     transforms=[[dict(type='RandomCrop', crop_size=(size, size))] for size in (32, 40)],
 )
-
-
-@pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
-    return draw_shapes(tmp_path_factory.mktemp('shapes'))
 
 
 def built(shapes, pipeline, mixed=(), repeat=1):

@@ -39,9 +39,7 @@ def test_numbers_that_are_too_low_are_named_with_the_variable():
     [('', 1), ('0', 1), ('-3', 1), ('2.5', 1), ('many', 1), ('800', 2), ('1x2x3', 2)],
 )
 def test_other_text_is_named_with_the_variable(text, count):
-    with pytest.raises(
-        ConfigError, match=rf"SSSD_X is '{text}' in the environment; accepted: [a2] whole"
-    ):
+    with pytest.raises(ConfigError, match=rf"SSSD_X is '{text}' .*; accepted: [a2] whole"):
         positive_integers(text, 'SSSD_X', count)
 
 
@@ -50,9 +48,7 @@ def test_misspelt_variables_are_named(monkeypatch):
         monkeypatch.setenv(name, '1')
     check_variable_names()
     monkeypatch.setenv('SSSD_TRIAN_ANN', 'a.json')
-    with pytest.raises(
-        ConfigError, match=r'SSSD_TRIAN_ANN is set .* nothing reads it; did you mean SSSD_TRAIN_ANN'
-    ):
+    with pytest.raises(ConfigError, match=r'SSSD_TRIAN_ANN is set .* did you mean SSSD_TRAIN_ANN'):
         check_variable_names()
 
 

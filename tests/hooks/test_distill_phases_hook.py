@@ -95,33 +95,6 @@ def test_a_frozen_backbone_thaws_what_trained_before(tmp_path):
     assert not any(watch.moved('student.backbone.bias'))
 
 
-def test_a_frozen_backbone_does_not_count_in_the_clipped_norm(tmp_path):
-    """The norm is that of a run whose optimizer does not have the backbone."""
-    norms = {}
-
-    class Norms(Hook):
-        def __init__(self, name):
-            self.name = name
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            norm = runner.message_hub.get_scalar('train/grad_norm').current()
-            norms.setdefault(self.name, []).append(norm)
-
-    class FreezeByHand(Hook):
-        def before_run(self, runner):
-            runner.model.student.backbone.requires_grad_(False)
-
-    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=0.1))
-    for name, hooks, frozen in (('hook', [], 1.0), ('hand', [FreezeByHand()], 0.0)):
-        run(
-            tmp_path / name,
-            hooks=[*hooks, Norms(name)],
-            freeze_backbone=frozen,
-            optim_wrapper=copy.deepcopy(optim_wrapper),
-        )
-    assert norms['hook'] == norms['hand']
-
-
 @pytest.mark.parametrize(('until', 'expected'), [(1, 18), (1 / 3, 6), (0, 0)])
 def test_the_teacher_trains_until_its_end(tmp_path, until, expected):
     """Afterwards momentum and weight decay move nothing of it."""

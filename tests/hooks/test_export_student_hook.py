@@ -5,6 +5,9 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
+from mmdet_sssd.runs import load_from_local
+
+from ..distillers import assert_equal
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL, toy_loader, toy_runner
 
 ITERS = 3 * ITERS_PER_EPOCH
@@ -16,7 +19,6 @@ NAMES = {  # of the last and of the best checkpoints: the second validation is t
     'epochs': ['best_ap_epoch_2', 'epoch_3'],
     'iterations': ['best_ap_iter_12', 'iter_18'],
 }
-MOMENTUM = 0.3
 
 
 @METRICS.register_module()
@@ -32,20 +34,6 @@ class ScriptedMetric(BaseMetric):
 
     def compute_metrics(self, results):
         return {name: next(script) for name, script in self.scripts.items()}
-
-
-class Averager(Hook):
-    """Keeps the student's weights after each iteration, and works their moving average out."""
-
-    def __init__(self):
-        self.average = None
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.trained = {k: v.clone() for k, v in runner.model.student.state_dict().items()}
-        self.average = {
-            k: v if self.average is None else (1 - MOMENTUM) * self.average[k] + MOMENTUM * v
-            for k, v in self.trained.items()
-        }
 
 
 def run(work_dir, loop='epochs', hooks=(), scripts=None, save_best='ap', **kwargs):
@@ -78,12 +66,11 @@ def exported(work_dir) -> dict[str, dict]:
 
 @pytest.mark.parametrize('loop', LOOPS)
 def test_the_last_and_the_best_checkpoint_are_exported(tmp_path, loop):
-    weights = Averager()
-    run(tmp_path, loop, hooks=[weights])
+    runner = run(tmp_path, loop)
     found = exported(tmp_path)
     assert sorted(found) == NAMES[loop]
     best, last = (found[name] for name in NAMES[loop])
-    torch.testing.assert_close(last, weights.trained)
+    assert_equal(last, dict(runner.model.student.state_dict()))
     assert not torch.equal(best['neck.weight'], last['neck.weight'])
 
 
@@ -93,11 +80,18 @@ def test_the_best_of_several_metrics_are_exported(tmp_path):
     assert sorted(exported(tmp_path)) == ['best_ap_epoch_2', 'best_ar_epoch_1', 'epoch_3']
 
 
+def test_the_last_checkpoint_of_a_run_that_stopped_early_is_exported(tmp_path):
+    stop = dict(type='EarlyStoppingHook', monitor='ap', rule='less', patience=1)
+    run(tmp_path, hooks=[stop])
+    assert sorted(exported(tmp_path)) == ['best_ap_epoch_2', 'epoch_2']
+
+
 def test_averaged_weights_are_exported_if_there_are_any(tmp_path, capsys):
-    weights = Averager()
-    run(tmp_path, hooks=[weights, dict(type='EMAHook', momentum=MOMENTUM)])
-    torch.testing.assert_close(exported(tmp_path)['epoch_3'], weights.average)
-    assert not torch.equal(weights.average['neck.weight'], weights.trained['neck.weight'])
+    runner = run(tmp_path, hooks=[dict(type='EMAHook', momentum=0.3)])
+    saved = load_from_local(str(tmp_path / 'epoch_3.pth'))
+    averaged = exported(tmp_path)['epoch_3']
+    assert_equal(averaged, {key: saved['state_dict'][f'student.{key}'] for key in averaged})
+    assert not torch.equal(averaged['neck.weight'], runner.model.student.neck.weight)
     assert "Saved the student's averaged (EMA) weights to" in capsys.readouterr().out
 
 

@@ -46,7 +46,7 @@ def run(work_dir, epochs, **kwargs):
         hooks=hooks,
         schedulers=[DROP],
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        epochs=epochs,
         **kwargs,
     )
     runner.train()

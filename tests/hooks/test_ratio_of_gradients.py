@@ -220,7 +220,7 @@ def resumable(work_dir, epochs, ratio=RATIO, **kwargs):
     runner = toy_runner(
         work_dir,
         hooks=[dict(type='AdaptiveDistillCoefHook', ratio=ratio), recorder],
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        epochs=epochs,
         **kwargs,
     )
     runner.train()

@@ -47,8 +47,7 @@ def test_values(hook, name, value):
 )
 def test_models_that_do_not_fit(tmp_path, key, hooks, model):
     model = TOY if model is None else TOY_MODEL | model
-    train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
-    runner = toy_runner(tmp_path, hooks=hooks, model=model, train_cfg=train_cfg)
+    runner = toy_runner(tmp_path, hooks=hooks, model=model)
     with pytest.raises(ConfigError, match=f'^{key}'):
         runner.train()
     assert runner.iter == 0
@@ -56,16 +55,14 @@ def test_models_that_do_not_fit(tmp_path, key, hooks, model):
 
 def test_a_ratio_for_a_term_on_heads(tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureTerm, 'needs_head', True)
-    train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
-    runner = toy_runner(tmp_path, hooks=[dict(type=COEF, ratio=0.3)], train_cfg=train_cfg)
+    runner = toy_runner(tmp_path, hooks=[dict(type=COEF, ratio=0.3)])
     with pytest.raises(ConfigError, match=rf'^{COEF}\.ratio is 0.3, but term'):
         runner.train()
 
 
 def test_several_optimizers(tmp_path):
     """Their rates fall apart; it is said before training, and not by the optimizers' wrapper."""
-    train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
-    runner = toy_runner(tmp_path, hooks=[dict(type=COEF)], train_cfg=train_cfg)
+    runner = toy_runner(tmp_path, hooks=[dict(type=COEF)])
     parts = {'student': runner.model.student, 'teachers': runner.model.teachers}
     runner.optim_wrapper = OptimWrapperDict(
         **{name: OptimWrapper(SGD(part.parameters(), lr=0.1)) for name, part in parts.items()}

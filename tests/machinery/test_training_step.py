@@ -4,76 +4,87 @@ import copy
 
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 
+from mmdet_sssd.runs import load_from_local
+
+from ..distillers import assert_equal, build, losses_of
+from ..small_runner import LOAD_IMAGE, LOAD_LABELS, PACK, small_runner
 from ..stock_detectors import demo_batch, stock_config
-from ..toy_detector import toy_runner
-from .stock_and_distilled import distilled, small_runner, student_config, write_images
 
 SGD = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)
 SETTINGS = {
-    'accumulation': dict(optim_wrapper=dict(optimizer=SGD, accumulative_counts=2)),
-    'clipping by value': dict(
-        optim_wrapper=dict(optimizer=SGD, clip_grad=dict(type='value', clip_value=0.01))
-    ),
-    'clipping by norm': dict(optim_wrapper=dict(optimizer=SGD, clip_grad=dict(max_norm=0.1))),
-    'auto_scale_lr': dict(auto_scale_lr=dict(enable=True, base_batch_size=16)),
+    'accumulation': dict(accumulative_counts=2),
+    'clipping by value': dict(clip_grad=dict(type='value', clip_value=0.01)),
+    'clipping by norm': dict(clip_grad=dict(max_norm=0.1)),
 }
+LARGER_IMAGES = [LOAD_IMAGE, LOAD_LABELS, dict(type='Resize', scale=(96, 96)), PACK]
+HOOKS = [
+    dict(
+        type='EMAHook',
+        ema_type='ExpMomentumEMA',
+        momentum=0.1,
+        update_buffers=True,
+        priority='ABOVE_NORMAL',
+    ),
+    dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=LARGER_IMAGES),
+    dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', min_delta=2.0, patience=2),
+    dict(type='NumClassCheckHook'),
+    dict(type='CheckInvalidLossHook', interval=1),
+    dict(type='SyncNormHook'),
+]
 
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp('images'))
+class Recorder(Hook):
+    """Notes the sizes of the images, and what validation found."""
+
+    def __init__(self):
+        self.sizes, self.metrics = [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.sizes.append({tuple(x.shape[-2:]) for x in data_batch['inputs']})
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.metrics.append(metrics)
+
+
+def stock_and_distilled(tmp_path, shapes, epochs, **settings):
+    """Train a detector alone, and in a distiller whose losses weigh nothing."""
+    model = dict(distill_coef=0.0, teacher_loss_weight=0.0)
+    for name in ('stock', 'distilled'):
+        runner = small_runner(
+            tmp_path / name,
+            shapes,
+            model=model,
+            distilled=name == 'distilled',
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+            **copy.deepcopy(settings),
+        )
+        runner.register_hook(recorder := Recorder())
+        runner.train()
+        yield runner, recorder
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, images, tmp_path):
-    runners = []
-    for folder, model in (('stock', student_config()), ('ours', distilled(student_config()))):
-        settings = dict(
-            val_dataloader=None, val_evaluator=None, val_cfg=None, **copy.deepcopy(SETTINGS[name])
-        )
-        runner = small_runner(tmp_path / folder, images, model, epochs=1, **settings)
-        runner.train()
-        runners.append(runner)
-    stock, ours = runners
-    for key, value in stock.model.state_dict().items():
-        assert torch.equal(ours.model.student.state_dict()[key], value), key
-    rates = {group['lr'] for runner in runners for group in runner.optim_wrapper.param_groups}
-    assert rates == {0.02 * 2 / 16 if name == 'auto_scale_lr' else 0.02}
+def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, shapes, tmp_path):
+    wrapper = dict(optimizer=SGD, **SETTINGS[name])
+    no_validation = dict.fromkeys(('val_dataloader', 'val_evaluator', 'val_cfg'))
+    runs = stock_and_distilled(tmp_path, shapes, 1, optim_wrapper=wrapper, **no_validation)
+    (stock, _), (ours, _) = runs
+    assert_equal(dict(ours.model.student.state_dict()), dict(stock.model.state_dict()))
 
 
-class Progress(Hook):
-    def __init__(self):
-        self.coefs, self.backbone = [], []
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.coefs.append(runner.model.terms['distill'].distill_coef)
-        self.backbone.append(runner.model.student.backbone.weight.sum().item())
-
-
-def test_phases_and_distill_coef_count_iterations_under_accumulation(tmp_path):
-    progress = Progress()
-    runner = toy_runner(
-        tmp_path,
-        hooks=[
-            dict(type='DistillPhasesHook', freeze_backbone=1 / 3),
-            dict(type='AdaptiveDistillCoefHook'),
-            progress,
-        ],
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=12),
-        schedulers=[dict(type='MultiStepLR', by_epoch=False, milestones=[7], gamma=0.1)],
-        optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2
-        ),
-    )
-    initial = runner.model.student.backbone.weight.sum().item()
-    runner.train()
-    moved = [x != y for x, y in zip(progress.backbone, [initial, *progress.backbone], strict=False)]
-    assert moved == [False] * 4 + [False, True] * 4
-    assert progress.coefs == [2.0] * 7 + [4.0] * 5
+def test_hooks_do_to_it_what_they_do_to_the_detector_alone(shapes, tmp_path):
+    (stock, expected), (ours, found) = stock_and_distilled(tmp_path, shapes, 5, custom_hooks=HOOKS)
+    assert found.metrics == expected.metrics  # of the averaged weights
+    assert found.sizes == expected.sizes == [{(48, 96)}] * 2 + [{(96, 96)}] * 4
+    assert ours.epoch == stock.epoch == 3  # of 5: no better for 2 epochs
+    ours, stock = (load_from_local(f'{x.work_dir}/epoch_3.pth') for x in (ours, stock))
+    for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+        weights = {k.replace(f'{prefix}student.', prefix): v for k, v in ours[key].items()}
+        assert len(stock[key]) > 100
+        assert_equal({k: weights[k] for k in stock[key]}, dict(stock[key]))
 
 
 CHECKPOINTED = {
@@ -84,18 +95,15 @@ CHECKPOINTED = {
 
 @pytest.mark.parametrize('how', CHECKPOINTED)
 def test_activation_checkpointing_changes_no_loss_and_no_gradient(how):
-    torch.manual_seed(2)
-    plain = MODELS.build(dict(type='SSSDDistiller', student=stock_config('retinanet'))).train()
     student = stock_config('retinanet')
     student.backbone.with_cp = how == 'with_cp'
-    saving = MODELS.build(dict(type='SSSDDistiller', student=student)).train()
-    saving.load_state_dict(plain.state_dict())
+    plain, saving = build('retinanet'), build(student)
     turn_on_activation_checkpointing(saving, CHECKPOINTED[how])
     data = demo_batch(plain)
     results, kept = [], []
     for model in (plain, saving):
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-            losses = model(**copy.deepcopy(data), mode='loss')
+            losses = losses_of(model, data)
         total, logged = model.parse_losses(losses)
         total.backward()
         results.append((logged, {n: p.grad for n, p in model.named_parameters()}, len(kept)))

@@ -9,7 +9,7 @@ import torch
 from mmdet_sssd.models import FeatureAdapter
 
 from ..distillers import assert_equal, build, losses_of
-from ..stock_detectors import demo_batch
+from ..stock_detectors import demo_batch, stock_config
 
 
 def convs(module):
@@ -110,11 +110,40 @@ def test_targets_that_a_head_changed_afterwards_are_made_again():
     assert counts['bbox_head._get_targets_single'] == 4
 
 
-def test_an_idle_teacher_leaves_a_stock_step():
-    model = build('retinanet')
-    stock = copy.deepcopy(model.student)
-    model.teachers['teacher'].active = False
-    assert_equal(losses_of(model), losses_of(stock))
+def reusing(name, reuse_assignment=True):
+    student = stock_config(name)
+    if name == 'rtmdet':
+        student.bbox_head.exp_on_reg = True
+    return build(student, reuse_assignment=reuse_assignment)
+
+
+@pytest.mark.parametrize('name', ['yolox', 'rtmdet', 'deformable_detr', 'faster_rcnn'])
+def test_the_student_s_assignment_is_not_worked_out_again(name):
+    """Of two images. An R-CNN's proposals differ."""
+    anew, reused = (reusing(name, x) for x in (False, True))
+    expected, counts = count_calls(anew), count_calls(reused)
+    for model in (anew, reused):
+        losses_of(model)
+    assignments = [path for path in expected if path.endswith('.assign')]
+    for path in assignments:
+        assert counts[path] * (1 if 'roi_head' in path else 2) == expected[path], path
+    assert 2 in (counts[path] for path in assignments)
+
+
+def test_the_same_predictions_learn_in_both_passes(monkeypatch):
+    """YOLOX, whose assignment depends on its predictions: as many positives, so one average factor."""
+    model, sampled = reusing('yolox'), []
+    sampler = type(model.student.bbox_head.sampler)
+    sample = sampler.sample
+
+    def record(self, assign_result, *args, **kwargs):
+        sampled.append(assign_result.gt_inds)
+        return sample(self, assign_result, *args, **kwargs)
+
+    monkeypatch.setattr(sampler, 'sample', record)
+    losses_of(model)
+    assert len(sampled) == 4
+    assert_equal(sampled[:2], sampled[2:])
 
 
 def test_economy_is_the_cheapest_settings_unless_others_are_given():

@@ -51,10 +51,8 @@ class HeadDetector(ToyDetector):
         self.strides = [s[0] for s in self.bbox_head.prior_generator.strides]
 
     def extract_feat(self, batch_inputs):
-        (batch, _, size, _), channels = (
-            batch_inputs.shape,
-            getattr(self.bbox_head, 'in_channels', 256),
-        )
+        batch, _, size, _ = batch_inputs.shape
+        channels = getattr(self.bbox_head, 'in_channels', 256)
         return [torch.randn(batch, channels, -(-size // s), -(-size // s)) for s in self.strides]
 
     def loss(self, batch_inputs, batch_data_samples):
@@ -130,27 +128,24 @@ def test_anchors_in_the_padding_are_not_flagged(kind):
             assert torch.equal(flags[image, ..., 0], inside(flags.shape[1], stride, image))
 
 
+def retinanet_s_anchors(stride):
+    """The nine boxes around each pixel of a level."""
+    sides = [4 * stride * 2 ** (octave / 3) for octave in range(3)]
+    sizes = [(x / ratio**0.5, x * ratio**0.5) for ratio in (0.5, 1.0, 2.0) for x in sides]
+    places = range(0, SIZE, stride)
+    boxes = [
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        for y in places
+        for x in places
+        for w, h in sizes
+    ]
+    return torch.tensor(boxes).view(len(places), len(places), 9, 4)
+
+
 def test_anchors_between_retinanet_s_thresholds_are_not_flagged():
     """IoU 0.4 to 0.5 is ignored, unless an object has no better anchor; anchors restated here."""
     found, strides = record(distiller('retinanet'))
-    levels = [
-        torch.tensor(
-            [
-                [
-                    [
-                        (x * s - w / 2, y * s - h / 2, x * s + w / 2, y * s + h / 2)
-                        for ratio in (0.5, 1.0, 2.0)
-                        for octave in (0, 1, 2)
-                        for area_root in [4 * s * 2 ** (octave / 3)]
-                        for w, h in [(area_root / ratio**0.5, area_root * ratio**0.5)]
-                    ]
-                    for x in range(SIZE // s)
-                ]
-                for y in range(SIZE // s)
-            ]
-        )
-        for s in strides
-    ]
+    levels = [retinanet_s_anchors(stride) for stride in strides]
     num_ignored = 0
     for image, boxes in enumerate(BOXES):
         valid = [inside(x.shape[0], s, image) for x, s in zip(levels, strides, strict=True)]

@@ -140,40 +140,6 @@ def class_accuracy(class_vectors: bool, num_classes: int = 8) -> float:
     return sum(hits[-10:]) / 10
 
 
-@pytest.mark.parametrize('add_context_box', [True, False])
-@pytest.mark.parametrize('use_masks', [True, False])
-def test_parameters_get_gradients_without_objects(add_context_box, use_masks):
-    """In some images, and in the whole batch, as DDP wants it."""
-    settings = dict(add_context_box=add_context_box, use_masks=use_masks)
-    for counts in ((0, 0, 0, 0), (0, 2, 0, 0)):
-        teacher = make_teacher(dtype=torch.float32, **settings)
-        masks = [BitmapMasks(np.ones((n, *IMAGE), np.uint8), *IMAGE) for n in counts]
-        batch = [
-            sample([[2, 2, 20, 20]] * n, [1] * n, masks=x)
-            for n, x in zip(counts, masks, strict=True)
-        ]
-        out = teacher(features(dtype=torch.float32), INPUTS, batch)
-        sum((x * torch.randn_like(x)).sum() for x in out).backward()
-        for name, parameter in teacher.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize('use_masks', [True, False])
-def test_any_box_is_finite(use_masks):
-    """As in validation, which leaves none out."""
-    nan, inf = float('nan'), float('inf')
-    boxes = [[5, 5, 5, 5], [30, 30, 10, 10], [-50, -50, -10, -10], [1e9, 1e9, 2e9, 2e9]]
-    boxes += [[nan, 0, 10, 10], [-inf, 0, inf, 10]]
-    masks = BitmapMasks(np.ones((len(boxes), *IMAGE), np.uint8), *IMAGE)
-    teacher = make_teacher(use_masks=use_masks, dtype=torch.float32)
-    batch = [sample(boxes, [0] * len(boxes), masks=masks)] * len(CONTENT)
-    out = teacher(features(dtype=torch.float32), INPUTS, batch)
-    sum(x.square().sum() for x in out).backward()
-    assert all(x.isfinite().all() for x in out)
-    assert all(p.grad.isfinite().all() for p in teacher.parameters() if p.grad is not None)
-
-
 def test_polygon_masks_are_read():
     square = np.array([8.0, 8, 30, 8, 30, 30, 8, 30])
     polygons = PolygonMasks([[square]], *IMAGE)

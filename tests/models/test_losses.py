@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss
+from mmdet_sssd.models import JSDistanceLoss, NormedMSELoss, SSIMLoss
 
 DIMS = ('spatial', 'channel', 'all')
 
@@ -106,30 +106,44 @@ def test_js_loss_compiles_to_one_graph_of_all_levels(dim):
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('dim', DIMS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_js_loss_is_finite_and_bounded(dim, dtype):
-    x = torch.randn(2, 4, 5, 5, dtype=dtype)
+@pytest.mark.parametrize(
+    'loss',
+    [SSIMLoss(), *(JSDistanceLoss(dim, tau=0.5) for dim in DIMS)],
+    ids=['ssim', *DIMS],
+)
+def test_losses_are_finite_and_bounded(loss, dtype):
+    x = torch.randn(2, 4, 17, 15, dtype=dtype)
     huge = torch.full_like(x, torch.finfo(dtype).max)
     huge[:, :, 0] *= -1
+    constant = torch.full_like(x, 3)
     cases = {
-        'equal': (x, x.clone()),
+        'equal': (x, x),
         'nearly equal': (x, x * (1 + torch.finfo(dtype).eps)),
-        'constant': (torch.full_like(x, 7), torch.zeros_like(x)),
+        'constant': (torch.full_like(x, 7), constant),
+        'equal and constant': (constant, constant),
+        'constant student': (constant, x),
+        'constant teacher': (x, constant),
+        'far apart': (x + 1e4, x),
         'huge': (huge, -huge),
-        'huge and equal': (huge, huge.clone()),
+        'huge and equal': (huge, huge),
+        'huge student': (huge, x),
+        'huge teacher': (x, huge),
+        'tiny': (x * 1e-6, x.flip(-1) * 1e-6),
         'one pixel': (x[..., :1, :1], -x[..., :1, :1]),
-        'empty': (x[:0], x[:0]),
+        'one channel': (x[:, :1], x[:, 1:2]),
+        'no image': (x[:0], x[:0]),
+        'no pixel': (x[:, :, :0], x[:, :, :0]),
     }
     for name, (student, teacher) in cases.items():
         student = student.clone().requires_grad_()
-        loss = JSDistanceLoss(dim=dim, tau=0.5)([student], [teacher])
-        loss.backward()
-        assert loss.dtype == torch.float32, name
-        assert 0 <= loss.item() <= 1, name
+        value = loss([student], [teacher.clone()])
+        value.backward()
+        assert value.dtype == torch.float32, name
+        assert 0 <= value.item() <= 1, name
         assert student.grad.isfinite().all(), name
         if 'equal' in name and 'nearly' not in name:
-            assert loss.item() == 0, name
+            assert value.item() == 0, name
             assert not student.grad.any(), name
 
 

@@ -4,14 +4,12 @@ import copy
 
 import pytest
 import torch
-from mmdet.models import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.models import PretrainedTeacher
 
 from ..distillers import SSIM, assert_equal, build, losses_of, pretrained
 from ..stock_detectors import demo_batch, stock_config
@@ -73,15 +71,12 @@ def test_weights_are_loaded_when_training_begins(trained, file):
     assert_equal(dict(model.teachers['large'].detector.state_dict()), dict(expected))
 
 
-@pytest.mark.parametrize('place', ['distiller', 'run'])
-def test_a_distiller_s_config_stands_for_its_student(tmp_path, place):
+def test_a_distiller_s_config_stands_for_its_student(tmp_path):
     """With the data preprocessor that it has from outside, without branches."""
     student = stock_config('retinanet')
     own = dict(student.pop('data_preprocessor'), mean=[1.0, 2.0, 3.0])
-    run = dict(model=dict(type='SemiDistiller', student=student))
-    (run['model'] if place == 'distiller' else run)['data_preprocessor'] = dict(
-        type='MultiBranchDataPreprocessor', data_preprocessor=own
-    )
+    outer = dict(type='MultiBranchDataPreprocessor', data_preprocessor=own)
+    run = dict(model=dict(type='SemiDistiller', student=student), data_preprocessor=outer)
     Config(run).dump(tmp_path / 'run.py')
     teacher = distiller(str(tmp_path / 'run.py')).teachers['large'].detector
     assert teacher.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
@@ -103,16 +98,6 @@ def test_weights_that_do_not_fit_are_refused(trained):
         distiller(str(trained / 'config.py'), str(trained / 'part.pth'))
 
 
-def test_one_of_mmdet_s_configs_by_name():
-    teacher = PretrainedTeacher(
-        MODELS.build(stock_config('retinanet')),
-        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-        None,
-    )
-    assert teacher.detector.backbone.depth == 18
-    assert teacher.detector.bbox_head.num_classes == 80
-
-
 @pytest.mark.parametrize('student', [None, PLAIN, GREY, BGR])
 @pytest.mark.parametrize('teacher', [None, PLAIN, GREY, BGR])
 def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, teacher):
@@ -128,14 +113,6 @@ def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, tea
     expected = model.teachers['large'].detector.data_preprocessor(raw, True)
     seen = model.teachers['large'].convert(mine['inputs'], mine['data_samples'])
     torch.testing.assert_close(seen, expected['inputs'], rtol=1e-5, atol=2e-4)
-
-
-def test_preprocessors_are_the_stock_ones():
-    """What the conversion reads of them is mmengine's private matter."""
-    plain = DetDataPreprocessor()
-    assert not plain._enable_normalize
-    assert not plain._channel_conversion
-    assert DetDataPreprocessor(mean=[1], std=[1], bgr_to_rgb=True)._channel_conversion
 
 
 def test_the_teacher_s_outputs_are_those_of_the_detector_alone(trained):

@@ -58,6 +58,7 @@ PRESET = [  # below ``model``, of a student with one level of 8 channels
     ('start_level', dict(start_level=1)),
     ('start_level', dict(start_level=-1)),
     ('start_level', dict(start_level=0.0)),
+    ('reuse_assignment', dict(student=stock_config('rtmdet'), reuse_assignment=True)),
     ('teachers', dict(type='Distiller', teachers=[1])),
     ('teachers.teacher', dict(teachers=dict(teacher={}))),
     ('terms', dict(type='Distiller', teachers=dict(a=pretrained()), terms=[1])),

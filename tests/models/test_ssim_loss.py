@@ -110,39 +110,3 @@ def test_a_constant_teacher_is_shifted_but_not_scaled():
     expected = np.mean([(1 - restated(x.double().numpy(), zero)) / 2 for x in student[0]])
     loss = SSIMLoss()([student + 5], [constant])
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_loss_is_finite_and_bounded(dtype):
-    x = torch.randn(2, 4, 17, 15, dtype=dtype)
-    huge = torch.full_like(x, torch.finfo(dtype).max)
-    huge[:, :, 0] *= -1
-    constant = torch.full_like(x, 3)
-    cases = {
-        'equal': (x, x),
-        'nearly equal': (x, x * (1 + torch.finfo(dtype).eps)),
-        'constant': (torch.full_like(x, 7), constant),
-        'equal and constant': (constant, constant),
-        'constant student': (constant, x),
-        'constant teacher': (x, constant),
-        'far apart': (x + 1e4, x),
-        'huge': (huge, -huge),
-        'huge and equal': (huge, huge),
-        'huge student': (huge, x),
-        'huge teacher': (x, huge),
-        'tiny': (x * 1e-6, x.flip(-1) * 1e-6),
-        'one pixel': (x[..., :1, :1], -x[..., :1, :1]),
-        'one channel': (x[:, :1], x[:, 1:2]),
-        'no image': (x[:0], x[:0]),
-        'no pixel': (x[:, :, :0], x[:, :, :0]),
-    }
-    for name, (student, teacher) in cases.items():
-        student = student.clone().requires_grad_()
-        loss = SSIMLoss()([student], [teacher.clone()])
-        loss.backward()
-        assert loss.dtype == torch.float32, name
-        assert 0 <= loss.item() <= 1, name
-        assert student.grad.isfinite().all(), name
-        if 'equal' in name and 'nearly' not in name:
-            assert loss.item() == 0, name
-            assert not student.grad.any(), name

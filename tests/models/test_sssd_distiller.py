@@ -68,42 +68,6 @@ def test_distillation_loss_is_that_of_the_method():
     torch.testing.assert_close(losses_of(model, data)['loss_distill'], 7 * squares.mean())
 
 
-@pytest.mark.parametrize('name', ['faster_rcnn', 'rtmdet'])
-def test_without_distillation_three_steps_are_stock_to_the_bit(name):
-    torch.manual_seed(0)
-    stock = build_stock(name)
-    model = build(name, distill_coef=0.0, teacher_loss_weight=0.0)
-    assert_equal(dict(model.student.state_dict()), dict(stock.state_dict()))  # as initialised
-    for detector in (stock, model):
-        optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        for step in range(3):
-            optimizer.zero_grad()
-            backward(detector, losses_of(detector, seed=step))
-            nn.utils.clip_grad_value_(detector.parameters(), 1.0)
-            optimizer.step()
-    assert_equal(dict(model.student.state_dict()), dict(stock.state_dict()))
-
-
-def test_predictions_are_the_student_s_alone():
-    config = stock_config('mask_rcnn')
-    config.test_cfg.rcnn.score_thr = 0.0
-    stock, model = build_stock(copy.deepcopy(config)).eval(), build(config).eval()
-    stock.load_state_dict(model.student.state_dict())
-    with torch.no_grad():
-        ours, theirs = (x(**demo_batch(x), mode='predict') for x in (model, stock))
-    assert sum(len(x.pred_instances) for x in theirs) > 20
-    for x, y in zip(ours, theirs, strict=True):
-        assert_equal(dict(x.pred_instances.items()), dict(y.pred_instances.items()))
-
-
-def test_a_stock_state_dict_loads_into_the_student():
-    stock, model = build_stock('retinanet'), build('retinanet')
-    result = model.load_state_dict(stock.state_dict(), strict=False)
-    assert result.unexpected_keys == []
-    assert not any(key.startswith('student.') for key in result.missing_keys)
-    assert_equal(dict(model.student.state_dict()), dict(stock.state_dict()))
-
-
 def test_other_classes_leave_the_layers_that_differ_as_they_were():
     """Fine-tuning, through the loader that load_from and init_cfg use."""
     config = stock_config('retinanet')

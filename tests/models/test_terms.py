@@ -7,7 +7,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import nn
 
-from mmdet_sssd.models import AdaptiveDistillLoss, DetectorOutputs, JSDistanceLoss, SSIMLoss
+from mmdet_sssd.models import AdaptiveDistillLoss, DetectorOutputs, SSIMLoss
 
 from ..distillers import (
     ADL,
@@ -59,30 +59,6 @@ def test_a_feature_term_compares_adapted_levels():
     for p, expected in enumerate(dissimilarities):
         torch.testing.assert_close(losses[f'ssim_distance.{p}'], expected.detach())
     torch.testing.assert_close(losses['loss_ssim'], 3 * torch.stack(dissimilarities).mean())
-
-
-def test_js_distance_with_a_pretrained_teacher():
-    term = dict(type='FeatureTerm', distill_loss=dict(type='JSDistanceLoss'), normalize=True)
-    model = build('retinanet', dict(js=term), stock_config('retinanet'))
-    assert not [*model.terms.parameters()]  # same channels: nothing to adapt
-    data = demo_batch(model)
-
-    def normed(x):
-        variance = x.var((2, 3), unbiased=False, keepdim=True)
-        return (x - x.mean((2, 3), keepdim=True)) / (variance + 1e-5).sqrt()
-
-    detectors = (model.student, model.teachers['large'].detector)
-    pairs = zip(*(x.extract_feat(data['inputs']) for x in detectors), strict=True)
-    distances = [JSDistanceLoss()([normed(x)], [normed(t)]) for x, t in pairs]
-    expected = 10 * torch.stack(distances).mean()  # its default λ
-    torch.testing.assert_close(losses_of(model, data)['loss_js'], expected)
-
-
-def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn():
-    model = build('retinanet', dict(ssim=SSIM), stock_config('retinanet'))
-    model.student.eval()  # its BN would normalise by the batch
-    model.teachers['large'].detector.load_state_dict(model.student.state_dict())
-    assert losses_of(model)['loss_ssim'].abs() < 1e-6
 
 
 def test_a_logit_term_counts_the_anchors_inside_the_images():

@@ -85,46 +85,26 @@ def distiller():
 
 
 @pytest.mark.parametrize('decay_type', SETTINGS)
-def test_rates_by_layer_are_stock_s(distiller, decay_type):
+def test_rates_by_layer_are_stock_s_and_other_parts_are_trained_like_heads(decay_type):
+    distiller = MODELS.build(dict(type='SSSDDistiller', student=student_config()))
     config = optim_wrapper_config(decay_type)
-    stock = StockConstructor(
-        dict(type='OptimWrapper', optimizer=config['optimizer']), config['paramwise_cfg']
-    )(distiller.student)
+    wrapper = dict(type='OptimWrapper', optimizer=config['optimizer'])
+    stock = StockConstructor(wrapper, config['paramwise_cfg'])(distiller.student)
     expected = parameter_settings(stock, distiller.student)
-    ours = parameter_settings(build_optim_wrapper(distiller, config), distiller)
     assert len({x['lr'] for x in expected.values()}) > 3
-    assert {k: v for k, v in ours.items() if k.startswith('student.')} == {
-        f'student.{name}': settings for name, settings in expected.items()
-    }
+    alone = build_optim_wrapper(distiller.student, config)  # not in a distiller
+    assert parameter_settings(alone, distiller.student) == expected
 
-
-@pytest.mark.parametrize('decay_type', SETTINGS)
-def test_teacher_and_adapter_are_trained_like_heads(distiller, decay_type):
-    wrapper = build_optim_wrapper(distiller, optim_wrapper_config(decay_type))
-    ours = parameter_settings(wrapper, distiller)
-    aux = {
-        name: (x['lr'], x['weight_decay'])
-        for name, x in ours.items()
-        if not name.startswith('student.')
-    }
-    assert {name.partition('.')[0] for name in aux} == {'teachers', 'terms'}
-    assert aux == {
-        name: (1e-3, 0.0 if parameter.ndim == 1 else 0.05)
-        for name, parameter in distiller.named_parameters()
-        if not name.startswith('student.')
-    }
-    assert ours.keys() == dict(distiller.named_parameters()).keys()
-
-
-def test_other_models_get_the_stock_settings(distiller):
-    config = optim_wrapper_config('layer_wise')
-    stock = StockConstructor(
-        dict(type='OptimWrapper', optimizer=config['optimizer']), config['paramwise_cfg']
-    )(distiller.student)
-    ours = build_optim_wrapper(distiller.student, config)
-    assert parameter_settings(ours, distiller.student) == parameter_settings(
-        stock, distiller.student
-    )
+    ours = parameter_settings(build_optim_wrapper(distiller, config), distiller)
+    for name, parameter in distiller.named_parameters():
+        settings = ours.pop(name)
+        if name.startswith('student.'):
+            assert settings == expected.pop(name.removeprefix('student.')), name
+        else:
+            decay = 0.0 if parameter.ndim == 1 else 0.05
+            assert (settings['lr'], settings['weight_decay']) == (1e-3, decay), name
+    assert not ours
+    assert not expected
 
 
 @pytest.mark.parametrize('path', CONFIGS)

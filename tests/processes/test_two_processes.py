@@ -10,8 +10,9 @@ from torch import distributed
 
 from mmdet_sssd.runs import load_from_local
 
+from ..distillers import TOY, assert_equal
 from ..runs.stock_runs import assert_equal_runs, last_checkpoint
-from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL
+from ..toy_detector import ITERS_PER_EPOCH
 from .work import (
     chosen_to_resume,
     gradients,
@@ -72,9 +73,7 @@ def test_a_branch_may_lack_on_a_process(case, on_two_processes):
     for key, value in losses.items():
         mean = sum(ours[key] for ours, *_ in results) / 2
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=key)
-    (*_, first), (*_, second) = results
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
+    assert_equal(results[0][2], results[1][2])
 
 
 @pytest.mark.parametrize(('name', 'with_terms'), [('fcos', False), ('atss', False), ('fcos', True)])
@@ -102,29 +101,10 @@ def rows(first_epoch, iters_per_epoch):
     ]
 
 
-@pytest.fixture(scope='module')
-def whole_runs(on_two_processes, tmp_path_factory):
-    """The folders of a run on two processes and of one on a single process, and their rows."""
-    two, one = (tmp_path_factory.mktemp(name) for name in ('two', 'one'))
-    return two, on_two_processes(run_phases, (two,), (two,)), one, run_phases(one)
-
-
-def test_phases_and_distill_coef_are_the_same_on_all_processes(whole_runs):
-    _, of_ranks, _, alone = whole_runs
-    assert alone == rows(0, ITERS_PER_EPOCH)
-    assert of_ranks == [rows(0, ITERS_PER_EPOCH // 2)] * 2
-
-
-def test_phases_stay_where_they_were_when_two_processes_become_one(whole_runs, tmp_path):
-    two, *_ = whole_runs
-    assert run_phases(tmp_path, str(two / 'epoch_1.pth')) == rows(1, ITERS_PER_EPOCH)
-
-
-def test_phases_stay_where_they_were_when_one_process_becomes_two(
-    whole_runs, on_two_processes, tmp_path
-):
-    args = (tmp_path, str(whole_runs[2] / 'epoch_1.pth'))
-    assert on_two_processes(run_phases, args, args) == [rows(1, ITERS_PER_EPOCH // 2)] * 2
+def test_phases_and_distill_coef_are_the_same_on_however_many_processes(on_two_processes, tmp_path):
+    two = tmp_path / 'two'
+    assert on_two_processes(run_phases, (two,), (two,)) == [rows(0, ITERS_PER_EPOCH // 2)] * 2
+    assert run_phases(tmp_path / 'one', str(two / 'epoch_1.pth')) == rows(1, ITERS_PER_EPOCH)
 
 
 def test_a_ratio_of_gradients_is_that_of_the_squares_averaged_over_processes(
@@ -137,40 +117,18 @@ def test_a_ratio_of_gradients_is_that_of_the_squares_averaged_over_processes(
     assert coefs == pytest.approx([2.0] + [0.5 * student / term] * 2, rel=1e-5)
 
 
-@pytest.fixture(scope='module')
-def taught_runs(on_two_processes, tmp_path_factory):
-    """The folder of a run with a pretrained teacher, the teacher's weights, and what came of it."""
-    folder = tmp_path_factory.mktemp('taught')
-    torch.manual_seed(7)
-    teacher = MODELS.build(dict(type='ToyDetector')).state_dict()
-    checkpoint = str(folder / 'teacher.pth')
-    torch.save(dict(state_dict=teacher), checkpoint)
-    return folder, teacher, on_two_processes(run_taught, *[(str(folder), checkpoint)] * 2)
-
-
-def test_a_pretrained_teacher_is_not_trained(taught_runs):
+def test_a_pretrained_teacher_is_not_trained(on_two_processes, tmp_path):
     """DDP is not told to look for unused parameters: it would end the run at the second step."""
-    folder, teacher, results = taught_runs
-    for result in results:
-        assert result['teacher'].keys() == teacher.keys()
-        for key, value in teacher.items():
-            assert torch.equal(result['teacher'][key], value), key
-        for key, value in results[0]['weights'].items():
-            assert torch.equal(result['weights'][key], value), key
-    saved = load_from_local(str(folder / 'epoch_2.pth'))
+    torch.manual_seed(7)
+    teacher, checkpoint = MODELS.build(TOY).state_dict(), str(tmp_path / 'teacher.pth')
+    torch.save(dict(state_dict=teacher), checkpoint)
+    first, second = on_two_processes(run_taught, *[(str(tmp_path), checkpoint)] * 2)
+    assert_equal(first, second)
+    assert_equal(first['teacher'], dict(teacher))
+    saved = load_from_local(str(tmp_path / 'epoch_2.pth'))
     for key in ('state_dict', 'ema_state_dict'):
         names = {name.removeprefix('module.') for name in saved[key]} - {'steps'}
         assert {name.partition('.')[0] for name in names} == {'student'}
-
-
-def test_a_run_with_a_pretrained_teacher_is_resumed(taught_runs, on_two_processes, tmp_path):
-    folder, teacher, results = taught_runs
-    args = (str(tmp_path), str(folder / 'teacher.pth'), str(folder / 'epoch_1.pth'))
-    for ours in on_two_processes(run_taught, args, args):
-        for key, value in teacher.items():
-            assert torch.equal(ours['teacher'][key], value), key
-        for key, value in results[0]['weights'].items():
-            assert torch.equal(ours['weights'][key], value), key
 
 
 def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tmp_path):
@@ -203,17 +161,14 @@ def test_a_group_of_one_does_not_wait_for_a_stopped_teacher(tmp_path, monkeypatc
 def test_processes_do_not_wait_for_a_stopped_teacher(on_two_processes, tmp_path):
     """DDP is not told to look for unused parameters, and nothing moves what has stopped."""
     whole = on_two_processes(run_until, *[(str(tmp_path), 0.5)] * 2)
-    trained = len([*MODELS.build(TOY_MODEL['student']).parameters()])
     for result in whole:
         assert result['moved'] == [True] * 3 + [False] * 3
-        assert result['waited'] == trained
-        for key, value in whole[0]['weights'].items():
-            assert torch.equal(result['weights'][key], value), key
+        assert result['waited'] == len([*MODELS.build(TOY).parameters()])
     args = (str(tmp_path / 'resumed'), 0.5, str(tmp_path / 'epoch_1.pth'))
-    for result in on_two_processes(run_until, args, args):
-        assert result['moved'] == [False] * 3
-        for key, value in whole[0]['weights'].items():
-            assert torch.equal(result['weights'][key], value), key
+    resumed = on_two_processes(run_until, args, args)
+    assert [x['moved'] for x in resumed] == [[False] * 3] * 2
+    for result in (*whole, *resumed):
+        assert_equal(result['weights'], whole[0]['weights'])
 
 
 @pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])

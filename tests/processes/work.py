@@ -5,7 +5,6 @@ import os
 import signal
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,15 +14,16 @@ from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.runs import SafeCheckpointHook
 
+from ..distillers import ADL, SSIM, TOY, pretrained
+from ..hooks.test_ratio_of_gradients import norms
 from ..runs.stock_runs import make_runner
 from ..runs.test_preemption_hook import SIGNALS, distilled
 from ..stock_detectors import NUM_CLASSES, stock_config
-from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
+from ..toy_detector import NUM_IMAGES, toy_loader, toy_runner
 
 IMAGE_SIZE = (64, 64)
 FOR_GROUP_NORM = (160, 160)  # which wants more than a pixel on the last level
@@ -50,16 +50,15 @@ def join_group(rank: int, store: str) -> None:
     )
 
 
-def inputs(num_items: list[int], size: tuple[int, int] = FOR_GROUP_NORM, **kwargs: Any) -> dict:
+def inputs(num_items, size=FOR_GROUP_NORM, **kwargs) -> dict:
     """Make a batch with so many objects in each image."""
-    num_images = len(num_items)
-    shapes = [[3, *size]] * num_images
+    shapes = [[3, *size]] * len(num_items)
     return demo_mm_inputs(
-        num_images, shapes, num_items=num_items, num_classes=NUM_CLASSES, **kwargs
+        len(shapes), shapes, num_items=num_items, num_classes=NUM_CLASSES, **kwargs
     )
 
 
-def build(name: str, with_terms: bool = False) -> torch.nn.Module:
+def build(name, with_terms=False):
     """Build the same distiller on every process, its backbone's statistics fixed."""
     config = stock_config(name)
     config.backbone.norm_eval = True
@@ -67,11 +66,8 @@ def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     if with_terms:
         model |= dict(
             teacher_head_grad={'conv_cls': 0, '': 0.5},
-            teachers=dict(large=dict(type='PretrainedTeacher', config=config, checkpoint=None)),
-            terms=dict(
-                ssim=dict(type='FeatureTerm', teacher='large', distill_loss=dict(type='SSIMLoss')),
-                adl=dict(type='LogitTerm', teacher='large'),
-            ),
+            teachers=dict(large=pretrained(config)),
+            terms=dict(ssim=SSIM | dict(teacher='large'), adl=ADL | dict(teacher='large')),
         )
     torch.manual_seed(0)
     model = MODELS.build(model).train()
@@ -80,7 +76,7 @@ def build(name: str, with_terms: bool = False) -> torch.nn.Module:
     return model
 
 
-def build_semi(name: str) -> torch.nn.Module:
+def build_semi(name):
     """Build a semi-supervised distiller whose teacher is hardly sure of anything."""
     config, teacher = stock_config(name), stock_config(name)
     teacher.test_cfg.score_thr = 0.0
@@ -89,26 +85,18 @@ def build_semi(name: str) -> torch.nn.Module:
     semi = dict(
         type='SemiDistiller',
         student=config,
-        teachers=dict(large=dict(type='PretrainedTeacher', config=teacher, checkpoint=None)),
-        terms=dict(adl=dict(type='LogitTerm')),
+        teachers=dict(large=pretrained(teacher)),
+        terms=dict(adl=ADL),
     )
     return MODELS.build(semi).train()
 
 
-def watched(
-    distiller: torch.nn.Module,
-) -> tuple[MMDistributedDataParallel, OptimWrapper, list[str]]:
-    """Wrap a distiller for training steps.
+def watched(distiller):
+    """Wrap a distiller for training steps; a parameter without gradient makes the next one fail.
 
-    A parameter that the loss did not reach makes the next forward fail.
-
-    Returns:
-        The wrapped model, its optimizer, and a list that will have the names of parameters that got
-        no gradient, in any step.
+    The list beside the optimizer will have the names of parameters without a gradient in any step.
     """
-    model = MMDistributedDataParallel(
-        distiller, **{k: v for k, v in WRAPPER.items() if k != 'type'}
-    )
+    model = MMDistributedDataParallel(distiller, broadcast_buffers=False)
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
     without = []
     update = optim_wrapper.backward
@@ -121,12 +109,8 @@ def watched(
     return model, optim_wrapper, without
 
 
-def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str], list[float]]:
-    """Train a step for each least score of a pseudo box, and one more.
-
-    Returns:
-        Names of parameters that got no gradient, and how many pseudo boxes each step logged.
-    """
+def train_on_pseudo_boxes(name, thresholds):
+    """Train a step for each least score of a pseudo box, and one more; gives their numbers too."""
     model, optim_wrapper, without = watched(build_semi(name))
     counts = []
     for threshold in [*thresholds, 1.0]:
@@ -140,19 +124,10 @@ def train_on_pseudo_boxes(name: str, thresholds: list[float]) -> tuple[list[str]
     return without, counts
 
 
-def semi_step(
-    name: str, labelled: list[int], unlabelled: list[int]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Train a step on some of two images with labels and of two without.
+def semi_step(name, labelled, unlabelled):
+    """Train a step on those of two images with labels, and of two without, that this process has.
 
-    Args:
-        name: The detector.
-        labelled: Indices of the images that this process has of the ones with labels; if there are
-            none its batch has no such branch.
-        unlabelled: The same of the others.
-
-    Returns:
-        The losses, the gradients averaged over the processes, and the weights after the step.
+    Gives the losses, the gradients averaged over the processes, and the weights after the step.
     """
     model = build_semi(name)
     model.pseudo_score_thr = 0.0
@@ -172,15 +147,11 @@ def semi_step(
     gradients = {name: x.grad.clone() for name, x in model.named_parameters() if x.requires_grad}
     torch.optim.SGD(model.parameters(), lr=0.01).step()
     flat = {k: sum(x) if isinstance(x, list) else x for k, x in losses.items() if 'loss' in k}
-    return {k: x.detach() for k, x in flat.items()}, gradients, model.state_dict()
+    return {k: x.detach() for k, x in flat.items()}, gradients, dict(model.state_dict())
 
 
-def train_on_counts(name: str, counts: list[int]) -> list[str]:
-    """Train a step for each number of objects in the batch and phase, and one more.
-
-    Returns:
-        Names of parameters that got no gradient, in any step.
-    """
+def train_on_counts(name, counts):
+    """Train a step for each number of objects in the batch and phase."""
     model, optim_wrapper, without = watched(build(name))
     for first_phase in (True, False):
         model.module.terms['distill'].detach_student = first_phase
@@ -191,7 +162,7 @@ def train_on_counts(name: str, counts: list[int]) -> list[str]:
     return without
 
 
-def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[str, torch.Tensor]:
+def gradients(name, images, with_terms=False):
     """Gradients on some of two images, averaged over the processes, in float64."""
     torch.set_default_dtype(torch.float64)
     try:
@@ -207,7 +178,7 @@ def gradients(name: str, images: list[int], with_terms: bool = False) -> dict[st
     return {name: x.grad for name, x in model.named_parameters() if x.requires_grad}
 
 
-def chosen_to_resume(work_dir: str) -> str | None:
+def chosen_to_resume(work_dir):
     """Give what a run in a folder is resumed from, or why it cannot be."""
     runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=work_dir, cfg={})
     try:
@@ -218,16 +189,14 @@ def chosen_to_resume(work_dir: str) -> str | None:
     return runner._load_from
 
 
-def toy_run(
-    work_dir: str, epochs: int, hooks: list, resume_from: str | None = None, **settings: Any
-) -> Runner:
+def toy_run(work_dir, epochs, hooks, resume_from=None, **settings):
     """Train a distilled toy detector, on both processes if there are two, or go on with a run."""
     if dist.is_initialized():
         settings |= dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=WRAPPER))
     runner = toy_runner(
         work_dir,
         hooks=hooks,
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        epochs=epochs,
         resume=resume_from is not None,
         load_from=resume_from,
         **settings,
@@ -257,12 +226,8 @@ class Recorder(Hook):
         return getattr(runner.model, 'module', runner.model).student.backbone.weight.detach()
 
 
-def run_phases(work_dir, resume_from=None) -> list[tuple]:
-    """Train six epochs: backbone frozen for 2, student detached for 3, learning rate drops after 4.
-
-    Returns:
-        A row for each iteration: epoch, λ, student detached, backbone moved.
-    """
+def run_phases(work_dir, resume_from=None):
+    """Train six epochs: backbone frozen for 2, student detached for 3, learning rate drops after 4."""
     hooks = [
         dict(type='AdaptiveDistillCoefHook'),
         dict(type='DistillPhasesHook', detach_student=1 / 2, freeze_backbone=1 / 3),
@@ -274,27 +239,21 @@ def run_phases(work_dir, resume_from=None) -> list[tuple]:
     return recorder.rows
 
 
-def run_balanced(work_dir: str) -> tuple[list[float], list[tuple[float, float]]]:
+def run_balanced(work_dir):
     """Train a few steps with a ratio of gradients, always on the same images, at no learning rate.
 
-    Returns:
-        λ in each iteration, and the norms measured on this process's images alone, of the student's
-        gradient and of the term's without λ.
+    Gives λ in each iteration, and the norms of this process's images alone: of the student's gradient
+    and of the term's without λ.
     """
-    coefs, norms = [], []
+    coefs, found = [], []
 
     class Coefs(Hook):
         priority = 'LOWEST'
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            model = copy.deepcopy(getattr(runner.model, 'module', runner.model))
+            model = runner.model.module
             coefs.append(model.terms['distill'].distill_coef)
-            data = model.data_preprocessor(data_batch, True)
-            (leaf,) = (x.detach().requires_grad_() for x in model.extract_feat(data['inputs']))
-            model.student.extract_feat = lambda _: (leaf,)
-            losses = model(**data, mode='loss')
-            found = [torch.autograd.grad(losses[f'loss_{x}'], leaf)[0] for x in ('cls', 'distill')]
-            norms.append((found[0].norm().item(), found[1].norm().item() / coefs[-1]))
+            found.append([x.item() for x in norms(model, data_batch)])
 
     toy_run(
         work_dir,
@@ -303,39 +262,21 @@ def run_balanced(work_dir: str) -> tuple[list[float], list[tuple[float, float]]]
         train_dataloader=toy_loader(shuffle=False) | dict(batch_size=NUM_IMAGES // 2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
     )
-    return coefs, norms
+    return coefs, found
 
 
-TAUGHT = dict(
-    type='Distiller',
-    student=TOY_MODEL['student'],
-    terms=dict(ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))),
-)
-
-
-def run_taught(work_dir: str, checkpoint: str, resume_from: str | None = None) -> dict[str, Any]:
-    """Train two epochs with a pretrained teacher and an average of the weights.
-
-    Returns:
-        The trained weights and the teacher's.
-    """
-    teacher = dict(type='PretrainedTeacher', config=TOY_MODEL['student'], checkpoint=checkpoint)
-    model = dict(**TAUGHT, teachers=dict(large=teacher))
-    averaged = [dict(type='EMAHook', momentum=0.5)]
-    runner = toy_run(work_dir, 2, averaged, resume_from, model=model)
-    model = runner.model.module
+def run_taught(work_dir, checkpoint):
+    """Train two epochs with a pretrained teacher and an average of the weights."""
+    teacher = pretrained() | dict(checkpoint=checkpoint)
+    model = dict(type='Distiller', student=TOY, teachers=dict(large=teacher), terms=dict(ssim=SSIM))
+    model = toy_run(work_dir, 2, [dict(type='EMAHook', momentum=0.5)], model=model).model.module
     teacher = model.teachers['large']
     assert not any(x.training for x in teacher.modules())
-    return dict(weights=model.state_dict(), teacher=teacher.detector.state_dict())
+    return dict(weights=dict(model.state_dict()), teacher=dict(teacher.detector.state_dict()))
 
 
-def run_until(work_dir: str, until: float, resume_from: str | None = None) -> dict:
-    """Train two epochs with a teacher that stops.
-
-    Returns:
-        The trained weights, whether teacher and terms moved in each iteration, and how many
-        parameters DDP waited for at the end.
-    """
+def run_until(work_dir, until, resume_from=None):
+    """Train two epochs with a teacher that stops; notes where it moves, and what DDP waits for."""
     moved = []
 
     class Moved(Hook):
@@ -352,17 +293,11 @@ def run_until(work_dir: str, until: float, resume_from: str | None = None) -> di
     hooks = [dict(type='DistillPhasesHook', teacher_until=until), Moved()]
     runner = toy_run(work_dir, 2, hooks, resume_from)
     waited = sum(p.requires_grad for p in runner.model.module.parameters())
-    return dict(weights=runner.model.module.state_dict(), moved=moved, waited=waited)
+    return dict(weights=dict(runner.model.module.state_dict()), moved=moved, waited=waited)
 
 
-def run_until_signal(
-    work_dir: str, loop: str, resume: bool = False, signals: dict[str, Any] | None = None
-) -> int:
-    """Train until the end or until a signal ends the run; 4 iterations an epoch.
-
-    Returns:
-        The code that the process would exit with.
-    """
+def run_until_signal(work_dir, loop, resume=False, signals=None) -> int:
+    """Train 4 iterations an epoch, till a signal ends the run; gives the process's exit code."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     runner = make_runner(
         work_dir,

@@ -43,8 +43,7 @@ pytestmark = [
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A small detector on drawn shapes, 12 epochs of 2 iterations."""
-    (tmp_path / 'killed').touch()  # none is
-    (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT, folder=tmp_path))
+    (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT))
     environment = shapes_environment(draw_shapes(tmp_path / 'shapes'), epochs=12)
     environment['PATH'] = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     for name, value in environment.items():

@@ -85,17 +85,8 @@ def test_results(stock, tmp_path):
 def test_a_profile_shows_modules_and_operators(tmp_path):
     cfg = dict(model=TOY_MODEL['student'], optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
     Config(cfg).dump(tmp_path / 'toy.py')
-    run_benchmark(
-        BenchmarkOptions(
-            str(tmp_path / 'toy.py'),
-            ['baseline'],
-            shape=(64, 64),
-            device='cpu',
-            steps=1,
-            profile=tmp_path,
-        ),
-        Console(file=io.StringIO()),
-    )
+    shown = dict(arms=['baseline'], shape=(64, 64), device='cpu', steps=1, profile=tmp_path)
+    run_benchmark(BenchmarkOptions(str(tmp_path / 'toy.py'), **shown), Console(file=io.StringIO()))
     assert 'nn.Module: Conv2d' in (tmp_path / 'baseline.trace.json').read_text()
     assert 'aten::convolution' in (tmp_path / 'baseline.operators.txt').read_text()
 
@@ -118,11 +109,8 @@ def test_a_step_with_unlabelled_images_is_measured(semi, monkeypatch):
     """Half of the batch; beside stock's steps, in which all images have labels."""
     losses = []
     train_step = SemiDistiller.train_step
-    monkeypatch.setattr(
-        SemiDistiller,
-        'train_step',
-        lambda *args: losses.append(train_step(*args)) or losses[-1],
-    )
+    noted = lambda *args: losses.append(train_step(*args)) or losses[-1]  # noqa: E731
+    monkeypatch.setattr(SemiDistiller, 'train_step', noted)
     options = BenchmarkOptions(semi, batch=3, shape=(64, 96), objects=3, device='cpu', steps=1)
     baseline, distilled = run_benchmark(options, Console(file=io.StringIO()))['arms'].values()
     assert all({'loss_cls', 'unsup.loss_cls', 'unsup.pseudo_boxes'} <= x.keys() for x in losses)

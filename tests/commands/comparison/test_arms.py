@@ -153,10 +153,7 @@ def test_arms_of_a_file(configs):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        (
-            'papers',
-            r'unknown arm papers; did you mean paper\? Accepted: baseline, config, gentle, paper',
-        ),
+        ('papers', r'unknown arm papers; did you mean paper\? Accepted: baseline, config'),
         ('paper+coef=3', r"an arm has the change 'coef=3'; accepted: .*distill_coef, .*, dim"),
         ('paper+tau', r"an arm has the change 'tau'; accepted: KEY=VALUE"),
         ('paper+load_from.x=a/b', r'without a slash'),
@@ -178,9 +175,7 @@ def test_a_file_of_another_form(tmp_path, text):
 
 
 def test_a_change_that_finds_no_place_is_named(configs):
-    with pytest.raises(
-        ConfigError, match=r'arm paper\+model\.student\.type\.x=1: model\.student\.type'
-    ):
+    with pytest.raises(ConfigError, match=r'arm paper.*: model\.student\.type'):
         configs_of(configs / 'stock.py', 'paper+model.student.type.x=1')
 
 

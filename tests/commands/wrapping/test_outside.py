@@ -1,12 +1,9 @@
 """Wrapped configs with knowledge from outside: a trained detector, and images without labels."""
 
 import json
-import math
-from pathlib import Path
 
 import pytest
 import torch
-from mmdet.datasets.transforms import CachedMosaic, Mosaic
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -14,15 +11,14 @@ from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError, recipes
 from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions, read_roots
-from mmdet_sssd.commands.shapes import CLASSES
-from mmdet_sssd.commands.wrapping import WrappingOptions, read_config, write_wrapped_config
-from mmdet_sssd.config_tree import rewritten, value_at
-from mmdet_sssd.datasets import use_data
+from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+from mmdet_sssd.config_tree import value_at
+from mmdet_sssd.runs import load_from_local
 from mmdet_sssd_cli import making
 
 from ...small_runner import LABELS_FIRST, draw_shapes, shapes_dataset
-from ...stock_detectors import CONFIGS, stock_config
-from ...tools.run_comparison import scalars
+from ...stock_detectors import stock_config
+from ...tools.run_comparison import assert_equal_states, scalars
 
 TERMS = {x: getattr(recipes, x).model['terms'] for x in making.METHODS}
 
@@ -48,7 +44,7 @@ def folder(tmp_path_factory):
                 default_scope='mmdet',
                 model=model,
                 train_dataloader={**loader, 'dataset': shapes_dataset(root, 'val', LABELS_FIRST)},
-                train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+                train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             )
         )
@@ -92,6 +88,8 @@ def test_a_teacher_of_another_kind(folder, teacher):
     assert model.terms['ssim'].pairs == [*enumerate(matched[teacher])]
     with pytest.raises(ConfigError, match=r'model\.terms\.adl: .*(differ|no dense)'):
         wrapped(folder, teacher=teacher, method='sad')
+    labelling, _ = wrapped(folder, teacher=teacher, unlabelled='annotations/unlabelled.json')
+    assert labelling.model.type == 'SemiDistiller'
 
 
 def test_a_backbone_of_timm_s(folder):
@@ -110,96 +108,39 @@ def test_a_backbone_of_timm_s(folder):
 
 
 @pytest.mark.parametrize('method', [None, 'sad'])
-def test_images_without_labels_train_and_the_export_is_stock(folder, method, tmp_path):
-    cfg, _ = wrapped(
-        folder, unlabelled='annotations/unlabelled.json', unlabelled_img='train', method=method
-    )
-    cfg.work_dir = str(tmp_path)
-    cfg.default_hooks.logger = dict(type='LoggerHook', interval=1)
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+def test_images_without_labels_train_are_resumed_and_the_export_is_stock(folder, method, tmp_path):
+    unlabelled = dict(unlabelled='annotations/unlabelled.json', unlabelled_img='train')
+
+    def train(work_dir, **options):
+        cfg, _ = wrapped(folder, method=method, **unlabelled)
+        cfg.default_hooks.logger = dict(type='LoggerHook', interval=1)
+        cfg.default_hooks.checkpoint.interval = 1
+        cfg.update(work_dir=str(work_dir), experiment_name=str(work_dir), **options)
+        cfg.randomness = dict(seed=0)
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        return runner
+
+    runner = train(tmp_path / 'whole')
     assert len(runner.train_dataloader.dataset) == 2 * 4 + 8  # the labelled ones twice
-    log = [json.loads(x) for x in next(tmp_path.rglob('scalars.json')).read_text().splitlines()]
-    assert len(log) == 4
+    rows = scalars(tmp_path / 'whole')
+    assert len(rows) == 2 * (2 * 4 + 8) / 4
     names = {'loss_cls', 'loss_bbox', *(['loss_adl'] if method else [])}
-    logged = set().union(*log)
+    logged = set().union(*rows.values())
     assert names | {f'unsup.{x}' for x in names} | {'unsup.pseudo_boxes'} <= logged
-    assert max(x.get('unsup.pseudo_boxes', 0) for x in log) > 0
-    exported = Config.fromfile(next((tmp_path / 'export').glob('*.py')))
+    assert max(x.get('unsup.pseudo_boxes', 0) for x in rows.values()) > 0
+    exported = Config.fromfile(next((tmp_path / 'whole/export').glob('*.py')))
     assert exported.model.type == 'RetinaNet'
     dataset = Runner.build_dataloader(exported.train_dataloader).dataset
     assert len(dataset) == 8
     assert sum(len(dataset[i]['data_samples'].gt_instances) for i in range(8)) > 0
 
-
-SWITCHING = {  # these configs mix images until a hook switches the pipeline, in the last epochs
-    'rtmdet': (CachedMosaic, dict(type='PipelineSwitchHook', switch_epoch=1)),
-    'yolox': (Mosaic, dict(type='YOLOXModeSwitchHook', num_last_epochs=0)),
-}
-
-
-def switching_config(root, name):
-    """Shrink a stock config to images of 64x64 and two epochs; write it with a teacher's weights."""
-
-    def tenth(value):
-        return value // 10 if type(value) is int and abs(value) > 200 else value
-
-    cfg = Config(rewritten(read_config(f'mmdet::{CONFIGS[name]}')._cfg_dict, tenth))
-    cfg.model = stock_config(name)
-    cfg.model.backbone.widen_factor = 1 / 8
-    cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
-    cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
-    data = dict(data_root=str(root), train_ann='annotations/val.json', train_img='val')
-    use_data(cfg._cfg_dict, **data, classes=CLASSES)
-    cfg.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
-    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
-    (hook,) = [x for x in cfg.custom_hooks if x.type == SWITCHING[name][1]['type']]
-    hook.update(SWITCHING[name][1])
-    for key in ('dataloader', 'evaluator', 'cfg'):
-        cfg.pop(f'val_{key}')
-        cfg.pop(f'test_{key}')
-    cfg.pop('param_scheduler')
-    cfg.dump(root / f'{name}.py')
-    teacher = MODELS.build(cfg.model)
-    teacher.init_weights()
-    for key, parameter in teacher.bbox_head.named_parameters():
-        if key.endswith('bias') and any(x in key for x in ('cls', 'obj', 'rtm_reg')):
-            parameter.data.fill_(1.0)  # sure enough of everything
-    torch.save(dict(state_dict=teacher.state_dict()), root / f'{name}.pth')
-
-
-@pytest.mark.slow  # in parts: tests/datasets/test_branches.py
-@pytest.mark.parametrize('name', SWITCHING)
-def test_a_hook_switches_the_pipelines_of_both_kinds_of_images(folder, name, tmp_path, monkeypatch):
-    switching_config(folder, name)
-    cfg, _ = wrapped(
-        folder, name, name, unlabelled='annotations/train.json', unlabelled_img='train'
-    )
-    cfg.work_dir = cfg.visualizer.name = str(tmp_path)
-    cfg.default_hooks.logger.interval = 1
-    runner = Runner.from_cfg(cfg)
-    mosaic, mixed = SWITCHING[name][0], set()
-    mix = mosaic.transform
-
-    def watched(self, results):
-        mixed.add((runner.epoch, Path(results['img_path']).parent.name))
-        return mix(self, results)
-
-    monkeypatch.setattr(mosaic, 'transform', watched)
-    runner.train()
-    assert mixed == {(0, 'train'), (0, 'val')}  # in the first epoch, labelled and unlabelled images
-    rows = list(scalars(tmp_path).values())
-    assert len(rows) == 2 * (2 * 4 + 8) / 4
-    assert all(math.isfinite(row['loss']) for row in rows)
-    first, last = (set().union(*x) for x in (rows[:4], rows[4:]))
-    assert {'loss_cls', 'unsup.loss_cls'} <= first & last
-    assert any(row.get('unsup.pseudo_boxes') for row in rows[4:])
-    assert ('loss_l1' in first, 'loss_l1' in last) == (False, name == 'yolox')
-    exported, stock = (
-        Config.fromfile(x) for x in (*(tmp_path / 'export').glob('*.py'), folder / f'{name}.py')
-    )
-    assert exported.custom_hooks == stock.custom_hooks
-    assert exported.train_dataloader.dataset.dataset == stock.train_dataloader.dataset
+    middle = str(tmp_path / 'whole/epoch_1.pth')
+    train(tmp_path / 'resumed', load_from=middle, resume=True)
+    assert scalars(tmp_path / 'resumed') == {step: rows[step] for step in (5, 6, 7, 8)}
+    ours, expected = (load_from_local(f'{tmp_path}/{x}/epoch_2.pth') for x in ('resumed', 'whole'))
+    for key in ('state_dict', 'optimizer'):
+        assert_equal_states(ours[key], expected[key], key)
 
 
 @pytest.mark.parametrize(
@@ -214,13 +155,9 @@ def test_a_hook_switches_the_pipelines_of_both_kinds_of_images(folder, name, tmp
         (dict(backbone_teacher=__file__), r'--backbone-teacher is a file; accepted: MODEL='),
         (dict(unlabelled='x.json'), 'x.json'),
         (dict(teacher='nothing'), r"teachers\.pretrained\.config is '.*nothing\.py'"),
-        (dict(unlabelled='annotations/unlabelled.json', teacher='yolox'), None),
     ],
 )
 def test_what_does_not_fit_is_refused(folder, options, message):
-    if message is None:  # any detector of the same classes labels images
-        assert wrapped(folder, **options)[0].model.type == 'SemiDistiller'
-        return
     with pytest.raises(ConfigError, match=message):
         wrapped(folder, **options)
 

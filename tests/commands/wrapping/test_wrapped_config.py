@@ -26,6 +26,9 @@ CONVNEXT = (  # has its own imports
     'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py'
 )
 MASK2FORMER = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'  # preprocessor at the top
+VOC = 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py'
+LVIS = 'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5.py'
+GROUNDING_DINO = 'mmdet::mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py'
 STOCK = [
     RETINANET,
     YOLOX,
@@ -108,6 +111,11 @@ def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
         Path('my_config.py').unlink(missing_ok=True)
         assert run_command('wrap', *command.replace('\\\n', '').split())[0] == 0
         assert Path('my_config.py').read_text() == written
+    (shown,) = re.findall(
+        r"```python\n(_base_ = '(mmdet::.*?)'.*?)```", (ROOT / 'README.md').read_text(), re.S
+    )
+    write_wrapped_config(shown[1], tmp_path / 'shown.py', build=False)
+    assert (tmp_path / 'shown.py').read_text() == shown[0]
 
 
 @pytest.mark.parametrize(
@@ -139,18 +147,10 @@ def test_a_two_stage_head_learns_from_the_student_alone(tmp_path):
 
 
 def test_classes_reach_every_stage_of_a_cascade(tmp_path):
-    wrapped = wrapped_by(
-        tmp_path,
-        'mmdet::scnet/scnet_r50_fpn_1x_coco.py',
-        build=True,
-        classes=('platelet', 'red', 'white'),
-    )
+    names = ('platelet', 'red', 'white')
+    wrapped = wrapped_by(tmp_path, 'mmdet::scnet/scnet_r50_fpn_1x_coco.py', True, classes=names)
     for stage in ('train', 'val', 'test'):
-        assert wrapped[f'{stage}_dataloader']['dataset']['metainfo']['classes'] == (
-            'platelet',
-            'red',
-            'white',
-        )
+        assert wrapped[f'{stage}_dataloader']['dataset']['metainfo']['classes'] == names
     student = wrapped['model']['student']
     assert student['roi_head']['semantic_head']['num_classes'] == 183  # stuff, not objects
     student['backbone']['init_cfg'] = None
@@ -176,12 +176,8 @@ def test_data_and_classes_reach_wrapped_data_sets_and_lists_of_evaluators(tmp_pa
     wrapped = wrapped_by(tmp_path, stock, data_root='cells', val_ann='val.json', classes=names)
     first, second = wrapped['train_dataloader']['dataset']['dataset']['datasets']
     assert [x['dataset']['ann_file'] for x in (first, second)] == ['a.json', 'b.json']
-    for dataset in (
-        first['dataset'],
-        second['dataset'],
-        wrapped['val_dataloader']['dataset'],
-        wrapped['test_dataloader']['dataset'],
-    ):
+    evaluated = (wrapped[f'{stage}_dataloader'] for stage in ('val', 'test'))
+    for dataset in (x['dataset'] for x in (first, second, *evaluated)):
         assert dataset['data_root'] == 'cells'
         assert dataset['metainfo'] == dict(classes=names)
     assert first['dataset']['data_prefix'] == dict(img='train2017/')
@@ -203,10 +199,8 @@ def test_image_folders_leave_other_prefixes(tmp_path):
 def test_masks_are_loaded_wherever_annotations_are(tmp_path):
     wrapped = wrapped_by(tmp_path, 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', masks=True)
     switched = next(x for x in wrapped['custom_hooks'] if x['type'] == 'PipelineSwitchHook')
-    for pipeline in (
-        wrapped['train_dataloader']['dataset']['pipeline'],
-        switched['switch_pipeline'],
-    ):
+    dataset = wrapped['train_dataloader']['dataset']
+    for pipeline in (dataset['pipeline'], switched['switch_pipeline']):
         (step,) = [x for x in pipeline if x['type'] == 'LoadAnnotations']
         assert step == dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
     assert wrapped['model']['teacher'] == dict(use_masks=True)
@@ -220,24 +214,6 @@ def test_a_file_is_inherited_by_its_relative_path(tmp_path):
     moved = tmp_path.with_name(f'{tmp_path.name}_moved')
     tmp_path.rename(moved)
     assert read(moved / 'out/wrapped.py') == wrapped
-
-
-def test_a_wrapped_config_is_inherited_and_overridden_like_any_config(tmp_path):
-    wrapped_by(tmp_path)
-    heir = tmp_path / 'out/heir.py'
-    heir.write_text(
-        "_base_ = './wrapped.py'\n"
-        'model = dict(student=dict(bbox_head=dict(num_classes=7)), distill_coef=2)\n'
-        "default_hooks = dict(phases=None, distill_coef=dict(policy='constant'))\n"
-    )
-    cfg = Config.fromfile(heir)
-    assert cfg.default_hooks.distill_coef == dict(
-        type='AdaptiveDistillCoefHook', ratio=0.25, policy='constant'
-    )
-    cfg.model.student.backbone.init_cfg = None
-    model = MODELS.build(cfg.model)
-    assert model.student.bbox_head.num_classes == model.count_classes() == 7
-    assert model.terms['distill'].distill_coef == 2
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -262,31 +238,15 @@ def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
 @pytest.mark.parametrize(
     ('stock', 'options', 'message'),
     [
-        ('mmdet::no/such.py', {}, r'no/such\.py cannot be read as a config \('),
-        ('no_such_file.py', {}, r'no_such_file\.py cannot be read as a config \(FileNotFoundError'),
+        ('mmdet::no/such.py', {}, r'no/such\.py cannot be read as a config'),
+        ('no_such_file.py', {}, r'no_such_file\.py cannot be read as a config'),
         ('mmdet::common/lsj-100e_coco-detection.py', {}, r'has no model\.type; accepted'),
         (RETINANET, dict(data_root='/nowhere'), r'/nowhere/annotations/instances_train2017\.json'),
-        (
-            MASK2FORMER,
-            dict(classes=('a',)),
-            r'model\.panoptic_head\.num_things_classes: a Mask2Former',
-        ),
-        (
-            'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
-            dict(train_ann='train.json'),
-            r'train_dataloader has 2 data sets .* ambiguous',
-        ),
-        (
-            'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5.py',
-            dict(classes=('a',)),
-            r"train_dataloader\.dataset\.dataset\.type is 'LVISV05Dataset'; .* accept: CocoDataset",
-        ),
-        ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(classes=('a',)), r'model \(RPN\) has no num_cl'),
-        (
-            'mmdet::mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py',
-            dict(classes=('a',)),
-            r'model\.language_model: a GroundingDINO needs more than a number of classes',
-        ),
+        (VOC, dict(train_ann='train.json'), r'train_dataloader has 2 data sets'),
+        (MASK2FORMER, dict(classes='a'), r'model\.panoptic_head\.num_things_classes'),
+        (LVIS, dict(classes='a'), r"train_dataloader\.dataset\.dataset\.type is 'LVISV05Dataset'"),
+        ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(classes='a'), r'model \(RPN\) has no num_cl'),
+        (GROUNDING_DINO, dict(classes='a'), r'model\.language_model'),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path, stock, options, message):
