@@ -43,7 +43,6 @@ WORKERS = {  # what a command hands its arguments to; each is run for real by te
     'convert-lgd': 'checkpoints.convert_lgd',
     'dry-run': 'commands.training.run_training',
     'export': 'checkpoints.export_student',
-    'pool': 'commands.comparison.pool.write_pool',
     'quickstart': 'commands.quickstart.run_quickstart',
     'shapes': 'commands.shapes.draw_data_set',
     'test': 'commands.training.run_test',
