@@ -68,23 +68,6 @@ class FadingCoefHook(AdaptiveDistillCoefHook):
 
 
 @MODELS.register_module()
-class CorrectingTeacher(LabelEncoderTeacher):
-    """Corrects the student's features by what it paints, at first by nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.gain = nn.Parameter(torch.zeros(self.projection.width, 1, 1))
-
-    def forward(
-        self, student_feats: Sequence[Tensor], batch_inputs: Tensor, batch_data_samples: SampleList
-    ) -> tuple[Tensor, ...]:
-        painted = super().forward(student_feats, batch_inputs, batch_data_samples)
-        return tuple(
-            x.detach() + self.gain * y for x, y in zip(student_feats, painted, strict=True)
-        )
-
-
-@MODELS.register_module()
 class NoisyLabelTeacher(LabelEncoderTeacher):
     """Sees randomly moved boxes and some wrong labels, so that it cannot read off the answer.
 
