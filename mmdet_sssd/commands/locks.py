@@ -2,41 +2,34 @@
 
 import fcntl
 import math
-import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 POLL = 0.2  # seconds between tries
 
 
 @contextmanager
-def locked(*files: Path, wait: float = math.inf) -> Iterator[bool]:
-    """Hold the locks of files, which others may want too.
+def locked(file: Path, wait: float = math.inf) -> Iterator[bool]:
+    """Hold the lock of a file, which others may want too.
 
-    They are flock's: they end with the processes that hold them, however these end. Processes that
-    are started with ``close_fds=False`` hold them too, and may outlive this one.
+    It is flock's: it ends with the process that holds it and the workers that this forked, however
+    these end.
 
     Args:
-        files: They are made if they are not there, and stay.
+        file: It is made if it is not there, and stays.
         wait: For how many seconds at most.
 
     Yields:
-        Whether the locks are held; if not, another process holds one of them.
+        Whether the lock is held; if not, another process holds it.
     """
     deadline = time.monotonic() + wait
-    with ExitStack() as stack:
-        for path in dict.fromkeys(file.absolute() for file in files):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = stack.enter_context(open(path, 'ab')).fileno()
-            os.set_inheritable(descriptor, True)
-            while not _lock(descriptor):
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(POLL)
-        yield True
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, 'ab') as opened:
+        while not (is_held := _lock(opened.fileno())) and time.monotonic() < deadline:
+            time.sleep(POLL)
+        yield is_held
 
 
 def _lock(descriptor: int) -> bool:

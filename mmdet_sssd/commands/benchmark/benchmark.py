@@ -22,7 +22,7 @@ from ...runs import AtomicLocalBackend
 from ..comparison.arms import arm_config, find_arm, read_definitions, read_roots
 from ..random_batch import random_batch
 from ..training_steps import Trainee, seconds_in_turn, without_weights
-from .costs import NOISE_BOUND, Costs, cost_table, noise_note, part_table
+from .costs import NOISE_BOUND, Costs, cost_table, noise_note
 from .counts import count_step
 from .memory import KINDS, peak_memory
 
@@ -88,7 +88,6 @@ def run_benchmark(options: BenchmarkOptions, console: Console | None = None) -> 
     found = {x.name: x.to_dict(arms[0]) for x in arms}
     rows = list(found.values())
     console.print(cost_table(rows, KINDS[torch.device(options.device).type]))
-    console.print(part_table(rows))
     if note := noise_note(rows):
         console.print(note, highlight=False)
     if options.profile:

@@ -63,48 +63,44 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def cost_table(arms: Sequence[dict[str, Any]], memory_kind: str) -> Table:
-    """List the costs of steps, as from :meth:`Costs.to_dict`."""
+    """List the costs of steps, as from :meth:`Costs.to_dict`, a column for each arm."""
     table = Table(
         title=f'training steps; × is relative to {arms[0]["name"]}',
         caption=f'waits: operators for which the program waits; memory: {memory_kind}',
     )
-    table.add_column('arm')
-    columns = ('step (quartiles)', '×', 'FLOPs', '×', 'time × / FLOPs ×', 'operators', '×')
-    for name in (*columns, 'waits', '×', 'memory', '×'):
-        table.add_column(name, justify='right')
+    table.add_column()
     for arm in arms:
-        low, median, high = arm['step_time'].values()
-        ratios = arm['ratios']
-        table.add_row(
-            arm['name'],
-            f'{median:.4g} s ({low:.4g} – {high:.4g})',
-            f'{ratios["time"]:.2f}' + ' ?' * ratios['too_noisy'],
-            f'{arm["flops"] / 1e9:,.1f} G',
-            f'{ratios["flops"]:.2f}',
-            f'{ratios["time_over_flops"]:.2f}',
-            f'{arm["operators"]:,}',
-            f'{ratios["operators"]:.2f}',
-            f'{arm["waits"]:,}',
-            f'{ratios["waits"]:.2f}',
-            f'{arm["peak_memory"] / 2**20:,.0f} MiB',
-            f'{ratios["memory"]:.2f}',
-        )
-    return table
-
-
-def part_table(arms: Sequence[dict[str, Any]]) -> Table:
-    """List operators, and of these the waits, by part of the step."""
-    table = Table(title='operators (of these, waits) by part')
-    table.add_column('arm')
+        table.add_column(arm['name'], justify='right')
+    columns = [_cells(arm) for arm in arms]
+    for name in columns[0]:
+        table.add_row(name, *(cells[name] for cells in columns), end_section=name == 'memory ×')
+    table.add_row('operators (waits) of')
     for part in PARTS:
-        table.add_column(part, justify='right')
-    for arm in arms:
-        counts = [arm['parts'].get(part, {}) for part in PARTS]
-        table.add_row(
-            arm['name'],
-            *(f'{x["operators"]:,} ({x["waits"]:,})' if x else '' for x in counts),
-        )
+        counts = [arm['parts'].get(part) for arm in arms]
+        if any(counts):
+            cells = (f'{x["operators"]:,} ({x["waits"]:,})' if x else '' for x in counts)
+            table.add_row(f'  {part}', *cells)
     return table
+
+
+def _cells(arm: dict[str, Any]) -> dict[str, str]:
+    """Write an arm's costs, by the names of the table's rows."""
+    low, median, high = arm['step_time'].values()
+    ratios = arm['ratios']
+    return {
+        'time': f'{median:.4g} s',
+        'quartiles': f'{low:.4g} – {high:.4g}',
+        'time ×': f'{ratios["time"]:.2f}' + ' ?' * ratios['too_noisy'],
+        'FLOPs': f'{arm["flops"] / 1e9:,.1f} G',
+        'FLOPs ×': f'{ratios["flops"]:.2f}',
+        'time × / FLOPs ×': f'{ratios["time_over_flops"]:.2f}',
+        'operators': f'{arm["operators"]:,}',
+        'operators ×': f'{ratios["operators"]:.2f}',
+        'waits': f'{arm["waits"]:,}',
+        'waits ×': f'{ratios["waits"]:.2f}',
+        'memory': f'{arm["peak_memory"] / 2**20:,.0f} MiB',
+        'memory ×': f'{ratios["memory"]:.2f}',
+    }
 
 
 def noise_note(arms: Sequence[dict[str, Any]]) -> str:

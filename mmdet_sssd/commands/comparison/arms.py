@@ -143,8 +143,6 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     """
     cfg = read_config(config)
     _merge(cfg, cfg_options or {}, '--cfg-options')
-    if 'type' not in (cfg.get('model') or {}):
-        raise ConfigError(f'{config} has no model.type; accepted: the whole config of a detector')
     is_distilled = is_distiller(cfg.model)
     stock = stock_config(cfg) if is_distilled else cfg
     recipes = {x: Config(distilled_config(stock._cfg_dict, [x])) for x in RECIPES}

@@ -26,15 +26,9 @@ LITTLE = 5  # AP, in percent, of a baseline that has hardly begun to learn
 NONE = '–'
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown."""
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f'| {" | ".join(row)} |' for row in (header, *rows)]
     return '\n'.join([lines[0], '| --- ' * len(header) + '|', *lines[1:]])
-
-
-def markdown_page(parts: Iterable[str], notes: Iterable[str]) -> str:
-    """Join headings, tables and notes, which are a sentence or two each."""
-    return '\n\n'.join([*parts, '\n'.join(f'- {note}' for note in notes)]) + '\n'
 
 
 def comparison_report(results: Results, against: Sequence[str] = ()) -> str:
@@ -51,7 +45,8 @@ def comparison_report(results: Results, against: Sequence[str] = ()) -> str:
             if any(arms.values()):
                 parts += _difference_table(arms, reference)
             intervals += [x['AP'] for x in arms.values() if x and x['AP'].low is not None]
-    return markdown_page(parts, _notes(results, baselines, len(intervals)))
+    notes = [f'- {note}' for note in _notes(results, baselines, len(intervals))]
+    return '\n\n'.join([*parts, '\n'.join(notes)]) + '\n'
 
 
 def _ap_names(aps: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -69,11 +64,11 @@ def _ap_table(aps: Estimates, results: Results, split: str) -> str:
             arm,
             str(len(runs[arm])),
             *(_level_text(found.get(name)) for name in names),
-            *(times_text(ratios[arm].get(cost)) for cost in costs),
+            *(_times_text(ratios[arm].get(cost)) for cost in costs),
         ]
         for arm, found in aps.items()
     ]
-    return markdown_table(['arm', 'seeds', *names, *costs], rows)
+    return _table(['arm', 'seeds', *names, *costs], rows)
 
 
 def _difference_table(arms: Estimates, reference: str) -> list[str]:
@@ -83,11 +78,11 @@ def _difference_table(arms: Estimates, reference: str) -> list[str]:
         [
             arm,
             verdict(found.get('AP', estimate([])), name),
-            *(difference_text(found.get(ap)) for ap in names),
+            *(_difference_text(found.get(ap)) for ap in names),
         ]
         for arm, found in arms.items()
     ]
-    table = markdown_table(['arm', 'AP is', *(f'Δ {ap}' for ap in names)], rows)
+    table = _table(['arm', 'AP is', *(f'Δ {ap}' for ap in names)], rows)
     return [f'Difference to {name}, paired by seed:', table]
 
 
@@ -134,16 +129,14 @@ def _level_text(x: Estimate | None) -> str:
     return f'{x.mean:.1f}' + (f' ± {(x.high - x.low) / 2:.1f}' if x.low is not None else '')
 
 
-def difference_text(x: Estimate | None) -> str:
-    """Write a difference with its interval and its number of values."""
+def _difference_text(x: Estimate | None) -> str:
     if x is None or not x.count:
         return NONE
     interval = f' [{x.low:+.1f}, {x.high:+.1f}]' if x.low is not None else ''
     return f'{x.mean:+.1f}{interval} (n={x.count})'
 
 
-def times_text(x: Estimate | None) -> str:
-    """Write a ratio."""
+def _times_text(x: Estimate | None) -> str:
     return NONE if x is None else f'×{x.mean:.2f}'
 
 

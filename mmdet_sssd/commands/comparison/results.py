@@ -1,7 +1,7 @@
 """The results of a comparison: one file with all that its runs measured."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,14 @@ class ResultsFolder:
         """The file with all results."""
         return self.path / 'results.json'
 
-    def read(self, arms: Iterable[str] | None = None) -> dict[str, dict[int, RunResult]]:
-        """Read the results by arm and seed, of ``arms`` in their order or of all, the baseline first.
+    def read(self, arms: Collection[str] | None = None) -> dict[str, dict[int, RunResult]]:
+        """Read the results by arm and seed, of ``arms`` or of all, the baselines first as in the file.
 
         Raises:
             ConfigError: if the file is broken.
         """
-        known = self.records()[1]
-        names = known if arms is None else arms
-        return {arm: known[arm].runs for arm in names if arm in known and known[arm].runs}
+        known = self.records()[1].items()
+        return {name: x.runs for name, x in known if x.runs and (arms is None or name in arms)}
 
     def arm(self, name: str) -> ArmRecord:
         """Read what is known of an arm; nothing of an unknown one."""

@@ -61,15 +61,16 @@ class Study:
         self.arms = list(dict.fromkeys(self.arms))
         definitions = read_definitions(self.arms_file)
         self.found_arms = [find_arm(name, definitions) for name in self.arms]
-        if self.report_only and not self.folder.read(self._reported()):
+        if self.report_only and not self._results():
             raise ConfigError(
                 f'there are no results in {self.folder.path}; run compare without --report-only '
                 'first, or give --work-dir or --results'
             )
-        if missing := sorted(set(self.against) - set(self._reported())):
+        known = list(dict.fromkeys([*self.arms, *self._results()]))
+        if missing := sorted(set(self.against) - set(known)):
             raise ConfigError(
                 f'--against: {", ".join(missing)} is not among the arms; accepted: '
-                f'{", ".join(self._reported())}'
+                f'{", ".join(known)}'
             )
         self.training = Training(self.split == 'test', self.keep_checkpoints == 'last')
 
@@ -83,17 +84,15 @@ class Study:
             ConfigError: if an arm cannot be trained at all, or results are of another config.
         """
         failures = [] if self.report_only else self._train()
-        if results := self.folder.read(self._reported()):
+        if results := self._results():
             self._report(results)
         for failure in failures:
             print(f'failed: {failure}')
         return failures
 
-    def _reported(self) -> list[str]:
-        """Name the arms to report on: those asked for, and after training all that have results."""
-        if self.arms and self.report_only:
-            return self.arms
-        return list(dict.fromkeys([*self.arms, *self.folder.read()]))
+    def _results(self) -> Results:
+        """Read what to report on: the arms asked for, and after training all that have results."""
+        return self.folder.read(self.arms if self.arms and self.report_only else None)
 
     def _train(self) -> list[Failure]:
         jobs = JobRunner(self.work_dir / 'jobs', self.slurm, self.jobs)

@@ -1,15 +1,4 @@
 from .options import WrappingOptions
-from .wrapped_config import (
-    distilled_config,
-    read_config,
-    starts_pretrained,
-    write_wrapped_config,
-)
+from .wrapped_config import distilled_config, read_config, write_wrapped_config
 
-__all__ = [
-    'WrappingOptions',
-    'distilled_config',
-    'read_config',
-    'starts_pretrained',
-    'write_wrapped_config',
-]
+__all__ = ['WrappingOptions', 'distilled_config', 'read_config', 'write_wrapped_config']

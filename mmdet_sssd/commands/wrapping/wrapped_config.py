@@ -64,20 +64,20 @@ def write_wrapped_config(
 
 
 def read_config(name: str) -> Config:
-    """Read a whole config the way a config that inherits it would.
+    """Read the whole config of a detector the way a config that inherits it would.
 
     Args:
         name: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
 
     Raises:
-        ConfigError: if it cannot be read or inherited.
+        ConfigError: if it cannot be read or inherited, or has no detector.
     """
     base = name if '::' in name else osp.abspath(name)
     with tempfile.TemporaryDirectory() as folder:
         heir = Path(folder) / 'heir.py'
         heir.write_text(f'_base_ = [{base!r}]\n', encoding='utf-8')
         try:
-            return Config.fromfile(heir, import_custom_modules=False)
+            config = Config.fromfile(heir, import_custom_modules=False)
         except ConfigError:
             raise
         except Exception as error:  # a config is a program
@@ -91,6 +91,9 @@ def read_config(name: str) -> Config:
                 f'{name} cannot be read as a config ({type(error).__name__}: {error}); accepted: a '
                 'file, or a name like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             ) from error
+    if 'type' not in (config.get('model') or {}):
+        raise ConfigError(f'{name} has no model.type; accepted: the whole config of a detector')
+    return config
 
 
 def distilled_config(
@@ -148,12 +151,9 @@ def starts_pretrained(stock: Config | ConfigDict) -> bool:
 def _read_stock(stock: str) -> ConfigDict:
     """Read a stock detector's config as the wrapped one will inherit it."""
     config = read_config(stock)
-    model = config.get('model') or {}
-    if 'type' not in model:
-        raise ConfigError(f'{stock} has no model.type; accepted: the whole config of a detector')
-    if is_distiller(model):
+    if is_distiller(config.model):
         raise ConfigError(
-            f'{stock} has a distiller already (model.type is {model["type"]}); inherit it, and '
+            f'{stock} has a distiller already (model.type is {config.model.type}); inherit it, and '
             'override model.student and the hooks there'
         )
     return config._cfg_dict

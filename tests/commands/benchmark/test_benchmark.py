@@ -14,7 +14,7 @@ from mmdet_sssd.commands.benchmark.benchmark import (
     arm_configs,
     run_benchmark,
 )
-from mmdet_sssd.commands.benchmark.costs import Costs, noise_note
+from mmdet_sssd.commands.benchmark.costs import Costs, cost_table, noise_note
 from mmdet_sssd.commands.benchmark.counts import PARTS
 from mmdet_sssd.commands.training_steps import without_weights
 from mmdet_sssd.models import SemiDistiller
@@ -55,6 +55,21 @@ def test_a_noisy_machine_is_reported():
     found = [costs(name, seconds, 10).to_dict(stock) for name, seconds in arms.items()]
     assert noise_note(found[:2]) == ''
     assert noise_note(found).startswith('Step times of wild are too noisy')
+
+
+def test_the_table_of_three_arms_fits_a_narrow_terminal():
+    arms = [costs(name, [0.5123, 0.6], 10) for name in ('baseline', 'config', 'paper+dim=channel')]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(cost_table([arm.to_dict(arms[0]) for arm in arms], 'bytes'))
+    text = console.file.getvalue()
+    whole = (
+        'time × / FLOPs ×',
+        'operators (waits) of',
+        'paper+dim=channel',
+        '0.5342 – 0.5781',
+        '10 (0)',
+    )
+    assert all(x in text for x in whole)
 
 
 def test_results(stock, tmp_path):

@@ -52,7 +52,7 @@ def test_arms_are_in_their_order_with_the_baseline_first(tmp_path):
     found = folder.read()
     assert list(found) == ['baseline', 'sssd+tau=10', 'sssd', 'lgd']
     assert found['lgd'][1].metrics == result('lgd', 1, 41.0).metrics
-    assert list(folder.read(['sssd', 'nothing', 'baseline'])) == ['sssd', 'baseline']
+    assert list(folder.read(['sssd', 'nothing', 'baseline'])) == ['baseline', 'sssd']
 
 
 def test_the_first_config_is_kept_whole_and_others_as_changes(folder):
