@@ -538,7 +538,7 @@ class RelationAdapter(nn.Module):
             meaningless, but finite.
         """
         ignored = ~valid
-        ignored[:, 0] = False  # may be padding: a softmax needs one key
+        ignored[:, 0] = False  # may be padding: a softmax needs one key before torch 2.5
         vectors, _ = self.attention(
             torch.cat(tuple(appearance), 1),
             label_embeddings,

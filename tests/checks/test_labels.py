@@ -2,14 +2,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, MODELS
+from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.labels import check_data_sets
 
-from ..toy_detector import toy_runner
+from ..toy_detector import TOY_MODEL, ToyDataset, ToyHead, toy_runner
 
 STUDENT = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
 
@@ -91,9 +93,9 @@ def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
         check(training, 2, swapped)
 
 
-def run_with(tmp_path, dataset):
-    """The check comes before the first iteration, which these data sets without images would fail."""
-    runner = toy_runner(tmp_path, hooks=[dict(type='CheckDatasetHook')])
+def run_with(tmp_path, dataset, **settings):
+    """The check comes before the first iteration, which data sets without images would fail."""
+    runner = toy_runner(tmp_path, hooks=[dict(type='CheckDatasetHook')], **settings)
     runner._train_dataloader['dataset'] = dataset
     runner.train()
 
@@ -117,3 +119,33 @@ def test_a_data_set_without_objects_is_refused(tmp_path):
         ConfigError, match=r'no labelled object in any of its 2 images .*train\.json'
     ):
         run_with(tmp_path, dataset)
+
+
+def test_a_teacher_s_classes_serve_where_the_student_s_heads_name_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyHead, 'num_classes', None)
+    dataset = coco_dataset(tmp_path, [0, 2], ('a', 'b', 'c'))
+    with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
+        run_with(tmp_path, dataset, model={**TOY_MODEL, 'teacher': dict(num_classes=2)})
+
+
+class ThinBoxes(ToyDataset):
+    """Every third image has a box that is half a pixel wide."""
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        sample = found['data_samples']
+        sample.set_metainfo(dict(img_path=f'{index}.jpg'))
+        if index % 3 == 0:
+            thin = dict(bboxes=torch.tensor([[4.0, 4, 4.5, 20]]), labels=torch.tensor([0]))
+            sample.gt_instances = InstanceData.cat([sample.gt_instances, InstanceData(**thin)])
+        return found
+
+
+def test_boxes_too_thin_to_train_on_are_told_of_once_and_counted_at_the_end(tmp_path):
+    run_with(tmp_path, ThinBoxes(), epochs=2)
+    (log,) = tmp_path.glob('*/*.log')
+    warnings = [x for x in log.read_text().splitlines() if 'labelled boxes' in x]
+    assert len(warnings) == 2
+    assert 'of the 3 labelled boxes of a batch' in warnings[0]
+    assert any(f'{index}.jpg' in warnings[0] for index in (0, 3, 6, 9))
+    assert '8 labelled boxes' in warnings[1]  # 4 in each epoch
