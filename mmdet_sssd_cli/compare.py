@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .group import DEBUG, USER_ERROR, Command
-from .parameters import ListType, config_argument, overrides_argument, parsed
+from .parameters import ListType, arms_file_option, config_argument, overrides_argument, parsed
 
 STOPPED = 75  # as a preempted run: the same command goes on
 
@@ -35,7 +35,7 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
     'baseline,config; with --report-only all that have results]',
 )
-@click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).')
+@arms_file_option
 @click.option(
     '--seeds',
     callback=read_seeds,
