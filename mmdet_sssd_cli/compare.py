@@ -10,9 +10,7 @@ from typing import Any
 import click
 
 from .group import DEBUG, USER_ERROR, Command
-from .parameters import ListType, config_argument, overrides_argument, parsed
-
-STOPPED = 75  # as a preempted run: the same command goes on
+from .parameters import ListType, arms_file_option, config_argument, overrides_argument, parsed
 
 
 def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
@@ -35,7 +33,7 @@ def read_seeds(_context: click.Context, _parameter: click.Parameter, text: str) 
     'paper+distill_coef=3, or baseline+stretch=1.2 (a longer schedule).  [default: '
     'baseline,config; with --report-only all that have results]',
 )
-@click.option('--arms-file', help='Arms of your own: arms = dict(name=dict(base=…, …)).')
+@arms_file_option
 @click.option(
     '--seeds',
     callback=read_seeds,
@@ -114,6 +112,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
       mmdet-sssd compare --report-only --results work_dirs/compare_my_config/results
     """
     from mmdet_sssd.commands.comparison.study import Study
+    from mmdet_sssd.runs import PreemptionHook
 
     os.environ.setdefault(DEBUG, '1')  # logs of runs have it all
     for name in (signal.SIGTERM, signal.SIGHUP):
@@ -125,7 +124,7 @@ def compare(overrides: tuple[str, ...], **options: Any) -> int:
         failures = study.run()
     except KeyboardInterrupt:
         click.echo('stopped; the same command goes on from the last checkpoints', err=True)
-        return STOPPED
+        return PreemptionHook.EXIT_CODE
     return USER_ERROR if failures else 0
 
 

@@ -9,6 +9,8 @@ from .group import Command
 from .parameters import (
     KEY_VALUE,
     ListType,
+    amp_option,
+    arms_file_option,
     cfg_options_flag,
     config_argument,
     overrides_argument,
@@ -27,7 +29,7 @@ from .parameters import (
     help='Arms as in compare, such as baseline,config,config+KEY=VALUE; the others are compared with '
     'the first.',
 )
-@click.option('--arms-file', help='File with your own arms: arms = dict(name=dict(base=…, …)).')
+@arms_file_option
 @click.option(
     '--shape',
     type=int,
@@ -44,7 +46,7 @@ from .parameters import (
     '--objects', type=click.IntRange(min=0), default=8, show_default=True, help='Objects per image.'
 )
 @click.option('--device', help='cpu, cuda:1, …  [default: the GPU if there is one]')
-@click.option('--amp', is_flag=True, help='Automatic mixed precision.')
+@amp_option
 @click.option(
     '--steps',
     type=click.IntRange(min=1),

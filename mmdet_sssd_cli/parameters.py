@@ -52,6 +52,10 @@ cfg_options_flag = click.option(
     expose_value=False,
     help='Optional before KEY=VALUE, for compatibility with OpenMMLab.',
 )
+amp_option = click.option('--amp', is_flag=True, help='Automatic mixed precision.')
+arms_file_option = click.option(
+    '--arms-file', help='File with your own arms: arms = dict(name=dict(base=…, …)).'
+)
 
 
 def parsed(overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -7,8 +7,11 @@ import click
 
 from .group import Command
 from .mim import go_on_in_child, is_child_of_mim
-from .parameters import KEY_VALUE, config_argument, overrides_argument, parsed
+from .parameters import KEY_VALUE, amp_option, config_argument, overrides_argument, parsed
 
+auto_scale_lr_option = click.option(
+    '--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.'
+)
 launcher_option = click.option(
     '--launcher',
     type=click.Choice(['none', 'pytorch', 'slurm', 'mpi']),
@@ -32,8 +35,8 @@ local_rank_option = click.option(
 @overrides_argument
 @click.option('--work-dir', help='Logs and checkpoints.  [default: work_dirs/CONFIG]')
 @click.option('--dry-run', is_flag=True, help='Rehearse only, like the command dry-run.')
-@click.option('--amp', is_flag=True, help='Automatic mixed precision.')
-@click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
+@amp_option
+@auto_scale_lr_option
 @click.option(
     '--resume',
     is_flag=False,
@@ -72,8 +75,8 @@ def train(config: str, overrides: tuple[str, ...], **options: Any) -> None:
 @config_argument()
 @overrides_argument
 @click.option('--work-dir', help="Folder with --resume's checkpoint.  [default: work_dirs/CONFIG]")
-@click.option('--amp', is_flag=True, help='Automatic mixed precision.')
-@click.option('--auto-scale-lr', is_flag=True, help='Fit the learning rate to the batch size.')
+@amp_option
+@auto_scale_lr_option
 @click.option('--resume', is_flag=True, help="Start from the work directory's checkpoint.")
 def dry_run(config: str, overrides: tuple[str, ...], resume: bool, **options: Any) -> None:
     """Rehearse a training run without writing files.

@@ -55,9 +55,7 @@ def random_batch(
     return batch
 
 
-def random_boxes(
-    num_objects: int, shape: Sequence[int], generator: torch.Generator | None = None
-) -> Tensor:
+def random_boxes(num_objects: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draw boxes (x1, y1, x2, y2) inside images of a height and width, of shape (n, 4)."""
     low, high = [], []
     for length in (shape[1], shape[0]):

@@ -82,7 +82,7 @@ def seconds_in_turn(
     trainees: Mapping[str, Any],
     warm_up: int,
     steps: int,
-    tell: Callable[[int], None] = lambda _: None,
+    tell: Callable[[int], None],
 ) -> dict[str, list[float]]:
     """Take the steps of trainees in turn, so that other load on the machine slows all alike.
 

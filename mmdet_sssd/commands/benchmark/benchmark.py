@@ -27,14 +27,13 @@ from .counts import count_step
 from .memory import KINDS, peak_memory
 
 WARM_UP = 1  # the steps that count operations and memory come before
-STEPS = 15
 ROWS = 60  # of the list of operators
 WIDE = 170  # characters of the table of costs
 
 
 @dataclass
 class BenchmarkOptions:
-    """The command line of ``benchmark``; see its help. The data sets of ``config`` are ignored."""
+    """The options of ``benchmark``; see its help. The data sets of ``config`` are ignored."""
 
     config: str
     arms: list[str] = field(default_factory=lambda: ['baseline', 'config'])
@@ -45,7 +44,7 @@ class BenchmarkOptions:
     objects: int = 8
     device: str | None = None
     amp: bool = False
-    steps: int = STEPS
+    steps: int = 15
     json: Path | None = None
     profile: Path | None = None
 

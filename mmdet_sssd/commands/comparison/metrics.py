@@ -1,7 +1,9 @@
-"""Finds AP among an evaluator's metrics, by IoU and object size."""
+"""Finds the metrics of a run, and AP among them, by IoU and object size."""
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 AP_NAMES = {'AP': '', 'AP50': '_50', 'AP75': '_75', 'APs': '_s', 'APm': '_m', 'APl': '_l'}
 """Columns of box AP, with the endings of the metrics' names."""
@@ -32,3 +34,15 @@ def standard_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         masks = main.replace('bbox_', 'segm_')
         names |= {name: masks + end for name, end in MASK_AP_NAMES.items()}
     return {k: 100 * metrics[x] for k, x in names.items() if metrics.get(x, -1) >= 0}
+
+
+def read_validations(work_dir: Path) -> dict[int, dict[str, float]]:
+    """Read from mmengine's logs the metrics of each validation of a run, by epoch or iteration."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        text = path.read_text(encoding='utf-8')
+        for line in text[: text.rfind('\n') + 1].splitlines():  # skip an incomplete last line
+            row = json.loads(line)
+            if main_metric(row):
+                found[row['step']] = row
+    return found

@@ -24,7 +24,7 @@ from .training import Training
 class Study:
     """Trains the runs of a comparison that are not there yet, and reports on all of it.
 
-    The arguments are the options of ``compare``; see its help.
+    The arguments are the options of ``compare``, see its help, and the command line.
 
     Raises:
         ConfigError: if options do not go together, an arm is unknown, or there is nothing to report on.
@@ -44,7 +44,7 @@ class Study:
     split: str = 'val'
     report_only: bool = False
     against: list[str] = field(default_factory=list)
-    command: str | None = None  # the command line
+    command: str | None = None
 
     def __post_init__(self) -> None:
         if self.config is None and not self.report_only:

@@ -104,8 +104,8 @@ def differences(results: Results, split: str, reference: str = BASELINE) -> Esti
     }
 
 
-def cost_ratios(results: Results, split: str, reference: str = BASELINE) -> Estimates:
-    """Estimate the costs of each arm by :data:`COSTS`, relative to a reference's with the same seed.
+def cost_ratios(results: Results, split: str) -> Estimates:
+    """Estimate the costs of each arm by :data:`COSTS`, relative to the baseline's with the same seed.
 
     Runs without an evaluation on the split are left out.
     """
@@ -116,7 +116,7 @@ def cost_ratios(results: Results, split: str, reference: str = BASELINE) -> Esti
         return {name: value for name, value in values.items() if value is not None}
 
     return {
-        arm: _paired(runs, found.get(reference, {}), costs, operator.truediv)
+        arm: _paired(runs, found.get(BASELINE, {}), costs, operator.truediv)
         for arm, runs in found.items()
     }
 

@@ -14,8 +14,7 @@ from mmengine.config import Config
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from ...version import __version__
-from .logs import read_validations
-from .metrics import main_metric
+from .metrics import main_metric, read_validations
 from .programs import run_program
 from .results import RunResult
 from .runs import Run

@@ -21,11 +21,11 @@ from .feature_picture import draw_features, look_at_features
 def draw_images(
     cfg: Config,
     checkpoint: str,
-    images: Sequence[str] = (),
-    num_images: int = 3,
-    out: Path = Path('visualized'),
-    score_thr: float = 0.3,
-    device: str = 'cpu',
+    images: Sequence[str],
+    num_images: int,
+    out: Path,
+    score_thr: float,
+    device: str,
 ) -> None:
     """Draw features and predictions of student and teacher, a row per level.
 
@@ -33,7 +33,7 @@ def draw_images(
         cfg: Config with an ``SSSDDistiller`` and validation data.
         checkpoint: Checkpoint from training, with the teacher.
         images: Images of the validation data, by path or by the last parts of it.
-        num_images: Without ``images``: how many to draw, at even distances in the data.
+        num_images: How many to draw if ``images`` is empty, at even distances in the data.
         out: Folder to write to.
         score_thr: Lowest score to draw, in [0, 1].
         device: Device to run on.

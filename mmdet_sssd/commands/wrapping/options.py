@@ -9,20 +9,10 @@ from ...recipes import RECIPES, backbone, structural_kd
 
 @dataclass(frozen=True)
 class WrappingOptions:
-    """Settings of a wrapped config.
+    """The options of ``wrap``; see its help.
 
-    Args:
-        recipe: Name of a recipe with an implicit teacher; see :mod:`mmdet_sssd.recipes`. None: gentle,
-            but none beside another teacher.
-        teacher: Config and checkpoint of a trained detector.
-        method: Name of the recipe that learns from ``teacher``. None: structural_kd, but none with
-            ``unlabelled``.
-        backbone_teacher: Name of a model of timm, or ``NAME=FILE`` with a file of its weights.
-        unlabelled: Annotation file of the images that ``teacher`` labels.
-        unlabelled_img: Their folder; None: that of the labelled images.
-        masks: Whether the teacher uses instance masks; the training pipelines then load them.
-        data: Arguments of :func:`~mmdet_sssd.datasets.use_data`. Classes that are not given are read
-            from the training annotations if ``data_root`` or ``train_ann`` is.
+    ``data`` has the arguments of :func:`~mmdet_sssd.datasets.use_data`. Classes that are not given are
+    read from the training annotations if ``data_root`` or ``train_ann`` is.
 
     Raises:
         ConfigError: if one option needs or excludes another.

@@ -9,7 +9,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.comparison import training
 from mmdet_sssd.commands.comparison.jobs import JobRunner
-from mmdet_sssd.commands.comparison.logs import read_validations
+from mmdet_sssd.commands.comparison.metrics import read_validations
 from mmdet_sssd.commands.comparison.results import ResultsFolder
 from mmdet_sssd.commands.comparison.study import Study
 from mmdet_sssd.commands.comparison.training import Training
