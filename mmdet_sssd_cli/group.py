@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-DONE, USER_ERROR, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
-"""Exit codes. Runs and comparisons that were preempted and saved exit with 75."""
+DONE, USER_ERROR, BUG, INTERRUPTED = 0, 1, 70, 130
+"""Exit codes. Wrong usage ends with click's 2, what was preempted and saved with 75."""
 
 DEBUG = 'MMDET_SSSD_DEBUG'
 """Environment variable that passes ``--debug`` on to started processes."""

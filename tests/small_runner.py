@@ -17,6 +17,12 @@ PACK = dict(
 )
 LABELS_FIRST = [LOAD_IMAGE, LOAD_LABELS, STRETCH, PACK]  # as stock training pipelines do
 LABELS_LAST = [LOAD_IMAGE, STRETCH, LOAD_LABELS, PACK]  # as stock test pipelines do
+WITHOUT_WORKERS = [
+    f'{stage}_dataloader.{setting}'
+    for stage in ('train', 'val', 'test')
+    for setting in ('num_workers=0', 'persistent_workers=False')
+]
+"""Changes to configs of one's own data."""
 
 
 def draw_shapes(out: Path) -> Path:

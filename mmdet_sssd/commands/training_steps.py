@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
@@ -24,18 +23,16 @@ class Trainee:
     Args:
         cfg: Config with ``model`` and ``optim_wrapper``.
         make_batch: Makes a batch for the model, as a data loader does.
-        device: Device to train on. None: the GPU if there is one.
+        device: Device to train on.
     """
 
-    def __init__(
-        self, cfg: Config, make_batch: Callable[[BaseModel], dict], device: str | None = None
-    ) -> None:
+    def __init__(self, cfg: Config, make_batch: Callable[[BaseModel], dict], device: str) -> None:
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         torch.backends.cudnn.benchmark = bool((cfg.get('env_cfg') or {}).get('cudnn_benchmark'))
         progress = MessageHub.get_current_instance()  # heads read a runner's progress there
         progress.update_info('epoch', 0)
         progress.update_info('iter', 0)
-        self.device = torch.device(device or get_device())
+        self.device = torch.device(device)
         self.model = _build_model(cfg).to(self.device).train()
         self.batch = make_batch(self.model)
         self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)

@@ -13,7 +13,7 @@ def trainee(**settings) -> Trainee:
     cfg = dict(
         model=stock_config('retinanet'), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3))
     )
-    return Trainee(Config({**cfg, **settings}), demo_batch)
+    return Trainee(Config({**cfg, **settings}), demo_batch, 'cpu')
 
 
 def test_steps_are_taken_in_turn_and_the_first_are_left_out():

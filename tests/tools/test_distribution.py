@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import mmdet_sssd
-from mmdet_sssd.commands.shapes import draw_data_set
+
+from ..small_runner import WITHOUT_WORKERS, draw_shapes, shapes_environment
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'sssd_retinanet_r18-small_own-data.py'
@@ -72,25 +73,13 @@ def test_what_is_in_the_wheel(wheel):
 
 
 def test_it_trains_outside_the_checkout(environment, tmp_path):
-    draw_data_set(tmp_path / 'data', train=8, val=4, size=64)
-    settings = dict(
-        SSSD_DATA_ROOT='data',
-        SSSD_TRAIN_IMG='train',
-        SSSD_VAL_IMG='val',
-        SSSD_IMAGE_SCALE='64x64',
-        SSSD_BATCH_SIZE='4',
-        SSSD_MAX_EPOCHS='1',
-        OMP_NUM_THREADS='1',
-        PYTHONPATH='',
-        PATH=f'{environment / "bin"}:{os.environ["PATH"]}',
-    )
-    where = dict(cwd=tmp_path, env={**os.environ, **settings})
+    data = shapes_environment(draw_shapes(tmp_path / 'data'), epochs=1)
+    path = f'{environment / "bin"}:{os.environ["PATH"]}'
+    where = dict(cwd=tmp_path, env={**os.environ, **data, 'PYTHONPATH': '', 'PATH': path})
     python = environment / 'bin/python'
-    used = run(python, '-W', 'ignore', '-c', 'import mmdet_sssd as m; print(m.__file__)', **where)
+    used = run(python, '-c', 'import mmdet_sssd as m; print(m.__file__)', **where)
     assert Path(used.strip()).is_relative_to(environment)
-    loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
-    loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
-    options = ['default_hooks.logger.interval=1', *loaders]
+    options = ['default_hooks.logger.interval=1', *WITHOUT_WORKERS]
     run(environment / 'bin/mmdet-sssd', 'train', CONFIG, '--work-dir', 'run', *options, **where)
     assert (tmp_path / 'run/epoch_1.pth').is_file()
     printed = run(

@@ -14,7 +14,7 @@ from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.runs import load_from_local
 
 from ..command import run_command
-from ..small_runner import shapes_environment
+from ..small_runner import WITHOUT_WORKERS, shapes_environment
 from .run_comparison import assert_equal_states, scalars
 
 ROOT = Path(__file__).parents[2]
@@ -152,10 +152,8 @@ def test_mim_trains_and_tests(shapes, tmp_path):
     """As a user does it: from another folder, by the config's name."""
     mim = Path(sys.executable).with_name('mim')
     env = {**shapes, 'SSSD_MAX_EPOCHS': '1', 'PYTHONPATH': ''}  # the installed package
-    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    workers = [f'{x}.{y}' for x in loaders for y in ('num_workers=0', 'persistent_workers=False')]
     # A detector that has seen 4 batches is sure of nothing.
-    options = ['--cfg-options', 'model.student.test_cfg.score_thr=0', *workers]
+    options = ['--cfg-options', 'model.student.test_cfg.score_thr=0', *WITHOUT_WORKERS]
     work_dir = tmp_path / 'run'
     command = [mim, 'train', 'mmdet_sssd', SMALL, '--work-dir', work_dir]
     trained = run([*command, *options], env, cwd=tmp_path)
@@ -172,9 +170,7 @@ def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{CONFIG}'\n{QUICK}")
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    loaders = [f'{x}_dataloader.num_workers=0' for x in ('train', 'val')]
-    loaders += [f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')]
-    options = ['--work-dir', tmp_path, '--cfg-options', 'default_hooks.logger.interval=1', *loaders]
+    options = ['--work-dir', tmp_path, 'default_hooks.logger.interval=1', *WITHOUT_WORKERS]
     output = run(
         [*torchrun, '-m', 'mmdet_sssd', 'train', config, '--launcher', 'pytorch', *options],
         {**shapes, 'SSSD_MAX_EPOCHS': '1'},

@@ -2,12 +2,16 @@
 
 import os
 import shlex
+import signal
 import sys
 
 import click
 import pytest
 
+from mmdet_sssd.commands.comparison.study import Study
 from mmdet_sssd_cli.compare import command_line, read_seeds
+
+from ...command import run_command
 
 
 @pytest.mark.parametrize('command', [['mmdet-sssd', 'compare'], ['compare.py']])
@@ -32,3 +36,14 @@ def test_seeds_are_a_number_of_them_or_they_themselves(text, seeds):
 def test_what_are_no_seeds_is_refused(text):
     with pytest.raises(click.BadParameter, match='accepted: a number above 0, or seeds like'):
         read_seeds(None, None, text)
+
+
+def test_a_stopped_comparison_ends_as_a_preempted_run_does(tmp_path, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, 'run', stop)
+    monkeypatch.setattr(signal, 'signal', lambda *_: None)
+    code, said = run_command('compare', 'sssd_retinanet_r50_fpn_2x_coco', '--work-dir', tmp_path)
+    assert code == 75
+    assert said.startswith('stopped; the same command goes on')

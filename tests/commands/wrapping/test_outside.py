@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError, recipes
-from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_definitions, read_roots
+from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_roots
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.config_tree import value_at
 from mmdet_sssd.runs import load_from_local
@@ -102,7 +102,7 @@ def test_a_backbone_of_timm_s(folder):
     assert cfg.model.terms == recipes.backbone.model['terms']
     hooks = recipes.backbone.hooks | recipes.gentle.hooks
     assert cfg.default_hooks == hooks
-    assert arm_config(find_arm('backbone', read_definitions()), read_roots(str(out))).model == dict(
+    assert arm_config(find_arm('backbone', {}), read_roots(str(out))).model == dict(
         recipes.backbone.model, student=cfg.model.student, teachers=cfg.model.teachers
     )
 
@@ -175,7 +175,7 @@ def test_weights_of_another_detector_are_refused_before_training(folder):
 def test_arms_of_a_comparison_learn_from_the_config_s_teacher(folder):
     def arm(name):
         roots = read_roots(str(folder / 'wrapped.py'))
-        return arm_config(find_arm(name, read_definitions()), roots)
+        return arm_config(find_arm(name, {}), roots)
 
     cfg, _ = wrapped(folder, recipe='gentle')
     for method in making.METHODS:
