@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -112,18 +113,22 @@ def single_branch_preprocessor(data_preprocessor: OptConfigType) -> OptConfigTyp
     return data_preprocessor
 
 
-def count_classes(student: BaseDetector) -> int | None:
-    """Read the number of classes from a detector's heads; 1 for an RPN.
+def count_classes(model: BaseDetector) -> int | None:
+    """Read the number of classes off a detector's heads, or off a distiller's student or teachers.
 
     Returns:
-        The number; None if no head has ``num_classes``.
+        The number, 1 for an RPN; None if neither a head nor a teacher has ``num_classes``.
     """
-    if isinstance(student, RPN):
+    detector, teachers = getattr(model, 'student', model), getattr(model, 'teachers', {})
+    if isinstance(detector, RPN):
         return 1
-    rpn_heads = [m for name, m in student.named_modules() if name.endswith('rpn_head')]
-    class_agnostic = {m for head in rpn_heads for m in head.modules()}
-    heads = [m for m in head_modules(student) if m not in class_agnostic]
-    counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
+    heads = [
+        module
+        for path, module in head_modules(detector).items()
+        if path and not re.search(r'rpn_head(\.|$)', path)  # a detector may count stuff, too
+    ]
+    heads += teachers.values()
+    counts = [x.num_classes for x in heads if isinstance(getattr(x, 'num_classes', None), int)]
     return counts[0] if counts else None
 
 

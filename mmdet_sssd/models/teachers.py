@@ -156,7 +156,13 @@ class ImplicitTeacher(Teacher):
             self._check_start_level(len(channels))
             neck['in_channels'] = channels[start_level:]
         if 'num_classes' not in neck:
-            neck['num_classes'] = _count_classes(student)
+            neck['num_classes'] = count_classes(student)
+            if neck['num_classes'] is None:
+                raise ConfigError(
+                    f'is not given, and no head of model.student, a {type(student).__name__}, has '
+                    'num_classes; accepted: the number of classes',
+                    'neck.num_classes',
+                )
         self.neck = build_part('neck', neck, nn.Module, 'LabelEncoderTeacher')
         self.requires_grad_(self.is_trained)
 
@@ -229,14 +235,3 @@ def _after_the_finest(student: BaseDetector) -> int:
     except ConfigError:
         return 1
     return int(len(sizes) > 1)
-
-
-def _count_classes(student: BaseDetector) -> int:
-    count = count_classes(student)
-    if count is None:
-        raise ConfigError(
-            f'is not given, and no head of model.student, a {type(student).__name__}, has '
-            'num_classes; accepted: the number of classes',
-            'neck.num_classes',
-        )
-    return count
