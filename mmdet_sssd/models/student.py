@@ -144,9 +144,28 @@ def probe(student: BaseDetector) -> DetectorOutputs:
         >>> probe(student).channels
         (256, 256, 256, 256, 256)
     """
-    if student not in _probed:
+    if student in _probed:
+        return _probed[student]
+    name = f'({type(student).__name__})'
+    try:
         with _evaluated(student):
-            _probed[student] = DetectorOutputs(_blank_feats(student))
+            feats = student.extract_feat(_blank_batch()[0])
+    except Exception as error:
+        raise ConfigError(
+            f'{name} cannot be distilled: its extract_feat failed on a blank {PROBE_SIZE}×{PROBE_SIZE} '
+            f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
+            'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
+            'and model.adapter.in_channels, such as [256, 256, 256]',
+            'model.student',
+        ) from error
+    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
+    if not (is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)):
+        raise ConfigError(
+            f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
+            'maps of shape (B, C, h, w), one per level',
+            'model.student',
+        )
+    _probed[student] = DetectorOutputs(feats)
     return _probed[student]
 
 
@@ -195,28 +214,6 @@ def _blank_batch() -> tuple[Tensor, list[DetDataSample]]:
         masks=BitmapMasks([], *size),
     )
     return torch.zeros(1, 3, *size), [sample]
-
-
-def _blank_feats(student: BaseDetector) -> Sequence[Tensor]:
-    name = f'({type(student).__name__})'
-    try:
-        feats = student.extract_feat(_blank_batch()[0])
-    except Exception as error:
-        raise ConfigError(
-            f'{name} cannot be distilled: its extract_feat failed on a blank {PROBE_SIZE}×{PROBE_SIZE} '
-            f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
-            'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
-            'and model.adapter.in_channels, such as [256, 256, 256]',
-            'model.student',
-        ) from error
-    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
-    if not (is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)):
-        raise ConfigError(
-            f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
-            'maps of shape (B, C, h, w), one per level',
-            'model.student',
-        )
-    return feats
 
 
 @contextmanager
