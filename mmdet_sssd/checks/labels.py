@@ -16,7 +16,6 @@ from mmengine.runner import Runner, TestLoop, ValLoop
 from ..datasets import leaf_datasets
 from ..errors import ConfigError
 from ..hooks.model_parts import bare_model, find_detector, find_distiller
-from ..models import Distiller
 from ..models.student import count_classes
 
 
@@ -56,7 +55,7 @@ def check_data_sets(runner: Runner) -> None:
             classes than the detector predicts, or a label stands for another class there.
     """
     model, training = bare_model(runner), runner.train_dataloader.dataset
-    num_classes = model.count_classes() if isinstance(model, Distiller) else count_classes(model)
+    num_classes = count_classes(model)
     is_rpn = isinstance(find_detector(runner), RPN)  # which accepts any label
     _check_labels(list(leaf_datasets(training)), None if is_rpn else num_classes)
     if runner.val_loop is not None:

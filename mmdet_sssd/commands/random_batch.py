@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ..datasets.branches import LABELLED, UNLABELLED
-from ..models import Distiller, SemiDistiller
+from ..models import SemiDistiller
 from ..models.student import count_classes
 
 SMALLEST = 8  # pixels a side of an object
@@ -33,9 +33,7 @@ def random_batch(
     """
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    num_classes = (
-        model.count_classes() if isinstance(model, Distiller) else count_classes(model)
-    ) or 1
+    num_classes = count_classes(model) or 1
     images = [
         torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
         for _ in range(batch_size)

@@ -8,7 +8,7 @@ from mmengine.optim.scheduler import ConstantParamScheduler, LinearParamSchedule
 from mmengine.runner import Runner
 
 from ..errors import ConfigError, check, is_number, within
-from .model_parts import find_distiller, find_term
+from .model_parts import find_distiller, find_part
 
 MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')  # saved with a ratio
 
@@ -86,11 +86,11 @@ class AdaptiveDistillCoefHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Read the term's λ from the config, before an iteration changes it."""
-        self.base_coef = find_term(runner, self).distill_coef
+        self.owner = find_part(runner, self, 'term')
+        self.base_coef = self.owner.distill_coef
 
     def before_train(self, runner: Runner) -> None:
         """Find the student's parameter groups."""
-        self.owner = find_term(runner, self)
         self.taps = find_distiller(runner, self).gradient_taps
         if self.ratio is not None:
             self._check_can_be_measured()
@@ -116,7 +116,7 @@ class AdaptiveDistillCoefHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
         """Set λ for this iteration, and ask for a measurement if one is due."""
-        self.owner.distill_coef = self._bounded() * self._scale()
+        self.owner.distill_coef = self._bounded() * self._factor_now()
         self.owner.is_measured = self.ratio is not None and self.wait == 0
         self.taps.clear()
 
@@ -196,7 +196,7 @@ class AdaptiveDistillCoefHook(Hook):
         least, most = self.base_coef / self.MAX_CHANGE, self.base_coef * self.MAX_CHANGE
         return min(max(self._balanced(), least), most)
 
-    def _scale(self) -> float:
+    def _factor_now(self) -> float:
         """Record the current learning rate and compute λ / λ₀."""
         lr = max(float(group['lr']) for group in self.groups)
         self.highest_lr = max(self.highest_lr, lr)

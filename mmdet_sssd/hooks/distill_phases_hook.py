@@ -9,7 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
 
 from ..errors import ConfigError, check, is_number, within
-from .model_parts import find_distiller, find_teacher
+from .model_parts import find_distiller, find_part
 
 
 def run_progress(runner: Runner, batch_idx: int) -> float:
@@ -87,7 +87,7 @@ class DistillPhasesHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the teacher, its terms and the backbone."""
         model = find_distiller(runner, self)
-        self.owner = find_teacher(runner, self)
+        self.owner = find_part(runner, self, 'teacher')
         self.terms = {name: x for name, x in model.terms.items() if x.teacher == self.teacher}
         if self.freeze_backbone and not hasattr(model.student, 'backbone'):
             raise ConfigError(

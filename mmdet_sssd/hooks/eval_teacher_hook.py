@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..models import Distiller, Teacher
 from ..models.replay import fresh_samples
 from ..runs import preserved_random_state
-from .model_parts import find_distiller, find_teacher
+from .model_parts import find_distiller, find_part
 
 
 @HOOKS.register_module()
@@ -99,7 +99,7 @@ class EvalTeacherHook(Hook):
         self.labels_in_original_pixels[stage] = found == {True}
 
     def _checked_teacher(self, runner: Runner) -> Teacher:
-        teacher = find_teacher(runner, self)
+        teacher = find_part(runner, self, 'teacher')
         if not teacher.is_trained:
             raise ConfigError(
                 f"is {self.teacher!r}, which is not trained with the student's head; accepted: a "

@@ -38,25 +38,12 @@ def find_detector(runner: Runner) -> BaseDetector:
     return model.student if isinstance(model, Distiller) else model
 
 
-def find_term(runner: Runner, hook: Hook) -> DistillTerm:
-    """Find the term that a hook's ``term`` names.
-
-    Args:
-        runner: The runner.
-        hook: The hook.
+def find_part(runner: Runner, hook: Hook, kind: str) -> DistillTerm | Teacher:
+    """Find the term or teacher that a hook's attribute ``kind``, ``'term'`` or ``'teacher'``, names.
 
     Raises:
-        ConfigError: if the model has no such term, or another hook of this type sets it too.
+        ConfigError: if the model has no such part, or another hook of this type sets it too.
     """
-    return _find_part(runner, hook, 'term')
-
-
-def find_teacher(runner: Runner, hook: Hook) -> Teacher:
-    """Find the teacher that a hook's ``teacher`` names; errors as in :func:`find_term`."""
-    return _find_part(runner, hook, 'teacher')
-
-
-def _find_part(runner: Runner, hook: Hook, kind: str) -> DistillTerm | Teacher:
     parts, name = getattr(find_distiller(runner, hook), f'{kind}s'), getattr(hook, kind)
     where = type(hook).__name__
     if name not in parts:

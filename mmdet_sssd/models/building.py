@@ -42,9 +42,8 @@ def completed(key: str, config: OptConfigType, **defaults: Any) -> dict:
 
 def build_part(
     key: str,
-    config: OptConfigType,
+    config: Any,
     kind: type[Part],
-    default: str | None = None,
     names: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Part:
@@ -54,24 +53,20 @@ def build_part(
         key: The config's key, for errors.
         config: The config; its ``type`` is a name or a class.
         kind: The accepted base class.
-        default: The ``type`` of a config without one.
         names: Keys of the part's settings that lie elsewhere; see :func:`~mmdet_sssd.errors.within`.
         **arguments: Arguments that do not come from the config.
 
     Raises:
         ConfigError: if the config's class is not a ``kind``, or lacks or refuses an argument.
     """
-    settings = {'type': default, **config} if isinstance(config, dict) else config
-    if config is None:
-        settings = {'type': default}
-    if not is_config_of(settings, kind):
+    if not is_config_of(config, kind):
         known = [name for name, cls in MODELS.module_dict.items() if _is_concrete(cls, kind)]
         accepted = f'type={", ".join(sorted(known))}, or a {kind.__name__} of your own'
         if kind is nn.Module:  # hundreds
             accepted = 'the type of a module'
         raise ConfigError(f'is {config!r}; accepted: a dict with {accepted}', key)
-    cls = config_class(settings)
-    settings = {name: value for name, value in settings.items() if name != 'type'}
+    cls = config_class(config)
+    settings = {name: value for name, value in config.items() if name != 'type'}
     signature = inspect.signature(cls)
     try:
         signature.bind(**arguments, **settings)

@@ -23,11 +23,17 @@ def outputs_from_feats(
     detector: BaseDetector, feats: Sequence[Tensor], with_head: bool
 ) -> DetectorOutputs:
     """Run a detector's dense head on feature levels, if ``with_head`` and the detector has one."""
-    head = getattr(detector, 'bbox_head', None)
-    if not (with_head and isinstance(head, BaseDenseHead)):
+    head = find_dense_head(detector)
+    if not with_head or head is None:
         return DetectorOutputs(feats)
     outs = head(feats)
     return DetectorOutputs(feats, outs, extract_cls_scores(head, outs))
+
+
+def find_dense_head(detector: BaseDetector) -> BaseDenseHead | None:
+    """Find a detector's dense ``bbox_head``; None if it has none."""
+    head = getattr(detector, 'bbox_head', None)
+    return head if isinstance(head, BaseDenseHead) else None
 
 
 def extract_cls_scores(head: BaseDenseHead, outs: Sequence[Any]) -> list[Tensor] | None:
@@ -51,17 +57,16 @@ def extract_cls_scores(head: BaseDenseHead, outs: Sequence[Any]) -> list[Tensor]
 
 
 class HeadRecord:
-    """Records the single run of a detector's dense ``bbox_head``, if it has one, as a context.
+    """Records the single run of a dense head, as a context.
 
     Args:
-        detector: The detector.
-        images: Indices of the images that the loss uses; pass it only their data samples. The
-            record covers all images. None: all.
+        head: The head.
+        images: Indices of the images that the loss uses; pass it only their data samples. The head
+            takes, and the record covers, the features of all images. None: all.
     """
 
-    def __init__(self, detector: BaseDetector, images: list[int] | None = None) -> None:
-        head = getattr(detector, 'bbox_head', None)
-        self.head = head if isinstance(head, BaseDenseHead) else None
+    def __init__(self, head: BaseDenseHead, images: list[int] | None = None) -> None:
+        self.head = head
         self.images = images
         self.outs: Sequence[Any] | None = None
         self.cls_scores: list[Tensor] | None = None
@@ -71,11 +76,10 @@ class HeadRecord:
 
     @torch.compiler.disable
     def __enter__(self) -> 'HeadRecord':
-        if self.head is not None:
-            self.handles.append(self.head.register_forward_hook(self._take_outs))
-            if isinstance(getattr(self.head, 'loss_cls', None), nn.Module):
-                hook = self.head.loss_cls.register_forward_pre_hook
-                self.handles.append(hook(self._take_weights, with_kwargs=True))
+        self.handles.append(self.head.register_forward_hook(self._take_outs))
+        if isinstance(getattr(self.head, 'loss_cls', None), nn.Module):
+            hook = self.head.loss_cls.register_forward_pre_hook
+            self.handles.append(hook(self._take_weights, with_kwargs=True))
         return self
 
     @torch.compiler.disable
@@ -83,16 +87,9 @@ class HeadRecord:
         for handle in self.handles:
             handle.remove()
 
-    @property
-    def selects_images(self) -> bool:
-        """Whether ``images`` are selected among the head's outputs, so that it takes all features."""
-        return self.head is not None
-
-    def add_to(self, outputs: DetectorOutputs) -> None:
-        """Add everything recorded, for all images."""
-        if self.head is not None:
-            outputs.head, outputs.cls_scores = self.outs, self.cls_scores
-            outputs.anchor_flags = self.anchor_flags
+    def outputs(self, feats: Sequence[Tensor]) -> DetectorOutputs:
+        """Add everything recorded, for all images, to the features."""
+        return DetectorOutputs(feats, self.outs, self.cls_scores, self.anchor_flags)
 
     def anchor_flags(self) -> list[Tensor] | None:
         """Tell which anchors the classification loss counted.

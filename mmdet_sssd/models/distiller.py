@@ -1,8 +1,8 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, within
 from .building import build_part, is_config_of
-from .dense_head import HeadRecord
+from .dense_head import HeadRecord, find_dense_head
 from .replay import (
     DetectorOutputs,
     Results,
@@ -33,7 +33,7 @@ from .replay import (
     results_reused,
     state_restored,
 )
-from .student import build_student, count_classes
+from .student import build_student
 from .teachers import Teacher
 from .terms import DistillTerm
 
@@ -41,8 +41,6 @@ from .terms import DistillTerm
 compiled_in_parts = partial(torch.compiler.disable, recursive=False)
 
 Part = TypeVar('Part', Teacher, DistillTerm)
-
-DISTILLER_PREFIXES = ('student.', 'teachers.', 'terms.')
 
 
 @MODELS.register_module()
@@ -99,7 +97,8 @@ class Distiller(BaseDetector):
         built_student = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
-        with _separate_random_stream():
+        with torch.random.fork_rng(devices=[]):  # the student is initialised as in stock training
+            torch.default_generator.manual_seed(torch.initial_seed() + 1)
             self.teachers = ModuleDict()
             for name, config in _check_part_names(teachers, 'teachers').items():
                 self.teachers[name] = self._build('teachers', name, config, Teacher)
@@ -227,15 +226,16 @@ class Distiller(BaseDetector):
             pass need not compute again.
         """
         student, teachers = self.student, [x for x in self.teachers.values() if x.active]
-        feats = self._tapped('student', student.extract_feat(batch_inputs))
+        feats = self._measured('student', student.extract_feat(batch_inputs))
         rows = images
         if images is not None:
             starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
             rows = [start + i for start in starts for i in images]
             batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
-        record = HeadRecord(student, rows) if any(x.needs_head for x in teachers) else None
+        head = find_dense_head(student) if any(x.needs_head for x in teachers) else None
+        record = HeadRecord(head, rows) if head else None
         head_feats = feats
-        if rows is not None and not (record and record.selects_images):
+        if rows is not None and record is None:
             head_feats = map_tensors(lambda x: x[rows], feats)
         results = None
         with ExitStack() as stack:
@@ -245,9 +245,8 @@ class Distiller(BaseDetector):
             if any(x.is_trained for x in teachers):
                 results = stack.enter_context(results_recorded(student))
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        outputs = DetectorOutputs(self._tapped('teachers', feats))
-        if record:
-            record.add_to(outputs)
+        feats = self._measured('teachers', feats)
+        outputs = record.outputs(feats) if record else DetectorOutputs(feats)
         return losses, outputs, results
 
     @compiled_in_parts
@@ -295,11 +294,12 @@ class Distiller(BaseDetector):
         samples: SampleList,
     ) -> tuple[dict[str, Any], DetectorOutputs]:
         """Compute the student's loss on a teacher's features, without changing the student."""
-        student, outputs = self.student, DetectorOutputs(feats)
-        record = HeadRecord(student) if teacher.needs_head else None
+        student = self.student
+        head = find_dense_head(student) if teacher.needs_head else None
+        record = HeadRecord(head) if head else None
         with ExitStack() as stack:
-            stack.enter_context(given_feats(student, feats))
             stack.enter_context(state_restored(student))
+            stack.enter_context(given_feats(student, feats))
             if record:
                 stack.enter_context(record)
             if results is not None:
@@ -310,9 +310,7 @@ class Distiller(BaseDetector):
             if teacher.head_grad:
                 stack.enter_context(head_grad_scaled(student, teacher.head_grad))
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        if record:
-            record.add_to(outputs)
-        return losses, outputs
+        return losses, record.outputs(feats) if record else DetectorOutputs(feats)
 
     @compiled_in_parts
     def _term_losses(
@@ -328,7 +326,7 @@ class Distiller(BaseDetector):
         for name, term in self.terms.items():
             if term.teacher not in teacher_outputs:
                 continue
-            outputs = replace(outputs, feats=self._tapped(f'terms.{name}', outputs.feats))
+            outputs = replace(outputs, feats=self._measured(f'terms.{name}', outputs.feats))
             student = outputs.detach() if term.detach_student else outputs
             with within(*term.place):
                 logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
@@ -337,7 +335,7 @@ class Distiller(BaseDetector):
         return losses
 
     @torch.compiler.disable
-    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _measured(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the features for their next user; on measured steps, with taps on their gradients."""
         is_measured = any(
             x.is_measured and not x.detach_student and self.teachers[x.teacher].active
@@ -394,11 +392,6 @@ class Distiller(BaseDetector):
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
         return self.student._forward(batch_inputs, batch_data_samples)
 
-    def count_classes(self) -> int | None:
-        """Read the number of classes from the student or a teacher; None if neither has it."""
-        counts = [x.num_classes for x in self.teachers.values() if hasattr(x, 'num_classes')]
-        return next((x for x in [count_classes(self.student), *counts] if x is not None), None)
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Load a distiller's state dict, or a stock detector's into the student.
 
@@ -408,7 +401,8 @@ class Distiller(BaseDetector):
         """
         own = {f'{prefix}student.{key}' for key in self.student.state_dict()}
         stock = {key for key in state_dict if f'{prefix}student.{key[len(prefix) :]}' in own}
-        ours = [key for key in state_dict if key.startswith(DISTILLER_PREFIXES, len(prefix))]
+        parts = ('student.', 'teachers.', 'terms.')
+        ours = [key for key in state_dict if key.startswith(parts, len(prefix))]
         if stock and ours:
             raise ConfigError(
                 f'a checkpoint has weights of a distiller ({ours[0]}) and of a stock detector '
@@ -430,14 +424,6 @@ class Distiller(BaseDetector):
 def is_distiller(model: ConfigType) -> bool:
     """Tell whether a model's config is a distiller's; ``type`` may be a name or a class."""
     return is_config_of(model, Distiller)
-
-
-@contextmanager
-def _separate_random_stream() -> Iterator[None]:
-    """Draw from a separate random stream, so that the student is initialised as in stock training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch.initial_seed() + 1)
-        yield
 
 
 def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
@@ -532,13 +518,11 @@ class GradientTaps:
         if user not in self.squares:
             dtype = torch.promote_types(feats[0].dtype, torch.float32)
             self.squares[user] = feats[0].new_zeros(len(feats), dtype=dtype)
-        return type(feats)(self._tapped(user, level, x) for level, x in enumerate(feats))
-
-    def _tapped(self, user: str, level: int, x: Tensor) -> Tensor:
-        if x.requires_grad:
-            x = x.view_as(x)
-            x.register_hook(partial(self._take, user, level))
-        return x
+        tapped = [x.view_as(x) if x.requires_grad else x for x in feats]
+        for level, x in enumerate(tapped):
+            if x.requires_grad:
+                x.register_hook(partial(self._take, user, level))
+        return type(feats)(tapped)
 
     def _take(self, user: str, level: int, gradient: Tensor) -> None:
         """Add the user's own part of the gradient at its identity."""

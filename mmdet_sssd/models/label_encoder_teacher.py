@@ -200,8 +200,7 @@ class LabelledObjects:
             without ``use_masks``.
 
     Raises:
-        ConfigError: if the boxes are not axis-aligned, or ``use_masks`` is set and a data sample has
-            no masks.
+        ConfigError: if ``use_masks`` is set and a data sample has no masks.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class LabelledObjects:
         self.image_size = height, width = tuple(batch_inputs.shape[-2:])
         self.soft = soft
         instances = [sample.gt_instances for sample in batch_data_samples]
-        boxes = _pad([_box_tensor(x) for x in instances], 0).to(dtype).nan_to_num_()
+        boxes = _pad([get_box_tensor(x.bboxes) for x in instances], 0).to(dtype).nan_to_num_()
         self.boxes = F.pad(boxes, (0, 0, 1, 0), value=max(height, width))
         self.boxes[:, 0, :2] = 0
         self.boxes[..., 0::2].clamp_(0, width - 1)
@@ -331,17 +330,6 @@ def _pad(per_image: list[Tensor], value: float, least: int = 1) -> Tensor:
     if missing <= 0:
         return padded
     return F.pad(padded, (0, 0) * (padded.ndim - 2) + (0, missing), value=value)
-
-
-def _box_tensor(instances: InstanceData) -> Tensor:
-    """Read an image's boxes (x1, y1, x2, y2), (n, 4)."""
-    boxes = get_box_tensor(instances.bboxes)
-    if boxes.ndim != 2 or boxes.shape[-1] != 4:
-        raise ConfigError(
-            f'the training data has boxes of shape {tuple(boxes.shape)}; accepted: axis-aligned boxes '
-            '(x1, y1, x2, y2), of shape (n, 4), not rotated boxes or quadrilaterals'
-        )
-    return boxes
 
 
 def _covered_pixels(low: Tensor, high: Tensor, pixels: Tensor) -> Tensor:

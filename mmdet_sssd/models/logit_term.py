@@ -9,7 +9,7 @@ from mmdet.utils import OptConfigType, reduce_mean
 from torch import Tensor
 
 from ..errors import ConfigError
-from .building import build_part
+from .building import build_part, completed
 from .losses import AdaptiveDistillLoss, soft_positive_count
 from .replay import DetectorOutputs
 from .student import probe_pair
@@ -47,9 +47,8 @@ class LogitTerm(DistillTerm):
     ) -> None:
         super().__init__(distill_coef)
         _check_heads(*probe_pair(student, teacher, with_head=True))
-        self.distill_loss = build_part(
-            'distill_loss', distill_loss, AdaptiveDistillLoss, 'AdaptiveDistillLoss'
-        )
+        distill_loss = completed('distill_loss', distill_loss, type='AdaptiveDistillLoss')
+        self.distill_loss = build_part('distill_loss', distill_loss, AdaptiveDistillLoss)
 
     def forward(
         self,

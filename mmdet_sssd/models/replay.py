@@ -3,7 +3,7 @@
 Contexts for one call of ``detector.loss`` or ``detector.predict``, stacked where they are used. Heads
 run unchanged in them, so one code path serves every detector::
 
-    with given_feats(student, feats), state_restored(student):
+    with state_restored(student), given_feats(student, feats):
         losses = student.loss(batch_inputs, fresh_samples(batch_data_samples))
 """
 
@@ -77,10 +77,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return function(value) if isinstance(value, Tensor) else value
 
 
-def head_modules(detector: BaseDetector) -> list[nn.Module]:
-    """List a detector's modules outside feature extraction, outer ones first."""
-    heads = [child for name, child in detector.named_children() if name not in FEATURE_MODULES]
-    return [module for head in heads for module in head.modules()]
+def head_modules(detector: BaseDetector) -> dict[str, nn.Module]:
+    """Find a detector's modules outside feature extraction, by path; the first is the detector."""
+    modules = detector.named_modules()
+    return {path: x for path, x in modules if path.partition('.')[0] not in FEATURE_MODULES}
 
 
 def head_parameters(detector: BaseDetector) -> Iterator[tuple[str, nn.Module, str]]:
@@ -90,11 +90,10 @@ def head_parameters(detector: BaseDetector) -> Iterator[tuple[str, nn.Module, st
         The parameter's name in the detector, the module that holds it, and its name there; a shared
         parameter once per module.
     """
-    for path, module in detector.named_modules():
-        if path.partition('.')[0] not in FEATURE_MODULES:
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    yield f'{path}.{key}'.removeprefix('.'), module, key
+    for path, module in head_modules(detector).items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f'{path}.{key}'.removeprefix('.'), module, key
 
 
 @torch.compiler.disable
@@ -205,19 +204,14 @@ def batch_stats_used(detector: BaseDetector) -> Iterator[None]:
 
 def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
     """List the heads' batch norms that are in eval mode but would be in training mode in training."""
-    modules = head_modules(detector)
-    modes = [module.training for module in modules]
+    modes = {module: module.training for module in head_modules(detector).values()}
     for name, child in detector.named_children():
         if name not in FEATURE_MODULES:
             child.train()
-    found = [
-        module
-        for module, was_training in zip(modules, modes, strict=True)
-        if isinstance(module, _BatchNorm) and module.training and not was_training
-    ]
-    for module, was_training in zip(modules, modes, strict=True):
+    norms = [x for x in modes if isinstance(x, _BatchNorm) and x.training and not modes[x]]
+    for module, was_training in modes.items():
         module.training = was_training
-    return found
+    return norms
 
 
 # --- What the heads do not compute again
@@ -405,13 +399,14 @@ CODE = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, Method
 
 @contextmanager
 def state_restored(detector: BaseDetector) -> Iterator[None]:
-    """Restore the heads at the end of the context, gradients excepted.
+    """Restore the detector and its heads at the end of the context, gradients excepted.
 
     This covers buffers (BN statistics) and plain attributes (running counts), and everything nested in
     them: containers, arrays, generators, and objects such as assigners and samplers. The context works
-    on copies, so tensors saved by autograd are not written to; parameters are left out.
+    on copies, so tensors saved by autograd are not written to. Parameters are left out, and so is
+    feature extraction, which a replay does not run.
     """
-    before = [(vars(module), dict(vars(module))) for module in head_modules(detector)]
+    before = [(vars(x), dict(vars(x))) for x in head_modules(detector).values()]
     memo: dict[int, Any] = {}
     for attributes, values in before:
         for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -112,18 +113,22 @@ def single_branch_preprocessor(data_preprocessor: OptConfigType) -> OptConfigTyp
     return data_preprocessor
 
 
-def count_classes(student: BaseDetector) -> int | None:
-    """Read the number of classes from a detector's heads; 1 for an RPN.
+def count_classes(model: BaseDetector) -> int | None:
+    """Read the number of classes off a detector's heads, or off a distiller's student or teachers.
 
     Returns:
-        The number; None if no head has ``num_classes``.
+        The number, 1 for an RPN; None if neither a head nor a teacher has ``num_classes``.
     """
-    if isinstance(student, RPN):
+    detector, teachers = getattr(model, 'student', model), getattr(model, 'teachers', {})
+    if isinstance(detector, RPN):
         return 1
-    rpn_heads = [m for name, m in student.named_modules() if name.endswith('rpn_head')]
-    class_agnostic = {m for head in rpn_heads for m in head.modules()}
-    heads = [m for m in head_modules(student) if m not in class_agnostic]
-    counts = [m.num_classes for m in heads if isinstance(getattr(m, 'num_classes', None), int)]
+    heads = [
+        module
+        for path, module in head_modules(detector).items()
+        if path and not re.search(r'rpn_head(\.|$)', path)  # a detector may count stuff, too
+    ]
+    heads += teachers.values()
+    counts = [x.num_classes for x in heads if isinstance(getattr(x, 'num_classes', None), int)]
     return counts[0] if counts else None
 
 
@@ -139,9 +144,28 @@ def probe(student: BaseDetector) -> DetectorOutputs:
         >>> probe(student).channels
         (256, 256, 256, 256, 256)
     """
-    if student not in _probed:
+    if student in _probed:
+        return _probed[student]
+    name = f'({type(student).__name__})'
+    try:
         with _evaluated(student):
-            _probed[student] = DetectorOutputs(_blank_feats(student))
+            feats = student.extract_feat(_blank_batch()[0])
+    except Exception as error:
+        raise ConfigError(
+            f'{name} cannot be distilled: its extract_feat failed on a blank {PROBE_SIZE}×{PROBE_SIZE} '
+            f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
+            'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
+            'and model.adapter.in_channels, such as [256, 256, 256]',
+            'model.student',
+        ) from error
+    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
+    if not (is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)):
+        raise ConfigError(
+            f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
+            'maps of shape (B, C, h, w), one per level',
+            'model.student',
+        )
+    _probed[student] = DetectorOutputs(feats)
     return _probed[student]
 
 
@@ -190,28 +214,6 @@ def _blank_batch() -> tuple[Tensor, list[DetDataSample]]:
         masks=BitmapMasks([], *size),
     )
     return torch.zeros(1, 3, *size), [sample]
-
-
-def _blank_feats(student: BaseDetector) -> Sequence[Tensor]:
-    name = f'({type(student).__name__})'
-    try:
-        feats = student.extract_feat(_blank_batch()[0])
-    except Exception as error:
-        raise ConfigError(
-            f'{name} cannot be distilled: its extract_feat failed on a blank {PROBE_SIZE}×{PROBE_SIZE} '
-            f'image on the CPU ({type(error).__name__}: {error}). If it only runs on a GPU, '
-            'give SSSDDistiller the channels of its feature levels: model.teacher.in_channels '
-            'and model.adapter.in_channels, such as [256, 256, 256]',
-            'model.student',
-        ) from error
-    is_sequence = isinstance(feats, Sequence) and len(feats) > 0
-    if not (is_sequence and all(isinstance(x, Tensor) and x.ndim == 4 for x in feats)):
-        raise ConfigError(
-            f'{name}: its extract_feat gives a {type(feats).__name__}; accepted: a tuple of '
-            'maps of shape (B, C, h, w), one per level',
-            'model.student',
-        )
-    return feats
 
 
 @contextmanager

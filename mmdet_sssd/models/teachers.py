@@ -81,15 +81,9 @@ class Teacher(BaseModule, metaclass=ABCMeta):
             The teacher's feature levels and, with ``needs_head``, the outputs of its own head, if any.
         """
 
-    def probe(
-        self,
-        student: BaseDetector,
-        outputs: DetectorOutputs,
-        batch_inputs: Tensor,
-        batch_data_samples: SampleList,
-    ) -> DetectorOutputs:
-        """Make outputs that only serve for their shapes; as :meth:`forward`."""
-        return self(student, outputs, batch_inputs, batch_data_samples)
+    def probe(self, *args: Any) -> DetectorOutputs:
+        """Make outputs that only serve for their shapes; arguments as of :meth:`forward`."""
+        return self(*args)
 
 
 @MODELS.register_module()
@@ -134,12 +128,8 @@ class ImplicitTeacher(Teacher):
         super().__init__(loss_weight)
         if start_level is None:
             start_level = _after_the_finest(student)
-        check(
-            'start_level',
-            start_level,
-            isinstance(start_level, int) and start_level >= 0,
-            A_LEVEL,
-        )
+        accepted = isinstance(start_level, int) and start_level >= 0
+        check('start_level', start_level, accepted, A_LEVEL)
         self.start_level = start_level
         check(
             'reuse_assignment',
@@ -150,14 +140,20 @@ class ImplicitTeacher(Teacher):
         self.reuses_assignment = reuse_assignment
         if head_grad != 1:
             self.head_grad = _checked_factors(head_grad, student)
-        neck = completed('neck', neck)
+        neck = completed('neck', neck, type='LabelEncoderTeacher')
         if 'in_channels' not in neck:
             channels = probe(student).channels
             self._check_start_level(len(channels))
             neck['in_channels'] = channels[start_level:]
         if 'num_classes' not in neck:
-            neck['num_classes'] = _count_classes(student)
-        self.neck = build_part('neck', neck, nn.Module, 'LabelEncoderTeacher')
+            neck['num_classes'] = count_classes(student)
+            if neck['num_classes'] is None:
+                raise ConfigError(
+                    f'is not given, and no head of model.student, a {type(student).__name__}, has '
+                    'num_classes; accepted: the number of classes',
+                    'neck.num_classes',
+                )
+        self.neck = build_part('neck', neck, nn.Module)
         self.requires_grad_(self.is_trained)
 
     @property
@@ -229,14 +225,3 @@ def _after_the_finest(student: BaseDetector) -> int:
     except ConfigError:
         return 1
     return int(len(sizes) > 1)
-
-
-def _count_classes(student: BaseDetector) -> int:
-    count = count_classes(student)
-    if count is None:
-        raise ConfigError(
-            f'is not given, and no head of model.student, a {type(student).__name__}, has '
-            'num_classes; accepted: the number of classes',
-            'neck.num_classes',
-        )
-    return count

@@ -77,18 +77,18 @@ class Helper:
 
 @MODELS.register_module()
 class TallyingDetector(ToyDetector):
-    """A ToyDetector whose loss changes what lies on its head, on a helper of it, and deeper."""
+    """A ToyDetector whose loss changes what lies on it, on its head, on a helper of it, and deeper."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         head = self.bbox_head
         head.norm = nn.BatchNorm2d(8)
         head.helper, head.__dict__['tally'] = Helper(), Tally()
-        head.listed = [Tally()]
+        head.listed, self.own = [Tally()], Tally()
 
     def tallies(self):
         head = self.bbox_head
-        return [head.tally, head.helper.own, head.helper.helper, head.listed[0]]
+        return [self.own, head.tally, head.helper.own, head.helper.helper, head.listed[0]]
 
     def loss(self, batch_inputs, batch_data_samples):
         (x,) = self.extract_feat(batch_inputs)

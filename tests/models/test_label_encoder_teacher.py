@@ -152,15 +152,6 @@ def test_polygon_masks_are_read():
     assert_equal(ours, expected)
 
 
-@pytest.mark.parametrize('boxes', [torch.rand(2, 5), torch.rand(2, 8), torch.rand(8)])
-def test_boxes_that_are_not_axis_aligned_are_refused(boxes):
-    batch = batch_of_boxes()
-    labels = torch.zeros(len(boxes)).long()
-    batch[0].gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    with pytest.raises(ConfigError, match=r'boxes of shape'):
-        make_teacher()(features(), INPUTS, batch)
-
-
 def test_missing_masks_and_other_channels_are_named():
     with pytest.raises(ConfigError, match=r'^use_masks is True.*with_mask=True'):
         make_teacher(use_masks=True)(features(), INPUTS, batch_of_boxes())

@@ -269,9 +269,7 @@ def small_batch(detector: BaseDetector, size: int) -> dict[str, list]:
 
     Detectors without an RPN also get proposals.
     """
-    num_classes = (
-        count_classes(detector.student if isinstance(detector, Distiller) else detector) or 1
-    )
+    num_classes = count_classes(detector) or 1
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     samples = [

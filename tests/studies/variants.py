@@ -63,7 +63,7 @@ class FadingCoefHook(AdaptiveDistillCoefHook):
         self.progress = run_progress(runner, batch_idx)
         super().before_train_iter(runner, batch_idx, data_batch)
 
-    def _scale(self) -> float:
+    def _factor_now(self) -> float:
         return (1 + math.cos(math.pi * self.progress)) / 2
 
 
