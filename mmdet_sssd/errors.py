@@ -3,6 +3,7 @@
 import difflib
 import errno
 import inspect
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from mmdet import registry as registries
+from mmengine.logging import print_log
 from mmengine.registry import Registry
 
 GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by a config
@@ -146,23 +148,23 @@ def _unknown_setting(error: BaseException) -> str | None:
 
 def _unknown_type(error: BaseException) -> str | None:
     """Suggest types that are like one that no registry has, if the error is about that."""
-    match = re.search(r'(\w+) is not in the (?:(\w+)::)?([\w ]+) registry', str(error))
+    match = re.search(r'(\w+) is not in the (?:\w+::)?([\w ]+) registry', str(error))
     if not (isinstance(error, KeyError) and match):
         return None
-    name, _, kind = match.groups()
-    known = set()
-    for registry in _registries():
-        if registry.name == kind:
-            known |= {
-                *registry.module_dict,
-                *(registry.parent.module_dict if registry.parent else ()),
-            }
+    name, kind = match.groups()
+    known = {x for registry in _registries() if registry.name == kind for x in registry.module_dict}
     hint = did_you_mean(name, known)
     return f'there is no {kind} of type {name}{hint} (custom_imports imports one of your own)'
 
 
 def _registries() -> list[Registry]:
+    """List mmdet's registries, and mmengine's, which have the same names."""
     return [x for x in vars(registries).values() if isinstance(x, Registry)]
+
+
+def warn(message: str) -> None:
+    """Log a warning."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:

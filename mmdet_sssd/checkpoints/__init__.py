@@ -1,10 +1,5 @@
-"""Exports and converts checkpoints."""
+"""Exports checkpoints."""
 
 from .export import export_student, stock_config
-from .lgd import convert_lgd
 
-__all__ = [
-    'convert_lgd',
-    'export_student',
-    'stock_config',
-]
+__all__ = ['export_student', 'stock_config']

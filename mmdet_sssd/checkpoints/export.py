@@ -26,7 +26,6 @@ from ..models.student import deployed_model
 from ..runs import AtomicLocalBackend, check_finite, load_from_local, misfit
 
 PREFIX = 'student.'
-BASE_SETTINGS = ('own_teacher',)  # of configs/_base_
 
 
 def export_student(
@@ -63,7 +62,9 @@ def export_student(
     _check_fit(weights, cfg)
     check_finite(weights)
     meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
-    content = serialized(dict(meta=meta, state_dict=weights))
+    with io.BytesIO() as stream:  # unlike in a file, the bytes do not depend on the file's name
+        torch.save(dict(meta=meta, state_dict=weights), stream)
+        content = stream.getvalue()
     name = name or Path(checkpoint_file).stem
     sha = hashlib.sha256(content).hexdigest()
     paths = Path(out_dir, f'{name}-{sha[:8]}.pth'), Path(out_dir, f'{name}.py')
@@ -108,7 +109,7 @@ def stock_config(cfg: Config) -> Config:
     content['model'] = deployed_model(content)
     _drop_unlabelled(content)
     content.update(load_from=None, resume=False)
-    for key in ('work_dir', 'launcher', *BASE_SETTINGS):
+    for key in ('work_dir', 'launcher', 'own_teacher'):  # the last of configs/_base_
         content.pop(key, None)
     content = _without_package(content)
     _drop_imports(content)
@@ -173,13 +174,6 @@ def _check_fit(weights: OrderedDict, cfg: Config) -> None:
 def _plain(value: Any) -> Any:
     """Convert NumPy values in metainfo to plain ones, for torch's restricted load."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
-def serialized(checkpoint: dict) -> bytes:
-    """Serialise a checkpoint; unlike in a file, the bytes do not depend on the file's name."""
-    with io.BytesIO() as stream:
-        torch.save(checkpoint, stream)
-        return stream.getvalue()
 
 
 def _drop_imports(content: dict) -> None:

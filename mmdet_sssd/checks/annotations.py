@@ -1,6 +1,5 @@
 """Checks the data sets and evaluators that a config names, before training."""
 
-import logging
 import math
 import os.path as osp
 from typing import Any
@@ -9,10 +8,10 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
-from mmengine.logging import print_log
 
 from ..datasets import evaluator_configs, leaf_configs, read_coco
-from ..errors import ConfigError, did_you_mean, is_number
+from ..errors import ConfigError, did_you_mean, is_number, warn
+from .settings import coco_metrics
 
 READ = ('id', 'image_id', 'category_id', 'bbox', 'area')  # of an annotation, by CocoDataset
 TOLERANCE = 2  # pixels that a box may leave its image by
@@ -39,7 +38,7 @@ def check_annotations(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -
                 _check_exists(f'{key}.ann_file', evaluator.get('ann_file'))
                 _check_evaluator(evaluator, files[stage], key)
     for path in set(files.get('train', ())) & set(files.get('val', ())):
-        _warn(f'{path} is both trained on and validated on, so AP says nothing of other images.')
+        warn(f'{path} is both trained on and validated on, so AP says nothing of other images.')
 
 
 def _check_exists(key: str, path: str | None) -> None:
@@ -84,9 +83,8 @@ def _read_classes(dataset: ConfigDict, key: str) -> list[str]:
 
 def _check_evaluator(evaluator: ConfigDict, files: list[str], key: str) -> None:
     """Refuse a file that COCO's metric cannot read, or that has other images than the data set."""
-    path = evaluator.get('ann_file')
-    is_coco = evaluator.get('type') in ('CocoMetric', 'mmdet.CocoMetric')
-    if not (is_coco and path and osp.isfile(path)):
+    path, metrics = evaluator.get('ann_file'), coco_metrics(evaluator)
+    if not (metrics and path and osp.isfile(path)):
         return
     labels = CocoFile(path, key)
     if lacking := [x for x in labels.annotations if 'iscrowd' not in x]:
@@ -94,8 +92,7 @@ def _check_evaluator(evaluator: ConfigDict, files: list[str], key: str) -> None:
             f"{len(lacking)} annotations without iscrowd, which COCO's metric needs (0, or 1 for a "
             f'crowd), the first {lacking[0]}'
         )
-    metrics = evaluator.get('metric', 'bbox')
-    if 'segm' in ([metrics] if isinstance(metrics, str) else metrics):
+    if 'segm' in metrics:
         for annotation in labels.annotations:
             if not _is_mask(annotation.get('segmentation')):
                 labels.refuse(
@@ -162,7 +159,7 @@ class CocoFile:
                 f'{_shortened(found)}'
             )
         if missing:
-            _warn(
+            warn(
                 f'{where}: {_shortened(missing)} not among the categories of {self.path} '
                 f'({_shortened(found)}), and cannot be learnt or evaluated'
                 f'{did_you_mean(missing[0], found)}'
@@ -202,7 +199,7 @@ class CocoFile:
                 f'others, but images have ids like {next(iter(sizes))!r}'
             )
         if len(outside) > MANY * len(self.annotations):
-            _warn(
+            warn(
                 f'{len(outside)} of {len(self.annotations)} boxes in {self.path} leave their image, '
                 f"the first is {outside[0]['bbox']} of annotation {outside[0]['id']}. COCO's boxes "
                 'are [x, y, width, height]; if these are [x1, y1, x2, y2], convert them.'
@@ -228,7 +225,3 @@ class CocoFile:
 def _shortened(names: list[str]) -> str:
     shown = ', '.join(names[:10])
     return f'{shown} … ({len(names)} names)' if len(names) > 10 else shown
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

@@ -46,7 +46,7 @@ def rehearse(cfg: Config, build: Callable[[Config], Runner]) -> None:
         ConfigError: if anything fails; the message names the stage.
     """
     rehearsal = RehearsalHook()
-    with warnings_listed(shown=False) as warnings, tempfile.TemporaryDirectory() as work_dir:
+    with warnings_listed() as warnings, tempfile.TemporaryDirectory() as work_dir:
         try:
             with redirect_stdout(io.StringIO()):
                 runner = build(rehearsed_config(cfg, work_dir))
@@ -202,22 +202,15 @@ class RehearsalHook(Hook):
 
 
 @contextmanager
-def warnings_listed(shown: bool = True) -> Iterator[list[str]]:
-    """List what is logged as a warning or an error meanwhile, by any of mmengine's loggers.
-
-    Args:
-        shown: Whether it is logged, too.
-    """
+def warnings_listed() -> Iterator[list[str]]:
+    """List, instead of logging, what any of mmengine's loggers warns of meanwhile."""
     listed: list[str] = []
-    log = MMLogger.callHandlers
 
-    def log_and_list(self: MMLogger, record: LogRecord) -> None:
+    def list_warning(_: MMLogger, record: LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             listed.append(record.getMessage())
-        if shown:
-            log(self, record)
 
-    with patch.object(MMLogger, 'callHandlers', log_and_list):
+    with patch.object(MMLogger, 'callHandlers', list_warning):
         yield listed
 
 

@@ -1,6 +1,5 @@
 """Finds image files that are broken, before training and in its loaders."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,12 +10,11 @@ from typing import Any
 import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 
 THREADS = 16  # that wait for the disk
 CHUNK = 1000  # images
@@ -37,8 +35,7 @@ def check_image_files(datasets: Iterable[BaseDataset]) -> None:
         ConfigError: if images cannot be loaded; the message has their number, and names the first.
     """
     for dataset in datasets:
-        transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-        load = next(iter(transforms), None)
+        load = next(iter(dataset.pipeline.transforms), None)
         if not isinstance(load, LoadImageFromFile) or load.file_client_args or load.backend_args:
             continue
         broken, odd = [], []
@@ -54,11 +51,9 @@ def check_image_files(datasets: Iterable[BaseDataset]) -> None:
                 f'replace the files, or take them out of {dataset.ann_file or "the annotations"}'
             )
         if odd:
-            print_log(
+            warn(
                 f'{len(odd)} of {len(dataset)} images lack their end or have another size than their '
-                f'labels say, the first is {odd[0]}.',
-                logger='current',
-                level=logging.WARNING,
+                f'labels say, the first is {odd[0]}.'
             )
 
 

@@ -1,6 +1,5 @@
 """Checks the labels of built data sets against the detector and each other."""
 
-import logging
 import math
 from itertools import product
 
@@ -10,11 +9,10 @@ from mmdet.models import RPN
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.runner import Runner, TestLoop, ValLoop
 
 from ..datasets import leaf_datasets
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 from ..hooks.model_parts import bare_model, find_detector, find_distiller
 from ..models.student import count_classes
 
@@ -94,11 +92,9 @@ def check_evaluated_classes(
 def _check_labels(datasets: list[BaseDataset], num_classes: int | None) -> None:
     counts = {len(x.metainfo.get('classes') or ()) for x in datasets} - {0, num_classes}
     if counts and num_classes is not None:
-        print_log(
+        warn(
             f'The data set names {min(counts)} classes, the detector has {num_classes}: check '
-            "num_classes of the detector's heads and metainfo.classes of the data set.",
-            logger='current',
-            level=logging.WARNING,
+            "num_classes of the detector's heads and metainfo.classes of the data set."
         )
     if datasets and not sum(_count_objects(dataset, num_classes) for dataset in datasets):
         raise ConfigError(
@@ -110,8 +106,8 @@ def _check_labels(datasets: list[BaseDataset], num_classes: int | None) -> None:
 
 def _count_objects(dataset: BaseDataset, num_classes: int | None) -> int:
     """Count a data set's objects; check their labels, and their masks if the pipeline loads these."""
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    with_masks = any(isinstance(x, LoadAnnotations) and x.with_mask for x in transforms)
+    steps = dataset.pipeline.transforms
+    with_masks = any(isinstance(x, LoadAnnotations) and x.with_mask for x in steps)
     most = math.inf if num_classes is None else num_classes
     num_objects = 0
     for index in range(len(dataset)):

@@ -24,7 +24,6 @@ KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_
 
 LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
 SIMILAR = 0.85  # from here on a key is a misspelt one; mmdet's own configs have none like that
-COCO_METRICS = ('CocoMetric', 'mmdet.CocoMetric')
 BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
@@ -63,9 +62,9 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
 def _check_best(cfg: Config) -> None:
     """Check that the metric of the best checkpoint is one of COCO's, if only these are evaluated."""
     evaluators = [x for _, x in evaluator_configs(cfg, 'val_evaluator')]
-    if not evaluators or any(x.get('type') not in COCO_METRICS for x in evaluators):
+    if not evaluators or not all(map(coco_metrics, evaluators)):
         return
-    known = ['auto', *(name for x in evaluators for name in _metrics(x))]
+    known = ['auto', *(name for x in evaluators for name in _names_of_metrics(x))]
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for wanted in (x.get('save_best') or [] for x in hooks if isinstance(x, dict)):
         for name in [wanted] if isinstance(wanted, str) else wanted:
@@ -73,12 +72,19 @@ def _check_best(cfg: Config) -> None:
             check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
 
 
-def _metrics(evaluator: dict) -> list[str]:
-    """List the names of a CocoMetric's metrics of boxes and masks."""
-    metrics, prefix = evaluator.get('metric', 'bbox'), evaluator.get('prefix') or 'coco'
+def coco_metrics(evaluator: dict) -> list[str]:
+    """List what a CocoMetric's config evaluates, such as ``bbox``; empty for other metrics."""
+    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
+        return []
+    metrics = evaluator.get('metric', 'bbox')
+    return [metrics] if isinstance(metrics, str) else list(metrics)
+
+
+def _names_of_metrics(evaluator: dict) -> list[str]:
+    """List the names that a CocoMetric's values have in logs."""
+    prefix = evaluator.get('prefix') or 'coco'
     items = evaluator.get('metric_items') or BOX_METRICS
-    kinds = [metrics] if isinstance(metrics, str) else metrics
-    return [f'{prefix}/{kind}_{item}' for kind in kinds for item in items]
+    return [f'{prefix}/{kind}_{item}' for kind in coco_metrics(evaluator) for item in items]
 
 
 def check_overrides(cfg: Config, keys: Collection[str]) -> None:

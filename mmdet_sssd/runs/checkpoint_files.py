@@ -1,6 +1,5 @@
 """Writes checkpoint files whole, tells whether they are, and finds the one to resume from."""
 
-import logging
 import os
 import os.path as osp
 import re
@@ -15,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.utils import mkdir_or_exist
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 
 ADVICE = (
     'Train again with a lower optim_wrapper.optimizer.lr, or with gradients clipped '
@@ -124,7 +123,7 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
 def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     names = osp.join(work_dir, 'last_checkpoint')
     named = Path(names).read_text('utf-8', 'replace').strip() if osp.isfile(names) else ''
-    if named and osp.exists(named) and is_whole(named):
+    if is_whole(named):
         print_log(f'Resuming from {named}.', logger='current')
         return named
     problem = f'{names} names {named!r}, which is missing or not whole' if named else f'no {names}'
@@ -132,7 +131,7 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     if found := next(filter(is_whole, candidates), None):
         broken = candidates[: candidates.index(found)]
         also = f' ({", ".join(broken)}: not whole)' if broken else ''
-        _warn(f'{problem}. Resuming from {found}, the newest whole checkpoint in {folder}{also}.')
+        warn(f'{problem}. Resuming from {found}, the newest whole checkpoint in {folder}{also}.')
         return found
     if broken := [path for path in dict.fromkeys((named, *candidates)) if osp.exists(path)]:
         raise ConfigError(
@@ -140,7 +139,7 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
             f'{", ".join(broken)}. Give a whole one (--resume FILE), or remove these to train from '
             'the beginning'
         )
-    _warn(
+    warn(
         f'--resume: {problem}, and no {filename_tmpl.format("*")} in {folder}. Training starts from '
         'the beginning.'
     )
@@ -154,7 +153,3 @@ def _checkpoints(folder: str, filename_tmpl: str) -> list[str]:
     matches = [match for match in map(pattern.fullmatch, names) if match]
     matches.sort(key=lambda match: int(match[1]), reverse=True)
     return [osp.join(folder, match[0]) for match in matches]
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

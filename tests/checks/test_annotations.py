@@ -123,7 +123,17 @@ def test_entries_that_mmdet_would_stumble_over_are_named(config, write, changes,
     assert_refused(config, 'ann_file', 'train.json', named)
 
 
-@pytest.mark.parametrize('content', ['not json', '[]', '{"images": []}'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        'not json',
+        '[]',
+        '{"images": []}',
+        '{"images": [{}], "categories": []}',
+        '{"images": ["a.jpg"], "categories": []}',
+        '{"images": [], "categories": [{"id": 1}]}',
+    ],
+)
 def test_other_formats_are_refused(config, write, content):
     write(content)
     assert_refused(config, 'ann_file', 'train.json', 'not a COCO')

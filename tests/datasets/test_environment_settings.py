@@ -19,6 +19,8 @@ def test_summary(tmp_path):
     content = {'images': [{'id': i} for i in range(3)], 'categories': CATEGORIES}
     (tmp_path / 'train.json').write_text(json.dumps(content))
     assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
+    with pytest.raises(ConfigError, match=r'^SSSD_X: there is no .*/val\.json'):
+        read_coco_summary(str(tmp_path), 'val.json', 'SSSD_X')
 
 
 def test_positive_integers():
@@ -27,20 +29,22 @@ def test_positive_integers():
     assert positive_integers('2', 'N', least=2) == (2,)
 
 
-def test_numbers_that_are_too_low_are_named_with_the_variable():
-    with pytest.raises(
-        ConfigError, match=r"SSSD_X is '1' .* accepted: a whole number of 2 or more"
-    ):
-        positive_integers('1', 'SSSD_X', least=2)
-
-
 @pytest.mark.parametrize(
-    ('text', 'count'),
-    [('', 1), ('0', 1), ('-3', 1), ('2.5', 1), ('many', 1), ('800', 2), ('1x2x3', 2)],
+    ('text', 'count', 'least'),
+    [
+        ('', 1, 1),
+        ('0', 1, 1),
+        ('1', 1, 2),
+        ('-3', 1, 1),
+        ('2.5', 1, 1),
+        ('800', 2, 1),
+        ('1x2x3', 2, 1),
+    ],
 )
-def test_other_text_is_named_with_the_variable(text, count):
-    with pytest.raises(ConfigError, match=rf"SSSD_X is '{text}' .*; accepted: [a2] whole"):
-        positive_integers(text, 'SSSD_X', count)
+def test_other_text_is_named_with_the_variable(text, count, least):
+    accepted = rf"SSSD_X is '{text}' .*; accepted: [a2] whole.* of {least} or more"
+    with pytest.raises(ConfigError, match=accepted):
+        positive_integers(text, 'SSSD_X', count, least)
 
 
 def test_misspelt_variables_are_named(monkeypatch):

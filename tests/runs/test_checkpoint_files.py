@@ -66,11 +66,12 @@ def test_a_write_that_ends_half_way_leaves_the_old_file_whole(path, most_bytes, 
 
 def test_what_is_written_is_on_the_disk_before_it_takes_the_old_file_s_place(path, monkeypatch):
     steps = []
-    for name in ('fsync', 'replace'):
-        done = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *x, n=name, f=done: steps.append(n) or f(*x))
-    AtomicLocalBackend().put(NEW, path)
-    assert steps == ['fsync', 'replace', 'fsync']  # the file, the move, the folder
+    monkeypatch.setattr(os, 'fsync', lambda number: steps.append(os.fstat(number)))
+    monkeypatch.setattr(os, 'replace', lambda *paths: steps.append(os.rename(*paths)))
+    AtomicLocalBackend().put(b'new', path)  # so few bytes stay in Python's buffer
+    file, move, folder = steps
+    assert (file.st_size, move) == (3, None)
+    assert folder.st_ino == path.parent.stat().st_ino
 
 
 @pytest.fixture
@@ -94,13 +95,15 @@ def find(folder, filename_tmpl='epoch_{}.pth'):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """The folder of a run with three checkpoints, of which last_checkpoint names the latest."""
+    found = os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda folder: sorted(found(folder), reverse=True))  # 9 first
     for epoch in (8, 9, 10):
-        last = save(tmp_path / f'epoch_{epoch}.pth')
+        save(tmp_path / f'epoch_{epoch}.pth')
     for name in ('best_bbox_mAP_epoch_11', 'epoch_12.pth.writing', 'iter_99', 'epoch_x'):
         save(tmp_path / f'{name}.pth'.replace('.writing.pth', '.writing'))
-    (tmp_path / 'last_checkpoint').write_text(f'{last}\n')
+    (tmp_path / 'last_checkpoint').write_text(f'{tmp_path}/epoch_10.pth\n')
     return tmp_path
 
 
