@@ -4,7 +4,7 @@ import click
 
 from .compare import compare
 from .group import CommandLine
-from .making import export, shapes, wrap
+from .making import convert_lgd, export, shapes, wrap
 from .measuring import benchmark, visualize
 from .starting import quickstart, setup_check
 from .training import dry_run, test, train
@@ -42,6 +42,7 @@ for command in (
     benchmark,
     visualize,
     export,
+    convert_lgd,
     shapes,
 ):
     command_line.add_command(command)

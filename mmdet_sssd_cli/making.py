@@ -113,6 +113,34 @@ def export(checkpoint: str, out: str, config: str | None, name: str | None) -> N
     export_student(checkpoint, out, config, name)
 
 
+@click.command(cls=Command, name='convert-lgd')
+@click.argument('checkpoint')
+@click.option('--out', required=True, help='File to write.')
+@click.option(
+    '--no-context-box',
+    'context_box',
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help='For a teacher trained without a context box (addCtxBox=NO in the name of its config: FCOS '
+    'R-50, Faster R-CNN, Mask R-CNN).',
+)
+def convert_lgd(checkpoint: str, out: str, context_box: bool) -> None:
+    """Convert teacher and adapter of a checkpoint of LGD.
+
+    CHECKPOINT comes from its authors' reference code and has its weights under "model". Its student,
+    a detectron2 model, is not converted.
+
+    \b
+    Example:
+      mmdet-sssd convert-lgd model_final.pth --out lgd_retinanet.pth
+      mmdet-sssd train lgd_retinanet_r50_fpn_ms-2x_coco load_from=lgd_retinanet.pth
+    """
+    from mmdet_sssd.checkpoints import convert_lgd
+
+    convert_lgd(checkpoint, out, context_box)
+
+
 @click.command(cls=Command)
 @click.argument('out', type=Path)
 @click.option('--train', default=400, show_default=True, help='Training images.')

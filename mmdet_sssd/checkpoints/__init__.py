@@ -1,5 +1,10 @@
-"""Exports checkpoints."""
+"""Exports and converts checkpoints."""
 
 from .export import export_student, stock_config
+from .lgd import convert_lgd
 
-__all__ = ['export_student', 'stock_config']
+__all__ = [
+    'convert_lgd',
+    'export_student',
+    'stock_config',
+]

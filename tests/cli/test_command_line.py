@@ -93,7 +93,7 @@ def test_names_of_commands_and_configs_are_completed(monkeypatch):
         monkeypatch.setenv('COMP_CWORD', str(len(words.split()) - 1))
         return CliRunner().invoke(command_line, []).stdout.split()
 
-    assert complete('mmdet-sssd bench') == ['plain,benchmark']
+    assert complete('mmdet-sssd conv') == ['plain,convert-lgd']
     assert f'plain,{SHIPPED}' in complete('mmdet-sssd train sssd_retinanet_r50_fpn_2')
 
 

@@ -40,6 +40,7 @@ UNCHECKED = {
 WORKERS = {  # what a command hands its arguments to; each is run for real by tests of its own
     'benchmark': 'commands.benchmark.benchmark.run_benchmark',
     'compare': 'commands.comparison.study.Study',
+    'convert-lgd': 'checkpoints.convert_lgd',
     'dry-run': 'commands.training.run_training',
     'export': 'checkpoints.export_student',
     'quickstart': 'commands.quickstart.run_quickstart',
