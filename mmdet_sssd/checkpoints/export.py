@@ -62,9 +62,7 @@ def export_student(
     _check_fit(weights, cfg)
     check_finite(weights)
     meta = {**rewritten(checkpoint.get('meta', {}), _plain), 'cfg': cfg.pretty_text}
-    with io.BytesIO() as stream:  # unlike in a file, the bytes do not depend on the file's name
-        torch.save(dict(meta=meta, state_dict=weights), stream)
-        content = stream.getvalue()
+    content = serialized(dict(meta=meta, state_dict=weights))
     name = name or Path(checkpoint_file).stem
     sha = hashlib.sha256(content).hexdigest()
     paths = Path(out_dir, f'{name}-{sha[:8]}.pth'), Path(out_dir, f'{name}.py')
@@ -174,6 +172,13 @@ def _check_fit(weights: OrderedDict, cfg: Config) -> None:
 def _plain(value: Any) -> Any:
     """Convert NumPy values in metainfo to plain ones, for torch's restricted load."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def serialized(checkpoint: dict) -> bytes:
+    """Serialise a checkpoint; unlike in a file, the bytes do not depend on the file's name."""
+    with io.BytesIO() as stream:
+        torch.save(checkpoint, stream)
+        return stream.getvalue()
 
 
 def _drop_imports(content: dict) -> None:

@@ -98,7 +98,9 @@ def find(folder, filename_tmpl='epoch_{}.pth'):
 def run(tmp_path, monkeypatch):
     """The folder of a run with three checkpoints, of which last_checkpoint names the latest."""
     found = os.listdir
-    monkeypatch.setattr(os, 'listdir', lambda folder: sorted(found(folder), reverse=True))  # 9 first
+    monkeypatch.setattr(
+        os, 'listdir', lambda folder: sorted(found(folder), reverse=True)
+    )  # 9 first
     for epoch in (8, 9, 10):
         save(tmp_path / f'epoch_{epoch}.pth')
     for name in ('best_bbox_mAP_epoch_11', 'epoch_12.pth.writing', 'iter_99', 'epoch_x'):
