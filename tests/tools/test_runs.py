@@ -232,7 +232,7 @@ def test_the_shipped_config_is_resumed_to_the_bit(preempted, tmp_path):
     assert scalars(folder / 'run') == scalars(tmp_path)
     assert not (folder / 'run/preempted.pth').exists()
     ours, expected = (load_from_local(str(x / 'epoch_2.pth')) for x in (folder / 'run', tmp_path))
-    for key in ('state_dict', 'optimizer', 'param_schedulers', 'random_state', 'place_in_epoch'):
+    for key in ('state_dict', 'optimizer', 'param_schedulers', 'random_state', 'place_in_data'):
         assert_equal_states(ours[key], expected[key], key)
 
 
