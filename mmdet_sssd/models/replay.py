@@ -420,6 +420,7 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
             attributes.update(values)
 
 
+@torch.compiler.disable
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy whatever can be changed in place. ``memo`` has earlier copies by identity."""
     if isinstance(value, CODE) or id(value) in memo:

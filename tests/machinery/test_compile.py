@@ -71,7 +71,9 @@ def test_a_compiled_distiller_trains_as_a_plain_one(is_measured, monkeypatch):
     check(TOY_MODEL['student'], toy_batch, monkeypatch, is_measured)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['retinanet', 'fcos', 'faster_rcnn'])
+@pytest.mark.parametrize(
+    'name',
+    ['retinanet', *(pytest.param(x, marks=pytest.mark.slow) for x in ('fcos', 'faster_rcnn'))],
+)
 def test_a_compiled_stock_detector_is_distilled(name, monkeypatch):
     check(stock_config(name), demo_batch, monkeypatch)
