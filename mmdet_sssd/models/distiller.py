@@ -1,4 +1,3 @@
-import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,10 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig, reduce_mean
-from mmengine.logging import print_log
 from mmengine.model import ModuleDict
 from torch import Tensor
 
-from ..errors import ConfigError, within
+from ..errors import ConfigError, warn, within
 from .building import build_part, is_config_of
 from .dense_head import HeadRecord, find_dense_head
 from .replay import (
@@ -347,13 +345,11 @@ class Distiller(BaseDetector):
         """Count the dropped boxes, and warn the first time."""
         if not self.num_dropped_boxes:
             images = [s.metainfo['img_path'] for s in samples if s.metainfo.get('img_path')]
-            print_log(
+            warn(
                 f'{num_dropped} of the {num_boxes} labelled boxes of a batch are less than a pixel '
                 'wide or high within their image after the training pipeline; such boxes are left out '
                 'of training, without further warnings. The images of the batch: '
-                f'{", ".join(images) or "unnamed"}.',
-                logger='current',
-                level=logging.WARNING,
+                f'{", ".join(images) or "unnamed"}.'
             )
         self.num_dropped_boxes += num_dropped
 
