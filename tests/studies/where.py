@@ -28,7 +28,7 @@ from mmdet_sssd.commands.locks import locked
 from mmdet_sssd.commands.pictograms import CLASSES
 from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.hooks import EvalTeacherHook
-from mmdet_sssd.recipes import paper
+from mmdet_sssd.recipes import gentle, paper
 
 from .where_record import RecordHook, coco
 
@@ -72,6 +72,12 @@ ARMS = {
     'features': {RATIO: 0.25, HEAD_GRAD: 0.0},  # its loss trains features, not the head
     'features-1': {RATIO: 1.0, HEAD_GRAD: 0.0},
     'no-cls': {RATIO: 0.25, HEAD_GRAD: {'cls': 0.0}},
+    'gentle': {
+        RATIO: 0.25,
+        HEAD_GRAD: gentle.model['teacher_head_grad'],
+        'model.economy': True,
+        'hooks.phases.teacher_until': gentle.hooks['phases']['teacher_until'],
+    },
     'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
     'detach': {RATIO: 0.25, 'model.teacher': dict(detach_appearance=True)},
 }
@@ -88,17 +94,18 @@ def cells(*changes: dict, **grid: list) -> list[dict]:
 
 SGD = {'optimizer': 'SGD', 'lr': 0.05}
 RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
+FEWER = [{'images': 30_000 // x, 'epochs': x * BASE['epochs']} for x in (16, 4)]
 FIRST = ['baseline', 'features', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(arm=[*FIRST, 'features-1', 'blind']),
+    spread=cells(arm=['baseline', 'features', 'gentle'], seed=[0, 1, 2]),
+    fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST),
-    fewer=cells({'images': 30_000 // 16, 'epochs': 16 * BASE['epochs']}, arm=FIRST),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
-    spread=cells(arm=['baseline', 'features'], seed=[1, 2]),
     width=cells({'width': 128}, arm=FIRST),
     start=cells(*({'classes': 'second', 'start': x} for x in ('random', 'first')), arm=FIRST),
+    plateau=cells(arm=['baseline', 'features', 'gentle'], epochs=[8, 16]),
     rates=cells(*RATES),
-    curve=cells({}, SGD, epochs=[8, 16]),
     teacher=cells(arm=['no-cls', 'detach']),
     iiit5k=cells({'data': 'iiit5k', 'images': 3873, 'epochs': 64}, arm=FIRST),
 )
