@@ -51,7 +51,7 @@ def within(key: str, names: Mapping[str, str] | None = None) -> Iterator[None]:
 
     Args:
         key: The enclosing config's key.
-        names: Complete keys of the settings inside that lie elsewhere in the config, by their names.
+        names: Complete keys of settings that are not below ``key``, by their names.
 
     Example:
         >>> with within('model.distill_loss'):

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ..errors import ConfigError, check, is_number, within
 from .model_parts import find_distiller, find_part
 
-MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')  # saved with a ratio
+MEASURED = ('mean_log', 'num_measured', 'wait', 'last_used')  # in checkpoints, with a ratio
 
 
 @HOOKS.register_module()
@@ -30,14 +30,13 @@ class AdaptiveDistillCoefHook(Hook):
     resumed run continues with the same λ. Of several parameter groups, the student's with the highest
     rate counts. Each term can have its own hook.
 
-    With ``ratio``, λ₀ needs no tuning: it keeps the norm of the gradient that the term, weighed by λ₀,
-    sends into the student's features at ``ratio`` times the norm of the student's own losses'
-    gradient, on the feature levels that the term's gradient reaches. Training steps measure both
-    without an extra backward pass; the next measurement follows min(n, 20) iterations after the n-th,
-    and λ₀ follows their running mean, within a factor of 1000 of ``distill_coef``, which it is until
-    the first one. While the term does not train the student, λ₀ stays; norms that are zero or not
-    finite do not count. Gradients of a term on logits, through the student's head, count as the
-    student's own. The final λ is logged.
+    With ``ratio``, λ₀ is measured: the gradient that the term, weighted by λ₀, sends into the student's
+    features gets ``ratio`` times the norm of the student's own losses' gradient, on the feature levels
+    that the term's gradient reaches. Training steps measure both without an extra backward pass; the
+    next measurement follows min(n, 20) iterations after the n-th. Until the first, λ₀ is
+    ``distill_coef``; then it follows their running mean, within a factor of 1000 of it. While the term
+    does not train the student, λ₀ stays; norms that are zero or not finite do not count. Gradients of a
+    term on logits, through the student's head, count as the student's own. The final λ is logged.
 
     Args:
         policy: ``'step'`` or ``'constant'``. Defaults to ``'step'``.
@@ -48,8 +47,9 @@ class AdaptiveDistillCoefHook(Hook):
             ``distill_coef``.
 
     Raises:
-        ConfigError: if an argument is out of range or the model has no such term; with ``ratio``, also
-            if the term's λ is 0 or it compares heads.
+        ConfigError: if an argument is out of range, the model has no such term, another hook of this
+            type has it, or there are several optimizers; with ``ratio``, also if the term's λ is 0 or
+            it compares heads.
 
     Example:
         >>> default_hooks = dict(distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.5))
@@ -79,7 +79,7 @@ class AdaptiveDistillCoefHook(Hook):
         self.state_key = f'adaptive_distill_coef.{term}'
         self.highest_lr = 0.0  # so far
         self.ratio = ratio
-        self.mean_log = 0.0  # mean log of the λ with which both gradients have equal norms
+        self.mean_log = 0.0  # mean log of the λ that makes both gradients' norms equal
         self.num_measured = 0
         self.wait = 0  # iterations before the next measurement
         self.last_used: float | None = None  # λ of the last iteration with the term's loss
@@ -90,11 +90,12 @@ class AdaptiveDistillCoefHook(Hook):
         self.base_coef = self.owner.distill_coef
 
     def before_train(self, runner: Runner) -> None:
-        """Find the student's parameter groups."""
-        self.taps = find_distiller(runner, self).gradient_taps
+        """Find the student's parameter groups, and check that λ can be set as asked."""
+        distiller = find_distiller(runner, self)
+        self.taps = distiller.gradient_taps
         if self.ratio is not None:
             self._check_can_be_measured()
-        student = {id(p) for p in find_distiller(runner, self).student.parameters()}
+        student = {id(p) for p in distiller.student.parameters()}
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ConfigError(
                 'makes several optimizers, but a detector is trained by one; accepted: one '
@@ -184,15 +185,16 @@ class AdaptiveDistillCoefHook(Hook):
         of_term, of_student = norms
         self.num_measured += 1
         self.wait = min(self.num_measured, self.INTERVAL)
-        found = math.log(of_student / of_term * self.owner.distill_coef)
-        self.mean_log += (found - self.mean_log) * max(1 / self.num_measured, self.SHARE)
+        log_equal = math.log(of_student / of_term * self.owner.distill_coef)
+        share = max(1 / self.num_measured, self.SHARE)
+        self.mean_log += (log_equal - self.mean_log) * share
 
     def _balanced(self) -> float:
         """Compute λ₀ from the measurements, without bounds."""
         return self.ratio * math.exp(self.mean_log) if self.num_measured else self.base_coef
 
     def _bounded(self) -> float:
-        """Bound λ₀ to 1000 times ``distill_coef``, up and down."""
+        """Keep λ₀ within a factor of 1000 of ``distill_coef``."""
         least, most = self.base_coef / self.MAX_CHANGE, self.base_coef * self.MAX_CHANGE
         return min(max(self._balanced(), least), most)
 

@@ -35,13 +35,14 @@ class DistillPhasesHook(Hook):
 
     =========================  ==============================================================
     until ``freeze_backbone``  the student's backbone is frozen; neck and heads train
-    until ``detach_student``   the terms train only their adapters; detection losses train all
+    until ``detach_student``   the terms train only their adapters
     then                       the terms train the student, too
     from 1 - ``detach_last``   the terms train only their adapters again
     from ``teacher_until``     the teacher is off and frozen: stock training at stock cost
     =========================  ==============================================================
 
-    A resumed run continues its phases. Sources: the first 1/6 detached and 1/9 frozen are LGD's
+    Phases may overlap; detection losses train whatever is not frozen. A resumed run continues its
+    phases. Sources: the first 1/6 detached and 1/9 frozen are LGD's
     (https://arxiv.org/abs/2109.11496) and its reference code's (30k and 20k of 180k iterations), as
     are the last 50k detached for X-101-DCN models and FCOS R-101-DCN. Detectors that start from random
     weights need no frozen backbone.
@@ -88,7 +89,7 @@ class DistillPhasesHook(Hook):
         """Find the teacher, its terms and the backbone."""
         model = find_distiller(runner, self)
         self.owner = find_part(runner, self, 'teacher')
-        self.terms = {name: x for name, x in model.terms.items() if x.teacher == self.teacher}
+        self.terms = {name: x for name, x in model.terms.items() if x.teacher_name == self.teacher}
         if self.freeze_backbone and not hasattr(model.student, 'backbone'):
             raise ConfigError(
                 f'is {self.freeze_backbone}, but a {type(model.student).__name__} has no backbone; '
@@ -145,6 +146,8 @@ def _set_trainable(runner: Runner, parameters: Sequence[Parameter], trainable: b
     for parameter in parameters:
         parameter.grad = None
         parameter.requires_grad_(trainable)
-    if is_model_wrapper(runner.model):  # DDP waits for the gradients that it saw when it was made
+    if is_model_wrapper(
+        runner.model
+    ):  # DDP waits for what was trainable when it was made
         model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)

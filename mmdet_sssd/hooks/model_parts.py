@@ -39,7 +39,7 @@ def find_detector(runner: Runner) -> BaseDetector:
 
 
 def find_part(runner: Runner, hook: Hook, kind: str) -> DistillTerm | Teacher:
-    """Find the term or teacher that a hook's attribute ``kind``, ``'term'`` or ``'teacher'``, names.
+    """Find the part whose name is in a hook's attribute ``kind``: ``'term'`` or ``'teacher'``.
 
     Raises:
         ConfigError: if the model has no such part, or another hook of this type sets it too.

@@ -57,16 +57,22 @@ def extract_cls_scores(head: BaseDenseHead, outs: Sequence[Any]) -> list[Tensor]
 
 
 class HeadRecord:
-    """Records the single run of a dense head, as a context.
+    """Records the single run of a detector's dense head, as a context.
 
     Args:
-        head: The head.
+        detector: The detector.
+        is_needed: Whether to record its dense head.
         images: Indices of the images that the loss uses; pass it only their data samples. The head
             takes, and the record covers, the features of all images. None: all.
+
+    Attributes:
+        head: The head; None if none is needed or the detector has none, and nothing is recorded.
     """
 
-    def __init__(self, head: BaseDenseHead, images: list[int] | None = None) -> None:
-        self.head = head
+    def __init__(
+        self, detector: BaseDetector, is_needed: bool, images: list[int] | None = None
+    ) -> None:
+        self.head = find_dense_head(detector) if is_needed else None
         self.images = images
         self.outs: Sequence[Any] | None = None
         self.cls_scores: list[Tensor] | None = None
@@ -76,7 +82,8 @@ class HeadRecord:
 
     @torch.compiler.disable
     def __enter__(self) -> 'HeadRecord':
-        self.handles.append(self.head.register_forward_hook(self._take_outs))
+        if self.head is not None:
+            self.handles.append(self.head.register_forward_hook(self._take_outs))
         if isinstance(getattr(self.head, 'loss_cls', None), nn.Module):
             hook = self.head.loss_cls.register_forward_pre_hook
             self.handles.append(hook(self._take_weights, with_kwargs=True))

@@ -1,7 +1,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, warn, within
 from .building import build_part, is_config_of
-from .dense_head import HeadRecord, find_dense_head
+from .dense_head import HeadRecord
 from .replay import (
     DetectorOutputs,
     Results,
@@ -35,7 +35,7 @@ from .student import build_student
 from .teachers import Teacher
 from .terms import DistillTerm
 
-# `torch.compile` compiles what these methods call, not the methods themselves.
+# A decorator: the method runs eagerly, while what it calls may be compiled.
 compiled_in_parts = partial(torch.compiler.disable, recursive=False)
 
 Part = TypeVar('Part', Teacher, DistillTerm)
@@ -51,8 +51,8 @@ class Distiller(BaseDetector):
     :math:`t_j` of each trained teacher, by the student's heads (replay); and the terms :math:`L_i`,
     each comparing the student's outputs with one teacher's. Only the student runs at inference.
 
-    The log has the student's losses under their own names, losses on a teacher's features as
-    ``TEACHER.loss_…``, and for each term ``loss_NAME``, λ included, and its other values as
+    The log has the student's losses under their own names, what is logged on a teacher's features as
+    ``TEACHER.…``, and for each term ``loss_NAME``, λ included, and its other values as
     ``NAME_…``. The state dict has ``student.*``, ``teachers.NAME.*`` and ``terms.NAME.*``; a stock
     detector's state dict loads into the student. Attributes that this class lacks (``bbox_head``,
     ``with_rpn`` …) are the student's.
@@ -71,18 +71,18 @@ class Distiller(BaseDetector):
     Attributes:
         num_dropped_boxes: Number of labelled boxes left out because less than a pixel of their width
             or height lies in the image; stock losses are not finite on some of them.
-        gradient_taps: Squared norms, by user and level, of the gradients that the student's own losses
-            (``'student'``), the teachers' (``'teachers'``) and each term (``'terms.NAME'``) sent into
-            the student's features in the last measured step.
+        gradient_taps: Measures, on steps for which a term asks, the gradients that the student's own
+            losses (``'student'``), the teachers' (``'teachers'``) and each term (``'terms.NAME'``)
+            send into the student's features.
 
     Raises:
         ConfigError: if the student cannot be distilled, a teacher or term has the wrong class, or one
             of them refuses its settings; the message names the key.
     """
 
-    PLACES: ClassVar[dict[str, tuple[str, dict[str, str]]]] = {}
-    """Where a subclass's config has a part such as ``teachers.NAME``, for errors; see
-    :func:`~mmdet_sssd.errors.within`. Others are at ``model.teachers.NAME``."""
+    CONFIG_KEYS: ClassVar[dict[str, tuple[str, dict[str, str]]]] = {}
+    """For errors: the arguments of :func:`~mmdet_sssd.errors.within` for parts, such as
+    ``teachers.NAME``, whose settings are not at ``model.teachers.NAME``."""
 
     def __init__(
         self,
@@ -95,7 +95,8 @@ class Distiller(BaseDetector):
         built_student = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built_student.data_preprocessor, init_cfg=init_cfg)
         self.student = built_student
-        with torch.random.fork_rng(devices=[]):  # the student is initialised as in stock training
+        # teachers and terms draw no numbers of the generator that initialises the student
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(torch.initial_seed() + 1)
             self.teachers = ModuleDict()
             for name, config in _check_part_names(teachers, 'teachers').items():
@@ -117,17 +118,17 @@ class Distiller(BaseDetector):
         self, kind: str, name: str, config: ConfigType, cls: type[Part], **arguments: Any
     ) -> Part:
         """Build a teacher or a term."""
-        key, names = self.PLACES.get(f'{kind}.{name}', (f'model.{kind}.{name}', {}))
+        key, names = self.CONFIG_KEYS.get(f'{kind}.{name}', (f'model.{kind}.{name}', {}))
         part = build_part(key, config, cls, names=names, student=self.student, **arguments)
-        part.place = key, names
+        part.config_keys = key, names
         return part
 
     def _build_term(self, name: str, config: ConfigType) -> DistillTerm:
-        """Build a term; if it compares heads, let its teacher run one."""
+        """Build a term; if it compares heads, note that its teacher's is needed."""
         teacher = config.get('teacher') if isinstance(config, dict) else None
         if teacher is None and len(self.teachers) == 1:
             (teacher,) = self.teachers
-        if teacher not in [*self.teachers]:
+        if teacher not in [*self.teachers]:  # a wrong one may be unhashable
             raise ConfigError(
                 f'is {teacher!r}; accepted: the name of one of model.teachers: '
                 f'{", ".join(self.teachers) or "none"}',
@@ -136,12 +137,12 @@ class Distiller(BaseDetector):
         if isinstance(config, dict):
             config = {key: value for key, value in config.items() if key != 'teacher'}
         term = self._build('terms', name, config, DistillTerm, teacher=self.teachers[teacher])
-        term.teacher = teacher
+        term.teacher_name = teacher
         self.teachers[teacher].needs_head |= term.needs_head
         return term
 
     def _check_teachers_are_used(self) -> None:
-        used = {term.teacher for term in self.terms.values()}
+        used = {term.teacher_name for term in self.terms.values()}
         for name, teacher in self.teachers.items():
             if name not in used and not teacher.is_trained:
                 raise ConfigError(
@@ -154,7 +155,7 @@ class Distiller(BaseDetector):
         """Initialise the weights; pretrained teachers load their checkpoints first."""
         for teacher in self.teachers.values():
             if not teacher.is_trained:
-                with within(*teacher.place):
+                with within(*teacher.config_keys):
                     teacher.init_weights()
         super().init_weights()
 
@@ -175,7 +176,11 @@ class Distiller(BaseDetector):
             batch_data_samples: Their B data samples with ground truth.
 
         Returns:
-            The losses and other logged values by name.
+            The losses, scalars or a list of them by level, and other logged scalars, by name.
+
+        Raises:
+            ConfigError: if labelled boxes are not axis-aligned, a teacher lacks what it needs of a
+                batch, or two parts log a value of the same name.
         """
         samples = self._without_degenerate_boxes(batch_data_samples)
         losses, outputs, results = self._student_pass(batch_inputs, samples)
@@ -220,32 +225,25 @@ class Distiller(BaseDetector):
             images: Indices of the images that the losses use. None: all.
 
         Returns:
-            The losses, the student's outputs for all B images, and, if a teacher is trained, what its
-            pass need not compute again.
+            The losses, the student's outputs for all B images, and the results that a trained
+            teacher's pass reuses; None if no teacher is trained.
         """
         student, teachers = self.student, [x for x in self.teachers.values() if x.active]
-        feats = self._measured('student', student.extract_feat(batch_inputs))
+        feats = self._tapped('student', student.extract_feat(batch_inputs))
         rows = images
         if images is not None:
             starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
             rows = [start + i for start in starts for i in images]
             batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
-        head = find_dense_head(student) if any(x.needs_head for x in teachers) else None
-        record = HeadRecord(head, rows) if head else None
-        head_feats = feats
-        if rows is not None and record is None:
-            head_feats = map_tensors(lambda x: x[rows], feats)
-        results = None
-        with ExitStack() as stack:
-            stack.enter_context(given_feats(student, head_feats))
-            if record:
-                stack.enter_context(record)
-            if any(x.is_trained for x in teachers):
-                results = stack.enter_context(results_recorded(student))
+        record = HeadRecord(student, any(x.needs_head for x in teachers), rows)
+        used_feats = feats
+        if rows is not None and record.head is None:
+            used_feats = map_tensors(lambda x: x[rows], feats)
+        is_reused = any(x.is_trained for x in teachers)
+        recorded = results_recorded(student) if is_reused else nullcontext()
+        with given_feats(student, used_feats), record, recorded as results:
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        feats = self._measured('teachers', feats)
-        outputs = record.outputs(feats) if record else DetectorOutputs(feats)
-        return losses, outputs, results
+        return losses, record.outputs(self._tapped('teachers', feats)), results
 
     @compiled_in_parts
     def _teacher_passes(
@@ -271,7 +269,7 @@ class Distiller(BaseDetector):
         for name, teacher in self.teachers.items():
             if not teacher.active:
                 continue
-            with within(*teacher.place):
+            with within(*teacher.config_keys):
                 teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
             if teacher.is_trained:
                 own, teacher_outputs[name] = self._trained_pass(
@@ -287,28 +285,22 @@ class Distiller(BaseDetector):
         self,
         teacher: Teacher,
         feats: Sequence[Tensor],
-        results: Results | None,
+        results: Results,
         batch_inputs: Tensor,
         samples: SampleList,
     ) -> tuple[dict[str, Any], DetectorOutputs]:
         """Compute the student's loss on a teacher's features, without changing the student."""
         student = self.student
-        head = find_dense_head(student) if teacher.needs_head else None
-        record = HeadRecord(head) if head else None
-        with ExitStack() as stack:
-            stack.enter_context(state_restored(student))
-            stack.enter_context(given_feats(student, feats))
-            if record:
-                stack.enter_context(record)
-            if results is not None:
-                reused = results_reused(
-                    student, results, teacher.reuses_assignment, teacher.start_level
-                )
-                stack.enter_context(reused)
-            if teacher.head_grad:
-                stack.enter_context(head_grad_scaled(student, teacher.head_grad))
+        record = HeadRecord(student, teacher.needs_head)
+        with (
+            state_restored(student),  # first: the others replace methods of its copies
+            given_feats(student, feats),
+            record,
+            results_reused(student, results, teacher.reuses_assignment, teacher.start_level),
+            head_grad_scaled(student, teacher.head_grad),
+        ):
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        return losses, record.outputs(feats) if record else DetectorOutputs(feats)
+        return losses, record.outputs(feats)
 
     @compiled_in_parts
     def _term_losses(
@@ -322,21 +314,23 @@ class Distiller(BaseDetector):
         losses = {}
         teacher_outputs = {name: x.detach() for name, x in teacher_outputs.items()}
         for name, term in self.terms.items():
-            if term.teacher not in teacher_outputs:
+            if term.teacher_name not in teacher_outputs:
                 continue
-            outputs = replace(outputs, feats=self._measured(f'terms.{name}', outputs.feats))
+            outputs = replace(outputs, feats=self._tapped(f'terms.{name}', outputs.feats))
             student = outputs.detach() if term.detach_student else outputs
-            with within(*term.place):
-                logged = dict(term(student, teacher_outputs[term.teacher], batch_inputs, samples))
+            with within(*term.config_keys):
+                logged = dict(
+                    term(student, teacher_outputs[term.teacher_name], batch_inputs, samples)
+                )
             losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
             losses.update({f'{name}_{key}': value for key, value in logged.items()})
         return losses
 
     @torch.compiler.disable
-    def _measured(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _tapped(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the features for their next user; on measured steps, with taps on their gradients."""
         is_measured = any(
-            x.is_measured and not x.detach_student and self.teachers[x.teacher].active
+            x.is_measured and not x.detach_student and self.teachers[x.teacher_name].active
             for x in self.terms.values()
         )
         return self.gradient_taps.tap(user, feats) if is_measured else feats
@@ -423,39 +417,47 @@ def is_distiller(model: ConfigType) -> bool:
 
 
 def _check_part_names(configs: dict[str, ConfigType] | None, kind: str) -> dict[str, ConfigType]:
-    """Refuse names that do not work in a state dict or a log."""
-    with within('model'):
-        if not isinstance(configs, (dict, type(None))):
-            raise ConfigError(f'is {configs!r}; accepted: configs by name', kind)
-        for name in configs or {}:
-            # mmengine sums all values whose name contains `loss`
-            if not re.fullmatch(r'\w+', name) or 'loss' in name or hasattr(ModuleDict(), name):
-                raise ConfigError(
-                    f'has the name {name!r}; accepted: letters, digits and _, without "loss" in it, '
-                    'and not the name of a ModuleDict attribute',
-                    kind,
-                )
+    """Return the configs, {} for None; refuse names that do not work in a state dict or a log."""
+    key = f'model.{kind}'
+    if not isinstance(configs, (dict, type(None))):
+        raise ConfigError(f'is {configs!r}; accepted: configs by name', key)
+    for name in configs or {}:
+        # mmengine sums all values whose name contains `loss`
+        if not re.fullmatch(r'\w+', name) or 'loss' in name or hasattr(ModuleDict(), name):
+            raise ConfigError(
+                f'has the name {name!r}; accepted: letters, digits and _, without "loss" in it, and '
+                'not the name of a ModuleDict attribute',
+                key,
+            )
     return configs or {}
 
 
 def add_losses(
     losses: dict[str, Any], more: dict[str, Any], kind: str, names: Iterable[str]
 ) -> None:
-    """Add what teachers or terms (``kind``) of these names log to the student's losses, in place.
+    """Add the values that teachers or terms log to the student's losses, in place.
+
+    Args:
+        losses: The student's losses.
+        more: The values.
+        kind: ``'teachers'`` or ``'terms'``, for errors.
+        names: Their names, for errors.
 
     Raises:
-        ConfigError: if the student logs a value of the same name.
+        ConfigError: if there is a value of that name.
     """
-    for name in sorted(more.keys() & losses.keys()):
+    if name := min(more.keys() & losses.keys(), default=None):
         owner = next(x for x in names if re.match(rf'loss_{x}$|{x}[._]', name))
         raise ConfigError(
-            f'logs {name}, as the student does; give it another name', f'model.{kind}.{owner}'
+            f'logs {name}, as another part does; give it another name', f'model.{kind}.{owner}'
         )
     losses.update(more)
 
 
 def covers_a_pixel(boxes: Tensor, img_shape: Sequence[int] | None) -> Tensor:
     """Tell which boxes of shape (n, 4) have a width and height of a pixel or more in the image.
+
+    Boxes with NaN do not. Without ``img_shape``, (height, width), the image has no end.
 
     Raises:
         ConfigError: if boxes do not have 4 numbers each.
@@ -496,18 +498,18 @@ class GradientTaps:
 
     def __init__(self) -> None:
         self.squares: dict[str, Tensor] = {}  # by user, one per level
-        self.later: dict[int, Tensor] = {}  # the sum at the last identity, by level
+        self.sum_of_later: dict[int, Tensor] = {}  # at the last identity reached, by level
 
     def clear(self) -> None:
         """Discard all measurements."""
         self.squares.clear()
-        self.later.clear()
+        self.sum_of_later.clear()
 
     def tap(self, user: str, feats: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the levels for their next user, with taps on their gradients.
 
         Args:
-            user: The user's name. Calls with the same name add up.
+            user: The user's name. The squared norms of calls with one name add up.
             feats: Levels of shape (B, C_p, h_p, w_p), as returned by the previous call; the first
                 user's are the original ones.
         """
@@ -517,18 +519,18 @@ class GradientTaps:
         tapped = [x.view_as(x) if x.requires_grad else x for x in feats]
         for level, x in enumerate(tapped):
             if x.requires_grad:
-                x.register_hook(partial(self._take, user, level))
+                x.register_hook(partial(self._add_own_part, user, level))
         return type(feats)(tapped)
 
-    def _take(self, user: str, level: int, gradient: Tensor) -> None:
+    def _add_own_part(self, user: str, level: int, gradient: Tensor) -> None:
         """Add the user's own part of the gradient at its identity."""
         squares = self.squares[user]
         own = gradient.to(squares.dtype)
-        if level in self.later:
-            own = own - self.later.pop(level)
+        if level in self.sum_of_later:
+            own = own - self.sum_of_later.pop(level)
         squares[level] += torch.linalg.vector_norm(own).square()
-        if user != next(iter(self.squares)):
-            self.later[level] = gradient
+        if user != next(iter(self.squares)):  # before the first there is no sum to subtract it from
+            self.sum_of_later[level] = gradient
 
     def norms(self, user: str, other: str) -> tuple[float, float] | None:
         """Compute two users' gradient norms over the levels that the first user's gradient reaches.

@@ -57,7 +57,8 @@ class LabelEncoderTeacher(BaseModule):
         use_masks: Whether the objects' regions are instance masks, not boxes, and descriptors include
             masks. Defaults to False.
         soft_regions: Whether a region is the share of each level pixel that the object covers, which
-            locates its edges to less than a pixel and leaves no region empty. False: LGD's regions,
+            locates its edges to less than a pixel; only what lies within the image's last pixel has
+            none. False: LGD's regions,
             which are 0 or 1. Defaults to True.
         class_vectors: Whether each object is painted with a learned vector of its class in addition,
             which reaches the map past encoder and attention: without it the teacher's class branch
@@ -133,26 +134,26 @@ class LabelEncoderTeacher(BaseModule):
             batch_inputs, batch_data_samples, self.use_masks, self.soft_regions, dtype
         )
         regions = objects.regions([tuple(x.shape[-2:]) for x in student_feats])
-        # Object 0 is the image; without a context object only the regions have it.
+        # Object 0 is the image. Without a context object only the painting uses it, for its bias.
         first = 0 if self.add_context_box else 1
         labels, valid = objects.labels[:, first:], objects.valid[:, first:]
         descriptors = objects.descriptors(self.class_code)[:, first:]
         label_embeddings = self.label_encoder(descriptors, valid)
 
         appearance = []
-        for x, of_level in zip(student_feats, regions, strict=True):
+        for x, level_regions in zip(student_feats, regions, strict=True):
             x = self.projection.to_width(x.detach() if self.detach_appearance else x)
-            appearance.append(self.appearance_encoder(x, of_level.maps[:, first:]))
+            appearance.append(self.appearance_encoder(x, level_regions.maps[:, first:]))
         vectors = self.relation_adapter(appearance, label_embeddings, valid)
         if self.class_vectors is not None:
             vectors = vectors + self.class_vectors(labels)
 
-        made = []
+        teacher_feats = []
         kernels = self.knowledge_mapper.kernels(vectors)
-        for x, of_level, regions_of_level in zip(student_feats, kernels, regions, strict=True):
-            painted = self.knowledge_mapper(of_level, regions_of_level)
-            made.append(self.projection.from_width(painted, x.shape[1]))
-        return tuple(made)
+        for x, level_kernels, level_regions in zip(student_feats, kernels, regions, strict=True):
+            feats = self.knowledge_mapper(level_kernels, level_regions)
+            teacher_feats.append(self.projection.from_width(feats, x.shape[1]))
+        return tuple(teacher_feats)
 
     def _check_channels(self, student_feats: Sequence[Tensor]) -> None:
         channels = [x.shape[1] for x in student_feats]
@@ -192,8 +193,8 @@ class LabelledObjects:
         dtype: Floating-point type of boxes, descriptors and regions.
 
     Attributes:
-        boxes: Boxes (x1, y1, x2, y2) in input pixels, clipped to the batch's images (padding
-            included), of shape (B, 1 + N, 4); zero where padded.
+        boxes: Boxes (x1, y1, x2, y2) in input pixels, clipped to [0, W - 1] and [0, H - 1] as in LGD,
+            of shape (B, 1 + N, 4); zero where padded.
         labels: Class indices of shape (B, 1 + N); -1 for the image and where padded.
         valid: Which of them are objects, the image included, bool of shape (B, 1 + N).
         masks: Per image, the instance masks as a uint8 array of shape (n_b, h, w) on the CPU; None
@@ -284,7 +285,9 @@ class LabelledObjects:
         covered = _covered_pixels if self.soft else _pixels_inside
         shares = covered(along(y1, x1) * scale, along(y2, x2) * scale, pixel)
         shares[:, 0] = 1  # the image
-        shifted = shares.unfold(-1, len(pixel) - 2, 1).contiguous()
+        shifted = shares.unfold(
+            -1, len(pixel) - 2, 1
+        ).contiguous()  # by -1, 0 and 1: (B, 1 + N, 3, …)
         starts = accumulate([n + 2 for n in counts], initial=0)
         sides = [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
         return [*zip(sides[: len(level_sizes)], sides[len(level_sizes) :], strict=True)]
@@ -511,9 +514,7 @@ class RelationAdapter(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(channels, NUM_HEADS, batch_first=True)
 
-    def forward(
-        self, appearance: Sequence[Tensor], label_embeddings: Tensor, valid: Tensor
-    ) -> Tensor:
+    def forward(self, appearance: list[Tensor], label_embeddings: Tensor, valid: Tensor) -> Tensor:
         """Relate the objects of each image.
 
         Args:
@@ -528,7 +529,7 @@ class RelationAdapter(nn.Module):
         ignored = ~valid
         ignored[:, 0] = False  # may be padding: a softmax needs one key before torch 2.5
         vectors, _ = self.attention(
-            torch.cat(tuple(appearance), 1),
+            torch.cat(appearance, 1),
             label_embeddings,
             label_embeddings,
             key_padding_mask=ignored,
@@ -557,7 +558,8 @@ class ClassVectors(nn.Embedding):
 
         Labels above K-1 count as K-1, as in :class:`ClassCode`.
         """
-        return super().forward(labels.clamp(max=self.padding_idx - 1) % self.num_embeddings)
+        labels = labels.clamp(max=self.padding_idx - 1) % self.num_embeddings  # -1: the padding
+        return super().forward(labels)
 
 
 class KnowledgeMapper(nn.Module):
@@ -586,9 +588,9 @@ class KnowledgeMapper(nn.Module):
     def kernels(self, vectors: Tensor) -> Tensor:
         """Fold the objects' vectors into the first convolution's kernel, for all levels at once.
 
-        LGD paints each vector onto its region and convolves the map. Both are linear, so that a kernel
-        for each object, from its region to the map's channels D = C, gives the same without the painted
-        map: cheaper unless there are hundreds of objects.
+        LGD paints each vector onto its region and convolves the map. Both are linear: the vector can be
+        multiplied into the kernel first, which then convolves the object's region, from 1 to D = C
+        channels. That is cheaper unless there are hundreds of objects.
 
         Args:
             vectors: Object vectors of shape (L, B, N, C) for L levels, or with the context object's,
@@ -613,7 +615,7 @@ class KnowledgeMapper(nn.Module):
 
         Args:
             kernels: The level's, of shape (B, 1 + N, 3, D, 3).
-            regions: Its regions of the images and their N objects.
+            regions: The level's regions of the image, which comes first, and its N objects.
         """
         return self.refine(F.relu(self.painted_conv(kernels, regions), inplace=True))
 

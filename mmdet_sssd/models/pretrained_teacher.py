@@ -1,4 +1,3 @@
-from contextlib import nullcontext
 from typing import Any
 
 import mmengine.hub
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, within
 from .building import is_config_of
-from .dense_head import HeadRecord, find_dense_head, outputs_from_feats
+from .dense_head import HeadRecord, outputs_from_feats
 from .replay import DetectorOutputs, fresh_samples, given_feats
 from .student import check_scope, deployed_model
 from .teachers import Teacher
@@ -69,12 +68,10 @@ class DetectorTeacher(Teacher):
         images = self.prepare(batch_inputs, batch_data_samples)
         feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
         full_precision = torch.autocast(images.device.type, enabled=False)
-        head = find_dense_head(self.detector) if self.needs_head else None
-        record = HeadRecord(head) if head else None
-        with given_feats(self.detector, feats), record or nullcontext(), full_precision:
+        record = HeadRecord(self.detector, self.needs_head)
+        with given_feats(self.detector, feats), record, full_precision:
             found = self.detector.predict(images, fresh_samples(batch_data_samples), rescale=False)
-        outputs = record.outputs(feats) if record else DetectorOutputs(feats)
-        return outputs, [sample.pred_instances for sample in found]
+        return record.outputs(feats), [sample.pred_instances for sample in found]
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
         """Convert the student's images of shape (B, 3, H, W) for the detector."""

@@ -1,7 +1,7 @@
 """Replay: a detector computes its loss or predictions on given features, without lasting effects.
 
-Contexts for one call of ``detector.loss`` or ``detector.predict``, stacked where they are used. Heads
-run unchanged in them, so one code path serves every detector::
+Contexts for one call of ``detector.loss`` or ``detector.predict``, to be combined. They replace what
+the detector's methods use, not its code, so that they serve every detector::
 
     with state_restored(student), given_feats(student, feats):
         losses = student.loss(batch_inputs, fresh_samples(batch_data_samples))
@@ -31,11 +31,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 FEATURE_MODULES = ('backbone', 'neck', 'data_preprocessor')  # not run in a replay
 
 Results = dict[str, list[Any]]
-"""What was recorded in order, by a function's path, such as ``bbox_head.get_targets``: a :class:`_Call`
-of priors and targets, the bare result of levels and assignments."""
+"""What was recorded, in the order of calls, by a function's path, such as ``bbox_head.get_targets``:
+for priors and targets a :class:`_Call`, for levels and assignments the result alone."""
 
 Factors = Mapping[str, float]
-"""Factors by regular expression: the first expression found in a name counts; otherwise 1."""
+"""Factors by regular expression: that of the first found in a name; without any, 1."""
 
 
 @dataclass
@@ -48,7 +48,8 @@ class DetectorOutputs:
             a list with a tensor of shape (B, channels, h_p, w_p) per level. None if no term needs it
             or the detector has no such head.
         cls_scores: Classification logits of a dense head with independent sigmoids, of shape
-            (B, h_p, w_p, A, K) per level, for A anchors per pixel and K classes; None for other heads.
+            (B, h_p, w_p, A, K) per level, for A anchors per pixel and K classes; None for other heads
+            or if no term needs them.
         anchor_flags: Returns which anchors the head's classification loss counts, bool of shape
             (B, h_p, w_p, A) per level, or None if it counts all. Raises a ConfigError if this cannot
             be determined.
@@ -107,11 +108,11 @@ def fresh_samples(batch_data_samples: Sequence[DetDataSample]) -> list[DetDataSa
     return copies
 
 
-# --- What the heads compute on
+# --- Given features and scaled gradients
 
 
 class _GivenFeatures:
-    """Replaces ``extract_feat``; compiled code stays valid for an object, not for a new function."""
+    """Replaces ``extract_feat``: an object, as compiled code is not valid for another function."""
 
     def __init__(self, feats: Sequence[Tensor]) -> None:
         self.feats = feats
@@ -148,21 +149,16 @@ def head_grad_scaled(detector: BaseDetector, factors: Factors) -> Iterator[None]
         detector: The detector.
         factors: Factors >= 0 by regular expression on the parameters' names.
     """
-    # Modules may share a parameter, under names with different factors.
-    stand_ins: dict[tuple[nn.Parameter, float], Tensor] = {}
-    replaced = []
-    for name, module, key in list(head_parameters(detector)):
-        parameter, factor = module._parameters[key], find_factor(name, factors)
-        if factor != 1 and parameter.requires_grad and torch.is_grad_enabled():
-            if (parameter, factor) not in stand_ins:
-                stand_ins[parameter, factor] = _with_scaled_grad(parameter, factor)
-            replaced.append((module, key, parameter, stand_ins[parameter, factor]))
-    for module, key, _, stand_in in replaced:
-        module._parameters[key] = stand_in
+    originals = []
     try:
+        for name, module, key in [*head_parameters(detector)]:
+            parameter, factor = module._parameters[key], find_factor(name, factors)
+            if factor != 1 and parameter.requires_grad and torch.is_grad_enabled():
+                originals.append((module, key, parameter))
+                module._parameters[key] = _with_scaled_grad(parameter, factor)
         yield
     finally:
-        for module, key, parameter, _ in replaced:
+        for module, key, parameter in originals:
             module._parameters[key] = parameter
 
 
@@ -214,21 +210,22 @@ def _norms_by_batch_in_training(detector: BaseDetector) -> list[_BatchNorm]:
     return norms
 
 
-# --- What the heads do not compute again
+# --- Reused results
 
-ASSIGN, ONE_LEVEL, TARGETS = 'assign', 'forward_single', 'get_targets'
+ASSIGN, TARGETS = 'assign', 'get_targets'
+ONE_LEVEL = 'forward_single'  # a dense head on one feature level
 PRIORS = 'grid_priors', 'valid_flags'
 
 
 class _Call:
     """A recorded call: everything that its arguments held, and what it returned."""
 
-    def __init__(self, given: list[Any], result: Any) -> None:
-        self.given, self.result, self.versions = given, result, _versions(result)
+    def __init__(self, leaves: list[Any], result: Any) -> None:
+        self.leaves, self.result, self.versions = leaves, result, _versions(result)
 
-    def repeats(self, given: Any) -> bool:
-        """Tell whether the very same tensors are given, and the result was not changed since."""
-        pairs = zip_longest(_leaves(given), self.given)
+    def is_repeated_by(self, *arguments: Any) -> bool:
+        """Tell whether they hold the very same tensors, and the result was not changed since."""
+        pairs = zip_longest(_leaves(arguments), self.leaves)
         return all(_is_same(x, y) for x, y in pairs) and _versions(self.result) == self.versions
 
 
@@ -251,34 +248,33 @@ def _versions(value: Any) -> list[int]:
 
 
 def _is_same(x: Any, y: Any) -> bool:
-    if x is y or isinstance(x, Tensor) or type(x) is not type(y):
-        return x is y
-    return np.array_equal(x, y)
+    is_value = type(x) is type(y) and not isinstance(x, Tensor)
+    return x is y or (is_value and np.array_equal(x, y))
 
 
 @contextmanager
 def results_recorded(detector: BaseDetector) -> Iterator[Results]:
-    """Record a detector's priors, targets and assignments, and its dense heads' single levels."""
+    """Record a detector's priors, targets and assignments, and its dense heads' outputs by level."""
     results: Results = defaultdict(list)
 
     def record(key: str, owner: Any, function: Callable, args: tuple, kwargs: dict) -> Any:
         if key.endswith((ONE_LEVEL, ASSIGN)):
             results[key].append(function(*args, **kwargs))
             return results[key][-1]
-        given, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
+        leaves, attributes = [*_leaves((args, kwargs))], [*vars(owner).values()]
         result = function(*args, **kwargs)
         # Reuse would skip what a call sets on its owner, so such calls are not recorded.
         if [*map(id, attributes)] == [*map(id, vars(owner).values())]:
-            results[key].append(_Call(given, result))
+            results[key].append(_Call(leaves, result))
         return result
 
-    with _replaced(detector, record):
+    with _methods_replaced(detector, record):
         yield results
 
 
 @contextmanager
 def results_reused(
-    detector: BaseDetector, results: Results, assignment: bool, start_level: int
+    detector: BaseDetector, results: Results, reuse_assignments: bool, start_level: int
 ) -> Iterator[None]:
     """Answer calls from what was recorded, instead of computing them again.
 
@@ -288,7 +284,7 @@ def results_reused(
     Args:
         detector: The detector.
         results: Results from :func:`results_recorded`.
-        assignment: Whether to reuse all assignments, call by call, those by predictions included.
+        reuse_assignments: Whether to reuse them call by call, even those by predictions.
         start_level: Dense heads return their recorded results on levels before this index, without
             gradient.
     """
@@ -304,13 +300,15 @@ def results_reused(
                 return function(*args, **kwargs)
             return map_tensors(Tensor.detach, results[key][index])
         if key.endswith(ASSIGN):
-            if not (assignment or is_drawing) or index >= len(results[key]):
+            if not (reuse_assignments or is_drawing) or index >= len(results[key]):
                 return function(*args, **kwargs)
             return copy.copy(results[key][index])  # samplers change assignments in place
-        call = next((x for x in unused[key] if x.repeats((args, kwargs))), None)
+        call = next((x for x in unused[key] if x.is_repeated_by(args, kwargs)), None)
         if call is None:
             return function(*args, **kwargs)
-        unused[key].remove(call)  # a recorded call answers one call
+        unused[key].remove(
+            call
+        )  # targets are told apart by identity, so that each call has its own
         if not _draws_samples(owner):
             return map_tensors(lambda x: x, call.result)  # in new lists, which the head may change
         is_drawing = True
@@ -319,12 +317,12 @@ def results_reused(
         finally:
             is_drawing = False
 
-    with _replaced(detector, reuse):
+    with _methods_replaced(detector, reuse):
         yield
 
 
 class _StandIn:
-    """Stands in for a method; compiled code stays valid for an object, not for a new function."""
+    """Stands in for a method, as :class:`_GivenFeatures` does."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -335,8 +333,8 @@ class _StandIn:
 
 
 @contextmanager
-def _replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Replace the functions of a detector's heads that make priors, targets, assignments and levels.
+def _methods_replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Replace a detector's functions of priors, targets and assignments, and of heads on one level.
 
     Args:
         detector: The detector.
@@ -344,17 +342,17 @@ def _replaced(detector: BaseDetector, replacement: Callable[..., Any]) -> Iterat
             path in the detector, which ends with its name.
     """
 
-    def replaced(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def stand_in(key: str, owner: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             return replacement(key, owner, function, args, kwargs)
 
-        return call if key.endswith(ONE_LEVEL) else _StandIn(call)
+        return call if key.endswith(ONE_LEVEL) else _StandIn(call)  # convolutions stay compiled
 
     places = [(key, x, key.rpartition('.')[2]) for key, x in _reusable(detector).items()]
     # the instance's attributes that hide the class's methods, if other code set some
     shadowed = [(x, name, vars(x)[name]) for _, x, name in places if name in vars(x)]
     for key, owner, name in places:
-        setattr(owner, name, replaced(key, owner, getattr(owner, name)))
+        setattr(owner, name, stand_in(key, owner, getattr(owner, name)))
     try:
         yield
     finally:
@@ -368,7 +366,7 @@ def _reusable(detector: BaseDetector) -> dict[str, Any]:
     """Find the functions whose results may be reused: their paths in the detector, and their owners.
 
     The owners are modules of the heads, those of an R-CNN's second stage excepted, and the modules'
-    prior generators and assigners. A function that is found at several paths has the first.
+    prior generators and assigners. One that is found at several paths is listed under the first.
     """
     found: dict[tuple[int, str], tuple[str, Any]] = {}
     for name, head in detector.named_children():
@@ -390,21 +388,35 @@ def _draws_samples(module: nn.Module) -> bool:
     return sampler is not None and not isinstance(sampler, (PseudoSampler, MaskPseudoSampler))
 
 
-# --- What the heads do not keep
+# --- Restored state
 
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {'_buffers'}
-WHOLE = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-CODE = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
+DEEP_COPIED = (
+    np.ndarray,
+    np.random.Generator,
+    np.random.RandomState,
+    random.Random,
+    torch.Generator,
+)
+NOT_COPIED = (
+    nn.Module,
+    nn.Parameter,
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+    ModuleType,
+)
 
 
 @contextmanager
 def state_restored(detector: BaseDetector) -> Iterator[None]:
-    """Restore the detector and its heads at the end of the context, gradients excepted.
+    """Restore the buffers and attributes of a detector and its heads at the end of the context.
 
-    This covers buffers (BN statistics) and plain attributes (running counts), and everything nested in
-    them: containers, arrays, generators, and objects such as assigners and samplers. The context works
-    on copies, so tensors saved by autograd are not written to. Parameters are left out, and so is
-    feature extraction, which a replay does not run.
+    This covers BN statistics, running counts, and everything nested in attributes: containers, arrays,
+    generators, and objects such as assigners and samplers. The context works on copies, so tensors
+    saved by autograd are not written to. Parameters and their gradients are not touched, nor are
+    feature extraction, which a replay does not run, and the global random generators.
     """
     before = [(vars(x), dict(vars(x))) for x in head_modules(detector).values()]
     memo: dict[int, Any] = {}
@@ -423,7 +435,7 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
 @torch.compiler.disable
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy whatever can be changed in place. ``memo`` has earlier copies by identity."""
-    if isinstance(value, CODE) or id(value) in memo:
+    if isinstance(value, NOT_COPIED) or id(value) in memo:
         return memo.get(id(value), value)
     if isinstance(value, tuple):
         items = [_copied(x, memo) for x in value]
@@ -439,7 +451,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     elif isinstance(value, (list, deque)):
         for index, item in enumerate(value):
             copied[index] = _copied(item, memo)
-    elif not isinstance(value, (Tensor, set, *WHOLE)):
+    elif not isinstance(value, (Tensor, set, *DEEP_COPIED)):
         vars(copied).update((name, _copied(item, memo)) for name, item in vars(value).items())
     return copied
 
@@ -448,7 +460,7 @@ def _shallow_copy(value: Any) -> Any:
     """Copy a value but not what it holds; the value itself if it cannot change or be copied."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, WHOLE):
+    if isinstance(value, DEEP_COPIED):
         return copy.deepcopy(value)
     if not isinstance(value, (dict, list, deque, set)) and not hasattr(value, '__dict__'):
         return value

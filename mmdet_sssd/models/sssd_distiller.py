@@ -22,7 +22,7 @@ class SSSDDistiller(Distiller):
     detached there. As t depends on x, L_det(t) also trains the student's backbone and neck, unless the
     teacher's ``detach_appearance`` is set.
 
-    Sources: SSSD (https://arxiv.org/abs/2303.05015); with ``NormedMSELoss`` and constant λ it is LGD
+    Sources: SSSD (https://arxiv.org/abs/2303.05015); ``mmdet_sssd.recipes.lgd`` makes it LGD
     (https://arxiv.org/abs/2109.11496).
 
     This is a :class:`Distiller` with the teacher ``teacher`` and the term ``distill``::
@@ -35,14 +35,14 @@ class SSSDDistiller(Distiller):
                                 distill_loss=distill_loss, distill_coef=distill_coef,
                                 normalize=True), **terms)
 
-    The log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` for each feature
-    level p, and with ``AdaptiveDistillCoefHook`` also ``distill_coef``.
+    The log has ``teacher.loss_cls`` …, ``loss_distill``, ``distill_distance.p`` for each
+    distilled feature level p, and with ``AdaptiveDistillCoefHook`` also ``distill_coef``.
 
     Args:
         student: As in :class:`Distiller`.
-        teacher: Config of the teacher's neck; ``type`` defaults to ``'LabelEncoderTeacher'``,
-            ``in_channels`` and ``num_classes`` to the student's, ``detach_appearance`` to True for
-            two-stage students, as in the papers.
+        teacher: Config of the neck that makes the teacher's features; ``type`` defaults to
+            ``'LabelEncoderTeacher'``, ``in_channels`` and ``num_classes`` to the student's, that
+            type's ``detach_appearance`` to True for two-stage students, as in the papers.
         adapter: Config of the adapter; ``type`` defaults to ``'FeatureAdapter'``, ``in_channels`` to
             the student's.
         distill_loss: Config of a ``FeatureLoss`` between the feature levels; ``type`` defaults to
@@ -58,9 +58,9 @@ class SSSDDistiller(Distiller):
             if there are levels of several sizes.
         reuse_assignment: Whether the teacher's pass reuses label assignments that depend on the
             student's predictions; see :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
-        economy: Whether unset options take their cheapest values: ``start_level=1``, an adapter of
-            one 1×1 convolution, and a single convolution that refines the teacher's features.
-            Defaults to False.
+        economy: Whether unset options take cheaper values: ``start_level=1``, an adapter of one 1×1
+            convolution, and a single convolution that refines the teacher's features, for the
+            default types of adapter and teacher. Defaults to False.
         teachers: Further teachers, as in :class:`Distiller`.
         terms: Further terms, as in :class:`Distiller`; each names its ``teacher``.
         data_preprocessor: As in :class:`Distiller`.
@@ -71,15 +71,13 @@ class SSSDDistiller(Distiller):
             names the key.
     """
 
-    PLACES: ClassVar = {
+    CONFIG_KEYS: ClassVar = {
         f'teachers.{TEACHER}': (
-            f'model.teachers.{TEACHER}',
+            'model',
             dict(
                 neck='model.teacher',
                 loss_weight='model.teacher_loss_weight',
                 head_grad='model.teacher_head_grad',
-                start_level='model.start_level',
-                reuse_assignment='model.reuse_assignment',
             ),
         ),
         f'terms.{TERM}': ('model', {}),
@@ -104,16 +102,18 @@ class SSSDDistiller(Distiller):
     ) -> None:
         _check_not_taken('teachers', teachers, TEACHER)
         _check_not_taken('terms', terms, TERM)
+        if start_level is None and not economy:
+            start_level = 0  # None skips the finest
         neck_defaults = dict(refine_convs=1) if economy else {}
         if isinstance(student, dict) and 'roi_head' in student:
             neck_defaults['detach_appearance'] = True
         adapter_defaults = dict(num_convs=1, kernel_size=1) if economy else {}
-        implicit = dict(
+        implicit_teacher = dict(
             type='ImplicitTeacher',
             neck=_with_defaults('teacher', teacher, 'LabelEncoderTeacher', neck_defaults),
             loss_weight=teacher_loss_weight,
             head_grad=teacher_head_grad,
-            start_level=0 if start_level is None and not economy else start_level,
+            start_level=start_level,
             reuse_assignment=reuse_assignment,
         )
         term = dict(
@@ -126,19 +126,19 @@ class SSSDDistiller(Distiller):
         )
         super().__init__(
             student,
-            {TEACHER: implicit, **(teachers or {})},
+            {TEACHER: implicit_teacher, **(teachers or {})},
             {TERM: term, **(terms or {})},
             data_preprocessor,
             init_cfg,
         )
 
 
-def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, own: str) -> None:
+def _check_not_taken(kind: str, configs: dict[str, ConfigType] | None, reserved: str) -> None:
     """Refuse a further teacher or term that would replace the preset's own."""
-    if isinstance(configs, dict) and own in configs:
+    if isinstance(configs, dict) and reserved in configs:
         raise ConfigError(
             "is the preset's own, set by keys of model; accepted: another name",
-            f'model.{kind}.{own}',
+            f'model.{kind}.{reserved}',
         )
 
 

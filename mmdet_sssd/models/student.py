@@ -189,7 +189,7 @@ def probe_pair(
     images, samples = _blank_batch()
     needed_head, teacher.needs_head = teacher.needs_head, with_head
     try:
-        with _evaluated(student), _evaluated(teacher), within(*teacher.place):
+        with _evaluated(student), _evaluated(teacher), within(*teacher.config_keys):
             of_teacher = teacher.probe(student, outputs, images, samples)
             if with_head and teacher.is_trained:
                 of_teacher = outputs_from_feats(student, of_teacher.feats, with_head)

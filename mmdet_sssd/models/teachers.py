@@ -22,9 +22,9 @@ A_LEVEL = 'the index of a feature level of the student'
 class Teacher(BaseModule, metaclass=ABCMeta):
     """Makes outputs for the student's images, which terms compare with the student's.
 
-    A teacher is trained unless its ``loss_weight`` is 0: the student's head then runs on the teacher's
-    features with the same labels, without changing the student, and the weighed loss is added to the
-    sum. The head's outputs in this run become the teacher's.
+    A teacher with a ``loss_weight`` above 0 is trained: the student's head runs on its features with
+    the same labels, without changing the student, and the weighted loss is added to the sum. With
+    ``needs_head`` the head's outputs in this run become the teacher's.
 
     The distiller builds subclasses as ``cls(student, **settings)``, with the built student;
     :func:`~mmdet_sssd.models.probe` gives its outputs for a blank image.
@@ -38,21 +38,21 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
         reuses_assignment: Whether its detection loss reuses assignments that depend on predictions.
         start_level: Index of the first feature level that it makes itself; the finer ones before it
-            are the student's.
+            are the student's, detached.
         head_grad: Factors of the gradients that its detection loss sends into the student's head, by
             regular expression on parameter names. Empty: all are 1.
-        place: Its key in the config, and those of its settings that lie elsewhere, for errors; the
-            distiller sets it. See :func:`~mmdet_sssd.errors.within`.
+        config_keys: For errors, the arguments of :func:`~mmdet_sssd.errors.within` for its settings;
+            the distiller sets it.
 
     Raises:
-        ConfigError: if ``loss_weight`` is negative or not a number.
+        ConfigError: if ``loss_weight`` is negative, or not a finite number.
     """
 
     needs_head = False
     head_grad: Factors = {}
     reuses_assignment = False
     start_level = 0
-    place: tuple[str, dict[str, str]] = ('model.teachers', {})
+    config_keys: tuple[str, dict[str, str]] = ('model.teachers', {})
 
     def __init__(self, loss_weight: float = 0.0) -> None:
         super().__init__()
@@ -98,19 +98,19 @@ class ImplicitTeacher(Teacher):
             ``'LabelEncoderTeacher'``, ``in_channels`` and ``num_classes`` to the student's.
         loss_weight: As in :class:`Teacher`. 0 leaves the teacher untrained (for experiments).
             Defaults to 1.
-        start_level: Index of the first distilled feature level, counted as in FPN. Before it the
-            teacher's features are the student's, without gradient, and dense heads do not run again:
-            1 skips the finest level, which costs most; None does so if levels differ in size. Defaults
-            to 0.
+        start_level: Index of the first distilled feature level; 0 is the finest, which costs most. On
+            those before it the teacher's features are the student's, detached, dense heads do not run
+            again, and their losses count without gradient. None: 1, or 0 if all levels have one size.
+            Defaults to 0.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment even where it
             depends on predictions (YOLOX, RTMDet, TOOD, DETRs), as in LGD's reference code; where it
             does not (RetinaNet, FCOS, ATSS), it is reused anyway. Proposals of an R-CNN, and PAA's and
             LAD's second step, are always assigned anew. Refused for heads whose boxes can be inside
             out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
-            student's head, or factors by parameter: each regular expression sets the factor of the
-            parameters whose name it matches; others have 1. ``dict(cls=0)`` leaves classification
-            branches to the student's own loss. Defaults to 1.
+            student's head, or factors by regular expression: the first that is found in a parameter's
+            name sets its factor; others have 1, and each must be found in some name. ``dict(cls=0)``
+            leaves classification branches to the student's own loss. Defaults to 1.
 
     Raises:
         ConfigError: if an argument is not accepted or disagrees with the student.
@@ -127,7 +127,7 @@ class ImplicitTeacher(Teacher):
     ) -> None:
         super().__init__(loss_weight)
         if start_level is None:
-            start_level = _after_the_finest(student)
+            start_level = _start_after_finest(student)
         accepted = isinstance(start_level, int) and start_level >= 0
         check('start_level', start_level, accepted, A_LEVEL)
         self.start_level = start_level
@@ -218,8 +218,8 @@ def _can_invert_boxes(student: BaseDetector) -> bool:
     return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
 
 
-def _after_the_finest(student: BaseDetector) -> int:
-    """Find the first level after the finest; a student that only runs on a GPU counts as a pyramid."""
+def _start_after_finest(student: BaseDetector) -> int:
+    """Choose 1, or 0 if all levels have one size; a student that only runs on a GPU has several."""
     try:
         sizes = {x.shape[2:] for x in probe(student).feats}
     except ConfigError:

@@ -36,22 +36,22 @@ class DistillTerm(BaseModule, metaclass=ABCMeta):
 
     Attributes:
         distill_coef: Current λ.
-        teacher: Name of the teacher; the distiller sets it.
+        teacher_name: Name of the teacher; the distiller sets it.
         detach_student: Whether the student's outputs are detached, which trains the adapter only;
             ``DistillPhasesHook`` sets it.
         is_measured: Whether the term's gradient into the student's features is measured;
             ``AdaptiveDistillCoefHook`` sets it.
         needs_head: Whether the term compares outputs of dense heads.
-        place: Its key in the config, and those of its settings that lie elsewhere, for errors; the
-            distiller sets it. See :func:`~mmdet_sssd.errors.within`.
+        config_keys: For errors, the arguments of :func:`~mmdet_sssd.errors.within` for its settings;
+            the distiller sets it.
 
     Raises:
-        ConfigError: if ``distill_coef`` is negative or not finite.
+        ConfigError: if ``distill_coef`` is negative, or not a finite number.
     """
 
     needs_head = False
-    teacher: str
-    place: tuple[str, dict[str, str]] = ('model.terms', {})
+    teacher_name: str
+    config_keys: tuple[str, dict[str, str]] = ('model.terms', {})
 
     def __init__(self, distill_coef: float = 1.0) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class FeatureTerm(DistillTerm):
     """Compares feature levels.
 
     Each student level meets the teacher level nearest in size, which is resized (bilinear) if needed.
-    The log lists the pairs, unless both sides have the same sizes.
+    The log lists the pairs, if sizes decide and differ.
     Sources: with ``JSDistanceLoss`` SSSD (https://arxiv.org/abs/2303.05015), with ``NormedMSELoss``
     LGD (https://arxiv.org/abs/2109.11496), with ``SSIMLoss`` Structural KD
     (https://arxiv.org/abs/2211.13133).
@@ -155,7 +155,7 @@ class FeatureTerm(DistillTerm):
         if pairs is None:
             pairs = [(p, p) for p in range(self.start_level, len(student.feats))]
         feats = [student.feats[p] for p, _ in pairs]
-        targets = [_fitted(teacher.feats[q], x) for x, (_, q) in zip(feats, pairs, strict=True)]
+        targets = [_resized(teacher.feats[q], x) for x, (_, q) in zip(feats, pairs, strict=True)]
         adapted = self.adapter(feats)
         if self.normalize:
             adapted, targets = ([instance_norm(x) for x in side] for side in (adapted, targets))
@@ -199,7 +199,7 @@ def match_levels(
     if not pairs:
         raise ConfigError(
             f'no feature levels of student and teacher are near in size; for the same image {sizes}. '
-            'Accepted: a teacher with a level of at most about twice or half the size, or levels'
+            'Accepted: a teacher with levels nearer in size, or levels'
         )
     left_out = sorted({*range(len(wanted))} - {p for p, _ in pairs})
     print_log(
@@ -244,7 +244,7 @@ def _check_channels(in_channels: Sequence[int], student: BaseDetector) -> None:
         )
 
 
-def _fitted(target: Tensor, x: Tensor) -> Tensor:
+def _resized(target: Tensor, x: Tensor) -> Tensor:
     """Resize a teacher's level, and repeat it for students with several features per image."""
     if target.shape[2:] != x.shape[2:]:
         target = F.interpolate(target, x.shape[2:], mode='bilinear', align_corners=False)

@@ -5,13 +5,13 @@ from . import run
 model = dict(
     type='SSSDDistiller',
     # The teacher's loss does not train the branches that score boxes: its features contain the labels,
-    # so that scoring them is too easy. It trains the box branches, but for those of two-stage heads
+    # so that scoring them is too easy. It trains the box branches, except those of two-stage heads
     # and YOLOv3's, which share layers with the scores.
     teacher_head_grad={'cls|centerness|iou|obj|heat|rpn_head|roi_head|convs_pred': 0},
     economy=True,
 )
 hooks = dict(
-    # λ: distilling pulls 1/4 as hard as the detection loss, twice that after an early drop of the rate
+    # λ: distilling pulls 1/4 as hard as the detection loss, and 1/2 if the rate drops before half time
     distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.25),
     # first 1/6: the distillation loss trains only the adapter; second half: stock training
     phases=dict(type='DistillPhasesHook', detach_student=1 / 6, teacher_until=1 / 2),

@@ -1,4 +1,4 @@
-"""LGD (https://arxiv.org/abs/2109.11496): its teacher and loss, a constant λ, phases as in SSSD."""
+"""LGD (https://arxiv.org/abs/2109.11496): its teacher and loss, a constant λ, and its phases."""
 
 from . import paper
 

@@ -1,8 +1,12 @@
-"""SSSD as in its paper (https://arxiv.org/abs/2303.05015), for a pretrained backbone."""
+"""SSSD (https://arxiv.org/abs/2303.05015), for a pretrained backbone.
+
+As in its paper, but for the teacher, which has the two changes that `LabelEncoderTeacher` tells of:
+``soft_regions`` and ``class_vectors``. With both False it is the paper's.
+"""
 
 from . import run
 
-model = dict(type='SSSDDistiller')  # whose defaults are the paper's
+model = dict(type='SSSDDistiller')
 hooks = dict(
     # λ doubles at the first drop of the learning rate
     distill_coef=dict(type='AdaptiveDistillCoefHook', policy='step', factor=2.0),

@@ -234,7 +234,7 @@ def _check_builds(config: Config, stock: str) -> None:
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
         for teacher in MODELS.build(model).teachers.values():
             if '://' not in (getattr(teacher, 'checkpoint', None) or '://'):
-                with within(*teacher.place):
+                with within(*teacher.config_keys):
                     teacher.load_weights()
     except ConfigError:
         raise

@@ -40,7 +40,7 @@ class FeatureLoss(nn.Module):
 
         Args:
             student_feats: Levels of shape (B, C_p, h_p, w_p).
-            teacher_feats: Levels of the same shapes; detached by the distiller.
+            teacher_feats: Levels of the same shapes; the distiller passes them detached.
 
         Returns:
             A scalar in float32 or wider; a level without elements counts as 0.
@@ -90,7 +90,7 @@ class JSDistanceLoss(FeatureLoss):
     over N levels and the distributions :math:`P = \mathrm{softmax}(x / \tau)` of each, with logarithms
     to base 2, so that each distance is a metric in [0, 1] (SSSD, https://arxiv.org/abs/2303.05015,
     which leaves the distributions open). Loss and gradient are finite for any finite maps; between
-    equal maps the gradient is 0.
+    equal maps the gradient is 0. The teacher's side gets none, and there is no second derivative.
 
     Args:
         dim: Axis of a distribution: ``'spatial'`` (one per channel, over h·w), ``'channel'`` (one per
@@ -157,11 +157,8 @@ class _JSDistances(torch.autograd.Function):
         if not (on_cpu and _JSDistances.blockwise):
             distances, grads = _distances(students, teachers, tau)
         else:
-            distances, grads = zip(
-                *(_in_blocks(x, y, tau) for x, y in zip(students, teachers, strict=True)),
-                strict=True,
-            )
-            distances = torch.cat(distances)
+            found = [_in_blocks(x, y, tau) for x, y in zip(students, teachers, strict=True)]
+            distances, grads = torch.cat([x for x, _ in found]), [grad for _, grad in found]
         ctx.save_for_backward(*grads)
         ctx.dtypes = [x.dtype for x in students]
         return distances
@@ -192,8 +189,8 @@ def _distances(
     students: Sequence[Tensor], teachers: Sequence[Tensor], tau: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute the distances of all rows of all levels, and each level's gradient, in few operators."""
-    both = [z for pair in zip(students, teachers, strict=True) for z in pair]
-    logits = torch.cat([z.flatten() for z in both])
+    interleaved = [z for pair in zip(students, teachers, strict=True) for z in pair]
+    logits = torch.cat([z.flatten() for z in interleaved])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     limit = LOGIT_LIMIT * min(tau, 1)
     logits = logits.clamp(-limit, limit).div_(tau)
