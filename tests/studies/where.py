@@ -99,7 +99,7 @@ FIRST = ['baseline', 'features', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(arm=[*FIRST, 'features-1', 'blind']),
     spread=cells(arm=['baseline', 'features', 'gentle'], seed=[0, 1, 2]),
-    fewer=cells(*FEWER, arm=FIRST),
+    fewer=cells(*FEWER, arm=[*FIRST, 'gentle']),
     sgd=cells(SGD, arm=FIRST),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 128}, arm=FIRST),
