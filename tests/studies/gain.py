@@ -6,26 +6,32 @@
 
 DATA has a folder for each data set, with ``annotations/{train,val,test}.json`` and ``images/``.
 ``compare`` writes a pair's results to ``docs/benchmarks/PAIR-lite0_EPOCHS-epochs``, does not repeat
-finished runs, and resumes stopped ones. With ``--figure FILE`` it draws the gentle recipe's differences
-of test AP, of all pairs that have them, instead.
+finished runs, and resumes stopped ones. With ``--figure FILE`` it draws what the gentle recipe gains
+by the number of training images instead: of all pairs, and of cells of ``tests.studies.where``.
 """
 
 import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mmdet_sssd.commands.comparison.plots import COLORS
 from mmdet_sssd.commands.comparison.results import ResultsFolder
-from mmdet_sssd.commands.comparison.summary import differences, estimate
+from mmdet_sssd.commands.comparison.summary import Estimate, differences, estimate
+
+from . import where
 
 SCALES = {'bccd': '192x144', 'neu-det': '128x128', 'aquarium': '192x192', 'nuclei': '192x192'}
 EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24}
+IMAGES = {'bccd': 205, 'neu-det': 1080, 'aquarium': 448, 'nuclei': 399}
 DETECTORS = ('retinanet', 'fcos', 'faster-rcnn', 'mask-rcnn', 'rtmdet')
 PAIRS = [f'{data}_{detector}' for detector in DETECTORS for data in SCALES]
 BATCH_SIZE = 8
+TODAYS = 'gentle+class_vectors=True'  # studies of 'gentle' alone are of LGD's teacher
 
 
 def compare(args: Namespace, pair: str) -> None:
@@ -58,28 +64,51 @@ def compare(args: Namespace, pair: str) -> None:
     subprocess.run(command, env={**os.environ, **env}, check=True)
 
 
-def draw(path: Path) -> None:
-    """Draw each pair's difference of test AP, at the epochs near its plateau, and their mean."""
+def pairs_by_images(arm: str) -> dict[float, Estimate]:
+    """Estimate what an arm gains in test AP near the plateau, by training images, for each pair."""
     found = {}
-    for pair in PAIRS:
-        epochs = EPOCHS[pair.partition('_')[0]]
-        results = ResultsFolder(Path(f'docs/benchmarks/{pair}-lite0_{epochs}-epochs')).read()
-        if 'AP' in (x := differences(results, 'test').get('gentle', {})):
-            data, detector = pair.split('_')
-            found[f'{detector}, {data}'] = x['AP']
-    found['mean over pairs'] = estimate([x.mean for x in found.values()])
-    figure = Figure(figsize=(7, 3.2), layout='constrained')
+    for index, pair in enumerate(PAIRS):
+        data = pair.partition('_')[0]
+        results = ResultsFolder(Path(f'docs/benchmarks/{pair}-lite0_{EPOCHS[data]}-epochs')).read()
+        if 'AP' in (x := differences(results, 'test').get(arm, {})):
+            found[IMAGES[data] * 1.02**index] = x['AP']  # side by side
+    return found
+
+
+def cells_by_images(arm: str) -> dict[float, Estimate]:
+    """Estimate the same for the cells of as many iterations on the drawn set."""
+    ap = {name: 100 * x['test'].get('mAP', 0) for name, x in where.finished().items()}
+    gains = defaultdict(list)
+    for cell in (*where.PLANS['spread'], *where.PLANS['fewer']):
+        names = [where.name_of({**cell, 'arm': x}) for x in (arm, 'baseline')]
+        if cell['arm'] == arm and ap.keys() >= {*names}:
+            gains[cell['images']].append(ap[names[0]] - ap[names[1]])
+    return {images: estimate(x) for images, x in gains.items()}
+
+
+def draw(path: Path) -> None:
+    """Draw the gains by the number of training images."""
+    figure = Figure(figsize=(7, 3.6), layout='constrained')
     axes = figure.subplots()
-    for row, (name, x) in enumerate(found.items()):
-        error = None if x.low is None else x.high - x.mean
-        color = '#D55E00' if name == 'mean over pairs' else '#0072B2'
-        axes.errorbar(x.mean, row, xerr=error, fmt='o', color=color)
-    axes.axvline(0, color='#777777', linewidth=1)
-    axes.set_yticks(range(len(found)), found)
-    axes.invert_yaxis()
-    axes.set_xlim(-6, 8)
-    axes.grid(axis='x', alpha=0.3)
-    axes.set_xlabel('difference of test AP to the baseline, 95% interval over seeds')
+    kinds = {
+        "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
+        "the same, with LGD's teacher": pairs_by_images('gentle'),
+        'drawn pictograms, from random weights': cells_by_images('gentle'),
+    }
+    for (label, found), color in zip(kinds.items(), COLORS, strict=False):
+        axes.errorbar(
+            [*found],
+            [x.mean for x in found.values()],
+            yerr=[0 if x.low is None else x.high - x.mean for x in found.values()],
+            fmt='o',
+            color=color,
+            label=label,
+        )
+    axes.axhline(0, color='#777777', linewidth=1)
+    axes.set(xscale='log', ylim=(-6, 8), xlabel='training images')
+    axes.set_ylabel('test AP, difference to the baseline')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
     figure.savefig(path, dpi=150)
 
 
