@@ -1,6 +1,5 @@
 """Exponential moving averages of a detector that is trained with its teacher."""
 
-import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.hooks import EMAHook, Hook
@@ -50,14 +49,13 @@ def test_student_teacher_and_adapter_are_averaged_and_distill_coef_is_not(tmp_pa
     assert runner.model.terms['distill'].distill_coef == 4.0  # 2, doubled at the drop
 
 
-@pytest.mark.parametrize('ema_type', ['ExponentialMovingAverage', 'ExpMomentumEMA'])
-def test_no_average_moves_a_pretrained_teacher(tmp_path, ema_type):
+def test_no_average_moves_a_pretrained_teacher(tmp_path):
     """ExpMomentumEMA, of stock YOLOX and RTMDet, scales the average in place before it adds."""
     weights = MODELS.build(TOY).state_dict()
     save_checkpoint(dict(state_dict=weights), str(tmp_path / 'teacher.pth'))
     teacher = {**pretrained(), 'checkpoint': str(tmp_path / 'teacher.pth')}
     model = dict(type='Distiller', student=TOY, teachers=dict(a=teacher), terms=dict(ssim=SSIM))
-    ema = dict(type='EMAHook', ema_type=ema_type, update_buffers=True)
+    ema = dict(type='EMAHook', ema_type='ExpMomentumEMA', update_buffers=True)
     runner = toy_runner(tmp_path, model=model, hooks=[ema], epochs=3)
     runner.train()
     assert_equal(dict(runner.model.teachers['a'].detector.state_dict()), dict(weights))

@@ -230,16 +230,14 @@ def test_an_outer_data_preprocessor_serves_a_student_without_one():
         assert model.data_preprocessor.mean.flatten().tolist() == [expected]
 
 
-@pytest.mark.parametrize('preset', [True, False])
 @pytest.mark.parametrize('feats', ['fails', 'no pyramid'])
-def test_a_student_without_feature_levels_is_named(monkeypatch, feats, preset):
+def test_a_student_without_feature_levels_is_named(monkeypatch, feats):
     def extract_feat(self, batch_inputs):
         if feats == 'fails':
             raise RuntimeError('no such kernel')
         return dict(p3=batch_inputs)
 
     monkeypatch.setattr(ToyDetector, 'extract_feat', extract_feat)
-    settings = dict(type='Distiller', teachers=dict(t=pretrained()), terms=dict(x=SSIM))
     message = 'cannot be distilled' if feats == 'fails' else 'its extract_feat gives a dict'
     with pytest.raises(ConfigError, match=rf'^model\.student \(ToyDetector\).*{message}'):
-        build(TOY, **({} if preset else settings))
+        build(TOY, type='Distiller', teachers=dict(t=pretrained()), terms=dict(x=SSIM))

@@ -53,20 +53,11 @@ class Tally:
         assert self.alias is self.nested
 
     def contents(self):
-        return dict(
-            nested=copy.deepcopy(self.nested),
-            x=self.arrays['x'].tolist(),
-            y=self.arrays['deep']['y'].tolist(),
-            keys=[*self.arrays],
-            recent=[*self.recent],
-            seen=sorted(self.seen),
-            tensor=self.tensor.tolist(),
-            torch_random=self.torch_random.get_state().tolist(),
-            numpy_random=self.numpy_random.bit_generator.state,
-            old_numpy_random=self.old_numpy_random.get_state()[1].tolist(),
-            python_random=self.python_random.getstate(),
-            names=sorted(vars(self)),
-        )
+        """All of it, as text; of generators, the numbers that they draw next."""
+        generators = copy.deepcopy({k: x for k, x in vars(self).items() if 'random' in k})
+        drawn = [torch.rand(1, generator=generators.pop('torch_random')).item()]
+        drawn += [x.random() for x in generators.values()]
+        return drawn, {k: repr(x) for k, x in vars(self).items() if 'random' not in k}
 
 
 class Helper:
