@@ -71,10 +71,10 @@ class Recorder(Hook):
 
 def run(work_dir, hook=(), hooks=(), iters=8, **kwargs):
     recorder = Recorder()
-    hook = dict(type='AdaptiveDistillCoefHook', ratio=RATIO, **dict(hook))
+    hook = {'type': 'AdaptiveDistillCoefHook', 'ratio': RATIO, **dict(hook)}
     train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters)
-    settings = dict(hooks=[hook, *hooks, recorder], train_cfg=train_cfg, **kwargs)
-    runner = toy_runner(work_dir, **settings)
+    settings = dict(hooks=[hook, *hooks, recorder], train_cfg=train_cfg)
+    runner = toy_runner(work_dir, **{**settings, **kwargs})
     runner.train()
     return recorder, runner
 
@@ -205,14 +205,8 @@ STATE = 'adaptive_distill_coef.distill.ratio'
 
 def resumable(work_dir, epochs, ratio=RATIO, **kwargs):
     """λ in each iteration of a run, and its last checkpoint."""
-    recorder = Recorder()
-    runner = toy_runner(
-        work_dir,
-        hooks=[dict(type='AdaptiveDistillCoefHook', ratio=ratio), recorder],
-        epochs=epochs,
-        **kwargs,
-    )
-    runner.train()
+    train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs)
+    recorder, _ = run(work_dir, dict(ratio=ratio), train_cfg=train_cfg, **kwargs)
     return recorder.coefs, load_from_local(str(work_dir / f'epoch_{epochs}.pth'))
 
 
