@@ -32,20 +32,6 @@ def distiller(teacher=None, checkpoint=None, student=None, is_initialised=True, 
     return build(**config) if is_initialised else MODELS.build(config)
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """A teacher's config, and its weights as stock runs and distillers' save them."""
-    folder = tmp_path_factory.mktemp('teacher')
-    model = stock_config('retinanet')
-    Config(dict(model=model)).dump(folder / 'config.py')
-    torch.manual_seed(5)
-    weights = MODELS.build(model).state_dict()
-    torch.save(dict(state_dict=weights), folder / 'stock.pth')
-    ours = {f'student.{key}': x for key, x in weights.items()} | {'teacher.x': torch.ones(1)}
-    torch.save(dict(state_dict=ours), folder / 'distiller.pth')
-    return folder
-
-
 def test_nothing_done_to_the_model_reaches_the_teacher():
     model = distiller()
     teacher = model.teachers['large'].detector
@@ -63,10 +49,15 @@ def test_nothing_done_to_the_model_reaches_the_teacher():
     assert all(p.grad is None for p in teacher.parameters())
 
 
-@pytest.mark.parametrize('file', ['stock.pth', 'distiller.pth'])
-def test_weights_are_loaded_when_training_begins(trained, file):
-    model = distiller(str(trained / 'config.py'), str(trained / file))
-    expected = torch.load(trained / 'stock.pth')['state_dict']
+@pytest.mark.parametrize('prefix', ['', 'student.'])
+def test_weights_are_loaded_when_training_begins(tmp_path, prefix):
+    """As stock runs and distillers' save them."""
+    Config(dict(model=stock_config('retinanet'))).dump(tmp_path / 'config.py')
+    torch.manual_seed(5)
+    expected = MODELS.build(stock_config('retinanet')).state_dict()
+    saved = {f'{prefix}{key}': x for key, x in expected.items()} | {'teacher.x': torch.ones(1)}
+    torch.save(dict(state_dict=saved), tmp_path / 'weights.pth')
+    model = distiller(str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'))
     assert_equal(dict(model.teachers['large'].detector.state_dict()), dict(expected))
 
 
