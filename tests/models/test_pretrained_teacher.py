@@ -21,12 +21,12 @@ BGR = dict(
 )
 
 
-def distiller(teacher=None, checkpoint=None, student=None, is_initialised=True, **settings):
+def distiller(teacher=None, checkpoint=None, student=None, is_initialised=True):
     large = pretrained(teacher or stock_config('retinanet'))
     config = dict(
         type='Distiller',
         student=student or stock_config('retinanet'),
-        teachers=dict(large={**large, 'checkpoint': checkpoint, **settings}),
+        teachers=dict(large=large | dict(checkpoint=checkpoint)),
         terms=dict(ssim=SSIM),
     )
     return build(**config) if is_initialised else MODELS.build(config)
