@@ -174,32 +174,6 @@ def test_the_teacher_gets_labels_in_input_pixels_and_metrics_as_they_were(runner
             torch.testing.assert_close(sample.gt_instances.bboxes, expected)
 
 
-def test_predictions_are_made_on_features_of_the_labels(runner_of):
-    """The whole way by hand: inputs, boxes, teacher features, head."""
-    model = runner_of().model.eval()
-    runner = runner_of('other')
-    runner.model.load_state_dict(model.state_dict())
-    kept = []
-    predict = runner.model.predict_with_teacher
-    runner.model.predict_with_teacher = lambda *args: kept.extend(predict(*args)) or kept[-4:]
-    runner.test()
-    (batch,) = runner.test_dataloader
-    data = model.data_preprocessor(batch)
-    for sample in data['data_samples']:
-        sample.gt_instances.bboxes = sample.gt_instances.bboxes * torch.tensor([1.5, 0.75] * 2)
-    with torch.no_grad():
-        feats = model.student.extract_feat(data['inputs'])
-        feats = model.teachers['teacher'].neck(feats, data['inputs'], data['data_samples'])
-        metas = [sample.metainfo for sample in data['data_samples']]
-        scores, bboxes = model.student.bbox_head(feats)
-        expected = model.student.bbox_head.predict_by_feat(
-            scores, bboxes, batch_img_metas=metas, rescale=True
-        )
-    for ours, by_hand in zip(kept, expected, strict=True):
-        assert len(by_hand) > 0
-        assert_equal(dict(ours.pred_instances.items()), dict(by_hand.items()))
-
-
 def test_files_of_the_student_s_evaluation_stay(runner_of, tmp_path):
     runner = runner_of()
     metrics = runner.test_evaluator.metrics

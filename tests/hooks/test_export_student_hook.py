@@ -1,4 +1,3 @@
-import pytest
 import torch
 from mmdet.registry import METRICS
 from mmengine.config import Config
@@ -10,15 +9,7 @@ from mmdet_sssd.runs import load_from_local
 from ..distillers import assert_equal
 from ..toy_detector import ITERS_PER_EPOCH, TOY_MODEL, toy_loader, toy_runner
 
-ITERS = 3 * ITERS_PER_EPOCH
-LOOPS = {
-    'epochs': dict(type='EpochBasedTrainLoop', max_epochs=3),
-    'iterations': dict(type='IterBasedTrainLoop', max_iters=ITERS, val_interval=ITERS_PER_EPOCH),
-}
-NAMES = {  # of the last and of the best checkpoints: the second validation is the best
-    'epochs': ['best_ap_epoch_2', 'epoch_3'],
-    'iterations': ['best_ap_iter_12', 'iter_18'],
-}
+NAMES = ['best_ap_epoch_2', 'epoch_3']  # the second validation is the best
 
 
 @METRICS.register_module()
@@ -36,14 +27,12 @@ class ScriptedMetric(BaseMetric):
         return {name: next(script) for name, script in self.scripts.items()}
 
 
-def run(work_dir, loop='epochs', hooks=(), scripts=None, save_best='ap', **kwargs):
-    by_epoch = loop == 'epochs'
+def run(work_dir, hooks=(), scripts=None, save_best='ap', **kwargs):
     scripts = scripts or dict(ap=[0.1, 0.3, 0.2])
-    interval = 1 if by_epoch else ITERS_PER_EPOCH
     settings = dict(
         hooks=[dict(type='ExportStudentHook'), *hooks],
-        train_cfg=LOOPS[loop],
-        checkpoint=dict(by_epoch=by_epoch, interval=interval, save_best=save_best, rule='greater'),
+        epochs=3,
+        checkpoint=dict(save_best=save_best, rule='greater'),
         val_dataloader=toy_loader(shuffle=False),
         val_cfg=dict(type='ValLoop'),
         val_evaluator=dict(type='ScriptedMetric', **scripts),
@@ -64,12 +53,11 @@ def exported(work_dir) -> dict[str, dict]:
     return dict(zip(names, states, strict=True))
 
 
-@pytest.mark.parametrize('loop', LOOPS)
-def test_the_last_and_the_best_checkpoint_are_exported(tmp_path, loop):
-    runner = run(tmp_path, loop)
+def test_the_last_and_the_best_checkpoint_are_exported(tmp_path):
+    runner = run(tmp_path)
     found = exported(tmp_path)
-    assert sorted(found) == NAMES[loop]
-    best, last = (found[name] for name in NAMES[loop])
+    assert sorted(found) == NAMES
+    best, last = (found[name] for name in NAMES)
     assert_equal(last, dict(runner.model.student.state_dict()))
     assert not torch.equal(best['neck.weight'], last['neck.weight'])
 
@@ -95,11 +83,9 @@ def test_averaged_weights_are_exported_if_there_are_any(tmp_path, capsys):
     assert "Saved the student's averaged (EMA) weights to" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('loop', LOOPS)
-def test_a_resumed_run_that_was_complete_is_exported(tmp_path, loop):
-    run(tmp_path / 'whole', loop)
-    last = tmp_path / 'whole' / f'{NAMES[loop][1]}.pth'
-    run(tmp_path / 'resumed', loop, resume=True, load_from=str(last))
+def test_a_resumed_run_that_was_complete_is_exported(tmp_path):
+    run(tmp_path / 'whole')
+    run(tmp_path / 'resumed', resume=True, load_from=str(tmp_path / 'whole/epoch_3.pth'))
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name / 'export').iterdir()}
         for name in ('whole', 'resumed')
@@ -110,7 +96,7 @@ def test_a_resumed_run_that_was_complete_is_exported(tmp_path, loop):
 
 def test_a_failed_export_does_not_end_the_run(tmp_path, capsys):
     runner = run(tmp_path, cfg=Config(dict(model=dict(type='ToyDetector'))))
-    assert runner.iter == ITERS
+    assert runner.iter == 3 * ITERS_PER_EPOCH
     assert (tmp_path / 'epoch_3.pth').exists()
     assert not (tmp_path / 'export').exists()
     printed = capsys.readouterr().out

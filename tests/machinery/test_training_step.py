@@ -80,10 +80,12 @@ def test_hooks_do_to_it_what_they_do_to_the_detector_alone(shapes, tmp_path):
     assert found.metrics == expected.metrics  # of the averaged weights
     assert found.sizes == expected.sizes == [{(48, 96)}] * 2 + [{(96, 96)}] * 4
     assert ours.epoch == stock.epoch == 3  # of 5: no better for 2 epochs
+    parts = ours.model.state_dict().keys()
     ours, stock = (load_from_local(f'{x.work_dir}/epoch_3.pth') for x in (ours, stock))
     for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
         weights = {k.replace(f'{prefix}student.', prefix): v for k, v in ours[key].items()}
         assert len(stock[key]) > 100
+        assert parts <= {k.removeprefix(prefix) for k in ours[key]}  # of teacher and term too
         assert_equal({k: weights[k] for k in stock[key]}, dict(stock[key]))
 
 

@@ -52,14 +52,10 @@ def clipped(box: Tensor, height: int, width: int) -> list[float]:
     return [min(max(v, 0.0), limit) for v, limit in zip(box.tolist(), limits, strict=True)]
 
 
-def descriptor(box: list[float], label: int, num_classes: int, height: int, width: int) -> Tensor:
-    """label -1 is no class."""
-    one_hot = [1.0 if c == label else 0.0 for c in range(num_classes)]
-    values = [box[0] / width, box[1] / height, box[2] / width, box[3] / height, *one_hot]
-    return torch.tensor([2 * v - 1 for v in values], dtype=torch.float64)
-
-
-def box_region(box: list[float], image: tuple[int, int], level: tuple[int, int]) -> Tensor:
+def box_region(
+    box: list[float], image: tuple[int, int], level: tuple[int, int], soft: bool
+) -> Tensor:
+    """Mark the pixels in the box; soft: give the area of its overlap with each, whose own area is 1."""
     (height, width), (h, w) = image, level
     x1, x2 = box[0] * w / width, box[2] * w / width
     y1, y2 = box[1] * h / height, box[3] * h / height
@@ -67,41 +63,33 @@ def box_region(box: list[float], image: tuple[int, int], level: tuple[int, int])
     region = torch.zeros(h, w, dtype=torch.float64)
     for i in range(h):
         for j in range(w):
-            if bw > 0 and bh > 0 and abs(j - cx) <= bw / 2 and abs(i - cy) <= bh / 2:
+            if soft:
+                across, down = min(x2, j + 1) - max(x1, j), min(y2, i + 1) - max(y1, i)
+                region[i, j] = max(across, 0.0) * max(down, 0.0)
+            elif bw > 0 and bh > 0 and abs(j - cx) <= bw / 2 and abs(i - cy) <= bh / 2:
                 region[i, j] = 1
     return region
 
 
-def mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
-    """Zero-pad to the image, then take the nearest pixel (rounded down) of each level pixel."""
+def mask_region(
+    mask: Tensor,
+    image: tuple[int, int],
+    level: tuple[int, int],
+    finest: tuple[int, int],
+    soft: bool,
+) -> Tensor:
+    """Zero-pad to the image, then take the nearest pixel (rounded down) of each level pixel.
+
+    Soft: average the pixels that each pixel of the finest level touches, then those of the level.
+    """
+    padded = torch.zeros(image, dtype=torch.float64)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    if soft:
+        return F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(padded[None], finest), level)[0]
     rows, columns = (
         [i * size // n for i in range(n)] for size, n in zip(image, level, strict=True)
     )
-    return padded_to(image, mask)[rows][:, columns]
-
-
-def padded_to(image: tuple[int, int], mask: Tensor) -> Tensor:
-    padded = torch.zeros(image, dtype=torch.float64)
-    padded[: mask.shape[0], : mask.shape[1]] = mask
-    return padded
-
-
-def soft_box_region(box: list[float], image: tuple[int, int], level: tuple[int, int]) -> Tensor:
-    """The area of the overlap of the box and each pixel of the level, whose own area is 1."""
-    (height, width), (h, w) = image, level
-    x1, x2 = box[0] * w / width, box[2] * w / width
-    y1, y2 = box[1] * h / height, box[3] * h / height
-    region = torch.zeros(h, w, dtype=torch.float64)
-    for i in range(h):
-        for j in range(w):
-            across, down = min(x2, j + 1) - max(x1, j), min(y2, i + 1) - max(y1, i)
-            region[i, j] = max(across, 0.0) * max(down, 0.0)
-    return region
-
-
-def soft_mask_region(mask: Tensor, image: tuple[int, int], level: tuple[int, int]) -> Tensor:
-    """Zero-pad to the image, then average the whole pixels that each level pixel touches."""
-    return F.adaptive_avg_pool2d(padded_to(image, mask)[None], level)[0]
+    return padded[rows][:, columns]
 
 
 def teacher_features_of_image(
@@ -118,19 +106,18 @@ def teacher_features_of_image(
     objects = [clipped(box, *image) for box in boxes]
     described = descriptors(teacher, objects, labels, image, mask_descriptors)
     embeddings = label_embeddings(teacher.label_encoder, described) if described else []
-    finest = max(tuple(x.shape[1:]) for x in feats)
+    finest, soft = max(tuple(x.shape[1:]) for x in feats), teacher.soft_regions
     out = []
     for x in feats:
         level = tuple(x.shape[1:])
         if teacher.use_masks:
-            regions = [region_of_mask(teacher, mask, image, level, finest) for mask in masks]
+            regions = [mask_region(x, image, level, finest, soft) for x in masks]
         else:
-            region_of_box = soft_box_region if teacher.soft_regions else box_region
-            regions = [region_of_box(box, image, level) for box in objects]
+            regions = [box_region(x, image, level, soft) for x in objects]
         seen = list(regions)
         if teacher.add_context_box:
             seen.append(
-                region_of_mask(teacher, torch.ones(content), image, level, finest)
+                mask_region(torch.ones(content), image, level, finest, soft)
                 if teacher.use_masks
                 else torch.ones(level, dtype=torch.float64)
             )
@@ -154,42 +141,24 @@ def teacher_features_of_image(
 
 def descriptors(
     teacher: nn.Module,
-    boxes: list[Tensor],
+    boxes: list[list[float]],
     labels: Tensor,
     image: tuple[int, int],
     mask_descriptors: Tensor | None,
 ) -> list[Tensor]:
-    """Descriptors of clipped boxes and, if the teacher has one, of the context object."""
-    described = [
-        descriptor(box, int(label), teacher.num_classes, *image)
-        for box, label in zip(boxes, labels, strict=True)
-    ]
-    if teacher.use_masks:
-        described = [
-            torch.cat([d, 2 * m.double() - 1])
-            for d, m in zip(described, mask_descriptors, strict=True)
-        ]
+    """Describe clipped boxes and, if the teacher has one, the context object, which has no class."""
+    (height, width), labels = image, labels.tolist()
+    shapes = mask_descriptors.tolist() if teacher.use_masks else [[] for _ in boxes]
     if teacher.add_context_box:
-        height, width = image
-        context_box = clipped(torch.tensor([0.0, 0.0, width, height]), height, width)
-        context = descriptor(context_box, -1, teacher.num_classes, height, width)
-        if teacher.use_masks:
-            context = torch.cat([context, torch.ones(49, dtype=torch.float64)])
-        described.append(context)
+        boxes, labels = [*boxes, [0, 0, width - 1, height - 1]], [*labels, -1]
+        shapes.append([1.0] * 49 if teacher.use_masks else [])
+    described = []
+    for box, label, shape in zip(boxes, labels, shapes, strict=True):
+        one_hot = [float(c == label) for c in range(teacher.num_classes)]
+        corners = [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+        values = torch.tensor([*corners, *one_hot, *shape], dtype=torch.float64)
+        described.append(2 * values - 1)
     return described
-
-
-def region_of_mask(
-    teacher: nn.Module,
-    mask: Tensor,
-    image: tuple[int, int],
-    level: tuple[int, int],
-    finest: tuple[int, int],
-) -> Tensor:
-    """Region of a mask; a soft one is averaged over the finest level's pixels first."""
-    if teacher.soft_regions:
-        return soft_mask_region(soft_mask_region(mask, image, finest), finest, level)
-    return mask_region(mask, image, level)
 
 
 def mapped(

@@ -91,18 +91,6 @@ def test_elements_that_do_not_count_may_have_any_value():
     assert student.grad[mask[:, 0]].all()
 
 
-def test_levels_and_ranks_share_one_normaliser():
-    student, teacher = logits(2, 30, 3)
-    mask = torch.rand(2, 30, 1) < 0.8
-    whole = AdaptiveDistillLoss(theta=1.2)(student, teacher, mask)
-    positives = soft_positive_count(teacher, mask, theta=1.2)
-    parts = [
-        AdaptiveDistillLoss()(*level, avg_factor=positives)
-        for level in zip(student.split(11, 1), teacher.split(11, 1), mask.split(11, 1), strict=True)
-    ]
-    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
-
-
 def test_normaliser_is_at_least_one():
     student, teacher = torch.zeros(3), torch.full((3,), -5.0)
     expected = AdaptiveDistillLoss()(student, teacher, avg_factor=1)

@@ -34,11 +34,10 @@ FUZZED = settings(
 )
 
 
-def boxes_of(kind: str, count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def box_of(kind: str, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, ...]:
     height, width = size
-    x1, x2 = np.sort(rng.uniform(0, width, (2, count)), 0)
-    y1, y2 = np.sort(rng.uniform(0, height, (2, count)), 0)
-    boxes = {
+    (x1, x2), (y1, y2) = (sorted(rng.uniform(0, side, 2)) for side in (width, height))
+    return {
         'inside': (x1, y1, x2, y2),
         'empty': (x1, y1, x1, y2),
         'thin': (x1, y1, x2, y1 + 0.3),
@@ -47,15 +46,13 @@ def boxes_of(kind: str, count: int, size: tuple[int, int], rng: np.random.Genera
         'huge': (-1e6 * x1, -1e30 * y1, 1e6 * x2, 1e30 * y2),
         'not a number': (x1 * np.nan, y1, x2 * np.inf, y2),
     }[kind]
-    return np.stack(boxes, 1)
 
 
 def any_batch(seed, counts, size, num_classes, with_masks=False) -> dict:
     rng = np.random.default_rng(seed)
     samples = []
     for count in counts:
-        kinds = rng.integers(len(KINDS), size=count)
-        boxes = [boxes_of(KINDS[kind], 1, size, rng)[0] for kind in kinds]
+        boxes = [box_of(KINDS[x], size, rng) for x in rng.integers(len(KINDS), size=count)]
         content = tuple(int(rng.integers(16, side + 1)) for side in size)
         sample = DetDataSample(
             metainfo=dict(img_shape=content, pad_shape=size, batch_input_shape=size)

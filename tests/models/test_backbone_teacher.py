@@ -64,7 +64,7 @@ def test_it_sees_the_images_in_its_own_normalisation_and_whole_patches():
 
 
 def test_the_term_is_the_angle_between_adapted_levels_and_the_resized_map():
-    model = build(multiple_of=14)
+    model = build(multiple_of=14, term=dict(distill_coef=3.0))
     data = demo_batch(model)
     losses = losses_of(model, data)
     term, teacher = model.terms['cosine'], model.teachers['backbone']
@@ -73,11 +73,13 @@ def test_the_term_is_the_angle_between_adapted_levels_and_the_resized_map():
     feats = model.student.extract_feat(data['inputs'])
     distances = []
     for (p, _), layer in zip(term.pairs, term.adapter.levels, strict=True):
-        x = layer(feats[p]).permute(0, 2, 3, 1).flatten(0, 2)
+        adapted = torch.einsum('bchw,dc->bdhw', feats[p], layer.weight[..., 0, 0])
+        x = (adapted + layer.bias[:, None, None]).permute(0, 2, 3, 1).flatten(0, 2)
         size = feats[p].shape[2:]
         t = F.interpolate(target, size, mode='bilinear').permute(0, 2, 3, 1).flatten(0, 2)
         distances.append(1 - ((x * t).sum(1) / x.norm(dim=1) / t.norm(dim=1)).mean())
-    torch.testing.assert_close(losses['loss_cosine'], torch.stack(distances).mean())
+        torch.testing.assert_close(losses[f'cosine_distance.{p}'], distances[-1].detach())
+    torch.testing.assert_close(losses['loss_cosine'], 3 * torch.stack(distances).mean())
     losses['loss_cosine'].backward()
     assert all(x.grad is None for x in teacher.parameters())
     assert all(x.grad.any() for x in term.parameters())

@@ -1,4 +1,4 @@
-"""A pass that leaves no trace: whatever a head holds is as before it."""
+"""Passes that leave no trace: all that a head holds, norms too, is as before."""
 
 import copy
 import functools
@@ -9,10 +9,12 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import nn
 
 from ..distillers import TOY, assert_equal, build, losses_of
+from ..stock_detectors import demo_batch
 from ..toy_detector import ToyDetector
 
 LOGGER = logging.getLogger(__name__)
@@ -53,20 +55,11 @@ class Tally:
         assert self.alias is self.nested
 
     def contents(self):
-        return dict(
-            nested=copy.deepcopy(self.nested),
-            x=self.arrays['x'].tolist(),
-            y=self.arrays['deep']['y'].tolist(),
-            keys=[*self.arrays],
-            recent=[*self.recent],
-            seen=sorted(self.seen),
-            tensor=self.tensor.tolist(),
-            torch_random=self.torch_random.get_state().tolist(),
-            numpy_random=self.numpy_random.bit_generator.state,
-            old_numpy_random=self.old_numpy_random.get_state()[1].tolist(),
-            python_random=self.python_random.getstate(),
-            names=sorted(vars(self)),
-        )
+        """All of it, as text; of generators, the numbers that they draw next."""
+        generators = copy.deepcopy({k: x for k, x in vars(self).items() if 'random' in k})
+        drawn = [torch.rand(1, generator=generators.pop('torch_random')).item()]
+        drawn += [x.random() for x in generators.values()]
+        return drawn, {k: repr(x) for k, x in vars(self).items() if 'random' not in k}
 
 
 class Helper:
@@ -148,3 +141,50 @@ def test_singletons_are_not_copied():
     losses_of(model)
     assert model.student.bbox_head.helper.own.logger is LOGGER
     assert [{name: id(value) for name, value in vars(x).items()} for x in loggers] == before
+
+
+class NormedHead(nn.Module):
+    """Has a norm that learns, and one that is frozen in training, as in stock's ``norm_eval``."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.frozen = nn.Conv2d(8, 1, 1), *map(nn.BatchNorm2d, (8, 8))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+
+@MODELS.register_module()
+class NormedDetector(ToyDetector):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bbox_head = NormedHead()
+
+    def predict(self, batch_inputs, batch_data_samples, rescale=True):
+        (x,), head = self.extract_feat(batch_inputs), self.bbox_head
+        self.seen = x, head.norm(x), head.frozen(x), head.norm(x[:1, :, :1, :1])
+        return batch_data_samples
+
+
+def test_head_norms_use_the_batch_unless_frozen_or_one_pixel():
+    """To predict on the teacher's features in eval mode changes nothing."""
+    model = build({**TOY, 'type': 'NormedDetector'}).eval()
+    for norm in (model.bbox_head.norm, model.bbox_head.frozen):
+        norm.running_mean.fill_(3.0)  # of features unlike the teacher's
+    before, data = copy.deepcopy(model.state_dict()), demo_batch(model)
+    with torch.no_grad():
+        model.predict_with_teacher('teacher', *data.values(), rescale=False)
+        feats = model.extract_feat(data['inputs'])
+        taught = model.teachers['teacher'].neck(feats, *data.values())
+    assert_equal(dict(model.state_dict()), dict(before))
+    assert not any(module.training for module in model.modules())
+    x, normed, frozen, pixel = model.student.seen
+    assert_equal(x, taught[0])
+    torch.testing.assert_close(normed, F.batch_norm(x, None, None, training=True))
+    by_running_statistics = (x - 3) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(frozen, by_running_statistics)
+    torch.testing.assert_close(pixel, by_running_statistics[:1, :, :1, :1])

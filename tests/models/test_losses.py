@@ -94,10 +94,9 @@ def test_js_distance_keeps_one_map_for_backward(dim, memory_format):
     assert sum(x.numel() for x in kept) < 1.1 * student.numel()
 
 
-@pytest.mark.parametrize('dim', DIMS)
-def test_js_loss_compiles_to_one_graph_of_all_levels(dim):
+def test_js_loss_compiles_to_one_graph_of_all_levels():
     student, teacher = ([torch.randn(2, 3, n, 5) for n in (4, 2)] for _ in range(2))
-    loss, results = JSDistanceLoss(dim), []
+    loss, results = JSDistanceLoss(), []
     torch.compiler.reset()
     for function in (loss, torch.compile(loss, backend='aot_eager', fullgraph=True)):
         levels = [x.clone().requires_grad_() for x in student]
@@ -145,13 +144,6 @@ def test_losses_are_finite_and_bounded(loss, dtype):
         if 'equal' in name and 'nearly' not in name:
             assert value.item() == 0, name
             assert not student.grad.any(), name
-
-
-def test_normed_mse_weighs_levels_by_their_size():
-    student = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 1)]
-    teacher = [torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 1, 1), 5.0)]
-    expected = (9 * 32 + 25 * 2) / 34
-    assert NormedMSELoss()(student, teacher).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

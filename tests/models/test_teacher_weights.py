@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from torch import nn
 
-from ..distillers import assert_equal, build, gradients, losses_of
+from ..distillers import TOY, assert_equal, build, gradients, losses_of
+from ..toy_detector import ToyDetector
 
 CLASSIFIERS = {  # the parameters that a classification loss alone reaches in stock's own pass
     'retinanet': {'cls_convs', 'retina_cls'},
@@ -63,3 +66,27 @@ def test_the_first_pattern_that_is_found_counts():
     key = 'student.bbox_head.retina_cls.weight'
     torch.testing.assert_close(after[key], before[key] * 0.5)
     assert after['student.bbox_head.cls_convs.0.conv.weight'] is None
+
+
+@MODELS.register_module()
+class SharingDetector(ToyDetector):
+    """Shares the weight of two layers of its head."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.bbox_head.cls, self.bbox_head.reg = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 1, 1)
+        self.bbox_head.reg.weight = self.bbox_head.cls.weight
+
+    def loss(self, batch_inputs, batch_data_samples):
+        (x,), head = self.extract_feat(batch_inputs), self.bbox_head
+        return {f'loss_{key}': getattr(head, key)(x).square().mean() for key in ('cls', 'reg')}
+
+
+def test_a_shared_parameter_has_a_factor_for_each_of_its_names():
+    student, weight = {**TOY, 'type': 'SharingDetector'}, 'student.bbox_head.cls.weight'
+    plain, model = build(student), build(student, teacher_head_grad={'cls': 0.5, 'reg': 0})
+    losses = losses_of(model)
+    found = gradients(model, losses['teacher.loss_cls'] + losses['teacher.loss_reg'])[weight]
+    expected = gradients(plain, losses_of(plain)['teacher.loss_cls'])[weight]
+    assert expected.any()
+    torch.testing.assert_close(found, 0.5 * expected)
