@@ -95,11 +95,11 @@ def cells(*changes: dict, **grid: list) -> list[dict]:
 SGD = {'optimizer': 'SGD', 'lr': 0.05}
 RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
 FEWER = [{'images': 30_000 // x, 'epochs': x * BASE['epochs']} for x in (16, 4)]
-FIRST = ['baseline', 'features', 'ratio-0.25']
+FIRST = ['baseline', 'gentle', 'features', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(arm=[*FIRST, 'features-1', 'blind']),
     spread=cells(arm=['baseline', 'features', 'gentle'], seed=[0, 1, 2]),
-    fewer=cells(*FEWER, arm=[*FIRST, 'gentle']),
+    fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 128}, arm=FIRST),
