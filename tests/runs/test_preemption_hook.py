@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import pytest
@@ -27,26 +28,33 @@ from .stock_runs import (
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SLOW = pytest.mark.slow
 LOOPS = dict(epochs=2, iterations=2 * EPOCH)  # with the interval of checkpoints, in units of each
-SAMPLERS = dict(epochs='Default', iterations='Infinite')
 
 
 def distilled(loop, **settings):
     """What the runs have in common: validation is more frequent than checkpoints."""
     checkpoint = dict(interval=LOOPS[loop], max_keep_ckpts=1, save_best='mAP')
-    settings = dict(loop=loop, sampler=SAMPLERS[loop], checkpoint=checkpoint) | settings
-    return dict(case='distilled') | settings
+    return dict(case='distilled', loop=loop, checkpoint=checkpoint) | settings
+
+
+@contextmanager
+def handlers_kept():
+    """Handle signals afterwards as before."""
+    handlers = {x: signal.getsignal(x) for x in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def preempted(work_dir, numbers=(signal.SIGTERM,), train_iter=None, val_iter=None, **settings):
     """Train until a signal ends the run; give what it saved."""
     signals = dict(numbers=numbers, train_iter=train_iter, val_iter=val_iter)
-    handlers = {x: signal.getsignal(x) for x in SIGNALS}
-    with pytest.raises(SystemExit) as exit:
-        train(work_dir, signals=signals, **settings)
+    with handlers_kept():
+        with pytest.raises(SystemExit) as exit:
+            train(work_dir, signals=signals, **settings)
+        assert {signal.getsignal(x) for x in SIGNALS} == {signal.SIG_IGN}
     assert exit.value.code == PreemptionHook.EXIT_CODE == 75
-    for number, handler in handlers.items():
-        assert signal.getsignal(number) == signal.SIG_IGN
-        signal.signal(number, handler)
     return load_from_local(str(last_checkpoint(work_dir)))
 
 
@@ -58,10 +66,8 @@ def assert_resumed_to_the_bit(work_dir, whole, **settings):
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
-    handlers = {x: signal.getsignal(x) for x in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with handlers_kept():
+        yield
 
 
 @pytest.mark.parametrize(
