@@ -52,10 +52,6 @@ class UprightAndFlat(BaseDetDataset):
 
     METAINFO = dict(classes=('a', 'b'))
 
-    def __init__(self, **kwargs):
-        # to serialise would collect garbage, for half a run's time
-        super().__init__(serialize_data=False, **kwargs)
-
     def load_data_list(self):
         instance = dict(bbox=[4, 4, 20, 20], ignore_flag=0)
         return [
@@ -133,7 +129,7 @@ class LossOfHistory(LossOfPixels):
         head = self.roi_head
         head.iou_history.append(batch_inputs.mean().item())
         head.beta_history.append(batch_inputs.std().item())
-        if len(head.iou_history) == 3:
+        if len(head.iou_history) == 5:  # a checkpoint has some, and what earlier ones led to
             head.update_hyperparameters()
         return dict(loss_cls=loss * head.bbox_assigner.pos_iou_thr * head.bbox_head.loss_bbox.beta)
 
@@ -161,12 +157,16 @@ PACKED = dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape
 RESIZED = dict(type='Resize', scale=(32, 32), keep_ratio=False)
 
 
+# to serialise would collect garbage, for half a run's time
+IMAGES = dict(type='UprightAndFlat', serialize_data=False)
+
+
 def dataset(pipeline=JITTERED, **kwargs):
-    return dict(type='UprightAndFlat', pipeline=[*pipeline, PACKED], **kwargs)
+    return dict(IMAGES, pipeline=[*pipeline, PACKED], **kwargs)
 
 
 def mixed(*mixing):
-    inner = dict(type='UprightAndFlat', pipeline=DRAWN)
+    inner = dict(IMAGES, pipeline=DRAWN)
     return dict(type='MultiImageMixDataset', dataset=inner, pipeline=[*mixing, RESIZED, PACKED])
 
 
