@@ -92,17 +92,11 @@ def test_mmdet_s_own_settings_are_stock_s(path, monkeypatch):
         monkeypatch.setattr(layer, 'reset_parameters', lambda self: None)
     config = Config.fromstring(f'_base_ = "mmdet::{path}"', '.py')
     config.model.backbone.init_cfg = None
+    model = dict(type='SSSDDistiller', student=config.model)
     with shallow_resnets():
-        distiller = MODELS.build(
-            dict(
-                type='SSSDDistiller',
-                student=config.model,
-                data_preprocessor=config.get('data_preprocessor'),
-            )
-        )
-    expected = parameter_settings(
-        build_optim_wrapper(distiller.student, config.optim_wrapper), distiller.student
-    )
+        distiller = MODELS.build(dict(model, data_preprocessor=config.get('data_preprocessor')))
+    stock = build_optim_wrapper(distiller.student, config.optim_wrapper)
+    expected = parameter_settings(stock, distiller.student)
     ours = parameter_settings(build_optim_wrapper(distiller, config.optim_wrapper), distiller)
     assert {k: v for k, v in ours.items() if k.startswith('student.')} == {
         f'student.{name}': settings for name, settings in expected.items()

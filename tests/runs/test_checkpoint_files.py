@@ -127,12 +127,9 @@ def test_without_a_usable_last_checkpoint_the_newest_is_taken(run, warnings, con
     assert f'{run}/epoch_10.pth' in warnings[0]
 
 
-@pytest.mark.parametrize('has_last', [True, False])
-def test_broken_checkpoints_are_passed_over_and_named(run, warnings, has_last):
+def test_broken_checkpoints_are_passed_over_and_named(run, warnings):
     cut(run / 'epoch_10.pth')
     cut(run / 'epoch_9.pth')
-    if not has_last:
-        (run / 'last_checkpoint').unlink()
     assert find(run) == f'{run}/epoch_8.pth'
     for epoch in (8, 9, 10):
         assert f'epoch_{epoch}.pth' in warnings[0]
