@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from itertools import product
 from multiprocessing import get_context
 
 import pytest
@@ -27,6 +28,7 @@ from .stock_runs import (
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SLOW = pytest.mark.slow
+LAST_BATCH = NUM_VAL_BATCHES - 1
 LOOPS = dict(epochs=2, iterations=2 * EPOCH)  # with the interval of checkpoints, in units of each
 
 
@@ -70,19 +72,13 @@ def _signals_as_before():
         yield
 
 
+QUICK = [*(('epochs', i) for i in (EPOCH - 1, EPOCH + 1, LAST - 1)), ('iterations', EPOCH + 1)]
+MOMENTS = [*product(LOOPS, (0, EPOCH - 1, EPOCH + 1, 2 * EPOCH - 1, LAST - 1))]
+
+
 @pytest.mark.parametrize(
     ('loop', 'train_iter'),
-    [
-        ('epochs', EPOCH + 1),
-        ('epochs', EPOCH - 1),
-        ('epochs', LAST - 1),
-        ('iterations', EPOCH + 1),
-        *(pytest.param('epochs', i, marks=SLOW) for i in (0, 2 * EPOCH - 1)),
-        *(
-            pytest.param('iterations', i, marks=SLOW)
-            for i in (0, EPOCH - 1, 2 * EPOCH - 1, LAST - 1)
-        ),
-    ],
+    [pytest.param(*x, marks=[] if x in QUICK else SLOW) for x in MOMENTS],
 )
 def test_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
     saved = preempted(tmp_path, train_iter=train_iter, **distilled(loop))
@@ -131,12 +127,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
     ('loop', 'batch', 'epoch'),
     [
         ('epochs', 0, 2),
-        *(
-            pytest.param(loop, batch, epoch, marks=SLOW)
-            for loop in LOOPS
-            for batch in (0, NUM_VAL_BATCHES - 1)
-            for epoch in (1, NUM_EPOCHS)
-        ),
+        *(pytest.param(*x, marks=SLOW) for x in product(LOOPS, (0, LAST_BATCH), (1, NUM_EPOCHS))),
     ],
 )
 def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, loop, batch, epoch):
@@ -192,12 +183,6 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
     assert received == [signal.SIGTERM]
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_files_of_an_aborted_run_are_removed(tmp_path):
-    (tmp_path / 'preempted.pth').touch()
-    train(tmp_path)
-    assert not (tmp_path / 'preempted.pth').exists()
 
 
 @pytest.mark.parametrize('lacking', ['RandomStateHook', 'SafeCheckpointHook'])
