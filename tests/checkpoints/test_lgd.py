@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +10,9 @@ from torch import nn
 from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.errors import ConfigError
 
+from ..models.teacher_restated import box_region, descriptor
 from ..toy_detector import TOY_MODEL
 
-ROOT = Path(__file__).parents[2]
 CHANNELS, NUM_CLASSES, SIDE = 8, 2, 64
 
 
@@ -62,15 +60,14 @@ class ReferenceTeacher(nn.Module):
         c = CHANNELS
         self.label_encoder_ = Encoder(k)
         self.canoni_proj_1D = nn.Sequential(nn.Sequential(nn.Linear(256, c)))
-        self.student_proj_2D = nn.Sequential(nn.Sequential(nn.Conv2d(c, c, 3, padding=1)))
+        self.student_proj_2D = nn.Sequential(nn.Sequential(conv()))
         self.multi_head_attn = nn.MultiheadAttention(c, 8)
         self.local_inst_proj_1D = nn.Linear(c, c)
-        self.local_inst_proj_2D = nn.Conv2d(c, c, 3, padding=1)
+        self.local_inst_proj_2D = conv()
         self.global_ctx_proj_1D = nn.Linear(c, c)
-        convs = [nn.Conv2d(c, c, 3, padding=1) for _ in range(3)]
-        norms = [nn.GroupNorm(1, c, affine=False) for _ in range(3)]
+        norm = nn.GroupNorm(1, c, affine=False)
         self.refinement_module = nn.Sequential(
-            convs[0], norms[0], nn.ReLU(), convs[1], norms[1], nn.ReLU(), convs[2], norms[2]
+            conv(), norm, nn.ReLU(), conv(), norm, nn.ReLU(), conv(), norm
         )
 
     def forward(self, x, descriptors, regions, context):
@@ -89,15 +86,15 @@ class ReferenceTeacher(nn.Module):
         return self.refinement_module(painted.relu())
 
 
-class ReferenceDistiller(nn.Module):
-    def __init__(self):
-        super().__init__()
-        c = CHANNELS
-        self.teacher = ReferenceTeacher(4 + NUM_CLASSES)
-        convs = [nn.Conv2d(c, c, 3, padding=1) for _ in range(3)]
-        layers = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-        self.adapter = nn.ModuleDict({'distill': nn.ModuleDict({'adapter': layers})})
-        self.student = nn.ModuleDict({'head': nn.Linear(2, 2)})
+def reference_distiller():
+    layers = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
+    adapter = nn.ModuleDict(dict(distill=nn.ModuleDict(dict(adapter=layers))))
+    teacher = ReferenceTeacher(4 + NUM_CLASSES)
+    return nn.ModuleDict(dict(teacher=teacher, adapter=adapter, student=nn.Linear(2, 2)))
+
+
+def conv():
+    return nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
 
 
 def norm_relu(x):
@@ -121,46 +118,32 @@ def samples():
     return made
 
 
-def descriptors_of(objects, context):
-    rows = []
-    for box, label in objects:
-        one_hot = [float(label == i) for i in range(NUM_CLASSES)]
-        rows.append([*(x / SIDE for x in box), *one_hot])
-    if context:
-        end = (SIDE - 1) / SIDE
-        rows.append([0, 0, end, end, *[0.0] * NUM_CLASSES])
-    return 2 * torch.tensor(rows) - 1
+def described(objects, context):
+    """Descriptors of the objects and the context object, one a row."""
+    end = SIDE - 1
+    objects = [*objects, *[((0, 0, end, end), -1)] * context]
+    rows = [descriptor(box, label, NUM_CLASSES, SIDE, SIDE) for box, label in objects]
+    return torch.stack(rows).float()
 
 
 def regions_of(objects, side, context):
-    regions, pixels = [], torch.arange(side)
-    for box, _ in objects:
-        x1, y1, x2, y2 = (x * side / SIDE for x in box)
-        rows, columns = (x1 <= pixels) & (pixels <= x2), (y1 <= pixels) & (pixels <= y2)
-        regions.append(columns[:, None] * rows[None].float())
+    regions = [box_region(box, (SIDE, SIDE), (side, side)).float() for box, _ in objects]
     return regions + [torch.ones(side, side)] * context
 
 
 def reference_features(teacher, feats, context):
-    return [
-        torch.cat(
-            [
-                teacher(
-                    x[b : b + 1],
-                    descriptors_of(objects, context),
-                    regions_of(objects, x.shape[-1], context),
-                    context,
-                )
-                for b, objects in enumerate(OBJECTS)
-            ]
-        )
-        for x in feats
-    ]
+    levels = []
+    for level in feats:
+        regions = [regions_of(objects, level.shape[-1], context) for objects in OBJECTS]
+        images = zip(level, OBJECTS, regions, strict=True)
+        images = [teacher(x[None], described(y, context), z, context) for x, y, z in images]
+        levels.append(torch.cat(images))
+    return levels
 
 
 @pytest.mark.parametrize('context', [False, True])
 def test_converted_weights_give_the_reference_codes_features(tmp_path, context):
-    reference = ReferenceDistiller()
+    reference = reference_distiller()
     weights = reference.state_dict()
     if context:  # arrays are weights too
         weights = {k: v.numpy() for k, v in weights.items()}
@@ -175,11 +158,11 @@ def test_converted_weights_give_the_reference_codes_features(tmp_path, context):
 
     feats = [torch.randn(2, CHANNELS, side, side) for side in (16, 8)]
     with torch.no_grad():
-        expected = reference_features(reference.teacher, feats, context)
+        expected = reference_features(reference['teacher'], feats, context)
         found = distiller.teachers['teacher'].neck(feats, torch.zeros(2, 3, SIDE, SIDE), samples())
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-        adapter = reference.adapter['distill']['adapter']
+        adapter = reference['adapter']['distill']['adapter']
         for ours, x in zip(distiller.terms['distill'].adapter(feats), feats, strict=True):
             torch.testing.assert_close(ours, adapter(x), atol=1e-4, rtol=0)
 
@@ -200,7 +183,7 @@ def test_converted_weights_give_the_reference_codes_features(tmp_path, context):
     ],
 )
 def test_other_checkpoints_are_refused(tmp_path, change, message):
-    torch.save(change(ReferenceDistiller().state_dict()), tmp_path / 'x.pth')
+    torch.save(change(reference_distiller().state_dict()), tmp_path / 'x.pth')
     with pytest.raises(ConfigError, match=message):
         convert_lgd(tmp_path / 'x.pth', tmp_path / 'ours.pth')
     assert not (tmp_path / 'ours.pth').exists()

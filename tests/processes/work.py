@@ -2,7 +2,6 @@
 
 import copy
 import os
-import signal
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -16,17 +15,17 @@ from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.hooks.model_parts import bare_model
 from mmdet_sssd.runs import SafeCheckpointHook
 
-from ..distillers import ADL, SSIM, TOY, pretrained
+from ..distillers import ADL, SSIM, TOY, pretrained, without_gradient
 from ..hooks.test_ratio_of_gradients import norms
 from ..runs.stock_runs import make_runner
-from ..runs.test_preemption_hook import SIGNALS, distilled
+from ..runs.test_preemption_hook import distilled, handlers_kept
 from ..stock_detectors import NUM_CLASSES, stock_config
 from ..toy_detector import NUM_IMAGES, toy_loader, toy_runner
 
-IMAGE_SIZE = (64, 64)
-FOR_GROUP_NORM = (160, 160)  # which wants more than a pixel on the last level
+IMAGE_SIZE = (160, 160)  # GroupNorm wants more than a pixel on the last level
 WRAPPER = dict(
     type='MMDistributedDataParallel',
     device_ids=None,
@@ -50,45 +49,40 @@ def join_group(rank: int, store: str) -> None:
     )
 
 
-def inputs(num_items, size=FOR_GROUP_NORM, **kwargs) -> dict:
+def inputs(num_items, **kwargs) -> dict:
     """Make a batch with so many objects in each image."""
-    shapes = [[3, *size]] * len(num_items)
+    shapes = [[3, *IMAGE_SIZE]] * len(num_items)
     return demo_mm_inputs(
         len(shapes), shapes, num_items=num_items, num_classes=NUM_CLASSES, **kwargs
     )
 
 
-def build(name, with_terms=False):
+def build(name, **settings):
     """Build the same distiller on every process, its backbone's statistics fixed."""
-    config = stock_config(name)
-    config.backbone.norm_eval = True
-    model = dict(type='SSSDDistiller', student=config)
-    if with_terms:
-        model |= dict(
-            teacher_head_grad={'conv_cls': 0, '': 0.5},
-            teachers=dict(large=pretrained(config)),
-            terms=dict(ssim=SSIM | dict(teacher='large'), adl=ADL | dict(teacher='large')),
-        )
+    student = stock_config(name)
+    student.backbone.norm_eval = True
     torch.manual_seed(0)
-    model = MODELS.build(model).train()
-    if with_terms:  # a teacher that is sure of something
-        torch.nn.init.zeros_(model.teachers['large'].detector.bbox_head.conv_cls.bias)
+    return MODELS.build({'type': 'SSSDDistiller', 'student': student, **settings}).train()
+
+
+def build_with_terms(name):
+    """Build a distiller with terms, and a teacher that is sure of something."""
+    model = build(
+        name,
+        teacher_head_grad={'conv_cls': 0, '': 0.5},
+        teachers=dict(large=pretrained(stock_config(name))),
+        terms=dict(ssim=SSIM | dict(teacher='large'), adl=ADL | dict(teacher='large')),
+    )
+    torch.nn.init.zeros_(model.teachers['large'].detector.bbox_head.conv_cls.bias)
     return model
 
 
 def build_semi(name):
     """Build a semi-supervised distiller whose teacher is hardly sure of anything."""
-    config, teacher = stock_config(name), stock_config(name)
+    teacher = stock_config(name)
     teacher.test_cfg.score_thr = 0.0
-    config.backbone.norm_eval = True
-    torch.manual_seed(0)
-    semi = dict(
-        type='SemiDistiller',
-        student=config,
-        teachers=dict(large=pretrained(teacher)),
-        terms=dict(adl=ADL),
-    )
-    return MODELS.build(semi).train()
+    settings = dict(teachers=dict(large=pretrained(teacher)), terms=dict(adl=ADL))
+    return build(name, type='SemiDistiller', **settings)
 
 
 def watched(distiller):
@@ -103,7 +97,7 @@ def watched(distiller):
 
     def backward(loss, **kwargs):
         update(loss, **kwargs)
-        without.extend(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+        without.extend(without_gradient(model))
 
     optim_wrapper.backward = backward
     return model, optim_wrapper, without
@@ -156,8 +150,7 @@ def train_on_counts(name, counts):
     for first_phase in (True, False):
         model.module.terms['distill'].detach_student = first_phase
         for count in counts:
-            size = FOR_GROUP_NORM if name == 'fcos' else IMAGE_SIZE
-            data = inputs([count], size, with_mask=name == 'mask_rcnn')
+            data = inputs([count], with_mask=name == 'mask_rcnn')
             model.train_step(data, optim_wrapper)
     return without
 
@@ -166,7 +159,7 @@ def gradients(name, images, with_terms=False):
     """Gradients on some of two images, averaged over the processes, in float64."""
     torch.set_default_dtype(torch.float64)
     try:
-        model = build(name, with_terms)
+        model = build_with_terms(name) if with_terms else build(name)
         data = {key: [items[i] for i in images] for key, items in inputs([4, 1]).items()}
         data = model.data_preprocessor(data, True)
         data['inputs'] = data['inputs'].double()
@@ -214,16 +207,13 @@ class Recorder(Hook):
         self.rows = []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.before = self._backbone_weight(runner).clone()
+        self.before = copy.deepcopy(bare_model(runner).state_dict())
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        term = getattr(runner.model, 'module', runner.model).terms['distill']
-        moved = not torch.equal(self.before, self._backbone_weight(runner))
+        model = bare_model(runner)
+        moved = {k for k, x in model.state_dict().items() if not torch.equal(x, self.before[k])}
+        term = model.terms['distill']
         self.rows.append((runner.epoch, term.distill_coef, term.detach_student, moved))
-
-    @staticmethod
-    def _backbone_weight(runner):
-        return getattr(runner.model, 'module', runner.model).student.backbone.weight.detach()
 
 
 def run_phases(work_dir, resume_from=None):
@@ -236,7 +226,7 @@ def run_phases(work_dir, resume_from=None):
     ]
     drop = dict(type='MultiStepLR', milestones=[4], gamma=0.1)
     toy_run(work_dir, 6, hooks, resume_from, schedulers=[drop])
-    return recorder.rows
+    return [(*row, 'student.backbone.weight' in moved) for *row, moved in recorder.rows]
 
 
 def run_balanced(work_dir):
@@ -277,28 +267,16 @@ def run_taught(work_dir, checkpoint):
 
 def run_until(work_dir, until, resume_from=None):
     """Train two epochs with a teacher that stops; notes where it moves, and what DDP waits for."""
-    moved = []
-
-    class Moved(Hook):
-        priority = 'LOWEST'
-
-        def before_train_iter(self, runner, batch_idx, data_batch=None):
-            self.before = copy.deepcopy(runner.model.module.state_dict())
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            now = runner.model.module.state_dict()
-            keys = [key for key in now if not key.startswith('student.')]
-            moved.append(any(not torch.equal(now[key], self.before[key]) for key in keys))
-
-    hooks = [dict(type='DistillPhasesHook', teacher_until=until), Moved()]
+    hooks = [dict(type='DistillPhasesHook', teacher_until=until), recorder := Recorder()]
     runner = toy_run(work_dir, 2, hooks, resume_from)
-    waited = sum(p.requires_grad for p in runner.model.module.parameters())
-    return dict(weights=dict(runner.model.module.state_dict()), moved=moved, waited=waited)
+    model = runner.model.module
+    waited = sum(p.requires_grad for p in model.parameters())
+    moved = [any(not key.startswith('student.') for key in row[-1]) for row in recorder.rows]
+    return dict(weights=dict(model.state_dict()), moved=moved, waited=waited)
 
 
 def run_until_signal(work_dir, loop, resume=False, signals=None) -> int:
     """Train 4 iterations an epoch, till a signal ends the run; gives the process's exit code."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     runner = make_runner(
         work_dir,
         **distilled(loop, workers=1, batch_size=2),
@@ -307,11 +285,9 @@ def run_until_signal(work_dir, loop, resume=False, signals=None) -> int:
         resume=resume,
         signals=signals,
     )
-    try:
-        runner.train()
-    except SystemExit as exit:
-        return exit.code
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with handlers_kept():
+        try:
+            runner.train()
+        except SystemExit as exit:
+            return exit.code
     return 0

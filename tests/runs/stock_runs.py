@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmdet.datasets import BaseDetDataset
-from mmdet.models.roi_heads import DynamicRoIHead
-from mmdet.models.task_modules import MaxIoUAssigner
 from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.model import BaseModule
-from mmengine.runner import Runner
 from torch import nn
 
 from mmdet_sssd.runs import load_from_local
 
+from ..stock_detectors import stock_config
 from ..tools import interruption  # noqa: F401  (registers SignalHook)
 from ..tools.run_comparison import assert_equal_states, scalars
-from ..toy_detector import ToyDetector
+from ..toy_detector import ToyDetector, toy_runner
 
 NUM_IMAGES, BATCH_SIZE, NUM_EPOCHS = 16, 4, 4
 EPOCH = NUM_IMAGES // BATCH_SIZE  # iterations
@@ -42,15 +39,10 @@ class KilledBefore(Hook):
     priority = 'HIGHEST'
 
     def __init__(self, iteration, in_validation=False):
-        self.iteration = iteration
-        self.stage = 'val' if in_validation else 'train'
+        self.moment = iteration, 'val' if in_validation else 'train'
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if (runner.iter, 'train') == (self.iteration, self.stage):
-            raise Killed
-
-    def before_val_iter(self, runner, batch_idx, data_batch=None):
-        if (runner.iter, 'val') == (self.iteration, self.stage):
+    def _before_iter(self, runner, batch_idx, data_batch=None, mode='train'):
+        if (runner.iter, mode) == self.moment:
             raise Killed
 
 
@@ -59,10 +51,6 @@ class UprightAndFlat(BaseDetDataset):
     """Images of two shapes, the even ones upright; an object each, of two classes."""
 
     METAINFO = dict(classes=('a', 'b'))
-
-    def __init__(self, **kwargs):
-        # to serialise would collect garbage, for half a run's time
-        super().__init__(serialize_data=False, **kwargs)
 
     def load_data_list(self):
         instance = dict(bbox=[4, 4, 20, 20], ignore_flag=0)
@@ -131,31 +119,19 @@ class LossOfHistory(LossOfPixels):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.roi_head = DynamicRoIHead.__new__(DynamicRoIHead)
-        BaseModule.__init__(self.roi_head)
-        self.roi_head.iou_history, self.roi_head.beta_history = [], []
-        self.roi_head.bbox_assigner = MaxIoUAssigner(0.5, 0.5, 0.5)
-        self.roi_head.bbox_head = nn.Module()
-        self.roi_head.bbox_head.loss_bbox = MODELS.build(dict(type='SmoothL1Loss', beta=1.0))
-        settings = dict(initial_iou=0.1, initial_beta=1.0, update_iter_interval=3)
-        self.roi_head.train_cfg = MODELS.build(dict(type='Settings', dynamic_rcnn=settings))
+        rcnn = stock_config('dynamic_rcnn')
+        settings = rcnn.train_cfg.rcnn
+        settings.dynamic_rcnn.update(initial_iou=0.1, initial_beta=1.0)
+        self.roi_head = MODELS.build(dict(rcnn.roi_head, train_cfg=settings, test_cfg={}))
 
     def loss(self, batch_inputs, batch_data_samples):
         loss = super().loss(batch_inputs, batch_data_samples)['loss_cls']
         head = self.roi_head
         head.iou_history.append(batch_inputs.mean().item())
         head.beta_history.append(batch_inputs.std().item())
-        if len(head.iou_history) == 3:
+        if len(head.iou_history) == 5:  # a checkpoint has some, and what earlier ones led to
             head.update_hyperparameters()
         return dict(loss_cls=loss * head.bbox_assigner.pos_iou_thr * head.bbox_head.loss_bbox.beta)
-
-
-@MODELS.register_module()
-class Settings(nn.Module):
-    def __init__(self, **settings):
-        super().__init__()
-        for name, value in settings.items():
-            setattr(self, name, type('Settings', (), value))
 
 
 @METRICS.register_module()
@@ -181,12 +157,16 @@ PACKED = dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape
 RESIZED = dict(type='Resize', scale=(32, 32), keep_ratio=False)
 
 
+# to serialise would collect garbage, for half a run's time
+IMAGES = dict(type='UprightAndFlat', serialize_data=False)
+
+
 def dataset(pipeline=JITTERED, **kwargs):
-    return dict(type='UprightAndFlat', pipeline=[*pipeline, PACKED], **kwargs)
+    return dict(IMAGES, pipeline=[*pipeline, PACKED], **kwargs)
 
 
 def mixed(*mixing):
-    inner = dict(type='UprightAndFlat', pipeline=DRAWN)
+    inner = dict(IMAGES, pipeline=DRAWN)
     return dict(type='MultiImageMixDataset', dataset=inner, pipeline=[*mixing, RESIZED, PACKED])
 
 
@@ -194,22 +174,17 @@ TWO = dict(type='ConcatDataset', datasets=[dataset(), dataset()])
 SOURCES = dict(batch_size=BATCH_SIZE, source_ratio=[1, 3])
 MOSAIC = dict(type='Mosaic', img_scale=(32, 32), prob=0.5)
 MIX_UP = dict(type='MixUp', img_scale=(32, 32), ratio_range=(0.8, 1.6))
+DEFAULT, INFINITE = (
+    dict(sampler=dict(type=f'{name}Sampler', shuffle=True)) for name in ('Default', 'Infinite')
+)
+BY_SHAPE = dict(batch_sampler=dict(type='AspectRatioBatchSampler'))
 SAMPLERS = {
-    'Default': dict(sampler=dict(type='DefaultSampler', shuffle=True)),
-    'Infinite': dict(sampler=dict(type='InfiniteSampler', shuffle=True)),
+    'Default': DEFAULT,
+    'Infinite': INFINITE,
     'ClassAware': dict(sampler=dict(type='ClassAwareSampler')),
-    'Repeat': dict(
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        dataset=dict(type='RepeatDataset', times=2, dataset=dataset()),
-    ),
-    'AspectRatio': dict(
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        batch_sampler=dict(type='AspectRatioBatchSampler'),
-    ),
-    'InfiniteAspectRatio': dict(
-        sampler=dict(type='InfiniteSampler', shuffle=True),
-        batch_sampler=dict(type='AspectRatioBatchSampler'),
-    ),
+    'Repeat': DEFAULT | dict(dataset=dict(type='RepeatDataset', times=2, dataset=dataset())),
+    'AspectRatio': DEFAULT | BY_SHAPE,
+    'InfiniteAspectRatio': INFINITE | BY_SHAPE,
     'MultiSource': dict(sampler=dict(type='MultiSourceSampler', **SOURCES), dataset=TWO),
     'GroupMultiSource': dict(sampler=dict(type='GroupMultiSourceSampler', **SOURCES), dataset=TWO),
     'CustomSampleSize': dict(
@@ -231,7 +206,14 @@ def model(kind='LossOfPixels', augments=None):
 
 
 MULTI_SCALE = dict(type='BatchSyncRandomResize', random_size_range=(32, 96), size_divisor=16)
-CASES = {
+VAL_LOADER = dict(
+    dataset=dataset([*DRAWN, RESIZED], test_mode=True),
+    batch_size=NUM_IMAGES // NUM_VAL_BATCHES,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+OPTIMIZER = dict(optimizer=dict(type='SGD', lr=0.001, momentum=0.9))
+CASES = {  # hooks, the data set, and what else a runner has
     'nothing': {},
     'distilled': dict(  # λ and what is trained change in the third epoch and the second
         model=dict(type='SSSDDistiller', student=model()['model'], distill_coef=2.0),
@@ -256,9 +238,9 @@ CASES = {
     'DynamicRoIHead': model('LossOfHistory'),
     'EarlyStopping': dict(
         hooks=[dict(type='EarlyStoppingHook', monitor='mAP', patience=2)],
-        metric=dict(ap=(0.4, 0.3, 0.2, 0.1)),
+        val_evaluator=dict(type='MadeUp', ap=(0.4, 0.3, 0.2, 0.1)),
     ),
-    'accumulation': dict(accumulative_counts=3),
+    'accumulation': dict(optim_wrapper=OPTIMIZER | dict(accumulative_counts=3)),
     'CachedMosaic': dict(
         dataset=mixed(dict(type='CachedMosaic', img_scale=(32, 32), max_cached_images=4))
     ),
@@ -269,7 +251,7 @@ def make_runner(
     work_dir,
     case='nothing',
     loop='epochs',
-    sampler='Default',
+    sampler=None,
     workers=0,
     persistent=True,
     batch_size=BATCH_SIZE,
@@ -282,54 +264,46 @@ def make_runner(
     """Make a runner of a case.
 
     ``checkpoint`` are settings of the hook that saves, ``signals`` those of a SignalHook; ``settings``
-    are the runner's own.
+    are the runner's own. The sampler defaults to the one that stock configs have in such a loop.
     """
-    case, by_epoch = CASES[case], loop == 'epochs'
+    case, by_epoch = dict(CASES[case]), loop == 'epochs'
+    sampler = sampler or ('Default' if by_epoch else 'Infinite')
     loader = dict(
-        dataset=case.get('dataset', dataset()),
+        dataset=case.pop('dataset', dataset()),
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0 and persistent,
     )
-    val = dict(
-        dataset=dataset([*DRAWN, RESIZED], test_mode=True),
-        batch_size=NUM_IMAGES // NUM_VAL_BATCHES,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-    )
     epochs = dict(type='EpochBasedTrainLoop', max_epochs=NUM_EPOCHS)
     iters = dict(type='IterBasedTrainLoop', max_iters=LAST, val_interval=EPOCH)
-    hooks = [dict(type='RandomStateHook'), *case.get('hooks', [])]
+    hooks = [dict(type='RandomStateHook'), *case.pop('hooks', [])]
+    if signals:
+        hooks.append(dict(type='SignalHook', **signals))
+    if killed_before is not None:
+        hooks.append(KilledBefore(killed_before, killed_in_validation))
     interval, milestone = (1, 2) if by_epoch else (EPOCH, 2 * EPOCH + 1)
-    runner = Runner(
-        model=case.get('model', model()['model']),
-        work_dir=str(work_dir),
-        train_dataloader=loader | SAMPLERS[sampler],
-        train_cfg=epochs if by_epoch else iters,
-        val_dataloader=val,
+    saving = dict(type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval)
+    defaults = dict(
+        model(),
+        optim_wrapper=OPTIMIZER,
+        val_dataloader=VAL_LOADER,
         val_cfg=dict(),
-        val_evaluator=dict(type='MadeUp', **case.get('metric', {})),
-        optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=0.001, momentum=0.9),
-            accumulative_counts=case.get('accumulative_counts', 1),
-        ),
-        param_scheduler=dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone]),
-        custom_hooks=hooks + ([dict(type='SignalHook', **signals)] if signals else []),
+        val_evaluator=dict(type='MadeUp'),
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=by_epoch),
-            checkpoint=dict(type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval)
-            | (checkpoint or {}),
+            checkpoint=saving | (checkpoint or {}),
             preemption=dict(type='PreemptionHook'),
         ),
-        log_processor=dict(by_epoch=by_epoch),
-        default_scope='mmdet',
-        randomness=dict(seed=0),
         experiment_name=f'{work_dir}{next(RUNS)}',  # runs of one name share their logs
-        **settings,
     )
-    if killed_before is not None:
-        runner.register_hook(KilledBefore(killed_before, killed_in_validation))
-    return runner
+    return toy_runner(
+        work_dir,
+        hooks=hooks,
+        train_cfg=epochs if by_epoch else iters,
+        schedulers=[dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone])],
+        train_dataloader=loader | SAMPLERS[sampler],
+        **defaults | case | settings,
+    )
 
 
 def train(*args, **kwargs):

@@ -97,10 +97,8 @@ def find(folder, filename_tmpl='epoch_{}.pth'):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The folder of a run with three checkpoints, of which last_checkpoint names the latest."""
-    found = os.listdir
-    monkeypatch.setattr(
-        os, 'listdir', lambda folder: sorted(found(folder), reverse=True)
-    )  # 9 first
+    found = os.listdir  # below, with 9 first
+    monkeypatch.setattr(os, 'listdir', lambda folder: sorted(found(folder), reverse=True))
     for epoch in (8, 9, 10):
         save(tmp_path / f'epoch_{epoch}.pth')
     for name in ('best_bbox_mAP_epoch_11', 'epoch_12.pth.writing', 'iter_99', 'epoch_x'):
@@ -129,12 +127,9 @@ def test_without_a_usable_last_checkpoint_the_newest_is_taken(run, warnings, con
     assert f'{run}/epoch_10.pth' in warnings[0]
 
 
-@pytest.mark.parametrize('has_last', [True, False])
-def test_broken_checkpoints_are_passed_over_and_named(run, warnings, has_last):
+def test_broken_checkpoints_are_passed_over_and_named(run, warnings):
     cut(run / 'epoch_10.pth')
     cut(run / 'epoch_9.pth')
-    if not has_last:
-        (run / 'last_checkpoint').unlink()
     assert find(run) == f'{run}/epoch_8.pth'
     for epoch in (8, 9, 10):
         assert f'epoch_{epoch}.pth' in warnings[0]
@@ -151,10 +146,8 @@ def test_a_run_with_broken_checkpoints_only_is_refused(run, warnings):
         assert f'{name}.pth' in str(error.value)
 
 
-@pytest.mark.parametrize('last_checkpoint', [None, '', '/gone/epoch_3.pth'])
-def test_without_any_checkpoint_training_starts_anew(tmp_path, warnings, last_checkpoint):
-    if last_checkpoint is not None:
-        (tmp_path / 'last_checkpoint').write_text(last_checkpoint)
+def test_without_any_checkpoint_training_starts_anew(tmp_path, warnings):
+    (tmp_path / 'last_checkpoint').write_text('/gone/epoch_3.pth')
     assert find(tmp_path) is None
     assert find_checkpoint_to_resume(str(tmp_path), f'{tmp_path}/none', 'epoch_{}.pth') is None
     assert len(warnings) == 2

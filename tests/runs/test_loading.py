@@ -15,24 +15,14 @@ WEIGHTS = {'a': torch.arange(3.0)}
 LOADERS = [load_from_local, lambda path: CheckpointLoader.load_checkpoint(path, 'cpu')]
 
 
-class Marker:
-    """Unpickling it leaves a folder behind, as something worse could."""
+class Call:
+    """Unpickling it calls a function."""
 
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-class Reaching:
-    """Unpickling it gets an attribute of a class that a restricted load knows."""
-
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, *call):
+        self.function, *self.args = call
 
     def __reduce__(self):
-        return getattr, (HistoryBuffer, self.name)
+        return self.function, tuple(self.args)
 
 
 @pytest.mark.parametrize('load', LOADERS)
@@ -50,25 +40,25 @@ def test_training_checkpoints_load(tmp_path, load):
 @pytest.mark.parametrize('load', LOADERS)
 def test_nothing_else_is_unpickled(tmp_path, load):
     path = tmp_path / 'other.pth'
-    others = [Reaching(name) for name in ('update', '__init__', '__class__', '__dict__')]
-    for other in (Marker(tmp_path / 'unpickled'), *others):
+    attributes = ('update', '__init__', '__class__', '__dict__')  # of a class that a load knows
+    others = [Call(getattr, HistoryBuffer, name) for name in attributes]
+    for other in (Call(os.mkdir, str(tmp_path / 'unpickled')), *others):
         torch.save({'state_dict': WEIGHTS, 'extra': other}, path)
         with pytest.raises((ConfigError, pickle.UnpicklingError)):
             load(str(path))
     assert not (tmp_path / 'unpickled').exists()
 
 
-@pytest.mark.parametrize('content', ['empty', 'text', 'truncated', 'folder', 'missing'])
+@pytest.mark.parametrize('content', [b'', b'text', 'truncated', 'folder', 'missing'])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
     path = tmp_path / 'broken.pth'
-    torch.save(WEIGHTS, path)
-    contents = {'empty': b'', 'text': b'text', 'truncated': path.read_bytes()[:-100]}
-    if content in contents:
-        path.write_bytes(contents[content])
-    else:
-        path.unlink()
     if content == 'folder':
         path.mkdir()
+    elif content == 'truncated':
+        torch.save(WEIGHTS, path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif content != 'missing':
+        path.write_bytes(content)
     with pytest.raises((ConfigError, FileNotFoundError), match=r'broken\.pth'):
         load_from_local(str(path))
 
@@ -77,7 +67,8 @@ def test_downloads_are_restricted(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     plain, marked = tmp_path / 'plain.pth', tmp_path / 'marked.pth'
     torch.save(WEIGHTS, plain)
-    torch.save({'state_dict': WEIGHTS, 'extra': Marker(tmp_path / 'unpickled')}, marked)
+    extra = Call(os.mkdir, str(tmp_path / 'unpickled'))
+    torch.save({'state_dict': WEIGHTS, 'extra': extra}, marked)
     load_url = mmengine.runner.checkpoint.load_url
     assert torch.equal(load_url(plain.as_uri(), progress=False)['a'], WEIGHTS['a'])
     for forced in ({}, dict(weights_only=False)):

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
+from itertools import product
 from multiprocessing import get_context
 
 import pytest
@@ -26,27 +28,35 @@ from .stock_runs import (
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SLOW = pytest.mark.slow
+LAST_BATCH = NUM_VAL_BATCHES - 1
 LOOPS = dict(epochs=2, iterations=2 * EPOCH)  # with the interval of checkpoints, in units of each
-SAMPLERS = dict(epochs='Default', iterations='Infinite')
 
 
 def distilled(loop, **settings):
     """What the runs have in common: validation is more frequent than checkpoints."""
     checkpoint = dict(interval=LOOPS[loop], max_keep_ckpts=1, save_best='mAP')
-    settings = dict(loop=loop, sampler=SAMPLERS[loop], checkpoint=checkpoint) | settings
-    return dict(case='distilled') | settings
+    return dict(case='distilled', loop=loop, checkpoint=checkpoint) | settings
+
+
+@contextmanager
+def handlers_kept():
+    """Handle signals afterwards as before."""
+    handlers = {x: signal.getsignal(x) for x in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def preempted(work_dir, numbers=(signal.SIGTERM,), train_iter=None, val_iter=None, **settings):
     """Train until a signal ends the run; give what it saved."""
     signals = dict(numbers=numbers, train_iter=train_iter, val_iter=val_iter)
-    handlers = {x: signal.getsignal(x) for x in SIGNALS}
-    with pytest.raises(SystemExit) as exit:
-        train(work_dir, signals=signals, **settings)
+    with handlers_kept():
+        with pytest.raises(SystemExit) as exit:
+            train(work_dir, signals=signals, **settings)
+        assert {signal.getsignal(x) for x in SIGNALS} == {signal.SIG_IGN}
     assert exit.value.code == PreemptionHook.EXIT_CODE == 75
-    for number, handler in handlers.items():
-        assert signal.getsignal(number) == signal.SIG_IGN
-        signal.signal(number, handler)
     return load_from_local(str(last_checkpoint(work_dir)))
 
 
@@ -58,25 +68,17 @@ def assert_resumed_to_the_bit(work_dir, whole, **settings):
 
 @pytest.fixture(autouse=True)
 def _signals_as_before():
-    handlers = {x: signal.getsignal(x) for x in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with handlers_kept():
+        yield
+
+
+QUICK = [*(('epochs', i) for i in (EPOCH - 1, EPOCH + 1, LAST - 1)), ('iterations', EPOCH + 1)]
+MOMENTS = [*product(LOOPS, (0, EPOCH - 1, EPOCH + 1, 2 * EPOCH - 1, LAST - 1))]
 
 
 @pytest.mark.parametrize(
     ('loop', 'train_iter'),
-    [
-        ('epochs', EPOCH + 1),
-        ('epochs', EPOCH - 1),
-        ('epochs', LAST - 1),
-        ('iterations', EPOCH + 1),
-        *(pytest.param('epochs', i, marks=SLOW) for i in (0, 2 * EPOCH - 1)),
-        *(
-            pytest.param('iterations', i, marks=SLOW)
-            for i in (0, EPOCH - 1, 2 * EPOCH - 1, LAST - 1)
-        ),
-    ],
+    [pytest.param(*x, marks=[] if x in QUICK else SLOW) for x in MOMENTS],
 )
 def test_preempted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, loop, train_iter):
     saved = preempted(tmp_path, train_iter=train_iter, **distilled(loop))
@@ -125,12 +127,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
     ('loop', 'batch', 'epoch'),
     [
         ('epochs', 0, 2),
-        *(
-            pytest.param(loop, batch, epoch, marks=SLOW)
-            for loop in LOOPS
-            for batch in (0, NUM_VAL_BATCHES - 1)
-            for epoch in (1, NUM_EPOCHS)
-        ),
+        *(pytest.param(*x, marks=SLOW) for x in product(LOOPS, (0, LAST_BATCH), (1, NUM_EPOCHS))),
     ],
 )
 def test_a_validation_is_left_and_done_when_the_run_is_resumed(tmp_path, whole, loop, batch, epoch):
@@ -186,12 +183,6 @@ def test_signals_belong_to_others_before_and_after_training(tmp_path):
     assert received == [signal.SIGTERM]
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_files_of_an_aborted_run_are_removed(tmp_path):
-    (tmp_path / 'preempted.pth').touch()
-    train(tmp_path)
-    assert not (tmp_path / 'preempted.pth').exists()
 
 
 @pytest.mark.parametrize('lacking', ['RandomStateHook', 'SafeCheckpointHook'])

@@ -54,13 +54,13 @@ def test_a_killed_run_goes_on_as_one_that_was_left_alone(tmp_path, whole, killed
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 @pytest.mark.parametrize('iteration', [EPOCH, LAST])
 def test_validation_in_which_a_run_was_killed(tmp_path, whole, loop, iteration):
-    case = 'nothing', loop, 'Default' if loop == 'epochs' else 'Infinite'
+    case = 'nothing', loop
     assert_resumed_to_the_bit(tmp_path, whole, iteration, *case, killed_in_validation=True)
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 def test_end_of_training_is_saved_whatever_ended_it(tmp_path, whole, loop):
-    case = 'EarlyStopping', loop, 'Default' if loop == 'epochs' else 'Infinite'
+    case = 'EarlyStopping', loop
     runner = train(tmp_path, *case, checkpoint=dict(interval=100))
     assert runner.iter < LAST
     assert_equal_runs(tmp_path, whole(*case))

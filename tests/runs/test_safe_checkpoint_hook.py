@@ -19,7 +19,6 @@ from .stock_runs import (
 )
 
 KEPT = dict(max_keep_ckpts=1, save_best='mAP')
-SAMPLERS = dict(epochs='Default', iterations='Infinite')
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ MOMENTS = [*(('epochs', i) for i in range(6, 19)), *(('iterations', i) for i in 
 def test_a_run_killed_at_any_step_of_saving_is_resumed_to_the_bit(
     tmp_path, whole, steps, loop, fatal
 ):
-    case = 'distilled', loop, SAMPLERS[loop]
+    case = 'distilled', loop
     expected = whole(*case, checkpoint=KEPT)
     assert {row['distill_coef'] for row in scalars(expected).values()} == {2, 4}
     steps.clear()
@@ -119,16 +118,16 @@ def test_a_diverged_run_ends_and_its_last_good_checkpoint_stays(tmp_path):
 
 def test_a_best_one_written_again_under_its_name_stays(tmp_path):
     """As where epochs are counted in an iteration loop: there is only the one number 0."""
-    runner = make_runner(tmp_path, loop='iterations', sampler='Infinite', checkpoint=KEPT)
+    runner = make_runner(tmp_path, loop='iterations', checkpoint=KEPT)
     hook = next(x for x in runner.hooks if hasattr(x, 'save_best'))
     hook.by_epoch = True
     runner.train()
     assert {name for name in pth_files(tmp_path) if 'best' in name} == {'best_mAP_iter_0.pth'}
 
 
-@pytest.mark.parametrize('loop', SAMPLERS)
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, whole, loop, steps):
-    case = 'distilled', loop, SAMPLERS[loop]
+    case = 'distilled', loop
     train(tmp_path, *case)
     name = 'iter_{}.pth' if loop == 'iterations' else 'epoch_{}.pth'
     third, fourth = (

@@ -29,14 +29,7 @@ def main(configs: list[str], shape: tuple[int, int] = (320, 320)) -> None:
         run_benchmark(options)
 
 
-def _forward(
-    self: FocalLoss,
-    pred: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    avg_factor: float | None = None,
-    reduction_override: str | None = None,
-) -> Tensor:
+def _forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
     """Compute the loss as mmdet does on a GPU: by one operator of mmcv's and one for its gradient."""
     reduction = reduction_override or self.reduction
     settings = dict(gamma=self.gamma, alpha=self.alpha, reduction=reduction, avg_factor=avg_factor)

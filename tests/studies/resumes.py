@@ -7,7 +7,6 @@ is killed after a whole epoch, with two workers, and inside one, without.
 """
 
 import logging
-import shutil
 import sys
 import tempfile
 from itertools import product
@@ -37,27 +36,18 @@ def pairs(cases):
 
 
 def difference(loop, sampler, case, killed_before, workers, checkpoint):
-    folder = Path(tempfile.mkdtemp())
+    run = case, loop, sampler, workers
+    with tempfile.TemporaryDirectory() as folder:
 
-    def whole(*args):
-        train(folder / 'whole', *args, checkpoint=checkpoint)
-        return folder / 'whole'
+        def whole(*args):
+            train(Path(folder, 'whole'), *args, checkpoint=checkpoint)
+            return Path(folder, 'whole')
 
-    try:
-        assert_resumed_to_the_bit(
-            folder / 'killed',
-            whole,
-            killed_before,
-            case,
-            loop,
-            sampler,
-            workers,
-            checkpoint=checkpoint,
-        )
-    except Exception as error:
-        return f'{type(error).__name__}: {error}'.splitlines()[0][:60]
-    finally:
-        shutil.rmtree(folder)
+        killed = Path(folder, 'killed')
+        try:
+            assert_resumed_to_the_bit(killed, whole, killed_before, *run, checkpoint=checkpoint)
+        except Exception as error:
+            return f'{type(error).__name__}: {error}'.splitlines()[0][:60]
     return 'equal'
 
 
