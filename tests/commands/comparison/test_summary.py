@@ -5,13 +5,7 @@ import pytest
 from scipy import stats
 
 from mmdet_sssd.commands.comparison.metrics import standard_metrics
-from mmdet_sssd.commands.comparison.summary import (
-    Estimate,
-    differences,
-    estimate,
-    levels,
-    verdict,
-)
+from mmdet_sssd.commands.comparison.summary import Estimate, differences, estimate, levels, verdict
 
 from .synthetic import results
 

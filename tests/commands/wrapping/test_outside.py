@@ -11,8 +11,10 @@ from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError, recipes
 from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_roots
+from mmdet_sssd.commands.shapes import CLASSES
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.config_tree import value_at
+from mmdet_sssd.datasets import use_data
 from mmdet_sssd.runs import load_from_local
 from mmdet_sssd_cli import making
 
@@ -33,26 +35,23 @@ def folder(tmp_path_factory):
     (root / 'annotations/unlabelled.json').write_text(json.dumps(unlabelled))
     register_all_modules()
     for name, detector in (('stock', 'retinanet'), ('yolox', 'yolox'), ('rcnn', 'faster_rcnn')):
-        model = stock_config(detector)
-        for head in (model.get('bbox_head'), (model.get('roi_head') or {}).get('bbox_head')):
-            if head:
-                head.num_classes = 5
         loader = dict(
             batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True)
         )
         cfg = Config(
             dict(
                 default_scope='mmdet',
-                model=model,
+                model=stock_config(detector),
                 train_dataloader={**loader, 'dataset': shapes_dataset(root, 'val', LABELS_FIRST)},
                 train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             )
         )
         cfg.train_dataloader.dataset.test_mode = False
+        use_data(cfg, classes=CLASSES)
         cfg.dump(root / f'{name}.py')
         torch.manual_seed(0)
-        detector = MODELS.build(model)
+        detector = MODELS.build(cfg.model)
         if name == 'stock':
             detector.bbox_head.retina_cls.bias.data.zero_()
         torch.save(dict(state_dict=detector.state_dict(), meta={}), root / f'{name}.pth')
