@@ -9,23 +9,14 @@ from mmdet.registry import MODELS
 
 from mmdet_sssd.models import probe
 
+from ..distillers import ADL, SSIM, build, losses_of, pretrained
 from ..stock_detectors import CONFIGS, demo_batch, stock_config
 
 pytestmark = pytest.mark.usefixtures('extensions')
 
 
-def build(name, teacher, **terms):
-    torch.manual_seed(0)
-    model = MODELS.build(
-        dict(type='Distiller', student=stock_config(name), teachers=dict(it=teacher), terms=terms)
-    )
-    model.init_weights()
-    return model.train()
-
-
-def losses_of(model, data):
-    torch.manual_seed(1)
-    return model(**copy.deepcopy(data), mode='loss')
+def distiller(name, teacher, **terms):
+    return build(name, type='Distiller', teachers=dict(it=teacher), terms=terms)
 
 
 def assert_equal_with_gradients(loss, expected, x):
@@ -66,8 +57,8 @@ def test_channel_wise_distillation_is_the_paper_s():
 
 def test_localisation_distillation_is_mmdet_s_loss_weighed(monkeypatch):
     monkeypatch.setitem(CONFIGS, 'gfl', 'gfl/gfl_r50_fpn_1x_coco.py')
-    teacher = dict(type='PretrainedTeacher', config=stock_config('gfl'), checkpoint=None)
-    model = build('gfl', teacher, ld=dict(type='LocalisationTerm', distill_coef=0.5))
+    term = dict(type='LocalisationTerm', distill_coef=0.5)
+    model = distiller('gfl', pretrained(stock_config('gfl')), ld=term)
     data = demo_batch(model)
     student, teacher = model.student, model.teachers['it'].detector
     _, mine = student.bbox_head(student.extract_feat(data['inputs']))
@@ -85,11 +76,7 @@ def test_localisation_distillation_is_mmdet_s_loss_weighed(monkeypatch):
 
 
 def test_a_mean_teacher_is_the_average_under_the_existing_terms():
-    terms = dict(
-        ssim=dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss')),
-        adl=dict(type='LogitTerm'),
-    )
-    model = build('retinanet', dict(type='MeanTeacher', momentum=0.4), **terms)
+    model = distiller('retinanet', dict(type='MeanTeacher', momentum=0.4), ssim=SSIM, adl=ADL)
     data, key = demo_batch(model), 'neck.fpn_convs.0.conv.weight'
     weights = []
     for _ in range(3):
@@ -105,11 +92,10 @@ def test_a_mean_teacher_is_the_average_under_the_existing_terms():
 
 
 def test_a_mean_teacher_resumes_and_gets_no_gradient():
-    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
-    model = build('retinanet', dict(type='MeanTeacher'), ssim=term)
+    model = distiller('retinanet', dict(type='MeanTeacher'), ssim=SSIM)
     data = demo_batch(model)
     train(model, data, steps=2)
-    again = build('retinanet', dict(type='MeanTeacher'), ssim=term)
+    again = distiller('retinanet', dict(type='MeanTeacher'), ssim=SSIM)
     again.load_state_dict(model.state_dict())
     for a, b in zip(train(model, data, 2), train(again, data, 2), strict=True):
         assert all(torch.equal(x, b[key]) for key, x in a.items() if key.startswith('loss_ssim'))
@@ -120,8 +106,7 @@ FROZEN = dict(type='FrozenBackbone', backbone=dict(type='ResNet', depth=18, out_
 
 
 def test_a_frozen_backbone_keeps_its_weights_and_stays_out_of_checkpoints():
-    term = dict(type='FeatureTerm', distill_loss=dict(type='SSIMLoss'))
-    model = build('retinanet', FROZEN, ssim=term)
+    model = distiller('retinanet', FROZEN, ssim=SSIM)
     data = demo_batch(model)
     backbone = model.teachers['it'].backbone
     before = copy.deepcopy(backbone.state_dict())
