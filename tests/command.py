@@ -1,8 +1,9 @@
-"""Runs commands in this process."""
+"""Runs commands in this process, and writes programs that stand in for others."""
 
 import io
 import os
 from contextlib import redirect_stderr
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -26,3 +27,9 @@ def error_of(*args, code=1) -> str:
     assert (found, line.split(' ')[0]) == (code, 'error:'), stderr
     assert 'Traceback' not in stderr
     return line.removeprefix('error: ')
+
+
+def write_program(path: Path, text: str) -> None:
+    """Write a script that can be run."""
+    path.write_text(text)
+    path.chmod(0o755)

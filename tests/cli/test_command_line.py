@@ -23,11 +23,9 @@ COMMANDS = sorted(command_line.commands)
 SHIPPED = 'sssd_retinanet_r50_fpn_2x_coco'
 
 
-def run_apart(code, **kwargs):
-    """Run Python code in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *code], cwd=ROOT, capture_output=True, text=True, check=False, **kwargs
-    )
+def run_apart(*args):
+    """Run Python in a process of its own."""
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -44,7 +42,7 @@ def test_every_command_s_help_has_an_example_that_it_accepts(name):
 
 
 def test_help_imports_nothing_that_is_slow():
-    found = run_apart(['-X', 'importtime', '-m', 'mmdet_sssd', 'compare', '--help'])
+    found = run_apart('-X', 'importtime', '-m', 'mmdet_sssd', 'compare', '--help')
     assert found.returncode == 0
     assert 'Usage: mmdet-sssd compare' in found.stdout
     imported = set(re.findall(r'\| +(\w+)$', found.stderr, re.M))
@@ -62,11 +60,7 @@ def test_help_imports_nothing_that_is_slow():
         (['train', SHIPPED, '--launcher', 'pytorch'], 1, 'torchrun'),
         (['train', SHIPPED, 'epoch_1.pth'], 2, "'epoch_1.pth'"),
         (['train', 'sssd_retinanet_r50_fpn_2xcoco'], 1, SHIPPED),
-        (
-            ['wrap', 'mmdet::retinanet/retinanet_r18_fpn_1xcoco.py', '--out', 'a.py'],
-            1,
-            'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-        ),
+        (['wrap', 'mmdet::ssd/sd300_coco.py', '--out', 'a.py'], 1, 'mmdet::ssd/ssd300_coco.py'),
         (['dry-run', 'configs/nothing.py'], 1, 'configs/nothing.py'),
     ],
 )
@@ -104,16 +98,8 @@ def test_names_of_commands_and_configs_are_completed(monkeypatch):
         (click.UsageError('no\nline'), 2, 'error: no line'),
         (mmdet_sssd.ConfigError('is 2; accepted: 1', 'a.b'), 1, 'error: a.b is 2; accepted: 1'),
         (PermissionError(13, 'Permission denied', '/x'), 1, 'error: /x: Permission denied'),
-        (
-            OSError(28, 'No space left on device', '/x'),
-            1,
-            'error: /x: No space left on device; make',
-        ),
-        (
-            SyntaxError('invalid syntax', ('my.py', 3, 1, 'a b')),
-            1,
-            'error: my.py, line 3: invalid syntax',
-        ),
+        (OSError(28, 'No space left', '/x'), 1, 'error: /x: No space left; make'),
+        (SyntaxError('invalid', ('my.py', 3, 1, 'a b')), 1, 'error: my.py, line 3: invalid'),
         (torch.OutOfMemoryError('CUDA'), 1, 'error: out of GPU memory; accepted: a smaller '),
         (ZeroDivisionError('by 0'), 70, 'bug: ZeroDivisionError: by 0'),
     ],
@@ -124,14 +110,12 @@ def test_ends(error, code, line):
     assert message.startswith(line)
 
 
-def test_a_bug_shows_where_it_is_and_a_user_s_error_with_debug_alone(tmp_path, monkeypatch):
+def test_a_bug_shows_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr('mmdet_sssd.commands.shapes.draw_data_set', lambda *_, **__: 1 / 0)
     code, stderr = run_command('shapes', tmp_path / 'a')
     assert code == 70
     assert 'Traceback' in stderr
     assert stderr.splitlines()[-1].startswith('bug: ZeroDivisionError')
-    assert 'Traceback' in run_command('train', SHIPPED, '--launcher', 'pytorch', '--debug')[1]
-    assert 'Traceback' not in run_command('train', SHIPPED, '--launcher', 'pytorch')[1]
 
 
 def test_setup_check_says_what_there_is(capsys):
@@ -148,7 +132,7 @@ def test_setup_check_says_what_there_is(capsys):
 def test_an_mmcv_without_compiled_ops_is_told_in_a_line(command):
     """As a wheel of mmcv that was built without torch."""
     hidden = 'import sys; sys.modules["mmcv._ext"] = None'
-    found = run_apart(['-c', f'{hidden}; from mmdet_sssd_cli import main; main()', *command])
+    found = run_apart('-c', f'{hidden}; from mmdet_sssd_cli import main; main()', *command)
     assert found.returncode == 1
     (line,) = found.stderr.splitlines()
     assert line.startswith('error: mmcv has no compiled ops')

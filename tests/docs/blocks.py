@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..command import write_program
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     str(path.relative_to(ROOT))
@@ -95,8 +97,7 @@ def calls_of(page: str, folder: Path, programs: list[str]) -> list[Call]:
         programs: Their names.
     """
     for program in programs:
-        (folder / program).write_text(STUB)
-        (folder / program).chmod(0o755)
+        write_program(folder / program, STUB)
     script = [
         f"export AT='{block}'\n{OUTPUT.sub('', block.text)}"
         for block in blocks_of(page)

@@ -71,12 +71,8 @@ def has_trained(work_dir: Path) -> bool:
     return any(work_dir.glob('epoch_*.pth'))
 
 
-def final(work_dir: Path) -> dict:
-    return load_from_local(str(work_dir / 'epoch_12.pth'))
-
-
-def assert_same_end(ours: Path, expected: Path) -> None:
-    ours, expected = final(ours), final(expected)
+def assert_same_end(*work_dirs: Path) -> None:
+    ours, expected = (load_from_local(str(x / 'epoch_12.pth')) for x in work_dirs)
     for key in ('state_dict', 'optimizer'):
         assert_equal_states(ours[key], expected[key], key)
 

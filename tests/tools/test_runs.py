@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -32,36 +33,26 @@ student.roi_head.bbox_roi_extractor.out_channels = 32
 student.roi_head.bbox_head.update(in_channels=32, fc_out_channels=32, num_classes=_base_.num_classes)
 student.train_cfg.rcnn.sampler.num = 16
 model = dict(paper.model, _delete_=True, student=student)
-phases = dict(paper.hooks['phases'], detach_student=1 / 2)
-default_hooks = dict(paper.hooks, logger=dict(interval=1), phases=phases)
 train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomFlip']
 train_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline),
+    sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True), batch_sampler=None)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
-val_evaluator = dict(metric='bbox')
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12, val_interval=4)
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(type='value', clip_value=1.))
-randomness = dict(seed=0)
-visualizer = dict(name='{config}')  # runs of one process that share a name share a log
-"""
-ITERATIONS = """
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12, val_interval=4)
-train_dataloader['sampler'] = dict(_delete_=True, type='InfiniteSampler', shuffle=True)
-train_dataloader['batch_sampler'] = None
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3),
     dict(type='MultiStepLR', by_epoch=False, milestones=[8, 11], gamma=0.1)]
-default_hooks['checkpoint'].update(by_epoch=False, interval=3)
+checkpoint = dict(paper.hooks['checkpoint'], by_epoch=False, interval=3)
+phases = dict(paper.hooks['phases'], detach_student=1 / 2)
+default_hooks = dict(paper.hooks, logger=dict(interval=1), checkpoint=checkpoint, phases=phases)
 log_processor = dict(by_epoch=False)
+randomness = dict(seed=0)
+visualizer = dict(name='{config}')  # runs of one process that share a name share a log
+custom_imports = dict(imports=['mmdet_sssd', 'tests.quick_configs'])
 """
-# In processes of their own too.
-QUICK = "custom_imports = dict(imports=['mmdet_sssd', 'tests.quick_configs'])\n"
-LOOPS = {  # 3 epochs of 4 iterations, or 12 iterations: what the config gets, and the last checkpoint
-    'epochs': ('', 'epoch_3.pth'),
-    'iterations': (ITERATIONS, 'iter_12.pth'),
-}
-KILLED_BEFORE = {'the phase change': 6, 'the λ step': 8}  # iterations
 
 
 @pytest.fixture(scope='module')
@@ -93,58 +84,39 @@ def train(config, work_dir, env, *args, **kwargs) -> str:
     return run(command, env, **kwargs)
 
 
-@pytest.fixture(scope='module')
-def uninterrupted(request, shapes, tmp_path_factory):
-    """A whole run, in this process, of a small Faster R-CNN, which samples RoIs at random."""
-    folder = tmp_path_factory.mktemp(request.param)
-    config = folder / 'config.py'
+def interrupted(config, path, hook):
+    """Write a config whose runs are interrupted by a hook."""
+    imports = ['mmdet_sssd', 'tests.quick_configs', 'tests.tools.interruption']
+    path.write_text(
+        f"_base_ = ['{config}']\ncustom_imports = dict(imports={imports})\ncustom_hooks = [{hook}]\n"
+    )
+    return path
+
+
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(shapes, tmp_path):
+    """Of a Faster R-CNN, which samples RoIs at random; it is killed just before λ rises."""
     bases = {name: ROOT / f'configs/_base_/{name}.py' for name in ('own_data', 'distiller')}
-    loop, last = LOOPS[request.param]
-    config.write_text(FASTER_RCNN.format(config=config, **bases) + loop + QUICK)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in shapes.items():
-            patch.setenv(name, value)
-        assert run_command('train', config, '--work-dir', folder / 'whole') == (0, '')
-    return config, folder, last
-
-
-@pytest.mark.parametrize(
-    ('uninterrupted', 'moment'),
-    [
-        ('iterations', 'the λ step'),
-        pytest.param('iterations', 'the phase change', marks=pytest.mark.slow),
-        # In process: tests/runs/test_safe_checkpoint_hook.py.
-        pytest.param('epochs', 'the phase change', marks=pytest.mark.slow),
-        pytest.param('epochs', 'the λ step', marks=pytest.mark.slow),
-    ],
-    indirect=['uninterrupted'],
-)
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    uninterrupted, shapes, moment, tmp_path
-):
-    config, folder, last = uninterrupted
-    change = KILLED_BEFORE[moment]
-    whole = scalars(folder / 'whole')
+    config = tmp_path / 'config.py'
+    config.write_text(FASTER_RCNN.format(config=config, **bases))
+    with mock.patch.dict(os.environ, shapes):
+        assert run_command('train', config, '--work-dir', tmp_path / 'whole') == (0, '')
+    whole = scalars(tmp_path / 'whole')
     assert len(whole) == 12
-    log = next((folder / 'whole').glob('*/*.log')).read_text()
+    log = next((tmp_path / 'whole').glob('*/*.log')).read_text()
     assert 'trains the student, too, from here on' in log
     assert [whole[i]['distill_coef'] for i in (8, 9)] == [10, 20]  # steps count from 1
 
-    killing = config.with_name(f'killed_before_{change}.py')
-    killing.write_text(
-        config.read_text()
-        + "custom_imports['imports'].append('tests.tools.interruption')\n"
-        + f"custom_hooks = [dict(type='KillHook', before_iter={change - 1})]\n"
-    )
-    train(killing, tmp_path, shapes, code=-signal.SIGKILL)
-    assert max(scalars(tmp_path)) == change - 1
-    resumed = train(config, tmp_path, shapes, '--resume')
+    killing = interrupted(config, tmp_path / 'killing.py', dict(type='KillHook', before_iter=7))
+    train(killing, tmp_path / 'killed', shapes, code=-signal.SIGKILL)
+    assert max(scalars(tmp_path / 'killed')) == 7
+    resumed = train(config, tmp_path / 'killed', shapes, '--resume')
     assert re.search(r'resumed epoch: \d+, iter: [1-9]', resumed)
 
-    ours, expected = (load_from_local(str(path / last)) for path in (tmp_path, folder / 'whole'))
+    checkpoints = (tmp_path / x / 'iter_12.pth' for x in ('killed', 'whole'))
+    ours, expected = (load_from_local(str(x)) for x in checkpoints)
     for key in ('state_dict', 'optimizer', 'param_schedulers', 'adaptive_distill_coef.distill'):
         assert_equal_states(ours[key], expected[key], key)
-    assert scalars(tmp_path) == whole
+    assert scalars(tmp_path / 'killed') == whole
     assert 'holds Python objects' not in resumed
 
 
@@ -162,34 +134,6 @@ def test_mim_trains_and_tests(shapes, tmp_path):
     first, second = (x.split('coco/bbox_mAP:')[-1].split()[0] for x in (trained, tested))
     assert first == second
     assert 0 <= float(first) <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
-def test_torchrun_trains_on_two_processes_without_a_gpu(shapes, tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text(f"_base_ = '{CONFIG}'\n{QUICK}")
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    options = ['--work-dir', tmp_path, 'default_hooks.logger.interval=1', *WITHOUT_WORKERS]
-    output = run(
-        [*torchrun, '-m', 'mmdet_sssd', 'train', config, '--launcher', 'pytorch', *options],
-        {**shapes, 'SSSD_MAX_EPOCHS': '1'},
-    )
-    assert re.search(r'Distributed training: True\s+GPU number: 2', output)
-    assert 'Epoch(train) [1][2/2]' in output  # 16 images, 2 processes of 4 each
-    assert 'Epoch(val) [1]' in output
-    assert all(row['loss_distill'] > 0 for row in scalars(tmp_path).values())
-    assert load_from_local(str(tmp_path / 'epoch_1.pth'))['meta']['iter'] == 2
-
-
-def interrupted(config, path, hook):
-    """Write a config whose runs are interrupted by a hook."""
-    path.write_text(
-        f"_base_ = ['{config}']\n"
-        "custom_imports = dict(imports=['mmdet_sssd', 'tests.tools.interruption'])\n"
-        f'custom_hooks = [{hook}]\n'
-    )
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -238,17 +182,22 @@ def test_the_shipped_config_is_resumed_to_the_bit(preempted, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='torchrun would train on the GPUs')
-def test_torchrun_restarts_what_was_killed_and_it_goes_on(shapes, tmp_path):
+def test_torchrun_restarts_what_was_killed_on_two_processes_without_a_gpu(shapes, tmp_path):
     hook = dict(type='KillHook', before_iter=3, rank=1)
     config = interrupted(CONFIG, tmp_path / 'config.py', hook)
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     options = ['--launcher', 'pytorch', '--work-dir', tmp_path / 'run']
-    command = [*torchrun, '--max-restarts', 1, 'tools/train.py', config, *options]
+    options += ['default_hooks.logger.interval=1']
+    command = [*torchrun, '--max-restarts', 1, '-m', 'mmdet_sssd', 'train', config, *options]
     env = {**shapes, 'SSSD_MAX_EPOCHS': '2'}
     refused = run(command, env, code=1)
     assert 'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in refused
     output = run(command, {**env, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'})
+    assert re.search(r'Distributed training: True\s+GPU number: 2', output)
+    assert 'Epoch(train) [1][2/2]' in output  # 16 images, 2 processes of 4 each
+    assert 'Epoch(val) [1]' in output
     assert 'resumed epoch: 1, iter: 2' in output
+    assert all(row['loss_distill'] > 0 for row in scalars(tmp_path / 'run').values())
     assert load_from_local(str(tmp_path / 'run/epoch_2.pth'))['meta']['iter'] == 4
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ..command import write_program
+
 SETUP = Path(__file__).parents[2] / 'tools/setup.sh'
 TORCH = """
 __version__ = '2.13.0'
@@ -28,11 +30,6 @@ case "$*" in
     -L) echo 'GPU 0: a GPU' ;;
 esac
 """
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -74,10 +71,7 @@ def run(tmp_path):
             dict(caps="'[N/A]'"),
             "nvidia-smi does not show the GPU's compute capability; set FORCE_CUDA",
         ),
-        (
-            dict(caps='', FORCE_CUDA='1'),
-            'FORCE_CUDA=1 needs TORCH_CUDA_ARCH_LIST',
-        ),
+        (dict(caps='', FORCE_CUDA='1'), 'FORCE_CUDA=1 needs TORCH_CUDA_ARCH_LIST'),
         (
             dict(cuda='12.8'),
             'pip has no complete compiler of CUDA 12.8 (only of CUDA 13); install that',

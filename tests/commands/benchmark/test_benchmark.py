@@ -9,17 +9,12 @@ from mmengine.config import Config
 from rich.console import Console
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands.benchmark.benchmark import (
-    BenchmarkOptions,
-    arm_configs,
-    run_benchmark,
-)
+from mmdet_sssd.commands.benchmark.benchmark import BenchmarkOptions, arm_configs, run_benchmark
 from mmdet_sssd.commands.benchmark.costs import Costs, cost_table, noise_note
 from mmdet_sssd.commands.benchmark.counts import PARTS
 from mmdet_sssd.commands.training_steps import without_weights
 from mmdet_sssd.models import SemiDistiller
 
-from ...command import error_of
 from ...stock_detectors import stock_config
 from ...toy_detector import TOY_MODEL
 
@@ -169,9 +164,3 @@ def test_a_stock_config_of_mmdet_needs_neither_data_nor_weights():
 def test_refusals(stock, settings, message):
     with pytest.raises(ConfigError, match=message):
         arm_configs(BenchmarkOptions(stock, **{'device': 'cpu', **settings}))
-
-
-def test_an_arm_with_an_unknown_key_is_refused_in_one_line(stock):
-    command = ('benchmark', stock, '--arms', 'baseline,paper+model.colour=3', '--device', 'cpu')
-    found = error_of(*command, '--shape', 64, 64)
-    assert found.startswith('colour is not a setting of SSSDDistiller')

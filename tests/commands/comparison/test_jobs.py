@@ -15,6 +15,7 @@ from mmdet_sssd.commands.comparison.jobs import JobRunner, Work, slot_environmen
 from mmdet_sssd.commands.comparison.programs import Preempted
 from mmdet_sssd.commands.comparison.slurm import QueueWatcher
 
+from ...command import write_program
 from .synthetic import DoneJob
 
 
@@ -124,11 +125,9 @@ def test_options_of_sbatch_are_passed_on(tmp_path, monkeypatch):
     folder = tmp_path / 'bin'
     folder.mkdir()
     for name in ('sbatch', 'srun'):
-        (folder / name).write_text(
-            f'#!/bin/sh\ncp $1 {tmp_path}/job.sh\necho no such QOS >&2\nexit 1'
-        )
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+        program = f'#!/bin/sh\ncp $1 {tmp_path}/job.sh\necho no such QOS >&2\nexit 1'
+        write_program(folder / name, program)
+    monkeypatch.setenv('PATH', str(folder), prepend=os.pathsep)
     options = dict(partition='gpu', time=240, gpus_per_node=1, reservation='mine')
     with pytest.raises(ConfigError, match=r'^--slurm: no such QOS$'):
         JobRunner(tmp_path / 'jobs', options).do('x', {'a run': lambda: None})
@@ -139,9 +138,8 @@ def test_options_of_sbatch_are_passed_on(tmp_path, monkeypatch):
 
 def test_jobs_that_left_the_queue_have_ended(tmp_path, monkeypatch):
     """By Slurm's queue alone, as on a cluster without accounting."""
-    (tmp_path / 'squeue').write_text('#!/bin/sh\nprintf "7_1\\n8\\n"')
-    (tmp_path / 'squeue').chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    write_program(tmp_path / 'squeue', '#!/bin/sh\nprintf "7_1\\n8\\n"')
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
     watcher = QueueWatcher()
     for job in ('7_0', '7_1', '8', '9'):
         watcher.register_job(job)

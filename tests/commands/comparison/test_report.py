@@ -45,14 +45,17 @@ def test_without_a_baseline_there_are_levels_alone():
     assert row(text, 'sssd')[1] == '41.0 ± 12.7'
 
 
-def test_time_is_told_as_summed_and_by_the_median_step():
+def test_costs_are_relative_to_the_same_seed():
     found = {
-        'baseline': {0: result('baseline', 0, 40, seconds=10, step=0.1)},
-        'sssd': {0: result('sssd', 0, 40, seconds=25, step=0.18)},
+        'baseline': {0: result('baseline', 0, 40, seconds=10, step=0.1, memory=100)},
+        'sssd': {
+            0: result('sssd', 0, 40, seconds=25, step=0.18, memory=150),
+            1: result('sssd', 1, 40, seconds=99),  # which the baseline lacks
+        },
     }
     text = comparison_report(found)
     assert '| training time | median step × iterations | peak memory |' in text
-    assert '| ×2.50 | ×1.80 | ×1.00 |' in text
+    assert '| ×2.50 | ×1.80 | ×1.50 |' in text
     found['baseline'][0].step_seconds = None
     assert '| median step' not in comparison_report(found)
 

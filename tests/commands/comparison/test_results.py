@@ -16,15 +16,8 @@ from .synthetic import folder_of, result, results
 
 BENCHMARKS = Path(__file__).parents[3] / 'docs/benchmarks'
 STUDENT = dict(type='RetinaNet', backbone=dict(depth=18, out_indices=(0, 1)), neck=dict(type='FPN'))
-DATA = dict(dataset=dict(pipeline=[dict(type='Resize', scale=(192, 144)), dict(type='Flip')] * 9))
-STOCK = dict(
-    model=STUDENT,
-    train_dataloader=DATA,
-    stretch=2.0,
-    optim_wrapper=dict(custom_keys={'backbone.conv1': 0}),
-)
+STOCK = dict(model=STUDENT, stretch=2.0, optim_wrapper=dict(custom_keys={'backbone.conv1': 0}))
 DISTILLED = dict(
-    train_dataloader=DATA,
     model=dict(type='SSSDDistiller', student=STUDENT, distill_coef=10),
     optim_wrapper=dict(custom_keys={'backbone.conv1': 0, 'backbone': None}),
 )

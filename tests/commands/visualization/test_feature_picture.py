@@ -15,15 +15,10 @@ CLASSES = dict(classes=('a', 'b', 'c'), palette=[(255, 0, 0), (0, 255, 0), (0, 0
 MAPS = ['student', 'adapted student', 'teacher', 'adapted student − teacher']
 
 
-class Constant(nn.Module):
-    """Gives the same features whatever it is given."""
-
-    def __init__(self, feats):
-        super().__init__()
-        self.feats = feats
-
-    def forward(self, *_):
-        return self.feats
+def module_of(function) -> nn.Module:
+    module = nn.Module()
+    module.forward = function
+    return module
 
 
 @pytest.fixture
@@ -54,8 +49,8 @@ def look(distiller, sample):
 def test_maps_are_the_activity_of_what_the_loss_compares(distiller, sample):
     sizes = (8, 4, 2, 1, 1)
     adapted, teacher = (tuple(3 * torch.randn(1, 32, n, n) + 5 for n in sizes) for _ in range(2))
-    distiller.terms['distill'].adapter = Constant(adapted)
-    distiller.teachers['teacher'].neck = Constant(teacher)
+    distiller.terms['distill'].adapter = module_of(lambda *_: adapted)
+    distiller.teachers['teacher'].neck = module_of(lambda *_: teacher)
     features = look(distiller, sample)
 
     def normed(x):
@@ -72,8 +67,7 @@ def test_maps_are_the_activity_of_what_the_loss_compares(distiller, sample):
 
 def test_predictions_of_a_teacher_that_is_the_student_are_the_student_s(distiller, sample):
     distiller.student.test_cfg.score_thr = 0.0
-    neck = distiller.teachers['teacher'].neck = nn.Module()
-    neck.forward = lambda feats, *_: feats
+    distiller.teachers['teacher'].neck = module_of(lambda feats, *_: feats)
     features = look(distiller, sample)
     ours, expected = features.teacher_predictions, features.student_predictions
     assert len(expected) > 0

@@ -13,6 +13,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+from mmdet_sssd.config_tree import nested_configs
 from mmdet_sssd.models.replay import find_factor, head_parameters
 from mmdet_sssd.recipes import RECIPES
 from mmdet_sssd_cli import making
@@ -46,17 +47,12 @@ model = dict(backbone=dict(init_cfg=None))
 """
 
 
-def bare(config):
-    """A config without the scope that mmengine writes into what it inherits from a package."""
-    if isinstance(config, dict):
-        return {key: bare(value) for key, value in config.items() if key != '_scope_'}
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(bare, config))
-    return config
-
-
 def read(path) -> dict:
-    return bare(Config.fromfile(path, import_custom_modules=False)._cfg_dict.to_dict())
+    """Read a config without the scope that mmengine writes into what it inherits from a package."""
+    config = Config.fromfile(path, import_custom_modules=False).to_dict()
+    for _, part in nested_configs(config):
+        part.pop('_scope_', None)
+    return config
 
 
 def read_stock(tmp_path, name) -> dict:
@@ -161,7 +157,7 @@ def test_classes_reach_every_stage_of_a_cascade(tmp_path):
 
 
 WRAPPED = """
-first, second = ({{**_base_.train_dataloader.dataset, 'ann_file': x}} for x in ('a.json', 'b.json'))
+first, second = ({**_base_.train_dataloader.dataset, 'ann_file': x} for x in ('a.json', 'b.json'))
 train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset', pipeline=[],
     dataset=dict(type='ConcatDataset', datasets=[
         dict(type='RepeatDataset', times=2, dataset=first),
@@ -171,7 +167,7 @@ val_evaluator = [dict(type='CocoMetric', ann_file='old.json'), dict(type='DumpDe
 
 
 def test_data_and_classes_reach_wrapped_data_sets_and_lists_of_evaluators(tmp_path):
-    stock = stock_file(tmp_path, WRAPPED.replace('{{', '{').replace('}}', '}'))
+    stock = stock_file(tmp_path, WRAPPED)
     names = tuple(f'a class with a long name, number {i}' for i in range(4))
     wrapped = wrapped_by(tmp_path, stock, data_root='cells', val_ann='val.json', classes=names)
     first, second = wrapped['train_dataloader']['dataset']['dataset']['datasets']
