@@ -146,8 +146,6 @@ def _set_trainable(runner: Runner, parameters: Sequence[Parameter], trainable: b
     for parameter in parameters:
         parameter.grad = None
         parameter.requires_grad_(trainable)
-    if is_model_wrapper(
-        runner.model
-    ):  # DDP waits for what was trainable when it was made
+    if is_model_wrapper(runner.model):  # DDP waits for what trained when it was made
         model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)

@@ -136,7 +136,7 @@ class LossOfHistory(LossOfPixels):
 
 @METRICS.register_module()
 class MadeUp(BaseMetric):
-    """Gives the values of each epoch in turn; it draws random numbers, as a validation may."""
+    """Gives values in turn, one for each pass through the images; it draws random numbers, as a validation may."""
 
     def __init__(self, ap=(0.1, 0.3, 0.2, 0.4)):
         super().__init__()
@@ -147,8 +147,8 @@ class MadeUp(BaseMetric):
         self.results.append(0)
 
     def compute_metrics(self, results):
-        num_epochs = round(MessageHub.get_current_instance().get_info('iter') / EPOCH)
-        return dict(mAP=self.ap[num_epochs - 1])
+        num_passes = round(MessageHub.get_current_instance().get_info('iter') / EPOCH)
+        return dict(mAP=self.ap[(num_passes - 1) % len(self.ap)])
 
 
 DRAWN = [dict(type='DrawImage'), dict(type='LoadAnnotations', with_bbox=True)]
