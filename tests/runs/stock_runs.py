@@ -136,7 +136,7 @@ class LossOfHistory(LossOfPixels):
 
 @METRICS.register_module()
 class MadeUp(BaseMetric):
-    """Gives values in turn, one for each pass through the images; it draws random numbers, as a validation may."""
+    """Gives values in turn, one for each pass; it draws random numbers, as a validation may."""
 
     def __init__(self, ap=(0.1, 0.3, 0.2, 0.4)):
         super().__init__()
