@@ -61,18 +61,15 @@ class HeadRecord:
 
     Args:
         detector: The detector.
-        is_needed: Whether to record its dense head.
         images: Indices of the images that the loss uses; pass it only their data samples. The head
             takes, and the record covers, the features of all images. None: all.
 
     Attributes:
-        head: The head; None if none is needed or the detector has none, and nothing is recorded.
+        head: The head; None if the detector has none, and nothing is recorded.
     """
 
-    def __init__(
-        self, detector: BaseDetector, is_needed: bool, images: list[int] | None = None
-    ) -> None:
-        self.head = find_dense_head(detector) if is_needed else None
+    def __init__(self, detector: BaseDetector, images: list[int] | None = None) -> None:
+        self.head = find_dense_head(detector)
         self.images = images
         self.outs: Sequence[Any] | None = None
         self.cls_scores: list[Tensor] | None = None

@@ -235,15 +235,16 @@ class Distiller(BaseDetector):
             starts = range(0, len(feats[0]), len(samples))  # three in TridentNet's training
             rows = [start + i for start in starts for i in images]
             batch_inputs, samples = batch_inputs[images], [samples[i] for i in images]
-        record = HeadRecord(student, any(x.needs_head for x in teachers), rows)
+        record = HeadRecord(student, rows) if any(x.needs_head for x in teachers) else None
         used_feats = feats
-        if rows is not None and record.head is None:
+        if rows is not None and not (record and record.head):
             used_feats = map_tensors(lambda x: x[rows], feats)
         is_reused = any(x.is_trained for x in teachers)
         recorded = results_recorded(student) if is_reused else nullcontext()
-        with given_feats(student, used_feats), record, recorded as results:
+        with given_feats(student, used_feats), record or nullcontext(), recorded as results:
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        return losses, record.outputs(self._tapped('teachers', feats)), results
+        feats = self._tapped('teachers', feats)
+        return losses, record.outputs(feats) if record else DetectorOutputs(feats), results
 
     @compiled_in_parts
     def _teacher_passes(
@@ -291,16 +292,16 @@ class Distiller(BaseDetector):
     ) -> tuple[dict[str, Any], DetectorOutputs]:
         """Compute the student's loss on a teacher's features, without changing the student."""
         student = self.student
-        record = HeadRecord(student, teacher.needs_head)
+        record = HeadRecord(student) if teacher.needs_head else None
         with (
             state_restored(student),  # first: the others replace methods of its copies
             given_feats(student, feats),
-            record,
+            record or nullcontext(),
             results_reused(student, results, teacher.reuses_assignment, teacher.start_level),
             head_grad_scaled(student, teacher.head_grad),
         ):
             losses = student.loss(batch_inputs, fresh_samples(samples))
-        return losses, record.outputs(feats)
+        return losses, record.outputs(feats) if record else DetectorOutputs(feats)
 
     @compiled_in_parts
     def _term_losses(

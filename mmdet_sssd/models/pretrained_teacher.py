@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any
 
 import mmengine.hub
@@ -68,10 +69,11 @@ class DetectorTeacher(Teacher):
         images = self.prepare(batch_inputs, batch_data_samples)
         feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
         full_precision = torch.autocast(images.device.type, enabled=False)
-        record = HeadRecord(self.detector, self.needs_head)
-        with given_feats(self.detector, feats), record, full_precision:
+        record = HeadRecord(self.detector) if self.needs_head else None
+        with given_feats(self.detector, feats), record or nullcontext(), full_precision:
             found = self.detector.predict(images, fresh_samples(batch_data_samples), rescale=False)
-        return record.outputs(feats), [sample.pred_instances for sample in found]
+        outputs = record.outputs(feats) if record else DetectorOutputs(feats)
+        return outputs, [sample.pred_instances for sample in found]
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
         """Convert the student's images of shape (B, 3, H, W) for the detector."""

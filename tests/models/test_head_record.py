@@ -57,7 +57,7 @@ def record(head):
     strides = [stride for stride, _ in head.prior_generator.strides]
     sides, channels = [-(-SIZE // x) for x in strides], getattr(head, 'in_channels', 256)
     feats = [torch.randn(2, channels, side, side) for side in sides]
-    with HeadRecord(SimpleNamespace(bbox_head=head), is_needed=True) as found:
+    with HeadRecord(SimpleNamespace(bbox_head=head)) as found:
         head.loss(feats, samples)
     return found.outputs(feats), strides
 
