@@ -10,7 +10,7 @@ from torch import nn
 from mmdet_sssd.checkpoints import convert_lgd
 from mmdet_sssd.errors import ConfigError
 
-from ..models.teacher_restated import box_region, descriptor
+from ..models.teacher_restated import box_region
 from ..toy_detector import TOY_MODEL
 
 CHANNELS, NUM_CLASSES, SIDE = 8, 2, 64
@@ -120,14 +120,17 @@ def samples():
 
 def described(objects, context):
     """Descriptors of the objects and the context object, one a row."""
-    end = SIDE - 1
-    objects = [*objects, *[((0, 0, end, end), -1)] * context]
-    rows = [descriptor(box, label, NUM_CLASSES, SIDE, SIDE) for box, label in objects]
-    return torch.stack(rows).float()
+    rows = []
+    for box, label in [*objects, *[((0, 0, SIDE - 1, SIDE - 1), -1)] * context]:
+        one_hot = [float(label == i) for i in range(NUM_CLASSES)]
+        rows.append([*(x / SIDE for x in box), *one_hot])
+    return 2 * torch.tensor(rows) - 1
 
 
 def regions_of(objects, side, context):
-    regions = [box_region(box, (SIDE, SIDE), (side, side)).float() for box, _ in objects]
+    regions = [
+        box_region(box, (SIDE, SIDE), (side, side), soft=False).float() for box, _ in objects
+    ]
     return regions + [torch.ones(side, side)] * context
 
 

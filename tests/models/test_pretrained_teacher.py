@@ -61,6 +61,15 @@ def test_weights_are_loaded_when_training_begins(tmp_path, prefix):
     assert_equal(dict(model.teachers['large'].detector.state_dict()), dict(expected))
 
 
+def test_weights_of_another_shape_are_refused(tmp_path):
+    Config(dict(model=stock_config('retinanet'))).dump(tmp_path / 'config.py')
+    weights = MODELS.build(stock_config('retinanet')).state_dict()
+    name = 'bbox_head.retina_cls.bias'
+    torch.save({**weights, name: weights[name][1:]}, tmp_path / 'weights.pth')
+    with pytest.raises(ConfigError, match=f'does not fit.*: 1 of its .* such as {name}'):
+        distiller(str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'))
+
+
 def test_a_distiller_s_config_stands_for_its_student(tmp_path):
     """With the data preprocessor that it has from outside, without branches."""
     student = stock_config('retinanet')
