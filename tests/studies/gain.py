@@ -92,10 +92,12 @@ def draw(path: Path) -> None:
     axes = figure.subplots()
     kinds = {
         "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
-        "the same, with LGD's teacher": pairs_by_images('gentle'),
+        "photographs, from ImageNet's weights, LGD's teacher": pairs_by_images('gentle'),
         'drawn pictograms, from random weights': cells_by_images('gentle'),
     }
     for (label, found), color in zip(kinds.items(), COLORS, strict=False):
+        if not found:
+            continue
         axes.errorbar(
             [*found],
             [x.mean for x in found.values()],
