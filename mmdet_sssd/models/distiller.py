@@ -530,7 +530,7 @@ class GradientTaps:
         if level in self.sum_of_later:
             own = own - self.sum_of_later.pop(level)
         squares[level] += torch.linalg.vector_norm(own).square()
-        if user != next(iter(self.squares)):  # before the first there is no sum to subtract it from
+        if user != next(iter(self.squares)):  # the first user's sum is subtracted from no other
             self.sum_of_later[level] = gradient
 
     def norms(self, user: str, other: str) -> tuple[float, float] | None:

@@ -58,8 +58,7 @@ class LabelEncoderTeacher(BaseModule):
             masks. Defaults to False.
         soft_regions: Whether a region is the share of each level pixel that the object covers, which
             locates its edges to less than a pixel; only what lies within the image's last pixel has
-            none. False: LGD's regions,
-            which are 0 or 1. Defaults to True.
+            none. False: LGD's regions, which are 0 or 1. Defaults to True.
         class_vectors: Whether each object is painted with a learned vector of its class in addition,
             which reaches the map past encoder and attention: without it the teacher's class branch
             sees little of the labels (docs/benchmarks.md). False: LGD's teacher. Defaults to True.
@@ -285,9 +284,8 @@ class LabelledObjects:
         covered = _covered_pixels if self.soft else _pixels_inside
         shares = covered(along(y1, x1) * scale, along(y2, x2) * scale, pixel)
         shares[:, 0] = 1  # the image
-        shifted = shares.unfold(
-            -1, len(pixel) - 2, 1
-        ).contiguous()  # by -1, 0 and 1: (B, 1 + N, 3, …)
+        # shifted by -1, 0 and 1 pixel: (B, 1 + N, 3, …)
+        shifted = shares.unfold(-1, len(pixel) - 2, 1).contiguous()
         starts = accumulate([n + 2 for n in counts], initial=0)
         sides = [shifted[..., start : start + n] for start, n in zip(starts, counts, strict=False)]
         return [*zip(sides[: len(level_sizes)], sides[len(level_sizes) :], strict=True)]

@@ -306,9 +306,8 @@ def results_reused(
         call = next((x for x in unused[key] if x.is_repeated_by(args, kwargs)), None)
         if call is None:
             return function(*args, **kwargs)
-        unused[key].remove(
-            call
-        )  # targets are told apart by identity, so that each call has its own
+        # A recorded call answers one: heads tell targets apart by identity.
+        unused[key].remove(call)
         if not _draws_samples(owner):
             return map_tensors(lambda x: x, call.result)  # in new lists, which the head may change
         is_drawing = True
@@ -391,22 +390,9 @@ def _draws_samples(module: nn.Module) -> bool:
 # --- Restored state
 
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {'_buffers'}
-DEEP_COPIED = (
-    np.ndarray,
-    np.random.Generator,
-    np.random.RandomState,
-    random.Random,
-    torch.Generator,
-)
-NOT_COPIED = (
-    nn.Module,
-    nn.Parameter,
-    type,
-    FunctionType,
-    BuiltinFunctionType,
-    MethodType,
-    ModuleType,
-)
+OPAQUE = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+SHARED = (nn.Module, nn.Parameter, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
+"""What a copy of a head's state copies whole, and what it does not copy."""
 
 
 @contextmanager
@@ -415,8 +401,8 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
 
     This covers BN statistics, running counts, and everything nested in attributes: containers, arrays,
     generators, and objects such as assigners and samplers. The context works on copies, so tensors
-    saved by autograd are not written to. Parameters and their gradients are not touched, nor are
-    feature extraction, which a replay does not run, and the global random generators.
+    saved by autograd are not written to. Not restored: parameters and their gradients, feature
+    extraction, which a replay does not run, and the global random generators.
     """
     before = [(vars(x), dict(vars(x))) for x in head_modules(detector).values()]
     memo: dict[int, Any] = {}
@@ -435,7 +421,7 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
 @torch.compiler.disable
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy whatever can be changed in place. ``memo`` has earlier copies by identity."""
-    if isinstance(value, NOT_COPIED) or id(value) in memo:
+    if isinstance(value, SHARED) or id(value) in memo:
         return memo.get(id(value), value)
     if isinstance(value, tuple):
         items = [_copied(x, memo) for x in value]
@@ -451,7 +437,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     elif isinstance(value, (list, deque)):
         for index, item in enumerate(value):
             copied[index] = _copied(item, memo)
-    elif not isinstance(value, (Tensor, set, *DEEP_COPIED)):
+    elif not isinstance(value, (Tensor, set, *OPAQUE)):
         vars(copied).update((name, _copied(item, memo)) for name, item in vars(value).items())
     return copied
 
@@ -460,7 +446,7 @@ def _shallow_copy(value: Any) -> Any:
     """Copy a value but not what it holds; the value itself if it cannot change or be copied."""
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, DEEP_COPIED):
+    if isinstance(value, OPAQUE):
         return copy.deepcopy(value)
     if not isinstance(value, (dict, list, deque, set)) and not hasattr(value, '__dict__'):
         return value

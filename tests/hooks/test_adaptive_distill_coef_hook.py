@@ -90,7 +90,7 @@ def test_epoch_schedule_and_several_parameter_groups(tmp_path):
 
 @pytest.mark.parametrize('weight', [1.0, 0.7, 0.5])
 def test_lambda_rises_where_a_cosine_has_halved_until_a_restart(tmp_path, weight):
-    """A cosine that has halved, and goes back to a part of the highest rate: 0.7 is no decay."""
+    """The restart goes back to a part of the highest rate. A half counts as a decay, 0.7 does not."""
     schedule = dict(
         type='CosineRestartLR', by_epoch=False, periods=[10, 10], restart_weights=[1, weight],
         eta_min=1e-3,

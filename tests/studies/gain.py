@@ -77,8 +77,7 @@ def pairs_by_images(arm: str) -> dict[float, Estimate]:
 
 def cells_by_images(arm: str) -> dict[float, Estimate]:
     """Estimate the same for the cells of as many iterations on the drawn set."""
-    ap = {name: 100 * x['test'].get('mAP', 0) for name, x in where.finished().items()}
-    gains = defaultdict(list)
+    ap, gains = where.test_aps(), defaultdict(list)
     for cell in (*where.PLANS['spread'], *where.PLANS['fewer']):
         names = [where.name_of({**cell, 'arm': x}) for x in (arm, 'baseline')]
         if cell['arm'] == arm and ap.keys() >= {*names}:

@@ -73,9 +73,9 @@ ARMS = {
     'features-1': {RATIO: 1.0, HEAD_GRAD: 0.0},
     'no-cls': {RATIO: 0.25, HEAD_GRAD: {'cls': 0.0}},
     'gentle': {
-        RATIO: 0.25,
+        RATIO: gentle.hooks['distill_coef']['ratio'],
         HEAD_GRAD: gentle.model['teacher_head_grad'],
-        'model.economy': True,
+        'model.economy': gentle.model['economy'],
         'hooks.phases.teacher_until': gentle.hooks['phases']['teacher_until'],
     },
     'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
@@ -141,9 +141,14 @@ def finished() -> dict[str, dict]:
     return {name_of({**BASE, **x['cell']}): x for x in found}
 
 
+def test_aps() -> dict[str, float]:
+    """Read the finished cells' test AP in percent by name; 0 where nothing was detected."""
+    return {name: 100 * x['test'].get('mAP', 0) for name, x in finished().items()}
+
+
 def show(plan: dict[str, dict]) -> None:
     """Print each cell's test AP, if it has one, and its difference to the baseline's."""
-    ap = {name: 100 * x['test'].get('mAP', 0) for name, x in finished().items()}  # 0: no detections
+    ap = test_aps()
     for name, cell in plan.items():
         baseline = name_of({**cell, 'arm': 'baseline'})
         found = f'{ap[name]:5.1f}' if name in ap else ''

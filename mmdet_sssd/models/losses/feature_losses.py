@@ -90,7 +90,7 @@ class JSDistanceLoss(FeatureLoss):
     over N levels and the distributions :math:`P = \mathrm{softmax}(x / \tau)` of each, with logarithms
     to base 2, so that each distance is a metric in [0, 1] (SSSD, https://arxiv.org/abs/2303.05015,
     which leaves the distributions open). Loss and gradient are finite for any finite maps; between
-    equal maps the gradient is 0. The teacher's side gets none, and there is no second derivative.
+    equal maps the gradient is 0. The teacher's maps get no gradient. A second derivative is an error.
 
     Args:
         dim: Axis of a distribution: ``'spatial'`` (one per channel, over h·w), ``'channel'`` (one per
