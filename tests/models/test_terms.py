@@ -40,7 +40,8 @@ def build(name, terms, teacher=None, **settings):
 
 def test_a_logit_term_counts_the_anchors_inside_the_images():
     """Pixel by pixel; FCOS has one anchor for each, and its assigner ignores nothing."""
-    model = build('fcos', dict(adl={**ADL, 'distill_coef': 0.5}))
+    theta = dict(theta=0.5)
+    model = build('fcos', dict(adl={**ADL, 'distill_coef': 0.5, 'distill_loss': theta}))
     data = demo_batch(model)
     data['inputs'] = data['inputs'][..., :80]  # of 96
     for sample, shape in zip(data['data_samples'], [(78, 80), (96, 64)], strict=True):
@@ -59,7 +60,7 @@ def test_a_logit_term_counts_the_anchors_inside_the_images():
                     if i * stride < height and j * stride < width:
                         z.append(x[b, :, i, j])
                         q.append(t[b, :, i, j])
-    expected = 0.5 * AdaptiveDistillLoss()(torch.stack(z), torch.stack(q))
+    expected = 0.5 * AdaptiveDistillLoss(**theta)(torch.stack(z), torch.stack(q))
     torch.testing.assert_close(losses_of(model, data)['loss_adl'], expected)
 
 
