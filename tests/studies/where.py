@@ -96,16 +96,18 @@ SGD = {'optimizer': 'SGD', 'lr': 0.05}
 RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
 FEWER = [{'images': 30_000 // x, 'epochs': x * BASE['epochs']} for x in (16, 4)]
 LONGER = [{'epochs': 8}, {'images': 7500, 'epochs': 32}, {'epochs': 16}]
-FIRST = ['baseline', 'gentle', 'features', 'ratio-0.25']
+STARTS = [{'classes': 'second', 'start': x} for x in ('first', 'random')]
+PAIR = ['baseline', 'gentle']
+FIRST = [*PAIR, 'features', 'ratio-0.25']
 PLANS = dict(  # in the order of what they tell for their time
     sign=cells(arm=[*FIRST, 'features-1', 'blind']),
-    spread=cells(arm=['baseline', 'gentle'], seed=[*range(5)]) + cells(arm=['features'], seed=[1]),
+    spread=cells(arm=PAIR, seed=[*range(5)]) + cells(arm=['features'], seed=[1]),
     fewer=cells(*FEWER, arm=FIRST),
-    sgd=cells(SGD, arm=FIRST),
+    sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 128}, arm=FIRST),
-    start=cells(*({'classes': 'second', 'start': x} for x in ('random', 'first')), arm=FIRST),
-    plateau=cells(*LONGER, arm=['baseline', 'gentle']),
+    start=cells(*STARTS, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
+    plateau=cells(*LONGER, arm=PAIR, seed=[*range(3)]),
     rates=cells(*RATES),
     teacher=cells(arm=['no-cls', 'detach']),
     iiit5k=cells({'data': 'iiit5k', 'images': 3873, 'epochs': 64}, arm=FIRST),
