@@ -106,7 +106,7 @@ PLANS = dict(  # in the order of what they tell for their time
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 64}, arm=PAIR) + cells({'width': 128}, arm=PAIR),
-    start=cells(*STARTS, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
+    start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
     plateau=cells(*LONGER, arm=PAIR, seed=[*range(3)]),
     rates=cells(*RATES),
     teacher=cells(arm=['no-cls', 'detach']),
