@@ -1,4 +1,4 @@
-"""The default of ``wrap``: costs least, and hurt nowhere (docs/benchmarks.md)."""
+"""The default of ``wrap``: costs least, and hurt nowhere from trained weights (docs/benchmarks.md)."""
 
 from . import run
 

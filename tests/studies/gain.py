@@ -75,10 +75,10 @@ def pairs_by_images(arm: str) -> dict[float, Estimate]:
     return found
 
 
-def cells_by_images(arm: str) -> dict[float, Estimate]:
-    """Estimate the same for the cells of as many iterations on the drawn set."""
+def cells_by_images(arm: str, *plans: str) -> dict[float, Estimate]:
+    """Estimate the same for the cells of plans of ``tests.studies.where``."""
     ap, gains = where.test_aps(), defaultdict(list)
-    for cell in (*where.PLANS['spread'], *where.PLANS['fewer']):
+    for cell in (cell for plan in plans for cell in where.PLANS[plan]):
         names = [where.name_of({**cell, 'arm': x}) for x in (arm, 'baseline')]
         if cell['arm'] == arm and ap.keys() >= {*names}:
             gains[cell['images']].append(ap[names[0]] - ap[names[1]])
@@ -92,17 +92,20 @@ def draw(path: Path) -> None:
     kinds = {
         "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
         "photographs, from ImageNet's weights, LGD's teacher": pairs_by_images('gentle'),
-        'drawn pictograms, from random weights': cells_by_images('gentle'),
+        'drawn pictograms, from random weights, AdamW': cells_by_images(
+            'gentle', 'spread', 'fewer'
+        ),
+        'the same, twice as long': cells_by_images('gentle', 'plateau'),
     }
-    for (label, found), color in zip(kinds.items(), COLORS, strict=False):
+    for index, (label, found) in enumerate(kinds.items()):
         if not found:
             continue
         axes.errorbar(
-            [*found],
+            [x * 1.04**index for x in found],  # side by side
             [x.mean for x in found.values()],
             yerr=[0 if x.low is None else x.high - x.mean for x in found.values()],
             fmt='o',
-            color=color,
+            color=COLORS[index],
             label=label,
         )
     axes.axhline(0, color='#777777', linewidth=1)

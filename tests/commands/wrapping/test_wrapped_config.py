@@ -292,3 +292,24 @@ def test_the_command_writes_once_and_ends_with_the_message(tmp_path, capsys):
 def test_the_choice_of_recipes_is_complete():
     """They are written down, because the command line's help does without torch."""
     assert tuple(RECIPES) == making.RECIPES
+
+
+@pytest.mark.parametrize(
+    ('weights', 'optimizer', 'reason'),
+    [
+        ("'torchvision://resnet50'", 'SGD', 'starts from trained weights'),
+        (None, 'SGD', 'with SGD from random weights'),
+        (None, 'AdamW', 'with thousands of images'),
+    ],
+)
+def test_says_why_it_chooses_gentle(tmp_path, weights, optimizer, reason):
+    init_cfg = f"dict(type='Pretrained', checkpoint={weights})" if weights else None
+    (tmp_path / 'stock.py').write_text(
+        f"_base_ = '{RETINANET}'\n"
+        f'model = dict(backbone=dict(init_cfg={init_cfg}))\n'
+        f"optim_wrapper = dict(optimizer=dict(_delete_=True, type='{optimizer}', lr=1e-3))\n"
+    )
+    stock, out = str(tmp_path / 'stock.py'), tmp_path / 'out.py'
+    (note,) = write_wrapped_config(stock, out, build=False)
+    assert reason in note
+    assert not write_wrapped_config(stock, out, WrappingOptions(recipe='gentle'), build=False)
