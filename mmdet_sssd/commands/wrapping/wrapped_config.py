@@ -254,8 +254,8 @@ def _why_gentle(stock: ConfigDict) -> str:
         )
     if value_at(stock, 'optim_wrapper.optimizer.type') == 'SGD':
         return (
-            'recipe gentle; but with SGD from random weights stock training was '
-            'ahead of it: better take AdamW, or trained weights (init_cfg)'
+            'recipe gentle; but with SGD from random weights stock training was ahead of it in short '
+            'runs: try mmdet-sssd compare first, or start from trained weights (init_cfg)'
         )
     return (
         'recipe gentle, which gains most from random weights with thousands of images; with hundreds '

@@ -219,15 +219,16 @@ class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
     out, paper = tmp_path / 'wrapped.py', WrappingOptions(recipe='paper')
-    assert write_wrapped_config(YOLOX, out, build=False) == []  # the gentle one freezes nothing
+    gentle = WrappingOptions(recipe='gentle')
+    assert write_wrapped_config(YOLOX, out, gentle, build=False) == []  # freezes nothing
     (note,) = write_wrapped_config(YOLOX, out, paper, build=False)
     assert note.startswith('the backbone has no init_cfg with weights, so it is not frozen')
     assert write_wrapped_config(RETINANET, out, paper, build=False) == []
     # mmdet's constructor knows distillers here; others may not.
-    assert write_wrapped_config(CONVNEXT, out, build=False) == []
+    assert write_wrapped_config(CONVNEXT, out, gentle, build=False) == []
     foreign = "optim_wrapper = dict(constructor='ForeignDecayConstructor')\n"
     stock = stock_file(tmp_path, foreign)
-    (note,) = write_wrapped_config(str(stock), out, build=False)
+    (note,) = write_wrapped_config(str(stock), out, gentle, build=False)
     assert 'ForeignDecayConstructor' in note
 
 
