@@ -75,10 +75,10 @@ def pairs_by_images(arm: str) -> dict[float, Estimate]:
     return found
 
 
-def cells_by_images(arm: str, *plans: str) -> dict[float, Estimate]:
-    """Estimate the same for the cells of plans of ``tests.studies.where``."""
+def cells_by_images(arm: str, plan: list[dict]) -> dict[float, Estimate]:
+    """Estimate the same for cells of ``tests.studies.where``."""
     ap, gains = where.test_aps(), defaultdict(list)
-    for cell in (cell for plan in plans for cell in where.PLANS[plan]):
+    for cell in plan:
         names = [where.name_of({**cell, 'arm': x}) for x in (arm, 'baseline')]
         if cell['arm'] == arm and ap.keys() >= {*names}:
             gains[cell['images']].append(ap[names[0]] - ap[names[1]])
@@ -89,13 +89,12 @@ def draw(path: Path) -> None:
     """Draw the gains by the number of training images."""
     figure = Figure(figsize=(7, 3.6), layout='constrained')
     axes = figure.subplots()
+    short = where.PLANS['spread'] + where.PLANS['fewer']
     kinds = {
         "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
         "photographs, from ImageNet's weights, LGD's teacher": pairs_by_images('gentle'),
-        'drawn pictograms, from random weights, AdamW': cells_by_images(
-            'gentle', 'spread', 'fewer'
-        ),
-        'the same, twice as long': cells_by_images('gentle', 'plateau'),
+        'drawn pictograms, from random weights, AdamW': cells_by_images('gentle', short),
+        'the same, twice as long': cells_by_images('gentle', where.PLANS['plateau']),
     }
     for index, (label, found) in enumerate(kinds.items()):
         if not found:

@@ -250,7 +250,7 @@ def _why_gentle(stock: ConfigDict) -> str:
     if starts_pretrained(stock):
         return (
             'recipe gentle, because the detector starts from trained weights: there it hurt nowhere, '
-            'but the others did'
+            'paper and lgd did'
         )
     if value_at(stock, 'optim_wrapper.optimizer.type') == 'SGD':
         return (
@@ -258,8 +258,8 @@ def _why_gentle(stock: ConfigDict) -> str:
             'runs: try mmdet-sssd compare first, or start from trained weights (init_cfg)'
         )
     return (
-        'recipe gentle, which gains most from random weights with thousands of images; with hundreds '
-        'and a short schedule --recipe paper gained more'
+        'recipe gentle, which suits thousands of images from random weights best; with hundreds and a '
+        'short schedule --recipe paper gained more'
     )
 
 

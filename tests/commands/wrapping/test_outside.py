@@ -85,6 +85,7 @@ def test_a_teacher_and_what_it_teaches(folder, method, recipe):
     hooks = getattr(recipes, recipe or 'run').hooks
     assert cfg.default_hooks.keys() == hooks.keys()
     assert any('--method sad' in x for x in notes) == (method is None)  # the choice is said
+    assert not any('recipe gentle' in x for x in notes)  # a teacher from outside, or one was named
 
 
 @pytest.mark.parametrize('teacher', ['yolox', 'rcnn'])

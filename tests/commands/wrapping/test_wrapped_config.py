@@ -296,15 +296,14 @@ def test_the_choice_of_recipes_is_complete():
 
 
 @pytest.mark.parametrize(
-    ('weights', 'optimizer', 'reason'),
+    ('init_cfg', 'optimizer', 'reason'),
     [
-        ("'torchvision://resnet50'", 'SGD', 'starts from trained weights'),
+        (dict(type='Pretrained', checkpoint='resnet50.pth'), 'SGD', 'starts from trained weights'),
         (None, 'SGD', 'with SGD from random weights'),
-        (None, 'AdamW', 'with thousands of images'),
+        (None, 'AdamW', 'thousands of images'),
     ],
 )
-def test_says_why_it_chooses_gentle(tmp_path, weights, optimizer, reason):
-    init_cfg = f"dict(type='Pretrained', checkpoint={weights})" if weights else None
+def test_says_why_it_chooses_gentle(tmp_path, init_cfg, optimizer, reason):
     (tmp_path / 'stock.py').write_text(
         f"_base_ = '{RETINANET}'\n"
         f'model = dict(backbone=dict(init_cfg={init_cfg}))\n'
