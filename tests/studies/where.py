@@ -96,6 +96,8 @@ SGD = {'optimizer': 'SGD', 'lr': 0.05}
 RATES = [{'lr': 2e-3}, {**SGD, 'lr': 0.1}, {'lr': 5e-4}, {**SGD, 'lr': 0.02}]
 FEWER = [{'images': 30_000 // x, 'epochs': x * BASE['epochs']} for x in (16, 4)]
 LONGER = [{'epochs': 8}, {'images': 7500, 'epochs': 32}, {'epochs': 16}]
+NEAR = [{'images': 7500, 'epochs': 64}, {'images': 3750, 'epochs': 64}]  # the plateau
+DOUBLED = [{**x, 'epochs': 128} for x in NEAR]  # what does a doubling bring?
 STARTS = [{'classes': 'second', 'start': x} for x in ('first', 'random')]
 PAIR = ['baseline', 'gentle']
 FIRST = [*PAIR, 'features', 'ratio-0.25']
@@ -108,6 +110,8 @@ PLANS = dict(  # in the order of what they tell for their time
     width=cells({'width': 64}, arm=PAIR) + cells({'width': 128}, arm=PAIR),
     start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
     plateau=cells(*LONGER, arm=PAIR, seed=[*range(3)]),
+    near=cells(*NEAR, arm=PAIR, seed=[*range(3)]) + cells(*DOUBLED),
+    near_learned=cells(*[{**STARTS[0], **x} for x in FEWER], arm=PAIR, seed=[*range(3)]),
     rates=cells(*RATES),
     teacher=cells(arm=['no-cls', 'detach']),
     iiit5k=cells({'data': 'iiit5k', 'images': 3873, 'epochs': 64}, arm=FIRST),
