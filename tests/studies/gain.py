@@ -89,12 +89,13 @@ def draw(path: Path) -> None:
     """Draw the gains by the number of training images."""
     figure = Figure(figsize=(7, 3.6), layout='constrained')
     axes = figure.subplots()
-    short = where.PLANS['spread'] + where.PLANS['fewer']
+    drawn = [x for plan in ('spread', 'fewer', 'plateau', 'near') for x in where.PLANS[plan]]
+    short, twice = ([x for x in drawn if x['images'] * x['epochs'] == n * 120_000] for n in (1, 2))
     kinds = {
         "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
         "photographs, from ImageNet's weights, LGD's teacher": pairs_by_images('gentle'),
         'drawn pictograms, from random weights, AdamW': cells_by_images('gentle', short),
-        'the same, twice as long': cells_by_images('gentle', where.PLANS['plateau']),
+        'the same, twice as long': cells_by_images('gentle', twice),
     }
     for index, (label, found) in enumerate(kinds.items()):
         if not found:
