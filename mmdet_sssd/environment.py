@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
-TORCH = '>=2.4'
+TORCH = '>=2.5'
 FAMILIES = {
     'OpenMMLab': {
         'mmengine': '>=0.10,<1',

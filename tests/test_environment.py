@@ -35,7 +35,7 @@ def test_either_family_is_accepted(installed, family):
     [
         (OPENMMLAB, {'mmcv': '2.2.0'}, 'mmcv 2.2.0 is installed, >=2.0.0,<2.2 is needed'),
         (OPENMMLAB, {'setuptools': '81.0.0'}, 'setuptools 81.0.0 is installed, <81 is needed'),
-        (ONEDL, {'torch': '2.1.0'}, 'torch 2.1.0 is installed, >=2.4 is needed'),
+        (ONEDL, {'torch': '2.1.0'}, 'torch 2.1.0 is installed, >=2.5 is needed'),
         ({}, {}, 'mmengine is not installed'),
     ],
 )

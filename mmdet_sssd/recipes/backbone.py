@@ -11,7 +11,7 @@ model = dict(
     ),
 )
 hooks = dict(
-    # distilling pulls 1/4 as hard as the detection loss
+    # λ: distilling pulls 1/4 as hard as the detection loss, and 1/2 after the rate's first drop
     distill_coef_cosine=dict(type='AdaptiveDistillCoefHook', ratio=0.25, term='cosine'),
     **run.hooks,
 )
