@@ -35,7 +35,8 @@ def write_wrapped_config(
         stock: A config file, or a name like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
         out: The file to write; an existing file is replaced.
         options: Settings of the wrapped config. Defaults to none.
-        build: Whether to build the distiller (without loading weights). Defaults to True.
+        build: Whether to build the distiller, and to load teachers' weights from files. Defaults to
+            True.
 
     Returns:
         Notes for the user, one sentence each.
@@ -233,7 +234,8 @@ def _check_builds(config: Config, stock: str) -> None:
         model = copy.deepcopy(config.model)
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
         for teacher in MODELS.build(model).teachers.values():
-            if '://' not in (getattr(teacher, 'checkpoint', None) or '://'):
+            checkpoint = getattr(teacher, 'checkpoint', None)
+            if checkpoint not in (None, 'default') and '://' not in checkpoint:
                 with within(*teacher.config_keys):
                     teacher.load_weights()
     except ConfigError:

@@ -15,6 +15,7 @@ from mmdet_sssd.commands.shapes import CLASSES
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.config_tree import value_at
 from mmdet_sssd.datasets import use_data
+from mmdet_sssd.models import backbone_teacher
 from mmdet_sssd.runs import load_from_local
 from mmdet_sssd_cli import making
 
@@ -110,6 +111,16 @@ def test_a_backbone_of_timm_s(folder):
     assert arm(folder, 'backbone').model == dict(
         recipes.backbone.model, student=cfg.model.student, teachers=cfg.model.teachers
     )
+
+
+def test_weights_of_timm_s_are_not_downloaded_while_wrapping(folder, monkeypatch):
+    def backbone(name, pretrained=False):
+        assert not pretrained, 'downloads'
+        return MODELS.build(dict(type='ResNet', depth=18))
+
+    monkeypatch.setattr(backbone_teacher, '_timm_backbone', backbone)
+    cfg, _ = wrapped(folder, teacher=None, backbone_teacher='resnet18')
+    assert cfg.model.teachers.backbone.backbone == 'resnet18'
 
 
 @pytest.mark.parametrize('method', [None, 'sad'])
