@@ -1,4 +1,4 @@
-"""The default of ``wrap``: costs least, and hurt nowhere from trained weights (docs/benchmarks.md)."""
+"""The default of ``wrap``: costs least, and lost nothing on average from trained weights."""
 
 from . import run
 
