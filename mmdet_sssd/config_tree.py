@@ -1,11 +1,29 @@
 """Configs as trees of dicts, lists and tuples, with dotted keys like those of ``--cfg-options``."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from mmengine.config import Config
+
+from .errors import ConfigError, user_error
 
 DROPPED = object()
 REMOVED = '_removed_'
 PACKAGE = __name__.partition('.')[0]
+
+
+def config_of(file: str | os.PathLike) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: if it cannot be read; a config is a program, which may fail in any way.
+    """
+    try:
+        return Config.fromfile(file)
+    except Exception as error:
+        reason = user_error(error) or f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{file} cannot be read as a config ({reason})') from error
 
 
 def imported_modules(config: dict) -> list[str]:

@@ -75,7 +75,8 @@ def wrap(config: str, out: Path, force: bool, no_build: bool, **options: Any) ->
     Examples:
       mmdet-sssd wrap mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
       mmdet-sssd wrap mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py --out my_config.py \\
-          --data-root data/cells --train-ann train.json --val-ann val.json
+          --data-root data/cells --train-ann train.json --train-img train \\
+          --val-ann val.json --val-img val
       mmdet-sssd wrap small.py --out my_config.py --teacher large.py large.pth
     """
     from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
@@ -170,3 +171,5 @@ def shapes(out: Path, **options: int | None) -> None:
     classes = draw_data_set(out, **options)
     count = ' + '.join(str(options[split]) for split in ('train', 'val', 'test') if options[split])
     click.echo(f'{out} has {count} images of {", ".join(classes)}')
+    places = f'SSSD_DATA_ROOT={out} SSSD_TRAIN_IMG=train SSSD_VAL_IMG=val'
+    click.echo(f'to train on them: {places} mmdet-sssd train CONFIG, one of the *_own-data configs')

@@ -102,12 +102,11 @@ def visualize(config: str, checkpoint: str, rest: tuple[str, ...], **options: An
       mmdet-sssd visualize my_config.py work_dirs/my_config/epoch_24.pth
       mmdet-sssd visualize my_config.py work_dirs/my_config/epoch_24.pth a.jpg b.jpg --out seen
     """
-    from mmengine.config import Config
-
     from mmdet_sssd.commands.visualization import draw_images
+    from mmdet_sssd.config_tree import config_of
 
     changes = [text for text in rest if KEY_VALUE.match(text)]
     images = [text for text in rest if text not in changes]
-    cfg = Config.fromfile(config)
+    cfg = config_of(config)
     cfg.merge_from_dict(parsed(tuple(changes)))
     draw_images(cfg, checkpoint, images, **options)

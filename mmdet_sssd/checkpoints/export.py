@@ -18,14 +18,13 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
-from ..config_tree import DROPPED, PACKAGE, imported_modules, rewritten
+from ..config_tree import DROPPED, PACKAGE, config_of, imported_modules, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.distiller import is_distiller
 from ..models.student import deployed_model
-from ..runs import AtomicLocalBackend, check_finite, load_from_local, misfit
-
-PREFIX = 'student.'
+from ..runs import AtomicLocalBackend, check_finite, load_from_local
+from ..state_dicts import PREFIX, misfit, student_weights
 
 
 def export_student(
@@ -115,33 +114,23 @@ def stock_config(cfg: Config) -> Config:
 
 
 def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:
-    """Extract the student's part of a distiller's state dict, with its modules' versions."""
+    """Extract the student's part of a checkpoint of a distiller."""
     state_dict = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else {}
-    weights = _without_prefix(state_dict)
+    weights = student_weights(state_dict)
     if not weights:
         found = sorted({key.partition('.')[0] for key in state_dict})
         raise ConfigError(
             f'{file} has no weights under {PREFIX}* (found: {", ".join(found) or "none at all"}); '
             'accepted: a checkpoint of a run with a distiller. A stock checkpoint needs no export'
         )
-    # Without versions, heads rename keys as in an older state dict.
-    weights._metadata = _without_prefix(getattr(state_dict, '_metadata', {}))
     return weights
-
-
-def _without_prefix(items: dict) -> OrderedDict:
-    """Keep the entries of the student and its parts, under their names in the student."""
-    dotted = ((f'{key}.', value) for key, value in items.items())
-    return OrderedDict(
-        (key[len(PREFIX) : -1], value) for key, value in dotted if key.startswith(PREFIX)
-    )
 
 
 def _training_config(
     checkpoint: dict, file: str | os.PathLike, config_file: str | os.PathLike | None
 ) -> Config:
     if config_file is not None:
-        return Config.fromfile(config_file)
+        return config_of(config_file)
     text = checkpoint.get('meta', {}).get('cfg')
     if not text:
         raise ConfigError(f"{file} holds no config in meta['cfg']; give the run's with --config")

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
 from ..models.student import count_classes
-from ..runs import misfit
+from ..state_dicts import misfit
 from .labels import check_evaluated_classes
 
 STATE = ('meta', 'message_hub', 'optimizer')

@@ -26,7 +26,8 @@ from ..datasets import leaf_datasets
 from ..errors import ConfigError, user_error
 from ..hooks.model_parts import bare_model, find_detector
 from ..models import Distiller
-from ..runs import PreemptionHook, find_checkpoint_to_resume, misfit
+from ..runs import PreemptionHook, find_checkpoint_to_resume
+from ..state_dicts import misfit
 from .checkpoints import detector_weights
 from .images import check_image_files
 from .labels import CheckDatasetHook, check_data_sets
@@ -221,7 +222,7 @@ def summary(runner: Runner, rows: Mapping[str, str], num_warnings: int) -> str:
     parts = {'': model}
     if isinstance(model, Distiller):
         parts = {'student': model.student}
-        parts |= {f'teacher {name}': x for name, x in model.teachers.items()}
+        parts |= {f'teacher {k}' if k != 'teacher' else k: x for k, x in model.teachers.items()}
         parts |= {f'term {name}': x for name, x in model.terms.items()}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     classes = train.metainfo.get('classes') or ()
@@ -236,7 +237,8 @@ def summary(runner: Runner, rows: Mapping[str, str], num_warnings: int) -> str:
         'images': ', '.join(images),
         **rows,
     }
-    noted = f', with {num_warnings} warnings (above)' if num_warnings else ''
+    plural = 's' * (num_warnings > 1)
+    noted = f', with {num_warnings} warning{plural} (above)' if num_warnings else ''
     lines = [f'dry run: this config trains{noted}', *(f'  {k:<12}{x}' for k, x in rows.items())]
     return '\n'.join(lines)
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from ..config_tree import nested_configs, value_at
 from ..datasets import VARIABLES, evaluator_configs
-from ..errors import ConfigError, check, did_you_mean
+from ..errors import ConfigError, check, did_you_mean, is_number
 
 OF_TOOLS = ('auto_scale_lr', 'find_unused_parameters', 'runner_type', 'tta_model', 'tta_pipeline')
 OF_RUNNERS = (
@@ -23,18 +23,21 @@ KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_
 """Keys that mmengine and mmdet read."""
 
 LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
+LEARNING_RATE = 'optim_wrapper.optimizer.lr'
 SIMILAR = 0.85  # from here on a key is a misspelt one; mmdet's own configs have none like that
 BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
-    """Check a config's names of keys, hooks, length, batch sizes, and best metric.
+    """Check a config's names of keys, hooks, length, batch sizes, learning rate, and best metric.
 
     Raises:
-        ConfigError: if a key is a misspelt one of mmengine's, a hook has no type, a length or batch
-            size is not a whole number of 1 or more, or ``save_best`` names a metric that no evaluator
-            has.
+        ConfigError: if there is no model, a key is a misspelt one of mmengine's, a hook has no type, a
+            length or batch size is not a whole number of 1 or more, the learning rate is no number, or
+            ``save_best`` names a metric that no evaluator has.
     """
+    if value_at(cfg, 'model.type') is None:
+        raise ConfigError('the config has no model.type; accepted: the whole config of a detector')
     known = inspect.signature(Runner).parameters
     for key in cfg:
         found = difflib.get_close_matches(key, known, n=1, cutoff=SIMILAR)
@@ -57,6 +60,8 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
         value = value_at(cfg, key)
         is_length = value is None or (isinstance(value, int) and value >= 1)
         check(key, value, is_length, 'a whole number >= 1')
+    if 'train' in stages and (rate := value_at(cfg, LEARNING_RATE)) is not None:
+        check(LEARNING_RATE, rate, is_number(rate), 'a number >= 0')
 
 
 def _check_best(cfg: Config) -> None:

@@ -27,7 +27,7 @@ from ..checks.checkpoints import CheckResumeHook, CheckTestHook
 from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
 from ..checks.settings import check_overrides, check_settings
-from ..config_tree import value_at
+from ..config_tree import config_of, value_at
 from ..errors import ConfigError
 from .locks import locked
 
@@ -145,7 +145,7 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
         _check_torchrun()
     setup_cache_size_limit_of_dynamo()
     MMLogger.get_current_instance().setLevel('WARNING')  # runs set their own
-    cfg = Config.fromfile(config)
+    cfg = config_of(config)
     check_overrides(cfg, overrides)
     cfg.launcher = launcher
     cfg.merge_from_dict(overrides)

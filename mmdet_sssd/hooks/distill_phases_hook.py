@@ -8,7 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
 
-from ..errors import ConfigError, check, is_number, within
+from ..errors import ConfigError, check, is_number, warn, within
 from .model_parts import find_distiller, find_part
 
 
@@ -95,6 +95,12 @@ class DistillPhasesHook(Hook):
                 f'is {self.freeze_backbone}, but a {type(model.student).__name__} has no backbone; '
                 'accepted: 0',
                 f'{type(self).__name__}.freeze_backbone',
+            )
+        if min(self.teacher_until, 1 - self.detach_last) <= self.detach_student:
+            warn(
+                f'{type(self).__name__} of {self.teacher}: its terms never train the student, since '
+                f'detach_student is {self.detach_student:.3g}, detach_last {self.detach_last:.3g} and '
+                f'teacher_until {self.teacher_until:.3g}, fractions of the run'
             )
         backbone = model.student.backbone.parameters() if self.freeze_backbone else ()
         self.backbone = [p for p in backbone if p.requires_grad]

@@ -7,12 +7,13 @@ from mmdet.models import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.config import Config, ConfigDict
-from mmengine.model import ImgDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import ConfigError, within
+from ..state_dicts import misfit, student_weights
 from .building import is_config_of
 from .dense_head import HeadRecord, outputs_from_feats
 from .replay import DetectorOutputs, fresh_samples, given_feats
@@ -162,8 +163,10 @@ class PretrainedTeacher(FixedWeights, DetectorTeacher):
         super().__init__(_build(config))
         self.checkpoint = checkpoint
         self.is_loaded = checkpoint is None
-        own = self.detector.data_preprocessor
-        self.convert = ImageConversion(student.data_preprocessor, own)
+        with within('config'):
+            self.convert = ImageConversion(
+                student.data_preprocessor, self.detector.data_preprocessor
+            )
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
         """Convert images of shape (B, 3, H, W) for the teacher, whose weights are read if needed."""
@@ -177,14 +180,11 @@ class PretrainedTeacher(FixedWeights, DetectorTeacher):
         except (ConfigError, FileNotFoundError) as error:
             raise ConfigError(f'is {self.checkpoint!r}: {error}', 'checkpoint') from error
         weights = checkpoint.get('state_dict', checkpoint)
-        student = {k[len('student.') :]: x for k, x in weights.items() if k.startswith('student.')}
-        weights, own = student or weights, self.detector.state_dict()
-        missing = [k for k, x in own.items() if k not in weights or weights[k].shape != x.shape]
-        if missing:
+        weights = student_weights(weights) or weights
+        if problem := misfit(self.detector.state_dict(), weights):
             raise ConfigError(
-                f"is {self.checkpoint!r}, which does not fit the teacher's config: {len(missing)} of "
-                f'its {len(own)} weights are missing or have another shape, such as {missing[0]}; give '
-                'the checkpoint of a run with that config',
+                f"is {self.checkpoint!r}, which does not fit the teacher's config: {problem}; give the "
+                'checkpoint of a run with that config',
                 'checkpoint',
             )
         self.detector.load_state_dict(weights, strict=False)
@@ -219,10 +219,14 @@ class ImageConversion:
     Args:
         own: The data preprocessor of the images.
         wanted: The other one.
+
+    Raises:
+        ConfigError: if one of them does not say how images are normalised.
     """
 
     def __init__(self, own: ImgDataPreprocessor, wanted: ImgDataPreprocessor) -> None:
-        (mean, std), (wanted_mean, wanted_std) = _normalization(own), _normalization(wanted)
+        mean, std = _normalization(own, 'model.student.data_preprocessor')
+        wanted_mean, wanted_std = _normalization(wanted, 'data_preprocessor')
         self.flip = own._channel_conversion != wanted._channel_conversion
         if self.flip:
             mean, std = mean.flip(0), std.flip(0)
@@ -244,8 +248,14 @@ class ImageConversion:
         return images.where(inside, self.pad_value)
 
 
-def _normalization(preprocessor: ImgDataPreprocessor) -> tuple[Tensor, Tensor]:
+def _normalization(preprocessor: BaseDataPreprocessor, key: str) -> tuple[Tensor, Tensor]:
     """Read mean and standard deviation of shape (3, 1, 1), in the model's channel order."""
+    if not isinstance(preprocessor, ImgDataPreprocessor):
+        raise ConfigError(
+            f'is a {type(preprocessor).__name__}, which does not say how images are normalised; '
+            'accepted: a DetDataPreprocessor',
+            key,
+        )
     if not preprocessor._enable_normalize:
         return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     return preprocessor.mean.cpu().expand(3, 1, 1), preprocessor.std.cpu().expand(3, 1, 1)

@@ -1,7 +1,7 @@
 """Whole, resumable, preemptible runs, of any model."""
 
 from .checkpoint_files import AtomicLocalBackend, check_finite, find_checkpoint_to_resume, is_whole
-from .loading import load_from_local, misfit
+from .loading import load_from_local
 from .preemption_hook import PreemptionHook
 from .random_state_hook import RandomStateHook, preserved_random_state
 from .safe_checkpoint_hook import SafeCheckpointHook
@@ -15,6 +15,5 @@ __all__ = [
     'find_checkpoint_to_resume',
     'is_whole',
     'load_from_local',
-    'misfit',
     'preserved_random_state',
 ]

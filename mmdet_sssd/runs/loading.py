@@ -5,7 +5,7 @@ training checkpoints, and restricts mmengine's downloads likewise.
 """
 
 import os.path as osp
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pickle import UnpicklingError
@@ -20,7 +20,6 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
-from torch import Tensor
 
 from ..errors import ConfigError
 
@@ -52,20 +51,6 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
         ) from error
 
 
-def misfit(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
-    """Describe the first weight of a model that a checkpoint lacks, or has in another shape."""
-    for key, weight in own.items():
-        key = key.removeprefix('module.')
-        if key.endswith('num_batches_tracked'):  # old checkpoints have none
-            continue
-        found = loaded.get(key)
-        if found is None:
-            return f'{key}, of shape {tuple(weight.shape)}, is missing in it'
-        if found.shape != weight.shape:
-            return f'{key}, of shape {tuple(weight.shape)}, is of shape {tuple(found.shape)} in it'
-    return ''
-
-
 def _load_url(load_url: Callable, url: str, *args: Any, **kwargs: Any) -> dict:
     """Download a checkpoint; refuse it if it holds more than ``load_from_local`` accepts."""
     try:
@@ -74,8 +59,8 @@ def _load_url(load_url: Callable, url: str, *args: Any, **kwargs: Any) -> dict:
         raise ConfigError(
             f'{url} cannot be downloaded ({error.reason}); give a local file where a config names '
             'weights (load_from, or model.student.backbone.init_cfg.checkpoint), or start from random '
-            'weights with model.student.backbone.init_cfg=None, and frozen_stages=-1 and '
-            'norm_eval=False if the backbone has them'
+            'weights with model.student.backbone.init_cfg=None, frozen_stages=-1 and norm_eval=False '
+            'if the backbone has them, and default_hooks.phases.freeze_backbone=0'
         ) from error
     except UnpicklingError as error:
         raise ConfigError(

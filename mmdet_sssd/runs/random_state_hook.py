@@ -33,6 +33,7 @@ class RandomStateHook(Hook):
 
     This holds with a fixed ``randomness.seed`` and as many processes as before. Exceptions are
     transforms that cache images (``CachedMosaic``, ``CachedMixUp``), custom loader classes and loops,
+    loaders given to an ``IterBasedTrainLoop`` as objects instead of configs,
     ``MultiDataAspectRatioBatchSampler``, and, up to rounding, waiting gradients of several processes.
     On another number of processes all generators get the first process's states, and an epoch
     continues after the same fraction.
@@ -113,16 +114,18 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Make the loader resumable, if its class allows."""
-        loop = runner.train_loop
-        by_iter = isinstance(loop, IterBasedTrainLoop)
+        loop, config = runner.train_loop, runner._train_dataloader
+        by_iter = isinstance(loop, IterBasedTrainLoop)  # which has read ahead
         if not (by_iter or isinstance(loop, EpochBasedTrainLoop)):
+            return
+        if by_iter and not isinstance(config, dict):
             return
         if not ResumableLoader.take_over(loop.dataloader):
             return
         self.loader = loop.dataloader
         if by_iter:
-            loop.dataloader_iterator = None  # it has read ahead
-            self.loader.rewind()
+            loop.dataloader_iterator = None
+            self.loader.rewind(config, runner.seed)
             num_done = loop.iter
             if hasattr(loop, 'fast_forward_on_resume'):  # OneDL's, which then asks for none again
                 loop.fast_forward_on_resume, num_done = True, 0

@@ -1,6 +1,5 @@
 """A data loader that continues an epoch where an earlier process left it."""
 
-import inspect
 import pickle
 import random
 from collections import deque
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader, get_worker_info
 
 
@@ -65,13 +65,21 @@ class ResumableLoader(DataLoader):
         self._first_states = worker_states
         self._start()
 
-    def rewind(self) -> None:
-        """Stop workers that read ahead, and restart the sampler."""
+    def rewind(self, config: dict, seed: int) -> None:
+        """Stop workers that read ahead, and give the samplers the state of newly built ones.
+
+        Args:
+            config: The loader's config.
+            seed: The runner's. A sampler keeps its own, which all processes share.
+        """
         self._iterator = None
-        for sampler in (self.batch_sampler.sampler, self.batch_sampler):
-            names = inspect.signature(type(sampler)).parameters
-            known = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
-            sampler.__init__(**known)
+        batches, sampler = self.batch_sampler, self.batch_sampler.sampler
+        for_batches = dict(sampler=sampler, batch_size=config['batch_size'])
+        for_sampler = dict(dataset=self.dataset, seed=getattr(sampler, 'seed', seed))
+        built = ('sampler', sampler, for_sampler), ('batch_sampler', batches, for_batches)
+        for key, used, defaults in built:
+            if config.get(key) is not None:  # torch's own batch sampler keeps no state
+                used.__dict__ = DATA_SAMPLERS.build(config[key], default_args=defaults).__dict__
 
     def skip_passes(self, number: int) -> None:
         """Run the sampler, which may carry a state on, through passes without loading them."""

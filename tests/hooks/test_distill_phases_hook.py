@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.hooks import DistillPhasesHook
 
 from ..distillers import assert_equal
@@ -113,6 +114,21 @@ def test_after_its_end_the_log_has_nothing_of_the_teacher(tmp_path):
     assert all(expected <= keys for keys in watch.hub[:9])
     assert watch.hub[9:] == [set()] * 9
     assert runner.message_hub.get_scalar('train/loss_cls').data[0].size == ITERS
+
+
+@pytest.mark.parametrize(
+    ('phases', 'is_told'),
+    [
+        (dict(detach_student=1 / 6, teacher_until=1 / 2), False),
+        (dict(teacher_until=0.0), True),
+        (dict(detach_student=1 / 2, teacher_until=1 / 3), True),
+        (dict(detach_student=1 / 2, detach_last=1 / 2), True),
+    ],
+)
+def test_phases_that_leave_no_time_are_told(tmp_path, phases, is_told):
+    with warnings_listed() as warnings:
+        run(tmp_path, **phases)
+    assert any('never train the student' in x for x in warnings) == is_told
 
 
 @pytest.mark.parametrize(

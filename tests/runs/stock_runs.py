@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmdet.datasets import BaseDetDataset
-from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from mmdet.registry import DATA_SAMPLERS, DATASETS, METRICS, MODELS, TRANSFORMS
+from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
@@ -82,6 +83,18 @@ class Jitter:
     def __call__(self, results):
         noise = random.random() + np.random.rand() + torch.rand(1).item()
         return results | dict(img=results['img'] + np.float32(noise))
+
+
+@DATA_SAMPLERS.register_module()
+class FirstOnlySampler(InfiniteSampler):
+    """A user's, which keeps its argument under another name."""
+
+    def __init__(self, first_only, **kwargs):
+        super().__init__(**kwargs)
+        self._first = first_only
+
+    def __iter__(self):
+        return (i for i in super().__iter__() if i < self._first)
 
 
 @MODELS.register_module()
@@ -190,8 +203,9 @@ SAMPLERS = {
     'CustomSampleSize': dict(
         sampler=dict(type='CustomSampleSizeSampler', dataset_size=[6, 10]), dataset=TWO
     ),
+    'FirstOnly': dict(sampler=dict(type='FirstOnlySampler', first_only=10)),
 }
-ENDLESS = ('MultiSource', 'GroupMultiSource', 'InfiniteAspectRatio', 'Infinite')
+ENDLESS = ('MultiSource', 'GroupMultiSource', 'InfiniteAspectRatio', 'Infinite', 'FirstOnly')
 
 
 def model(kind='LossOfPixels', augments=None):

@@ -19,7 +19,14 @@ from .stock_runs import (
 )
 
 SWITCHES = ('PipelineSwitch', 'YOLOXModeSwitch')  # of pipelines, which workers have
-SAMPLERS = ('Default', 'ClassAware', 'AspectRatio', 'CustomSampleSize', 'GroupMultiSource')
+SAMPLERS = (
+    'Default',
+    'ClassAware',
+    'AspectRatio',
+    'CustomSampleSize',
+    'GroupMultiSource',
+    'FirstOnly',
+)
 
 
 def kill(*args, **kwargs):

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from ...checkpoints import stock_config
-from ...config_tree import nested_configs, value_at
+from ...config_tree import config_of, nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
 from ...models.distiller import is_distiller
 from ...recipes import OUTSIDE, RECIPES
@@ -73,7 +73,7 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
     """
     if arms_file is None:
         return {}
-    own = Config.fromfile(arms_file).get('arms')
+    own = config_of(arms_file).get('arms')
     if not isinstance(own, dict) or not own:
         raise ConfigError(f'{arms_file} has no arms; accepted: arms = dict(name=dict(base=…), …)')
     for name, definition in own.items():

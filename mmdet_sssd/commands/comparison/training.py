@@ -75,7 +75,7 @@ class Training:
         unit, count = length(cfg)
         validations = read_validations(run.folder)
         metrics = validations.get(count) or self._evaluate(run, cfg, 'val')
-        main = _check_metrics(run, metrics)
+        main = _check_metrics(metrics)
         return RunResult(
             arm=run.arm,
             seed=run.seed,
@@ -103,13 +103,13 @@ class Training:
         shutil.rmtree(folder, ignore_errors=True)
         self._program('test', run, config, run.checkpoint, '--work-dir', folder)
         path = next(folder.glob('*/*.json'), None)
-        if path is None:
+        metrics = json.loads(path.read_text(encoding='utf-8')) if path else {}
+        if metrics.keys() <= {*NO_METRICS}:
             raise ConfigError(
                 f'its last checkpoint finds nothing on the {split} data, which gives no metrics; train '
                 'it longer, or lower the least score in its test_cfg'
             )
-        metrics = json.loads(path.read_text(encoding='utf-8'))
-        _check_metrics(run, metrics)
+        _check_metrics(metrics)
         return _numbers(metrics)
 
     def _run_training(self, run: Run, cfg: Config, *flags: str) -> None:
@@ -140,11 +140,11 @@ def read_costs(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _check_metrics(run: Run, metrics: Mapping[str, Any]) -> str:
+def _check_metrics(metrics: Mapping[str, Any]) -> str:
     """Find the metric that is the AP."""
     if (main := main_metric(metrics)) is None:
         raise ConfigError(
-            f'{run}: the metrics {", ".join(metrics)} include no AP; accepted: an evaluator like '
+            f'the metrics {", ".join(metrics)} include no AP; accepted: an evaluator like '
             'CocoMetric, which computes bbox_mAP'
         )
     return main

@@ -272,9 +272,10 @@ def _notes(stock: ConfigDict, options: WrappingOptions, unlabelled: dict) -> lis
         does = 'labels images' if unlabelled else 'teaches its features (--method structural_kd)'
         notes.append(f'the teacher {does}; --method sad compares class logits of dense heads')
     if unlabelled:
+        times = f'{unlabelled["repeat"]} times' if unlabelled['repeat'] > 1 else 'once'
         notes.append(
-            f'an epoch has each labelled image {unlabelled["repeat"]} times, the others once, so that '
-            'both are about as many; train_cfg says how many epochs'
+            f'an epoch has each labelled image {times}, the others once, so that both are about as '
+            'many; train_cfg says how many epochs'
         )
     phases = ALL_RECIPES[options.recipes[0]].hooks.get('phases', {})
     if 'freeze_backbone' in phases and not starts_pretrained(stock):
