@@ -20,6 +20,10 @@ GIVEN_BY_OTHERS = ('args', 'kwargs', 'runner', 'dataloader', 'params')  # not by
 
 OTHERS_USER_ERRORS = (
     'Torch not compiled with CUDA',
+    'Expected one of cpu, cuda',
+    'Found no NVIDIA driver',
+    'No CUDA GPUs are available',
+    'invalid device ordinal',
     'metric should be one of',
 )
 """What torch, mmengine and mmdet say of settings, with errors of no particular class."""

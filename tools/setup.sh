@@ -43,7 +43,7 @@ if [ "$active" = yes ]; then
 else
     base_python="${PYTHON:-python3}"
     command -v "$base_python" >/dev/null || fail "$base_python not found; install Python 3.11 or 3.12"
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -e .venv/bin/activate ]; then
         say "making .venv with $("$base_python" --version)"
         "$base_python" -m venv .venv || fail 'python -m venv failed; on Debian: apt install python3-venv'
     fi
@@ -52,6 +52,8 @@ else
 fi
 python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$(python --version) is too old; accepted: 3.10 or later (tested: 3.11 and 3.12)"
+[ "$onedl" = yes ] || python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
+    fail "mmcv cannot be built with $(python --version); accepted: 3.10 to 3.12. Remove .venv and set PYTHON=python3.12"
 
 installed() {  # which of the packages there are
     python -c 'import sys; from importlib.metadata import distributions
@@ -189,6 +191,7 @@ install_requirements() {
         pip install -q -r requirements.txt
     fi
     pip install -q --no-deps "$(pinned "$mim")"
+    python -c 'import cv2' || fail 'OpenCV does not load; on Debian: apt install libgl1 libglib2.0-0'
     install_mmcv
 }
 

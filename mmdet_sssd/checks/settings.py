@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Collection
+from itertools import chain
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -67,13 +69,16 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
 def _check_best(cfg: Config) -> None:
     """Check that the metric of the best checkpoint is one of COCO's, if only these are evaluated."""
     evaluators = [x for _, x in evaluator_configs(cfg, 'val_evaluator')]
-    if not evaluators or not all(map(coco_metrics, evaluators)):
-        return
+    metrics = [coco_metrics(x) for x in evaluators]
+    if not all(metrics) or not {'bbox', 'segm'}.issuperset(chain(*metrics)):
+        return  # others' names are not known here
+    classwise = [re.escape(_prefix(x)) for x in evaluators if x.get('classwise')]
     known = ['auto', *(name for x in evaluators for name in _names_of_metrics(x))]
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for wanted in (x.get('save_best') or [] for x in hooks if isinstance(x, dict)):
         for name in [wanted] if isinstance(wanted, str) else wanted:
             is_known = name in known or name.startswith('teacher/')
+            is_known |= any(re.fullmatch(f'{x}/.+_precision', name) for x in classwise)
             check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
 
 
@@ -87,9 +92,14 @@ def coco_metrics(evaluator: dict) -> list[str]:
 
 def _names_of_metrics(evaluator: dict) -> list[str]:
     """List the names that a CocoMetric's values have in logs."""
-    prefix = evaluator.get('prefix') or 'coco'
     items = evaluator.get('metric_items') or BOX_METRICS
-    return [f'{prefix}/{kind}_{item}' for kind in coco_metrics(evaluator) for item in items]
+    return [
+        f'{_prefix(evaluator)}/{kind}_{item}' for kind in coco_metrics(evaluator) for item in items
+    ]
+
+
+def _prefix(evaluator: dict) -> str:
+    return evaluator.get('prefix') or 'coco'
 
 
 def check_overrides(cfg: Config, keys: Collection[str]) -> None:

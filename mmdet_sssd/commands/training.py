@@ -1,7 +1,6 @@
 """Trains and tests detectors as mmdet's tools do, after checks of config and data."""
 
 import copy
-import errno
 import os
 import os.path as osp
 import subprocess
@@ -143,6 +142,8 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
     """Read a config, check changes to it, and apply them."""
     if launcher == 'pytorch':
         _check_torchrun()
+    if launcher == 'slurm' and 'SLURM_PROCID' not in os.environ:
+        raise ConfigError('--launcher slurm needs srun: srun --ntasks 8 python -m mmdet_sssd …')
     setup_cache_size_limit_of_dynamo()
     MMLogger.get_current_instance().setLevel('WARNING')  # runs set their own
     cfg = config_of(config)
@@ -185,11 +186,8 @@ def _reserved(work_dir: str) -> Iterator[None]:
     with ExitStack() as until_end:
         is_free = True
         if _is_first_process():
-            try:
-                is_free = until_end.enter_context(locked(Path(work_dir, LOCK), wait=SECONDS_TO_END))
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise  # else a file system without locks
+            lock = locked(Path(work_dir, LOCK), wait=SECONDS_TO_END, needed=False)
+            is_free = until_end.enter_context(lock)
         if not is_free:
             raise ConfigError(
                 f'another run is training in {work_dir}, and both would write the same files; give '

@@ -33,6 +33,14 @@ def config(**changes) -> Config:
         {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
         {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'teacher/coco/bbox_mAP']},
         {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
+        {
+            'default_hooks.checkpoint.save_best': 'coco/cat_precision',
+            'val_evaluator.classwise': True,
+        },
+        {
+            'default_hooks.checkpoint.save_best': 'coco/AR@1000',
+            'val_evaluator.metric': 'proposal_fast',
+        },
         {'iter_param_scheduler': [], 'conv_cfg': None, 'val_evaluator_2': None, 'lr': 1},
     ],
 )

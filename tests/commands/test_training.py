@@ -1,5 +1,6 @@
 """What a user sees who got something wrong: the message alone, and no traceback of ours."""
 
+import errno
 import json
 import os
 import subprocess
@@ -116,6 +117,18 @@ def test_a_second_run_in_a_folder_is_refused(data, monkeypatch):
     with locked(data / 'work/.lock'):
         found = error_of('train', CONFIG, '--work-dir', data / 'work')
     assert found.startswith(f'another run is training in {data}/work, and both would write')
+
+
+def test_a_file_system_without_locks_is_refused_where_they_are_needed(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, 'Function not implemented')
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    with locked(tmp_path / 'lock', needed=False) as is_free:
+        assert is_free
+    message = f'^{tmp_path} is on a file system without locks'
+    with pytest.raises(ConfigError, match=message), locked(tmp_path / 'lock'):
+        pass
 
 
 def test_the_message_is_all_that_is_said(data, monkeypatch):

@@ -39,7 +39,8 @@ def run(tmp_path):
     venv.create(folder, symlinks=True, with_pip=False)
     site = Path(sysconfig.get_path('purelib', 'venv', dict(base=folder, platbase=folder)))
 
-    def run(*args, cuda='13.0', available=True, caps='9.0', **variables):
+    def run(*args, cv2='', cuda='13.0', available=True, caps='9.0', **variables):
+        (site / 'cv2.py').write_text(cv2)
         (site / 'torch.py').write_text(TORCH.format(cuda=cuda, available=available))
         write_program(folder / 'bin/pip', PIP)
         write_program(folder / 'bin/nvidia-smi', SMI.format(caps=caps))
@@ -80,6 +81,12 @@ def run(tmp_path):
 )
 def test_a_gpu_that_cannot_be_used_is_told_with_what_to_do(run, settings, message):
     assert message in run(**settings)
+
+
+def test_an_opencv_without_its_libraries_is_told_before_mmcv_is_built(run):
+    missing = 'raise ImportError("libGL.so.1: cannot open shared object file")'
+    assert 'OpenCV does not load; on Debian: apt install libgl1' in run(cv2=missing)
+    assert 'mmcv' not in (run.folder / 'pip.log').read_text()
 
 
 def test_an_unknown_argument_is_refused(run):

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from ...checkpoints import stock_config
+from ...checks.settings import check_overrides
 from ...config_tree import config_of, nested_configs, value_at
 from ...errors import ConfigError, did_you_mean
 from ...models.distiller import is_distiller
@@ -139,9 +140,10 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
         cfg_options: Changes to it, by dotted key.
 
     Raises:
-        ConfigError: if the config cannot be read, changed or distilled.
+        ConfigError: if the config cannot be read, changed or distilled, or a change has no effect.
     """
     cfg = read_config(config)
+    check_overrides(cfg, cfg_options or {})
     _merge(cfg, cfg_options or {}, '--cfg-options')
     is_distilled = is_distiller(cfg.model)
     stock = stock_config(cfg) if is_distilled else cfg

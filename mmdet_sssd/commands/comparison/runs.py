@@ -63,6 +63,11 @@ class Run:
         return path if path and path.is_file() else None
 
     @property
+    def finished(self) -> Path:
+        """A file that is there once the run has a result, wherever that is kept."""
+        return self.folder / 'finished'
+
+    @property
     def config_file(self) -> Path:
         """The config to train with; mmengine writes its resolved copy into the folder."""
         return self.folder.with_suffix('.py')
@@ -128,7 +133,8 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     """Keep an arm's config with its results, after checking that its runs are of the same one.
 
     Raises:
-        ConfigError: if results, or runs that were begun, are of another config.
+        ConfigError: if results, or runs that were begun, are of another config, or a finished run has
+            no result here, whose checkpoint would be taken for a new one's.
     """
     known = results.arm(arm)
     if known.runs and known.config is not None:
@@ -141,11 +147,17 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
     for run in runs:
         if run.checkpoint and run.config_file.is_file():
             started = Config.fromfile(run.config_file, import_custom_modules=False)
-            if changed := _changes(plain_config(started), run.config(cfg), TEST_KEYS):
+            ignored = (*TEST_KEYS, 'work_dir')  # the folder may have been moved
+            if changed := _changes(plain_config(started), run.config(cfg), ignored):
                 raise ConfigError(
                     f'{run} was started with another config; it differs in {changed}. Use another '
                     f'--work-dir, or remove {run.folder} to train the run again'
                 )
+        if run.checkpoint and run.finished.is_file() and run.result is None:
+            raise ConfigError(
+                f'{run} was trained before, but its result is not in {results.file}. Use another '
+                f'--work-dir, or remove {run.folder} to train the run again'
+            )
     results.add(configs={arm: cfg})
 
 

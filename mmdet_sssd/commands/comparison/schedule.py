@@ -50,8 +50,9 @@ def stretched(cfg: Config, factor: float) -> Config:
     for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
         _stretch(scheduler, ratio)
     for hook in cfg.get('custom_hooks') or []:
-        if hook.get('switch_epoch'):
-            hook['switch_epoch'] = _scaled(hook['switch_epoch'], ratio)
+        for key in ('switch_epoch', 'num_last_epochs'):
+            if hook.get(key):
+                hook[key] = _scaled(hook[key], ratio)
     return cfg
 
 

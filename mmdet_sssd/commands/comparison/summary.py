@@ -113,7 +113,7 @@ def cost_ratios(results: Results, split: str) -> Estimates:
 
     def costs(run: RunResult) -> dict[str, float]:
         values = {name: getattr(run, key) for name, key in COSTS.items()}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value}  # 0 or None: unknown
 
     return {
         arm: _paired(runs, found.get(BASELINE, {}), costs, operator.truediv)

@@ -55,6 +55,7 @@ class Training:
         if result is None:
             result = self._train(run, cfg)
             run.results.add(result)
+            run.finished.touch()
         if self.test and 'test' not in result.metrics:
             result.metrics['test'] = self._evaluate(run, cfg, 'test')
             run.results.add(result)

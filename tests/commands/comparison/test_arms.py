@@ -95,6 +95,12 @@ def test_an_option_without_effect_on_an_arm_is_refused(configs, key, kept_by, lo
         configs_of(configs / 'distilled.py', lost_on, options=options)
 
 
+@pytest.mark.parametrize('key', ['data_root', 'max_epochs', 'optim_wraper.optimizer.lr'])
+def test_an_option_that_nothing_reads_is_refused(configs, key):
+    with pytest.raises(ConfigError, match=f'^{key}: the config has'):
+        configs_of(configs / 'stock.py', 'baseline', options={key: 3})
+
+
 @pytest.mark.parametrize(
     ('name', 'key'),
     [

@@ -110,3 +110,25 @@ def test_a_run_does_not_go_on_with_another_config(comparison):
     longer.train_cfg.max_epochs = 3
     with pytest.raises(ConfigError, match=r'arm seed 0 was started .* train_cfg\.max_epochs\.'):
         keep_config(comparison.results, 'arm', longer, runs)
+
+
+def test_a_run_goes_on_in_a_folder_that_was_moved(comparison, tmp_path):
+    comparison.fake['kill'] = [0]
+    comparison.train(0)
+    comparison.run(0).work_dir.rename(tmp_path / 'moved')
+    moved = Run('arm', 0, tmp_path / 'moved', comparison.results)
+    assert moved.checkpoint
+    keep_config(comparison.results, 'arm', comparison.config, [moved])
+
+
+def test_a_finished_run_is_not_taken_for_one_to_go_on_with(comparison, tmp_path):
+    """Its last checkpoint would be the result of another data set, or of a run to repeat."""
+    comparison.train(0)
+    run = comparison.run(0)
+    keep_config(comparison.results, 'arm', comparison.config, [run])
+    elsewhere = Run('arm', 0, run.work_dir, ResultsFolder(tmp_path / 'other'))
+    with pytest.raises(ConfigError, match=rf'arm seed 0 was trained before.*remove {run.folder}'):
+        keep_config(elsewhere.results, 'arm', comparison.config, [elsewhere])
+    comparison.train(1, keep_checkpoints=False)
+    anew = Run('arm', 1, run.work_dir, elsewhere.results)
+    keep_config(anew.results, 'arm', comparison.config, [anew])  # it begins at its beginning

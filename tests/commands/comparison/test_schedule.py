@@ -14,7 +14,11 @@ from mmdet_sssd.commands.comparison.schedule import KINDS, stretched
 EPOCHS = Config(
     dict(
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=24, val_interval=4),
-        custom_hooks=[dict(type='PipelineSwitchHook', switch_epoch=20), dict(type='EMAHook')],
+        custom_hooks=[
+            dict(type='PipelineSwitchHook', switch_epoch=20),
+            dict(type='EMAHook'),
+            dict(type='YOLOXModeSwitchHook', num_last_epochs=4),
+        ],
     )
 )
 ITERATIONS = Config(
@@ -29,6 +33,7 @@ def test_the_end_and_the_switches_of_an_epoch_loop_move():
     longer = stretched(EPOCHS, 2.5)
     assert longer.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=60, val_interval=4)
     assert longer.custom_hooks[0].switch_epoch == 50
+    assert longer.custom_hooks[2].num_last_epochs == 10
 
 
 def test_an_iteration_schedule_and_a_single_scheduler():

@@ -5,9 +5,17 @@ import pytest
 from scipy import stats
 
 from mmdet_sssd.commands.comparison.metrics import standard_metrics
-from mmdet_sssd.commands.comparison.summary import Estimate, differences, estimate, levels, verdict
+from mmdet_sssd.commands.comparison.summary import (
+    TIME,
+    Estimate,
+    cost_ratios,
+    differences,
+    estimate,
+    levels,
+    verdict,
+)
 
-from .synthetic import results
+from .synthetic import result, results
 
 
 @pytest.mark.parametrize('count', [2, 5, 30])
@@ -64,3 +72,9 @@ def test_pairs_are_the_common_seeds():
 def test_which_metrics_are_the_ap(metrics, expected):
     """Those of one evaluator, of boxes and masks, without sizes that have no objects."""
     assert standard_metrics(metrics) == pytest.approx(expected)
+
+
+def test_costs_that_are_not_known_have_no_ratio():
+    """Some systems do not tell a process's peak of memory, which is then 0."""
+    runs = {x: {0: result(x, 0, 40, memory=0.0)} for x in ('baseline', 'sssd')}
+    assert cost_ratios(runs, 'val')['sssd'].keys() == {TIME}
