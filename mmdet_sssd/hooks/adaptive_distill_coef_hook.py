@@ -210,9 +210,11 @@ def _may_decay(runner: Runner) -> bool:
     """Tell whether a scheduler may lower the learning rate before the run ends."""
     loop = runner.train_loop
     for scheduler in runner.param_schedulers or ():
-        if scheduler.param_name != 'lr' or isinstance(
-            scheduler, (LinearParamScheduler, ConstantParamScheduler)
-        ):  # warm up
+        rises = isinstance(scheduler, ConstantParamScheduler) or (  # a warm-up
+            isinstance(scheduler, LinearParamScheduler)
+            and scheduler.start_factor <= scheduler.end_factor
+        )
+        if scheduler.param_name != 'lr' or rises:
             continue
         steps = getattr(scheduler, 'milestones', None)
         if steps is None or min(steps, default=math.inf) < (

@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
 
+from ..datasets.branches import UNLABELLED
 from ..errors import ConfigError, check, is_number, warn, within
 from .model_parts import find_distiller, find_part
 
@@ -141,7 +142,7 @@ class DistillPhasesHook(Hook):
         parts = [self.owner, *self.terms.values()]
         _set_trainable(runner, [p for part in parts for p in part.parameters()], False)
         # Their last mean would be logged until the end.
-        names = '|'.join(map(re.escape, [self.teacher, *self.terms]))
+        names = '|'.join(map(re.escape, [self.teacher, *self.terms, UNLABELLED]))
         for key in list(runner.message_hub.log_scalars):
             if re.match(rf'train/(loss_)?({names})([._]|$)', key):
                 del runner.message_hub.log_scalars[key]
@@ -155,3 +156,4 @@ def _set_trainable(runner: Runner, parameters: Sequence[Parameter], trainable: b
     if is_model_wrapper(runner.model):  # DDP waits for what trained when it was made
         model, runner.model = runner.model.module, None  # the old wrapper's hooks go with it
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        runner._maybe_compile('train_step')

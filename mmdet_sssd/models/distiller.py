@@ -323,6 +323,7 @@ class Distiller(BaseDetector):
                 logged = dict(
                     term(student, teacher_outputs[term.teacher_name], batch_inputs, samples)
                 )
+                _check_only_loss(logged)
             losses[f'loss_{name}'] = term.distill_coef * logged.pop('loss')
             losses.update({f'{name}_{key}': value for key, value in logged.items()})
         return losses
@@ -410,6 +411,15 @@ class Distiller(BaseDetector):
             for key in [key for key in state_dict if key.startswith(prefix)]:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_only_loss(logged: dict[str, Tensor]) -> None:
+    """Refuse a term's further values that mmengine would add to the loss, by their names."""
+    if others := [key for key in logged if 'loss' in key and key != 'loss']:
+        raise ConfigError(
+            f'logs {others[0]}, which counts as a loss by its name, and without λ; accepted: '
+            'loss, and values without that word in their names'
+        )
 
 
 def is_distiller(model: ConfigType) -> bool:

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class SemiDistiller(Distiller):
     Both detectors see each image once. Losses of unlabelled images have the prefix ``unsup.`` in the
     log and weigh as much as the labelled ones; ``unsup.pseudo_boxes`` is the mean number of pseudo
     boxes per image. On several processes, one that lacks a branch takes part in the others' averages
-    with images of weight 0.
+    with images of weight 0. Once the teacher has stopped, unlabelled images are left out.
 
     Args:
         student: As in :class:`Distiller`, without a mask head.
@@ -123,7 +124,8 @@ class SemiDistiller(Distiller):
             The losses and other logged values by name.
         """
         losses: dict[str, Any] = {}
-        for branch in self._branches_anywhere(batch_inputs):
+        branches = self._branches_anywhere(batch_inputs) if self._teacher.active else [LABELLED]
+        for branch in branches:
             is_here = branch in batch_inputs
             source = branch if is_here else next(iter(batch_inputs))
             compute = super().loss if branch == LABELLED else self._unlabelled_loss
@@ -215,9 +217,15 @@ class BranchDataPreprocessor(MultiBranchDataPreprocessor):
         Raises:
             ConfigError: if a training batch has no branches, or one besides ``sup`` and ``unsup``.
         """
-        if training:
-            data = {key: _filled(branches) for key, branches in data.items()}
-        return super().forward(data, training)
+        if not training:
+            return super().forward(data)
+        data = {key: _filled(branches) for key, branches in data.items()}
+        is_partial = len(data['inputs']) < len(BRANCHES) and get_world_size() > 1
+        spare = copy.deepcopy(data) if is_partial else {}
+        prepared = super().forward(data, training)
+        if is_partial:  # other processes have the branch; batch augmentations may wait for this one
+            self.data_preprocessor({k: next(iter(x.values())) for k, x in spare.items()}, training)
+        return prepared
 
 
 def _filled(branches: dict[str, list]) -> dict[str, list]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, check, is_number, within
 from .building import build_part, completed
-from .replay import DetectorOutputs, Factors, head_parameters
+from .replay import DetectorOutputs, Factors, head_modules, head_parameters
 from .student import count_classes, probe
 
 A_LEVEL = 'the index of a feature level of the student'
@@ -106,7 +106,8 @@ class ImplicitTeacher(Teacher):
             depends on predictions (YOLOX, RTMDet, TOOD, DETRs), as in LGD's reference code; where it
             does not (RetinaNet, FCOS, ATSS), it is reused anyway. Proposals of an R-CNN, and PAA's and
             LAD's second step, are always assigned anew. Refused for heads whose boxes can be inside
-            out (``exp_on_reg=False``, as in RTMDet-tiny and -s). Defaults to False.
+            out (``exp_on_reg=False``, as in RTMDet-tiny and -s), and for DETRs that choose their
+            queries by the features (``as_two_stage``, as in DINO). Defaults to False.
         head_grad: Factor >= 0 of the gradients that the teacher's detection loss sends into the
             student's head, or factors by regular expression: the first that is found in a parameter's
             name sets its factor; others have 1, and each must be found in some name. ``dict(cls=0)``
@@ -131,13 +132,11 @@ class ImplicitTeacher(Teacher):
         accepted = isinstance(start_level, int) and start_level >= 0
         check('start_level', start_level, accepted, A_LEVEL)
         self.start_level = start_level
-        check(
-            'reuse_assignment',
-            reuse_assignment,
-            not (reuse_assignment and _can_invert_boxes(student)),
-            "False, as this head's boxes can be inside out (exp_on_reg=False)",
-        )
+        if reuse_assignment and (reason := _why_assign_anew(student)):
+            check('reuse_assignment', reuse_assignment, False, f'False, as {reason}')
         self.reuses_assignment = reuse_assignment
+        if self.is_trained:
+            _check_head_is_not_recomputed(student)
         if head_grad != 1:
             self.head_grad = _checked_factors(head_grad, student)
         neck = completed('neck', neck, type='LabelEncoderTeacher')
@@ -179,7 +178,8 @@ class ImplicitTeacher(Teacher):
         skipped, distilled = outputs.feats[: self.start_level], outputs.feats[self.start_level :]
         with within('neck'):
             feats = self.neck(distilled, batch_inputs, batch_data_samples * repeats)
-        return DetectorOutputs((*(x.detach() for x in skipped), *feats))
+        # Under fp16 AMP the maps of convolutions and of norms differ in type; RoI extractors take one.
+        return DetectorOutputs((*(x.detach().to(feats[0].dtype) for x in skipped), *feats))
 
     def _check_start_level(self, num_levels: int) -> None:
         check('start_level', self.start_level, self.start_level < num_levels, A_LEVEL)
@@ -209,13 +209,31 @@ def _is_pattern(text: Any) -> bool:
     return True
 
 
-def _can_invert_boxes(student: BaseDetector) -> bool:
-    """Tell whether a head predicts distances that may be negative.
+def _why_assign_anew(student: BaseDetector) -> str | None:
+    """Say why another pass's assignment does not fit a detector, if it does not.
 
     GIoU is unbounded on boxes that are inside out. An assignment by the predictions themselves avoids
-    them; that of another pass does not, and the loss can fall without limit.
+    them; that of another pass does not, and the loss can fall without limit. Where queries are chosen
+    by the features, the same one is at another place in another pass.
     """
-    return any(getattr(x, 'exp_on_reg', True) is False for x in student.modules())
+    if any(getattr(x, 'exp_on_reg', True) is False for x in student.modules()):
+        return "this head's boxes can be inside out (exp_on_reg=False)"
+    if getattr(student, 'as_two_stage', False):
+        return 'this detector chooses its queries by the features (as_two_stage=True)'
+    return None
+
+
+def _check_head_is_not_recomputed(student: BaseDetector) -> None:
+    """Refuse activation checkpointing in heads, whose second pass it would repeat after its end."""
+    for path, module in head_modules(student).items():
+        key = 'with_cp' if getattr(module, 'with_cp', False) else 'num_cp'
+        if getattr(module, key, 0) > 0:
+            raise ConfigError(
+                f'has a part of its head with {key}={getattr(module, key)}: {path}. The head runs '
+                'twice in a step, which activation checkpointing does not allow; accepted: '
+                'with_cp=False, num_cp=-1 in heads (backbones may have them)',
+                'model.student',
+            )
 
 
 def _start_after_finest(student: BaseDetector) -> int:

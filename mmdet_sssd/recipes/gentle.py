@@ -7,7 +7,7 @@ model = dict(
     # The teacher's loss does not train the branches that score boxes: its features contain the labels,
     # so that scoring them is too easy. It trains the box branches, except those of two-stage heads
     # and YOLOv3's, which share layers with the scores.
-    teacher_head_grad={'cls|centerness|iou|obj|heat|rpn_head|roi_head|convs_pred': 0},
+    teacher_head_grad={'cls|centerness|iou|obj|heat|rpn_head|roi_head|semantic_head|convs_pred': 0},
     economy=True,
 )
 hooks = dict(

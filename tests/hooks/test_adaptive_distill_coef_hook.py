@@ -57,6 +57,7 @@ def test_step_policy_rises_once_after_warm_up(tmp_path):
         ('step', [WARM_UP, multi_step(ITERS + 10)], True),
         ('step', [WARM_UP, multi_step(ITERS - 1)], False),
         ('step', [dict(type='CosineAnnealingLR', by_epoch=False, T_max=ITERS)], False),
+        ('step', [dict(type='LinearLR', start_factor=1.0, end_factor=0.01, by_epoch=False)], False),
         ('constant', [WARM_UP, multi_step(ITERS + 10)], False),
         ('constant', [WARM_UP, multi_step(10)], False),
     ],

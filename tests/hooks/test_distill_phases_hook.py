@@ -1,12 +1,15 @@
 import copy
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import MODEL_WRAPPERS
 
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.hooks import DistillPhasesHook
+from mmdet_sssd.hooks.distill_phases_hook import _set_trainable
 
 from ..distillers import assert_equal
 from ..toy_detector import ITERS_PER_EPOCH, toy_runner
@@ -105,6 +108,24 @@ def test_the_teacher_trains_until_its_end(tmp_path, until, expected):
     assert ['teacher.loss_cls' in x for x in watch.logged] == active
     assert watch.moved('teachers.') == watch.moved('terms.') == active
     assert watch.moved('student.') == [True] * ITERS
+
+
+@MODEL_WRAPPERS.register_module()
+class Wrapper:
+    def __init__(self, module):
+        self.module = module
+
+
+def test_a_wrapper_made_anew_is_compiled_as_the_runner_compiled_the_old_one():
+    compiled = []
+    runner = SimpleNamespace(model=Wrapper(torch.nn.Linear(1, 1)), cfg={})
+    runner.wrap_model = lambda _, model: Wrapper(model)
+    runner._maybe_compile = lambda target: compiled.append((runner.model, target))
+    old = runner.model
+    _set_trainable(runner, [*old.module.parameters()], False)
+    assert runner.model is not old
+    assert runner.model.module is old.module
+    assert compiled == [(runner.model, 'train_step')]
 
 
 def test_after_its_end_the_log_has_nothing_of_the_teacher(tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from mmdet_sssd.models import FeatureAdapter
+from mmdet_sssd.models import DetectorOutputs, FeatureAdapter
 
 from ..distillers import assert_equal, build, losses_of
 from ..stock_detectors import demo_batch, stock_config
@@ -108,6 +108,20 @@ def test_targets_that_a_head_changed_afterwards_are_made_again():
     head.loss_by_feat_single = changing
     losses_of(model)
     assert counts['bbox_head._get_targets_single'] == 4
+
+
+def test_levels_have_one_type_in_mixed_precision(monkeypatch):
+    """RoI extractors read them as the first's; on GPUs norms give float32, convolutions float16."""
+    model = build(stock_config('faster_rcnn'), economy=True)
+    norm = torch.nn.functional.group_norm
+    monkeypatch.setattr('torch.nn.functional.group_norm', lambda *x, **k: norm(*x, **k).float())
+    data = demo_batch(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        mine = DetectorOutputs(model.student.extract_feat(data['inputs']))
+        teacher = model.teachers['teacher']
+        feats = teacher(model.student, mine, data['inputs'], data['data_samples']).feats
+    assert mine.feats[0].dtype == torch.bfloat16
+    assert {x.dtype for x in feats} == {torch.float32}
 
 
 def reusing(name, reuse_assignment=True):

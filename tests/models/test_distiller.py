@@ -189,6 +189,14 @@ def test_each_of_several_terms_meets_its_own_teacher():
     assert without_gradient(model) == []
 
 
+def test_a_term_s_further_value_is_not_taken_for_a_loss(monkeypatch):
+    model = several()
+    logs = {'loss': torch.ones(()), 'loss_box': torch.ones(())}
+    monkeypatch.setattr(type(model.terms['mean']), 'forward', lambda *_: logs)
+    with pytest.raises(ConfigError, match=r'^model\.terms\.mean: logs loss_box'):
+        losses_of(model)
+
+
 def test_state_is_under_the_names_of_student_teachers_and_terms():
     model = several()
     parts = {'.'.join(key.split('.')[:2]) for key in model.state_dict()}

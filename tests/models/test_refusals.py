@@ -17,6 +17,13 @@ from ..toy_detector import ToyDetector
 RETINANET = stock_config('retinanet')
 
 
+def checkpointed_head():
+    student = stock_config('faster_rcnn')
+    layers = dict(type='ResLayer', depth=50, stage=3, stride=2, with_cp=True)
+    student.roi_head.shared_head = layers
+    return student
+
+
 @MODELS.register_module()
 class UnknownClasses(ToyDetector):
     def __init__(self, **kwargs):
@@ -53,6 +60,8 @@ PRESET = [  # below ``model``, of a student with one level of 8 channels
     ('start_level', dict(start_level=-1)),
     ('start_level', dict(start_level=0.0)),
     ('reuse_assignment', dict(student=stock_config('rtmdet'), reuse_assignment=True)),
+    ('reuse_assignment', dict(student=stock_config('dino'), reuse_assignment=True)),
+    ('student', dict(student=checkpointed_head())),
     ('teachers', dict(type='Distiller', teachers=[1])),
     ('teachers.teacher', dict(teachers=dict(teacher={}))),
     ('terms.distill', dict(terms=dict(distill={}))),

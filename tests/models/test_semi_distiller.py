@@ -243,6 +243,36 @@ def test_of_another_process_s_branch_only_losses_are_logged(missing, monkeypatch
     assert sum(total([losses[key]]) for key in others) == 0
 
 
+@pytest.mark.parametrize('terms', [ADL, SSIM])
+def test_a_teacher_that_has_stopped_labels_nothing(terms):
+    model = build(terms=terms)
+    model.teachers['large'].active = False
+    data = prepared(model, sup=(0, 1), unsup=(2,))
+    images, samples = data['inputs']['sup'], data['data_samples']['sup']
+    expected = model.student.loss(images, [x.clone() for x in samples])
+    assert_equal(model(**data, mode='loss'), expected)
+    left = model(**prepared(model, unsup=(0, 1, 2)), mode='loss')
+    assert left.keys() == expected.keys()
+    assert total(left.values()) == 0
+
+
+def test_processes_prepare_both_branches_whatever_their_batches_have(monkeypatch):
+    """Batch augmentations wait for one another; an image's own result does not change."""
+    model = build()
+    expected = prepared(model, unsup=(0, 1))
+    calls = []
+    inner = type(model.student.data_preprocessor)
+    forward = inner.forward
+    monkeypatch.setattr(inner, 'forward', lambda *x: calls.append(1) or forward(*x))
+    monkeypatch.setattr('mmdet_sssd.models.semi_distiller.get_world_size', lambda: 2)
+    found = prepared(model, unsup=(0, 1))
+    assert len(calls) == 2
+    assert found['inputs'].keys() == {'unsup'}
+    assert torch.equal(found['inputs']['unsup'], expected['inputs']['unsup'])
+    prepared(model, sup=(0,), unsup=(1,))
+    assert len(calls) == 4
+
+
 def test_labelled_images_train_as_in_a_distiller():
     model, plain = build(), build(kind='Distiller')
     data = prepared(model, sup=(0, 1, 2))
