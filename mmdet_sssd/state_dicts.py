@@ -14,7 +14,7 @@ def student_weights(state_dict: Mapping[str, Tensor]) -> OrderedDict:
     Without the versions, heads would rename weights as in an older state dict.
 
     Returns:
-        The weights under their names in the student, none if there is no student.
+        The weights under their names in the student; empty without a student.
     """
     weights = _without_prefix(state_dict)
     weights._metadata = _without_prefix(getattr(state_dict, '_metadata', {}))

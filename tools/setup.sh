@@ -53,7 +53,7 @@ fi
 python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$(python --version) is too old; accepted: 3.10 or later (tested: 3.11 and 3.12)"
 [ "$onedl" = yes ] || python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
-    fail "mmcv cannot be built with $(python --version); accepted: 3.10 to 3.12. Remove .venv and set PYTHON=python3.12"
+    fail "mmcv cannot be built with $(python --version); accepted: 3.10 to 3.12 (remove .venv and set PYTHON=python3.12, or activate such an environment)"
 
 installed() {  # which of the packages there are
     python -c 'import sys; from importlib.metadata import distributions

@@ -34,9 +34,9 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     """Check a config's names of keys, hooks, length, batch sizes, learning rate, and best metric.
 
     Raises:
-        ConfigError: if there is no model, a key is a misspelt one of mmengine's, a hook has no type, a
-            length or batch size is not a whole number of 1 or more, the learning rate is no number, or
-            ``save_best`` names a metric that no evaluator has.
+        ConfigError: if a model, a hook's type or the metric of ``save_best`` is missing; if a key is a
+            misspelt one of mmengine's; if a length or batch size is not a whole number of 1 or more;
+            or if the learning rate is no number.
     """
     if value_at(cfg, 'model.type') is None:
         raise ConfigError('the config has no model.type; accepted: the whole config of a detector')

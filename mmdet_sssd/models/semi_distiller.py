@@ -220,11 +220,12 @@ class BranchDataPreprocessor(MultiBranchDataPreprocessor):
         if not training:
             return super().forward(data)
         data = {key: _filled(branches) for key, branches in data.items()}
-        is_partial = len(data['inputs']) < len(BRANCHES) and get_world_size() > 1
-        spare = copy.deepcopy(data) if is_partial else {}
+        stand_in = None
+        if len(data['inputs']) < len(BRANCHES) and get_world_size() > 1:
+            stand_in = {k: copy.deepcopy(next(iter(x.values()))) for k, x in data.items()}
         prepared = super().forward(data, training)
-        if is_partial:  # other processes have the branch; batch augmentations may wait for this one
-            self.data_preprocessor({k: next(iter(x.values())) for k, x in spare.items()}, training)
+        if stand_in:  # others may have the branch, with batch augmentations that wait for this one
+            self.data_preprocessor(stand_in, training)
         return prepared
 
 
