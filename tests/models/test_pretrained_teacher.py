@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from torch import nn
 
 from mmdet_sssd import ConfigError
 
@@ -24,7 +25,11 @@ BGR = dict(
 
 @MODELS.register_module()
 class OwnHead(FCOSHead):
-    pass
+    """It has a layer that mmdet takes for an old name of ``conv_cls`` in weights without versions."""
+
+    def _init_layers(self):
+        super()._init_layers()
+        self.aux_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 3)
 
 
 def distiller(teacher=None, checkpoint=None, student=None, is_initialised=True):
@@ -56,7 +61,6 @@ def test_nothing_done_to_the_model_reaches_the_teacher():
 
 
 def test_weights_of_a_student_load_as_its_own_would(tmp_path):
-    """A head of a class of one's own renames weights whose state dict has no versions."""
     torch.manual_seed(5)
     config = stock_config('fcos')
     config.bbox_head.type = 'OwnHead'

@@ -111,9 +111,7 @@ PLANS = dict(  # in the order of what they tell for their time
     start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
     plateau=cells(*LONGER, arm=PAIR, seed=[*range(3)]),
     near=cells(*NEAR, arm=PAIR, seed=[*range(3)]) + cells(*DOUBLED),
-    near_more=cells(
-        NEAR[1], arm=PAIR, seed=[*range(3, 8)]
-    ),  # an interval of ±1 AP, if they spread as the first three
+    near_more=cells(NEAR[1], arm=PAIR, seed=[*range(3, 8)]),  # ±1 AP, if they spread as before
     near_learned=cells(*[{**STARTS[0], **x} for x in FEWER], arm=PAIR, seed=[*range(3)]),
     rates=cells(*RATES),
     teacher=cells(arm=['no-cls', 'detach']),
