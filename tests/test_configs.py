@@ -253,6 +253,12 @@ def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     assert semi.param_scheduler[1].milestones == [240, 320]
 
 
+def test_warm_up_of_own_data_takes_as_much_of_a_run_of_several_processes(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    cfg = Config.fromfile(ROOT / 'configs/sssd/sssd_retinanet_r50_fpn_own-data.py')
+    assert cfg.param_scheduler[0].end == 1 + 36 * 40 // 16 // 20
+
+
 def test_own_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     """The configs may lie in the installed package, and the run start in another folder."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'package/configs')

@@ -95,7 +95,9 @@ test_evaluator = {
 }
 
 # The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.
-warmup_iters = max(2, min(1000, 1 + max_epochs * num_images // batch_size // 20))
+num_processes = int(os.environ.get('WORLD_SIZE') or 1)
+warmup_iters = max_epochs * num_images // (batch_size * num_processes) // 20
+warmup_iters = max(2, min(1000, 1 + warmup_iters))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from ..datasets.branches import hide_labels
 from ..errors import ConfigError, warn
 
 THREADS = 16  # that wait for the disk
@@ -35,7 +36,7 @@ def check_image_files(datasets: Iterable[BaseDataset]) -> None:
         ConfigError: if images cannot be loaded; the message has their number, and names the first.
     """
     for dataset in datasets:
-        load = next(iter(dataset.pipeline.transforms), None)
+        load = next((x for x in dataset.pipeline.transforms if x is not hide_labels), None)
         if not isinstance(load, LoadImageFromFile) or load.file_client_args or load.backend_args:
             continue
         broken, odd = [], []

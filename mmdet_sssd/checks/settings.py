@@ -25,6 +25,7 @@ KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_
 """Keys that mmengine and mmdet read."""
 
 LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
+WHOLE_FLOATS = ('train_cfg.max_epochs', 'train_cfg.max_iters')  # as 9e4, which mmengine accepts
 LEARNING_RATE = 'optim_wrapper.optimizer.lr'
 SIMILAR = 0.85  # from here on a key is a misspelt one; mmdet's own configs have none like that
 BOX_METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -60,7 +61,10 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
         _check_best(cfg)
     for key in sorted(lengths):
         value = value_at(cfg, key)
-        is_length = value is None or (isinstance(value, int) and value >= 1)
+        is_whole = isinstance(value, int) or (
+            key in WHOLE_FLOATS and isinstance(value, float) and value.is_integer()
+        )
+        is_length = value is None or (is_whole and value >= 1)
         check(key, value, is_length, 'a whole number >= 1')
     if 'train' in stages and (rate := value_at(cfg, LEARNING_RATE)) is not None:
         check(LEARNING_RATE, rate, is_number(rate), 'a number >= 0')
@@ -77,7 +81,7 @@ def _check_best(cfg: Config) -> None:
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     for wanted in (x.get('save_best') or [] for x in hooks if isinstance(x, dict)):
         for name in [wanted] if isinstance(wanted, str) else wanted:
-            is_known = name in known or name.startswith('teacher/')
+            is_known = name in known
             is_known |= any(re.fullmatch(f'{x}/.+_precision', name) for x in classwise)
             check('save_best of default_hooks.checkpoint', name, is_known, ', '.join(known))
 

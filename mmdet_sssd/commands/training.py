@@ -33,6 +33,7 @@ from .locks import locked
 LOCK = '.lock'  # of a run, in its work directory
 SECONDS_TO_END = 10  # that the processes of a killed run may take
 NOISE = ('will be deprecated', 'is skipped since its requires_grad=False')  # of mmengine
+OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 TTA_MODEL = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )
@@ -142,8 +143,10 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
     """Read a config, check changes to it, and apply them."""
     if launcher == 'pytorch':
         _check_torchrun()
-    if launcher == 'slurm' and 'SLURM_PROCID' not in os.environ:
-        raise ConfigError('--launcher slurm needs srun: srun --ntasks 8 python -m mmdet_sssd …')
+    if launcher == 'slurm':
+        if 'SLURM_PROCID' not in os.environ:
+            raise ConfigError('--launcher slurm needs srun: srun --ntasks 8 python -m mmdet_sssd …')
+        os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']  # configs may read it
     setup_cache_size_limit_of_dynamo()
     MMLogger.get_current_instance().setLevel('WARNING')  # runs set their own
     cfg = config_of(config)
@@ -166,7 +169,13 @@ def _checked(cfg: Config, stages: tuple[str, ...]) -> Config:
 
 
 def build_runner(cfg: Config, hook: Hook) -> Runner:
-    """Adapt a config to the processes at hand, and build its runner with a hook of checks."""
+    """Adapt a config to the processes at hand, and build its runner with a hook of checks.
+
+    Default hooks that are None are left out; mmengine does so with its own only.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    for name in [x for x in hooks if hooks[x] is None and x not in OF_MMENGINE]:
+        del hooks[name]
     if cfg.get('launcher') in ('pytorch', 'slurm') and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

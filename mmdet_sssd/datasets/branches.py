@@ -30,7 +30,7 @@ class PartlyLabelledDataset(ConcatDataset):
         for dataset in nested_datasets(self.datasets[1]):
             _allow_crops_without_objects(getattr(dataset, 'pipeline', ()))
         for leaf in leaf_datasets(self.datasets[1]):
-            leaf.pipeline = Compose([_hide_labels, *leaf.pipeline.transforms])
+            leaf.pipeline = Compose([hide_labels, *leaf.pipeline.transforms])
 
     def __getitem__(self, index: int) -> dict[str, dict]:
         """Load a sample: ``inputs`` and ``data_samples`` by branch, None in the other kind's."""
@@ -52,7 +52,7 @@ class PartlyLabelledDataset(ConcatDataset):
         pipeline = copy.deepcopy(pipeline)
         _allow_crops_without_objects(pipeline)
         for leaf in leaf_datasets(self.datasets[1]):
-            leaf.pipeline = Compose([_hide_labels, *pipeline.transforms])
+            leaf.pipeline = Compose([hide_labels, *pipeline.transforms])
 
     def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
         """Skip steps of all ``MultiImageMixDataset``, as ``YOLOXModeSwitchHook`` demands."""
@@ -62,7 +62,7 @@ class PartlyLabelledDataset(ConcatDataset):
                     dataset.update_skip_type_keys(skip_type_keys)
 
 
-def _hide_labels(results: dict) -> dict:
+def hide_labels(results: dict) -> dict:
     """Let ``LoadAnnotations``, which follows, find no objects."""
     return {**results, 'instances': []}
 

@@ -1,6 +1,6 @@
 from mmdet.models import BaseDetector
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from ..errors import ConfigError
@@ -8,8 +8,11 @@ from ..models import Distiller, DistillTerm, Teacher
 
 
 def bare_model(runner: Runner) -> BaseDetector:
-    """Unwrap the model of a runner."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """Unwrap the model of a runner from DDP and test-time augmentation."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def find_distiller(runner: Runner, hook: Hook) -> Distiller:

@@ -22,6 +22,9 @@ ADVICE = (
 )
 
 
+PREEMPTED = 'preempted.pth'  # by PreemptionHook; outdated by any later checkpoint
+
+
 @register_backend('atomic_local')
 class AtomicLocalBackend(LocalBackend):
     """The local file system with atomic writes: ``backend_args=dict(backend='atomic_local')``.
@@ -127,7 +130,9 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
         print_log(f'Resuming from {named}.', logger='current')
         return named
     problem = f'{names} names {named!r}, which is missing or not whole' if named else f'no {names}'
-    candidates = _checkpoints(folder, filename_tmpl)
+    moved = osp.join(folder, osp.basename(named))  # with the folder
+    candidates = [moved] if named and osp.exists(moved) else []
+    candidates += [x for x in _checkpoints(folder, filename_tmpl) if x not in candidates]
     if found := next(filter(is_whole, candidates), None):
         broken = candidates[: candidates.index(found)]
         also = f' ({", ".join(broken)}: not whole)' if broken else ''
@@ -147,9 +152,10 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
 
 
 def _checkpoints(folder: str, filename_tmpl: str) -> list[str]:
-    """List the checkpoints in a folder, newest first."""
+    """List the checkpoints in a folder, newest first, from the one of a preempted run on."""
     pattern = re.compile(re.sub(r'\\\{.*?\\\}', r'(\\d+)', re.escape(filename_tmpl)))
     names = os.listdir(folder) if osp.isdir(folder) else []
     matches = [match for match in map(pattern.fullmatch, names) if match]
     matches.sort(key=lambda match: int(match[1]), reverse=True)
-    return [osp.join(folder, match[0]) for match in matches]
+    first = [PREEMPTED] if PREEMPTED in names else []
+    return [osp.join(folder, name) for name in (*first, *(match[0] for match in matches))]

@@ -20,7 +20,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from .checkpoint_files import AtomicLocalBackend
+from .checkpoint_files import PREEMPTED, AtomicLocalBackend
 from .random_state_hook import RandomStateHook
 from .safe_checkpoint_hook import SafeCheckpointHook, validates
 
@@ -38,8 +38,8 @@ class PreemptionHook(Hook):
     the bit, within the limits of ``RandomStateHook``, and removes the file with its next checkpoint.
 
     - With gradient accumulation the run exits after the optimizer's next step.
-    - A validation is abandoned, and the resumed run starts with it; one already computing its metrics
-      is finished.
+    - A validation is abandoned, and the resumed run starts with it; one already computing its metrics,
+      or evaluating the teacher (``EvalTeacherHook``), is finished.
     - On several processes a signal to any of them is enough. All exit after the same iteration, the
       one that follows the signal or the next.
     - A second signal ends the process at once: Ctrl-C always, another after 5 seconds. (Within these it
@@ -82,7 +82,7 @@ class PreemptionHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs: Any) -> None:
         """Exit on request, if no gradients wait for the optimizer's step."""
         loop, num_done = runner.train_loop, runner.iter + 1
-        if not self._ends(runner):
+        if not self._ends_after_step(runner):
             return
         if not isinstance(loop, EpochBasedTrainLoop):
             if (is_due := validates(runner, num_done)) or num_done < loop.max_iters:
@@ -95,7 +95,7 @@ class PreemptionHook(Hook):
         loop, num_done = runner.train_loop, runner.epoch + 1
         is_due = validates(runner, num_done)
         goes_on = isinstance(loop, EpochBasedTrainLoop) and (is_due or num_done < loop.max_epochs)
-        if goes_on and self._ends(runner):
+        if goes_on and self._ends_after_step(runner):
             self._save_and_exit(runner, num_done, runner.iter, is_due)
 
     def before_val(self, runner: Runner) -> None:
@@ -107,7 +107,7 @@ class PreemptionHook(Hook):
         """Abandon a validation on request, restoring the state before it."""
         if not self.is_training or (self.vote and batch_idx >= self.num_val_batches):
             return
-        if self._ends(runner):
+        if self._ends():  # RandomStateHook saves gradients that wait
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook._swap_ema_parameters()
@@ -145,12 +145,16 @@ class PreemptionHook(Hook):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.handlers[number] = signal.signal(number, handle)
 
-    def _ends(self, runner: Runner) -> bool:
-        """Tell, alike on all processes, whether to exit now: on request and after an optimizer step."""
+    def _ends(self) -> bool:
+        """Tell, alike on all processes, whether to exit on request."""
         if not self.is_ending:
             is_asked = self.signal is not None
             self.is_ending = self.vote(is_asked) if self.vote else is_asked
-        return self.is_ending and runner.optim_wrapper.should_update()
+        return self.is_ending
+
+    def _ends_after_step(self, runner: Runner) -> bool:
+        """Tell, alike on all processes, whether to exit now that no gradients wait."""
+        return self._ends() and runner.optim_wrapper.should_update()
 
     def _save_and_exit(
         self, runner: Runner, epoch: int, iterations: int, validates_first: bool = False
@@ -161,11 +165,11 @@ class PreemptionHook(Hook):
         elif runner._resume and iterations == hook.first_iter:
             path = runner._load_from
         else:
-            path = osp.join(hook.out_dir, hook.PREEMPTED)
+            path = osp.join(hook.out_dir, PREEMPTED)
             runner.call_hook('before_saving')
             runner.save_checkpoint(
                 hook.out_dir,
-                hook.PREEMPTED,
+                PREEMPTED,
                 meta=dict(epoch=epoch, iter=iterations, validates_first=validates_first),
                 by_epoch=False,
                 backend_args=hook.backend_args,

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, repeat
@@ -35,8 +36,8 @@ class RandomStateHook(Hook):
     transforms that cache images (``CachedMosaic``, ``CachedMixUp``), custom loader classes and loops,
     loaders given to an ``IterBasedTrainLoop`` as objects instead of configs,
     ``MultiDataAspectRatioBatchSampler``, and, up to rounding, waiting gradients of several processes.
-    On another number of processes all generators get the first process's states, and an epoch
-    continues after the same fraction.
+    On another number of processes only the first gets its states back, the others' generators start
+    anew, and an epoch continues after the same fraction.
 
     Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first
     process's. After resuming, buffers that differ between processes (batch norms' statistics without
@@ -54,6 +55,7 @@ class RandomStateHook(Hook):
         self.resumed_attributes: dict = {}
         self.state_before_val: dict | None = None
         self.counts_before_val: dict = {}  # of a validation since the last iteration
+        self.schedule_before_val: tuple[list, list] | None = None  # likewise
         self.states_of_ranks: list[dict] = []
         self.loader: ResumableLoader | None = None
         self.place = (0, 0)  # passes through the data, batches in this one
@@ -81,6 +83,12 @@ class RandomStateHook(Hook):
             checkpoint[self.OTHERS_KEY] = self.states_of_ranks
         if 'optimizer' in checkpoint and (runner.world_size == 1 or self.states_of_ranks):
             checkpoint[self.GRADIENTS_KEY] = {k: x.cpu() for k, x in self.gradients.items()}
+        if self.schedule_before_val and {'optimizer', 'param_schedulers'} <= checkpoint.keys():
+            checkpoint['param_schedulers'], settings = self.schedule_before_val
+            for group, before in zip(
+                checkpoint['optimizer']['param_groups'], settings, strict=True
+            ):
+                group.update(before)
         self.states_of_ranks, self.gradients = [], {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -154,7 +162,7 @@ class RandomStateHook(Hook):
         """Record the position in the epoch; restore the states if the loader did not."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self.place = (runner.epoch, batch_idx + 1)
-        self.counts_before_val = {}
+        self.counts_before_val, self.schedule_before_val = {}, None
         self._restore()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -167,6 +175,7 @@ class RandomStateHook(Hook):
         """Save the training states."""
         self.state_before_val = _get_random_state()
         self.counts_before_val = plain_state(stopping_hooks(runner))
+        self.schedule_before_val = _schedule(runner)
 
     def after_val(self, runner: Runner) -> None:
         """Restore the training states."""
@@ -220,6 +229,15 @@ def _switch_pipelines(runner: Runner) -> None:
         if hasattr(hook, '_restart_dataloader'):
             hook.before_train_epoch(runner)
     loop._epoch += 1
+
+
+def _schedule(runner: Runner) -> tuple[list, list] | None:
+    """Copy the states of schedulers, some of which follow validations, and the settings they set."""
+    if not isinstance(runner.param_schedulers, list):
+        return None
+    states = [copy.deepcopy(x.state_dict()) for x in runner.param_schedulers]
+    groups = runner.optim_wrapper.param_groups
+    return states, [{k: x for k, x in group.items() if k != 'params'} for group in groups]
 
 
 def _attributes(runner: Runner) -> dict:

@@ -13,9 +13,16 @@ from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .checkpoint_files import ADVICE, AtomicLocalBackend, check_finite, find_checkpoint_to_resume
+from .checkpoint_files import (
+    ADVICE,
+    PREEMPTED,
+    AtomicLocalBackend,
+    check_finite,
+    find_checkpoint_to_resume,
+)
 
 
 @HOOKS.register_module()
@@ -27,14 +34,16 @@ class SafeCheckpointHook(CheckpointHook):
     - A run with ``resume=True`` and no file to resume from takes the checkpoint that
       ``last_checkpoint`` names or, if that is lost or broken, the newest whole one. If all are broken
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
-      torchrun (``--max-restarts``) always continues from its own checkpoint.
+      torchrun (``--max-restarts``) always continues from its own checkpoint: a new run removes the
+      ``last_checkpoint`` of an earlier one.
     - Half-written files of a killed run are removed when training starts.
     - A run that is resumed from a checkpoint whose validation was due starts with it, as it may have
       been interrupted.
     - The end of training is saved whatever ended it (``EarlyStoppingHook``), unless
       ``save_last=False``.
-    - Weights that are not finite are not saved: the run ends, and its last good checkpoint stays. So
-      does a run whose loss is not finite in ``MOST_BROKEN`` iterations in a row.
+    - Weights and batch norms' statistics that are not finite are not saved: the run ends, and its last
+      good checkpoint stays. So does a run whose loss is not finite in ``MOST_BROKEN`` iterations in
+      a row.
 
     An outdated checkpoint stays if its run was killed before removing it. Works with any model.
 
@@ -49,7 +58,6 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     MOST_BROKEN = 10
-    PREEMPTED = 'preempted.pth'  # by PreemptionHook; outdated by any later checkpoint
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,8 +75,11 @@ class SafeCheckpointHook(CheckpointHook):
         """Choose the checkpoint to resume from."""
         is_asked = runner._resume is True and runner._load_from is None
         is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-        is_restarted = is_restarted and isinstance(runner._train_loop, BaseLoop)  # not a test
-        if not (is_asked or is_restarted):
+        is_training = isinstance(runner._train_loop, BaseLoop)  # not a test
+        pointer = Path(runner.work_dir, 'last_checkpoint')
+        if is_training and not (runner._resume or is_restarted) and is_main_process():
+            pointer.unlink(missing_ok=True)
+        if not (is_asked or (is_restarted and is_training and pointer.exists())):
             return
         found = find_checkpoint_to_resume(runner.work_dir, self._folder(runner), self.filename_tmpl)
         if found is not None:
@@ -123,16 +134,17 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint if its weights are finite; then remove the outdated."""
-        check_finite(dict(runner.model.named_parameters()))
+        check_finite(_learned(runner.model))
         if isinstance(runner.train_loop, EpochBasedTrainLoop) == self.by_epoch:
             meta['validates_first'] = validates(runner, _num_done(runner, meta))
         # on every process; mmengine's own call is on the first only
         runner.call_hook('before_saving')
         with self._removing_last():
             super()._save_checkpoint_with_step(runner, step, meta)
-        if is_main_process():
-            Path(self.out_dir, self.PREEMPTED).unlink(missing_ok=True)
-        self.saved_iter = meta['iter']
+        if self.is_resumable:
+            if is_main_process():
+                Path(self.out_dir, PREEMPTED).unlink(missing_ok=True)
+            self.saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save a new best checkpoint, if any, then remove the one it replaces."""
@@ -141,7 +153,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
-        """Put removals of files and folders (DeepSpeed) off to the end of the context."""
+        """Put removals of files and folders (DeepSpeed) off to the end of the context.
+
+        What was written again by then, under the same name, stays.
+        """
         backend, removals = self.file_backend, []
         self.file_backend = copy.copy(backend)
         self.file_backend.remove = lambda path: removals.append((backend.remove, path))
@@ -150,8 +165,26 @@ class SafeCheckpointHook(CheckpointHook):
             yield
         finally:
             self.file_backend = backend
+        best = [
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        ]
         for remove, path in removals:
-            remove(path)
+            if path not in (self.last_ckpt, *best):
+                remove(path)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether checkpoints have all that a resumed run needs."""
+        return self.save_optimizer and self.save_param_scheduler
+
+
+def _learned(model: nn.Module) -> dict[str, Tensor]:
+    """List a model's parameters and batch norms' statistics by name."""
+    statistics = (
+        x for x in model.named_buffers() if x[0].endswith(('running_mean', 'running_var'))
+    )
+    return {**dict(model.named_parameters()), **dict(statistics)}
 
 
 def _num_done(runner: Runner, meta: dict) -> int:

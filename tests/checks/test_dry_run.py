@@ -63,6 +63,11 @@ def test_a_distilled_run_is_rehearsed_and_leaves_nothing(shapes, capsys):
     assert {x.name for x in shapes.iterdir()} == {'train', 'val', 'annotations'}
 
 
+def test_a_hook_set_to_none_is_left_out(shapes, capsys):
+    rows = rehearse(DISTILLED, shapes, capsys, **{'default_hooks.phases': None})
+    assert 'loss_distill' in rows['losses']
+
+
 def test_a_stock_run_is_rehearsed_and_needs_no_validation(shapes, capsys):
     options = dict(
         val_dataloader=None,

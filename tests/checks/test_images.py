@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.images import check_image_files, unreadable_images_named
+from mmdet_sssd.datasets.branches import hide_labels
 from mmdet_sssd.errors import user_error
 
 WHOLE = cv2.imencode('.png', np.eye(64, dtype='uint8'))[1].tobytes()
@@ -99,6 +100,16 @@ def turned_jpeg() -> bytes:
 def test_files_that_cannot_be_loaded_are_named_before_training(tmp_path, content):
     with pytest.raises(ConfigError, match=r'^2 of 4 images .*a\.jpg \(.*; replace the files'):
         check(tmp_path / 'a.jpg', content)
+
+
+def test_files_without_labels_are_checked(tmp_path):
+    path = tmp_path / 'a.jpg'
+    check(path, JPEG)
+    path.write_bytes(b'')
+    dataset = LabelledImages(path, dict(type='LoadImageFromFile'), (64, 48))
+    dataset.pipeline.transforms.insert(0, hide_labels)
+    with pytest.raises(ConfigError, match=r'^2 of 4 images .*a\.jpg'):
+        check_image_files([dataset])
 
 
 def test_files_that_load_with_a_flaw_are_reported(tmp_path):

@@ -31,7 +31,8 @@ def config(**changes) -> Config:
     [
         {},
         {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
-        {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'teacher/coco/bbox_mAP']},
+        {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'coco/bbox_mAP_50']},
+        {'train_cfg.max_epochs': 12.0},
         {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
         {
             'default_hooks.checkpoint.save_best': 'coco/cat_precision',
@@ -60,6 +61,8 @@ def test_good_settings_pass(changes):
         ({'optim_wrapper.optimizer.lr': '1e-3'}, "optim_wrapper.optimizer.lr is '1e-3'"),
         ({'train_dataloaders': {}}, 'if it is train_dataloader,'),
         ({'default_hooks.checkpoint.save_best': 'mAP'}, 'coco/segm_mAP_l'),
+        ({'default_hooks.checkpoint.save_best': 'teacher/coco/bbox_mAP'}, 'coco/segm_mAP_l'),
+        ({'train_cfg.max_iters': 0.5}, 'train_cfg.max_iters is 0.5'),
     ],
 )
 def test_bad_settings_are_named(changes, named):

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from mmdet.registry import HOOKS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch.optim import SGD
 
@@ -31,6 +31,13 @@ FRACTIONS = ('detach_student', 'detach_last', 'freeze_backbone', 'teacher_until'
 def test_values(hook, name, value):
     with pytest.raises(ConfigError, match=rf'^{hook}\.{name} is '):
         HOOKS.build({'type': hook, name: value})
+
+
+def test_a_distiller_in_test_time_augmentation_is_found(tmp_path):
+    hook = dict(type=COEF)
+    runner = toy_runner(tmp_path, hooks=[hook], model=TOY_MODEL)
+    runner.model = MODELS.build(dict(type='DetTTAModel', module=runner.model))
+    runner.call_hook('before_run')  # as in a test
 
 
 @pytest.mark.parametrize(

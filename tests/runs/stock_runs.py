@@ -254,6 +254,10 @@ CASES = {  # hooks, the data set, and what else a runner has
         hooks=[dict(type='EarlyStoppingHook', monitor='mAP', patience=2)],
         val_evaluator=dict(type='MadeUp', ap=(0.4, 0.3, 0.2, 0.1)),
     ),
+    'ReduceOnPlateau': dict(  # the best epoch is the second
+        schedulers=[dict(type='ReduceOnPlateauLR', monitor='mAP', rule='greater', patience=1)],
+        val_evaluator=dict(type='MadeUp', ap=(0.1, 0.4, 0.3, 0.2)),
+    ),
     'accumulation': dict(optim_wrapper=OPTIMIZER | dict(accumulative_counts=3)),
     'CachedMosaic': dict(
         dataset=mixed(dict(type='CachedMosaic', img_scale=(32, 32), max_cached_images=4))
@@ -296,6 +300,7 @@ def make_runner(
     if killed_before is not None:
         hooks.append(KilledBefore(killed_before, killed_in_validation))
     interval, milestone = (1, 2) if by_epoch else (EPOCH, 2 * EPOCH + 1)
+    multi_step = [dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone])]
     saving = dict(type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval)
     defaults = dict(
         model(),
@@ -314,7 +319,7 @@ def make_runner(
         work_dir,
         hooks=hooks,
         train_cfg=epochs if by_epoch else iters,
-        schedulers=[dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone])],
+        schedulers=case.pop('schedulers', multi_step),
         train_dataloader=loader | SAMPLERS[sampler],
         **defaults | case | settings,
     )

@@ -14,6 +14,7 @@ from torch.utils.data._utils import signal_handling
 from mmdet_sssd import ConfigError
 from mmdet_sssd.runs import PreemptionHook, load_from_local
 
+from ..tools.run_comparison import assert_equal_states
 from .stock_runs import (
     EPOCH,
     LAST,
@@ -114,11 +115,45 @@ def test_a_signal_while_workers_start_does_not_end_them(tmp_path, monkeypatch, p
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
+@pytest.mark.parametrize('names', [True, pytest.param(False, marks=SLOW)])
+def test_a_preempted_run_goes_on_in_another_folder(tmp_path, whole, names):
+    """Whose file of names, if it is there, has the old folder's."""
+    preempted(tmp_path / 'a', train_iter=EPOCH + 1, **distilled('epochs'))
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    if not names:
+        (tmp_path / 'b/last_checkpoint').unlink()
+    saved = load_from_local(str(tmp_path / 'b/preempted.pth'))
+    runner = make_runner(tmp_path / 'b', resume=True, **distilled('epochs'))
+    runner.train()
+    assert saved['meta']['iter'] == EPOCH + 2
+    assert runner._load_from == str(tmp_path / 'b/preempted.pth')
+    assert_equal_runs(tmp_path / 'b', whole(**distilled('epochs')))
+
+
+def test_a_run_whose_checkpoints_lack_the_optimizer_is_saved_whole(tmp_path, whole):
+    settings = distilled('epochs', checkpoint=dict(save_optimizer=False, interval=1))
+    saved = preempted(tmp_path, train_iter=EPOCH - 1, **settings)
+    assert saved['optimizer']
+    assert last_checkpoint(tmp_path).name == 'preempted.pth'
+    train(tmp_path, resume=True, **settings)
+    expected, found = (
+        load_from_local(str(last_checkpoint(x))) for x in (whole(**settings), tmp_path)
+    )
+    assert_equal_states(found['state_dict'], expected['state_dict'])
+
+
+def test_a_validation_is_left_while_gradients_wait(tmp_path, whole):
+    settings = distilled('epochs', case='accumulation')
+    saved = preempted(tmp_path, val_iter=(EPOCH, 0), **settings)
+    assert saved['meta']['iter'] == EPOCH
+    assert_resumed_to_the_bit(tmp_path, whole, **settings)
+
+
 @pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])
 def test_accumulated_gradients_are_not_lost(tmp_path, whole, loop):
-    """Of three iterations each; the epoch ends in the first of them."""
+    """Of three iterations each."""
     settings = distilled(loop, case='accumulation')
-    saved = preempted(tmp_path, train_iter=EPOCH - 1, **settings)
+    saved = preempted(tmp_path, train_iter=EPOCH, **settings)
     assert saved['meta']['iter'] == 6
     assert_resumed_to_the_bit(tmp_path, whole, **settings)
 

@@ -49,6 +49,7 @@ def assert_resumed_to_the_bit(tmp_path, whole, killed_before, *case, checkpoint=
         (5, ('accumulation',)),
         (5, ('EarlyStopping',)),
         (9, ('EarlyStopping',)),
+        *((9, ('ReduceOnPlateau', x)) for x in ('epochs', 'iterations')),
         *((10, ('nothing', 'iterations', x)) for x in SAMPLERS),
         (10, ('nothing', 'epochs', 'CustomSampleSize')),  # which has a state of its own
     ],

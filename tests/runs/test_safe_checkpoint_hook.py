@@ -2,11 +2,12 @@ import os
 
 import pytest
 from mmengine.hooks import Hook
+from torch import nn
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.runs import SafeCheckpointHook, is_whole
+from mmdet_sssd.runs import SafeCheckpointHook, is_whole, load_from_local
 
-from ..tools.run_comparison import scalars
+from ..tools.run_comparison import assert_equal_states, scalars
 from .stock_runs import (
     EPOCH,
     LAST,
@@ -101,24 +102,28 @@ def test_a_run_killed_at_any_step_of_saving_is_resumed_to_the_bit(
     assert not list(tmp_path.glob('*.writing'))
 
 
-def test_a_diverged_run_ends_and_its_last_good_checkpoint_stays(tmp_path):
+@pytest.mark.parametrize('part', ['weight', 'running_var'])
+def test_a_diverged_run_ends_and_its_last_good_checkpoint_stays(tmp_path, part):
     runner = make_runner(tmp_path, checkpoint=KEPT | dict(save_best=None))
+    runner.model.norm = nn.BatchNorm2d(8)
 
     class Diverging(Hook):
         def after_train_iter(self, runner, batch_idx, *args, **kwargs):
             if runner.epoch == 1:
-                next(runner.model.parameters()).data[0] = float('nan')
+                getattr(runner.model.norm, part).data[0] = float('nan')
 
     runner.register_hook(Diverging())
-    with pytest.raises(ConfigError, match=r'weights are not finite, the first is backbone.weight'):
+    with pytest.raises(ConfigError, match=f'weights are not finite, the first is norm.{part}'):
         runner.train()
     assert last_checkpoint(tmp_path).name == 'epoch_1.pth'
     assert pth_files(tmp_path) == {'epoch_1.pth'}
 
 
-def test_a_best_one_written_again_under_its_name_stays(tmp_path):
+@pytest.mark.parametrize('ap', [(0.1, 0.3, 0.2, 0.4), (0.1, 0.3, 0.2, 0.25)])
+def test_a_best_one_written_again_under_its_name_stays(tmp_path, ap):
     """As where epochs are counted in an iteration loop: there is only the one number 0."""
-    runner = make_runner(tmp_path, loop='iterations', checkpoint=KEPT)
+    evaluator = dict(type='MadeUp', ap=ap)
+    runner = make_runner(tmp_path, loop='iterations', checkpoint=KEPT, val_evaluator=evaluator)
     hook = next(x for x in runner.hooks if hasattr(x, 'save_best'))
     hook.by_epoch = True
     runner.train()
@@ -140,6 +145,20 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, whole, loop, s
     train(tmp_path, *case, resume=True)
     assert [name for what, name in steps if what == 'in place'] == [third.name, fourth.name]
     assert_equal_runs(tmp_path, whole(*case))
+
+
+def test_a_restarted_run_leaves_an_earlier_one_s_checkpoints_alone(tmp_path, whole, monkeypatch):
+    case = 'distilled', 'epochs'
+    train(tmp_path, *case)
+    for restarts in '01':  # before the first checkpoint
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', restarts)
+        with pytest.raises(Killed):
+            train(tmp_path, *case, killed_before=2)
+    with pytest.raises(Killed):
+        train(tmp_path, *case, killed_before=EPOCH + 1)
+    train(tmp_path, *case)
+    ours, expected = (load_from_local(str(last_checkpoint(x))) for x in (tmp_path, whole(*case)))
+    assert_equal_states(ours['state_dict'], expected['state_dict'])
 
 
 def test_a_run_without_checkpoints_starts_from_the_beginning_and_says_so(tmp_path):
