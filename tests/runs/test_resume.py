@@ -49,7 +49,6 @@ def assert_resumed_to_the_bit(tmp_path, whole, killed_before, *case, checkpoint=
         (5, ('accumulation',)),
         (5, ('EarlyStopping',)),
         (9, ('EarlyStopping',)),
-        *((9, ('ReduceOnPlateau', x)) for x in ('epochs', 'iterations')),
         *((10, ('nothing', 'iterations', x)) for x in SAMPLERS),
         (10, ('nothing', 'epochs', 'CustomSampleSize')),  # which has a state of its own
     ],
@@ -64,6 +63,15 @@ def test_a_killed_run_goes_on_as_one_that_was_left_alone(tmp_path, whole, killed
 def test_validation_in_which_a_run_was_killed(tmp_path, whole, loop, iteration):
     case = 'nothing', loop
     assert_resumed_to_the_bit(tmp_path, whole, iteration, *case, killed_in_validation=True)
+
+
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+def test_a_scheduler_counts_a_validation_once(tmp_path, whole, loop):
+    """The best one, whose checkpoint is saved after it and repeats it when resumed."""
+    case, saving = ('ReduceOnPlateau', loop), dict(checkpoint=dict(save_best='mAP'))
+    kill(tmp_path, *case, killed_before=2 * EPOCH, **saving)
+    train(tmp_path, *case, resume=True, **saving)
+    assert_equal_runs(tmp_path, whole(*case, **saving))
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
