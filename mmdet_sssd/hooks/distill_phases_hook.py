@@ -42,11 +42,12 @@ class DistillPhasesHook(Hook):
     from ``teacher_until``     the teacher is off and frozen: stock training at stock cost
     =========================  ==============================================================
 
-    Phases may overlap; detection losses train whatever is not frozen. A resumed run continues its
-    phases. Sources: the first 1/6 detached and 1/9 frozen are LGD's
-    (https://arxiv.org/abs/2109.11496) and its reference code's (30k and 20k of 180k iterations), as
-    are the last 50k detached for X-101-DCN models and FCOS R-101-DCN. Detectors that start from random
-    weights need no frozen backbone.
+    Phases may overlap; detection losses train whatever is not frozen. Batch norms of a frozen
+    backbone go on counting unless its ``norm_eval`` is set. A resumed run continues its phases.
+    Sources: the first 1/6 detached and 1/9 frozen are LGD's (https://arxiv.org/abs/2109.11496) and
+    its reference code's (30k and 20k of 180k iterations), as are the last 50k detached for
+    X-101-DCN models and FCOS R-101-DCN. Detectors that start from random weights need no frozen
+    backbone.
 
     Args:
         detach_student: Fraction of the run in which the terms detach the student at its start, in
