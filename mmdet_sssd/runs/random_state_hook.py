@@ -8,7 +8,9 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
+from mmengine.optim import _ParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.utils import is_list_of
 from torch import Tensor, nn
 
 from .plain_state import parts_of_detector, plain_state, set_plain_state, stopping_hooks
@@ -233,7 +235,9 @@ def _switch_pipelines(runner: Runner) -> None:
 
 def _schedule(runner: Runner) -> tuple[list, list] | None:
     """Copy the states of schedulers, some of which follow validations, and the settings they set."""
-    if not isinstance(runner.param_schedulers, list):
+    if not is_list_of(
+        runner.param_schedulers, _ParamScheduler
+    ):  # not training, or several optimizers
         return None
     states = [copy.deepcopy(x.state_dict()) for x in runner.param_schedulers]
     groups = runner.optim_wrapper.param_groups

@@ -68,6 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
             )
         self.backend_args = dict(backend='atomic_local')
         self.validates_first = False
+        self.first_iter: int | None = None  # of this process's training
         self.saved_iter: int | None = None  # by this process
         self.num_broken = 0  # iterations in a row
 
@@ -148,6 +149,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save a new best checkpoint, if any, then remove the one it replaces."""
+        if self.first_iter is None:  # a validation alone
+            return
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
 

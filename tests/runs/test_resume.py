@@ -86,6 +86,12 @@ def test_end_of_training_is_saved_whatever_ended_it(tmp_path, whole, loop):
     assert counts == [2, 2]  # the validation that is done again counts once
 
 
+def test_a_validation_alone_needs_no_schedule(tmp_path):
+    runner = make_runner(tmp_path)
+    runner.message_hub.update_info('iter', EPOCH)  # for the metric
+    assert runner.val() == {'mAP': 0.1}
+
+
 def test_loss_that_stays_infinite_ends_the_run(tmp_path):
     runner = make_runner(tmp_path)
     loss = runner.model.loss
