@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -75,18 +75,26 @@ class SafeCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from."""
         is_asked = runner._resume is True and runner._load_from is None
-        is_restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-        is_training = isinstance(runner._train_loop, BaseLoop)  # not a test
-        pointer = Path(runner.work_dir, 'last_checkpoint')
-        if is_training and not (runner._resume or is_restarted) and is_main_process():
-            pointer.unlink(missing_ok=True)
-        if not (is_asked or (is_restarted and is_training and pointer.exists())):
+        if not (is_asked or self._goes_on(runner)):
             return
         found = find_checkpoint_to_resume(runner.work_dir, self._folder(runner), self.filename_tmpl)
         if found is not None:
             runner._resume, runner._load_from = True, found
         elif is_asked:
             runner._resume, runner._load_from = False, runner.cfg.get('load_from_at_start')
+
+    def _goes_on(self, runner: Runner) -> bool:
+        """Tell whether torchrun restarted a run that has checkpoints; else forget an earlier run's."""
+        if self.first_iter is not None or not isinstance(runner._train_loop, BaseLoop):
+            return False  # a test, perhaps after training
+        pointer = Path(runner.work_dir, 'last_checkpoint')
+        if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+            exists = [pointer.exists()]
+            broadcast_object_list(exists)  # folders may differ
+            return exists[0]
+        if not runner._resume and is_main_process():
+            pointer.unlink(missing_ok=True)
+        return False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Read whether a validation was due."""

@@ -161,6 +161,12 @@ def test_a_restarted_run_leaves_an_earlier_one_s_checkpoints_alone(tmp_path, who
     assert_equal_states(ours['state_dict'], expected['state_dict'])
 
 
+def test_a_test_after_training_leaves_its_checkpoint_named(tmp_path):
+    runner = train(tmp_path)
+    runner.call_hook('before_run')  # as when the same process goes on to test
+    assert last_checkpoint(tmp_path).name == 'epoch_4.pth'
+
+
 def test_a_run_without_checkpoints_starts_from_the_beginning_and_says_so(tmp_path):
     (tmp_path / 'last_checkpoint').write_bytes(b'')  # where stock crashes
     runner = train(tmp_path, resume=True)
