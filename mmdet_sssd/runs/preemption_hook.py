@@ -160,7 +160,7 @@ class PreemptionHook(Hook):
         self, runner: Runner, epoch: int, iterations: int, validates_first: bool = False
     ) -> None:
         hook = self.checkpoint_hook
-        if iterations == hook.saved_iter:
+        if hook.is_resumable and iterations == hook.saved_iter:
             path = hook.last_ckpt
         elif runner._resume and iterations == hook.first_iter:
             path = runner._load_from

@@ -150,10 +150,9 @@ class SafeCheckpointHook(CheckpointHook):
         runner.call_hook('before_saving')
         with self._removing_last():
             super()._save_checkpoint_with_step(runner, step, meta)
-        if self.is_resumable:
-            if is_main_process():
-                Path(self.out_dir, PREEMPTED).unlink(missing_ok=True)
-            self.saved_iter = meta['iter']
+        if self.is_resumable and is_main_process():
+            Path(self.out_dir, PREEMPTED).unlink(missing_ok=True)
+        self.saved_iter = meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save a new best checkpoint, if any, then remove the one it replaces."""

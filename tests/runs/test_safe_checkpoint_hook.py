@@ -102,6 +102,12 @@ def test_a_run_killed_at_any_step_of_saving_is_resumed_to_the_bit(
     assert not list(tmp_path.glob('*.writing'))
 
 
+def test_checkpoints_without_optimizer_are_written_once_too(tmp_path, steps):
+    train(tmp_path, checkpoint=dict(save_optimizer=False))
+    written = [name for what, name in steps if what == 'in place']
+    assert written == [f'epoch_{i}.pth' for i in range(1, 5)]
+
+
 @pytest.mark.parametrize('part', ['weight', 'running_var'])
 def test_a_diverged_run_ends_and_its_last_good_checkpoint_stays(tmp_path, part):
     runner = make_runner(tmp_path, checkpoint=KEPT | dict(save_best=None))

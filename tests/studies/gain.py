@@ -89,7 +89,9 @@ def draw(path: Path) -> None:
     """Draw the gains by the number of training images."""
     figure = Figure(figsize=(7, 3.6), layout='constrained')
     axes = figure.subplots()
-    drawn = [x for plan in ('spread', 'fewer', 'plateau', 'near') for x in where.PLANS[plan]]
+    drawn = [
+        x for plan in ('spread', 'fewer', 'plateau', 'near', 'near_more') for x in where.PLANS[plan]
+    ]
     short, twice = ([x for x in drawn if x['images'] * x['epochs'] == n * 120_000] for n in (1, 2))
     kinds = {
         "photographs, from ImageNet's weights": pairs_by_images(TODAYS),
