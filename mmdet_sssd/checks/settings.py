@@ -3,8 +3,9 @@
 import difflib
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -23,6 +24,16 @@ OF_RUNNERS = (
 )
 KNOWN = {*inspect.signature(Runner).parameters, *OF_TOOLS, *OF_RUNNERS, 'custom_imports'}
 """Keys that mmengine and mmdet read."""
+
+HOOKS_OF_MMENGINE = (
+    'runtime_info',
+    'timer',
+    'sampler_seed',
+    'logger',
+    'param_scheduler',
+    'checkpoint',
+)
+"""Its default hooks; the only ones that it leaves out where a config sets them to None."""
 
 LENGTHS = ('max_epochs', 'max_iters', 'val_interval')
 WHOLE_FLOATS = ('train_cfg.max_epochs', 'train_cfg.max_iters')  # as 9e4, which mmengine accepts
@@ -106,17 +117,18 @@ def _prefix(evaluator: dict) -> str:
     return evaluator.get('prefix') or 'coco'
 
 
-def check_overrides(cfg: Config, keys: Collection[str]) -> None:
+def check_overrides(cfg: Config, overrides: Mapping[str, Any]) -> None:
     """Refuse changes that would have no effect.
 
     Modules refuse unknown settings when they are built; this checks the keys above them, which
     mmengine adds to the config without question.
 
     Raises:
-        ConfigError: if mmengine does not read the first key, such as one of the config's variables, or
-            if an inner key is new, gets no ``type``, and is a hook or resembles an existing key.
+        ConfigError: if mmengine does not read the first key, such as one of the config's variables; if
+            an inner key is new, gets no ``type``, and is a hook or resembles an existing key; or if a
+            hook to be left out is not there.
     """
-    for key in keys:
+    for key, value in overrides.items():
         first, *rest = key.split('.')
         if first not in KNOWN:
             raise _without_effect(cfg, key, first)
@@ -126,8 +138,10 @@ def check_overrides(cfg: Config, keys: Collection[str]) -> None:
             if found is not None and not isinstance(found, (dict, list, tuple)):
                 raise ConfigError(f'{key}: {place} is {found!r}, which has no settings')
             place = f'{place}.{name}'
-            is_new = isinstance(found, dict) and name not in found and place != key
-            if is_new and f'{place}.type' not in keys:
+            is_new = isinstance(found, dict) and name not in found
+            is_hook = key == f'default_hooks.{name}' and name not in HOOKS_OF_MMENGINE
+            is_incomplete = place != key or (is_hook and value is None)
+            if is_new and is_incomplete and f'{place}.type' not in overrides:
                 hint = did_you_mean(name, found)
                 if hint or first == 'default_hooks':
                     raise ConfigError(

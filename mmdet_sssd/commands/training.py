@@ -25,7 +25,7 @@ from ..checks.annotations import check_annotations
 from ..checks.checkpoints import CheckResumeHook, CheckTestHook
 from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
-from ..checks.settings import check_overrides, check_settings
+from ..checks.settings import HOOKS_OF_MMENGINE, check_overrides, check_settings
 from ..config_tree import config_of, value_at
 from ..errors import ConfigError
 from .locks import locked
@@ -33,7 +33,6 @@ from .locks import locked
 LOCK = '.lock'  # of a run, in its work directory
 SECONDS_TO_END = 10  # that the processes of a killed run may take
 NOISE = ('will be deprecated', 'is skipped since its requires_grad=False')  # of mmengine
-OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 TTA_MODEL = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )
@@ -174,7 +173,7 @@ def build_runner(cfg: Config, hook: Hook) -> Runner:
     Default hooks that are None are left out; mmengine does so with its own only.
     """
     hooks = cfg.get('default_hooks') or {}
-    for name in [x for x in hooks if hooks[x] is None and x not in OF_MMENGINE]:
+    for name in [x for x in hooks if hooks[x] is None and x not in HOOKS_OF_MMENGINE]:
         del hooks[name]
     if cfg.get('launcher') in ('pytorch', 'slurm') and get_device() == 'cpu':
         _join_cpu_processes(cfg)

@@ -175,5 +175,14 @@ def test_a_variable_is_answered_with_what_it_was_used_for():
     )
     used = r'change train_dataloader\.dataset\.data_root or val_dataloader\.dataset\.data_root'
     with pytest.raises(ConfigError, match=used):
-        check_overrides(cfg, ['data_root'])
-    check_overrides(cfg, ['compile', 'sync_bn', 'model_wrapper_cfg.broadcast_buffers'])
+        check_overrides(cfg, {'data_root': '.'})
+    for key in ('compile', 'sync_bn', 'model_wrapper_cfg.broadcast_buffers'):
+        check_overrides(cfg, {key: True})
+
+
+def test_a_hook_to_be_left_out_is_there():
+    cfg = Config(dict(default_hooks=dict(preemption=dict(type='PreemptionHook'))))
+    for name in ('preemption', 'preemption.interval', 'timer'):  # mmengine has the last
+        check_overrides(cfg, {f'default_hooks.{name}': None})
+    with pytest.raises(ConfigError, match='preemtion; did you mean preemption'):
+        check_overrides(cfg, {'default_hooks.preemtion': None})
