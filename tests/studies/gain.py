@@ -25,9 +25,21 @@ from mmdet_sssd.commands.comparison.summary import Estimate, differences, estima
 
 from . import where
 
-SCALES = {'bccd': '192x144', 'neu-det': '128x128', 'aquarium': '192x192', 'nuclei': '192x192'}
-EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24}
-IMAGES = {'bccd': 205, 'neu-det': 1080, 'aquarium': 448, 'nuclei': 399}
+SCALES = {
+    'bccd': '192x144',
+    'neu-det': '128x128',
+    'aquarium': '192x192',
+    'nuclei': '192x192',
+    'iiit5k': '192x64',
+}
+EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24, 'iiit5k': 12}
+IMAGES = {'bccd': 205, 'neu-det': 1080, 'aquarium': 448, 'nuclei': 399, 'iiit5k': 3873}
+OPTIONS = {
+    'iiit5k': [
+        'train_dataloader.dataset.pipeline.3.prob=0.0',  # a mirrored letter is another one
+        'train_cfg.val_interval=3',
+    ]
+}
 DETECTORS = ('retinanet', 'fcos', 'faster-rcnn', 'mask-rcnn', 'rtmdet')
 PAIRS = [f'{data}_{detector}' for detector in DETECTORS for data in SCALES]
 BATCH_SIZE = 8
@@ -51,7 +63,7 @@ def compare(args: Namespace, pair: str) -> None:
     command += ['--seeds', args.seeds, '--jobs', str(args.jobs), '--split', 'test', '--no-dry-run']
     command += ['--results', str(results), '--work-dir', f'work_dirs/{results.name}']
     command += ['--keep-checkpoints', 'none', '--cfg-options', *loaders]
-    command += [f'train_cfg.val_interval={epochs}', *args.cfg_options]
+    command += [f'train_cfg.val_interval={epochs}', *OPTIONS.get(data, []), *args.cfg_options]
     env = {
         'SSSD_DATA_ROOT': str(root),
         'SSSD_TEST_ANN': 'annotations/test.json',
