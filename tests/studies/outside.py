@@ -9,11 +9,13 @@ studies, each resumable, with results in ``docs/benchmarks``:
 - ``bccd``: the small RetinaNet R-18 from random weights on all labels: baseline, gentle,
   structural_kd, backbone. Its teachers: a RetinaNet on EfficientNet-Lite0 with ImageNet's weights,
   trained here, and that backbone as it is;
-- ``bccd-quarter``: that teacher has a random quarter of the labels, the other images have none:
+- ``bccd-imagenet``: the student is the RetinaNet on EfficientNet-Lite0, with ImageNet's weights, the
+  teacher one on Lite2 with twice the width, of the same labels: baseline, structural_kd;
+- ``bccd-quarter``: the first teacher has a random quarter of the labels, the other images have none:
   baseline, semi, and a baseline with three times semi's iterations;
-- ``bccd-quarter-imagenet``, ``neu-det-quarter-imagenet``: the student is the RetinaNet on
-  EfficientNet-Lite0, with ImageNet's weights, the teacher one on Lite2 with twice the width, of the
-  same labels; the baseline once with semi's epochs, and once with as many iterations or more.
+- ``bccd-quarter-imagenet``, ``neu-det-quarter-imagenet``: student and teacher as in
+  ``bccd-imagenet``, both of a quarter of the labels; the baseline once with semi's epochs, and once
+  with as many iterations or more.
 """
 
 import json
@@ -54,6 +56,9 @@ class Study:
 
 STUDIES = {
     'bccd': Study('bccd', 'all', R18, 24, LITE0, 24, 'bccd_retinanet_24-epochs_outside'),
+    'bccd-imagenet': Study(
+        'bccd', 'all', LITE0, 48, LITE2, 48, 'bccd_retinanet-lite0_48-epochs_structural-kd'
+    ),
     'bccd-quarter': Study(
         'bccd', 'quarter', R18, 24, LITE0, 96, 'bccd-quarter_retinanet_24-epochs_semi', longer=6
     ),
@@ -90,24 +95,25 @@ def main() -> None:
         set_data(args.data / study.data, study)
         checkpoint = train_teacher(study)
         os.environ['SSSD_MAX_EPOCHS'] = str(study.epochs)
-        if study.part == 'all':
+        if name == 'bccd':
             os.environ.update(SSSD_TEACHER_CONFIG=study.teacher, SSSD_TEACHER_CHECKPOINT=checkpoint)
             compare(args, study, WITH_TEACHERS, 'baseline,gentle,structural_kd,backbone')
+        elif study.part == 'all':
+            compare(args, study, wrapped(study, checkpoint), 'baseline,structural_kd')
         else:
-            semi = WORK_DIR / f'{study.results}.py'
-            semi.unlink(missing_ok=True)
-            wrap = [
-                'wrap',
-                study.student,
-                '--out',
-                str(semi),
-                '--teacher',
-                study.teacher,
-                checkpoint,
-            ]
-            run([*wrap, '--unlabelled', str(annotations(study, 'unlabelled'))])
+            unlabelled = str(annotations(study, 'unlabelled'))
             longer = f'baseline+stretch={study.longer}'
-            compare(args, study, str(semi), f'baseline,semi,{longer}', '--against', longer)
+            config = wrapped(study, checkpoint, '--unlabelled', unlabelled)
+            compare(args, study, config, f'baseline,semi,{longer}', '--against', longer)
+
+
+def wrapped(study: Study, checkpoint: str, *options: str) -> str:
+    """Write the config of a study's student and teacher, as a user would; return its path."""
+    path = WORK_DIR / f'{study.results}.py'
+    path.unlink(missing_ok=True)
+    command = ['wrap', study.student, '--out', str(path), *options]
+    run([*command, '--teacher', study.teacher, checkpoint])
+    return str(path)
 
 
 def set_data(root: Path, study: Study) -> None:
