@@ -98,6 +98,27 @@ class NoisyLabelTeacher(LabelEncoderTeacher):
 
 
 @MODELS.register_module()
+class ResidualTeacher(LabelEncoderTeacher):
+    """Adds what it paints to the student's own features: it starts as good as the student.
+
+    The stock teacher's features are made of labels alone; a student with pretrained weights outruns it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        (channels,) = {*self.in_channels}
+        self.to_residual = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.to_residual.weight)
+        nn.init.zeros_(self.to_residual.bias)
+
+    def forward(
+        self, feats: Sequence[Tensor], batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> tuple[Tensor, ...]:
+        painted = super().forward(feats, batch_inputs, batch_data_samples)
+        return tuple(x.detach() + self.to_residual(y) for x, y in zip(feats, painted, strict=True))
+
+
+@MODELS.register_module()
 class OwnClassifierDistiller(SSSDDistiller):
     """Gives the teacher its own classification branches, which start as the student's."""
 

@@ -26,6 +26,7 @@ arms = dict(
     noisy_labels=dict(
         base='gentle', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
+    residual=dict(base='gentle', cfg_options={**imports, 'model.teacher.type': 'ResidualTeacher'}),
     own_classifier=dict(
         base='gentle',
         cfg_options={
