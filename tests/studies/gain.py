@@ -32,7 +32,7 @@ SCALES = {
     'nuclei': '192x192',
     'iiit5k': '192x64',
 }
-EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24, 'iiit5k': 6}
+EPOCHS = {'bccd': 48, 'neu-det': 24, 'aquarium': 24, 'nuclei': 24, 'iiit5k': 12}
 IMAGES = {'bccd': 205, 'neu-det': 1080, 'aquarium': 448, 'nuclei': 399, 'iiit5k': 3873}
 OPTIONS = {
     'iiit5k': [
