@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .errors import ConfigError, user_error
 
@@ -56,6 +56,14 @@ def nested_configs(
         inner = enumerate(config)
     for name, value in inner:
         yield from nested_configs(value, f'{key}.{name}'.lstrip('.'), into)
+
+
+def starts_pretrained(config: Config | ConfigDict) -> bool:
+    """Tell whether a config's detector, or a part of it, starts from trained weights."""
+    return bool(config.get('load_from')) or any(
+        part.get('type') == 'Pretrained' or part.get('pretrained')
+        for _, part in nested_configs(config.model)
+    )
 
 
 def value_at(config: Any, key: str) -> Any:

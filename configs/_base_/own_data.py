@@ -11,12 +11,12 @@ _base_ = []  # lets mmengine read a config that imports
 import os
 
 from mmdet_sssd.datasets import (
-    check_variable_names,
+    check_variables,
     positive_integers,
     read_coco_summary,
 )
 
-check_variable_names()
+check_variables()
 
 data_root = '{{$SSSD_DATA_ROOT:data/own}}'
 train_ann = '{{$SSSD_TRAIN_ANN:annotations/train.json}}'

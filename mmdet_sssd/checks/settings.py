@@ -10,9 +10,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..config_tree import nested_configs, value_at
+from ..config_tree import nested_configs, starts_pretrained, value_at
 from ..datasets import VARIABLES, evaluator_configs
-from ..errors import ConfigError, check, did_you_mean, is_number
+from ..errors import ConfigError, check, did_you_mean, is_number, warn
 
 OF_TOOLS = ('auto_scale_lr', 'find_unused_parameters', 'runner_type', 'tta_model', 'tta_pipeline')
 OF_RUNNERS = (
@@ -70,6 +70,7 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     if 'train' in stages:
         lengths |= {f'train_cfg.{key}' for key in LENGTHS}
         _check_best(cfg)
+        _warn_of_frozen_stages(cfg)
     for key in sorted(lengths):
         value = value_at(cfg, key)
         is_whole = isinstance(value, int) or (
@@ -79,6 +80,19 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
         check(key, value, is_length, 'a whole number >= 1')
     if 'train' in stages and (rate := value_at(cfg, LEARNING_RATE)) is not None:
         check(LEARNING_RATE, rate, is_number(rate), 'a number >= 0')
+
+
+def _warn_of_frozen_stages(cfg: Config) -> None:
+    """Warn of layers that stay at random weights, as where ``init_cfg`` was set to None alone."""
+    if cfg.get('resume') or starts_pretrained(cfg):
+        return
+    for key, part in nested_configs(cfg.model, 'model'):
+        if is_number(stages := part.get('frozen_stages', -1)):
+            warn(
+                f'{key}.frozen_stages is {stages}, but no weights are loaded (init_cfg, load_from), so '
+                f'that these layers stay random; set {key}.frozen_stages=-1 and norm_eval=False, or '
+                'give weights'
+            )
 
 
 def _check_best(cfg: Config) -> None:

@@ -27,7 +27,7 @@ from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
 from ..checks.settings import HOOKS_OF_MMENGINE, check_overrides, check_settings
 from ..config_tree import config_of, value_at
-from ..errors import ConfigError
+from ..errors import ConfigError, warn
 from .locks import locked
 
 LOCK = '.lock'  # of a run, in its work directory
@@ -88,7 +88,7 @@ def run_training(
     stages, hook = ('train', 'val'), CheckResumeHook()
     with unreadable_images_named():
         if dry_run:
-            rehearse(cfg, lambda cfg: build_runner(_checked(cfg, stages), hook))
+            rehearse(cfg, lambda cfg: build_runner(_checked(cfg, stages, warn_of_test=True), hook))
         else:
             _checked(cfg, stages)
             with _reserved(cfg.work_dir):
@@ -157,13 +157,19 @@ def _read(config: str, overrides: Mapping[str, Any], work_dir: str | None, launc
     return cfg
 
 
-def _checked(cfg: Config, stages: tuple[str, ...]) -> Config:
-    """Check a config and its data, and return it."""
+def _checked(cfg: Config, stages: tuple[str, ...], warn_of_test: bool = False) -> Config:
+    """Check a config and its data, and return it; ``warn_of_test`` warns of bad test data."""
     check_settings(cfg, stages)
     if value_at(cfg, 'optim_wrapper.type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ConfigError('--amp (optim_wrapper.type=AmpOptimWrapper) needs a GPU; there is none')
     if _is_first_process():
         check_annotations(cfg, stages)
+        datasets = [value_at(cfg, f'{stage}_dataloader.dataset') for stage in ('val', 'test')]
+        if warn_of_test and datasets[0] != datasets[1]:
+            try:
+                check_annotations(cfg, ('test',))
+            except ConfigError as error:
+                warn(str(error))
     return cfg
 
 

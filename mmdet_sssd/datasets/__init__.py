@@ -2,7 +2,7 @@ from .branches import PartlyLabelledDataset, with_unlabelled
 from .coco_file import read_coco, read_coco_summary
 from .environment_settings import (
     VARIABLES,
-    check_variable_names,
+    check_variables,
     positive_integers,
     read_teacher,
 )
@@ -14,7 +14,7 @@ __all__ = [
     'VARIABLES',
     'PartlyLabelledDataset',
     'annotation_path',
-    'check_variable_names',
+    'check_variables',
     'evaluator_configs',
     'leaf_configs',
     'leaf_datasets',

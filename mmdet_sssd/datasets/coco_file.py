@@ -24,6 +24,8 @@ def read_coco(path: str, named_by: str) -> dict[str, list[dict]]:
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError(f'it holds a {type(content).__name__}')
         for part, keys in NEEDED.items():
             for entry in content[part]:
                 if missing := keys - entry.keys():
@@ -45,7 +47,12 @@ def read_coco_summary(data_root: str, ann_file: str, set_by: str) -> tuple[tuple
     """Read a COCO file's category names, in file order, and its number of images.
 
     Raises:
-        ConfigError: if the file is missing or not in COCO format.
+        ConfigError: if the file is missing, not in COCO format, or has no categories.
     """
-    content = read_coco(osp.join(data_root, ann_file), set_by)
+    path = osp.join(data_root, ann_file)
+    content = read_coco(path, set_by)
+    if not content['categories']:
+        raise ConfigError(
+            f'{set_by}: {path} has no categories; accepted: a COCO file that names the classes'
+        )
     return tuple(x['name'] for x in content['categories']), len(content['images'])

@@ -24,15 +24,22 @@ VARIABLES = (
 """Environment variables that the own-data configs read."""
 
 
-def check_variable_names() -> None:
-    """Check the environment for misspelt variables.
+def check_variables() -> None:
+    """Check the environment for misspelt variables, and for test labels without their images.
 
     Raises:
-        ConfigError: if one resembles a name in :data:`VARIABLES`.
+        ConfigError: if one resembles a name in :data:`VARIABLES`, or ``SSSD_TEST_ANN`` is set without
+            ``SSSD_TEST_IMG`` where each part of the data has its own folder of images.
     """
     for name in {name for name in os.environ if name.startswith('SSSD_')} - {*VARIABLES}:
         if hint := did_you_mean(name, VARIABLES):
             raise ConfigError(f'{name} is set in the environment, but nothing reads it{hint}')
+    train, val, test = (os.environ.get(f'SSSD_{part}_IMG') for part in ('TRAIN', 'VAL', 'TEST'))
+    if os.environ.get('SSSD_TEST_ANN') and not test and train != val:
+        raise ConfigError(
+            'SSSD_TEST_ANN is set in the environment, but SSSD_TEST_IMG, the folder of its images, is '
+            f'not; SSSD_TRAIN_IMG is {train}, SSSD_VAL_IMG {val}'
+        )
 
 
 def positive_integers(text: str, set_by: str, count: int = 1, least: int = 1) -> tuple[int, ...]:

@@ -155,7 +155,8 @@ def test_the_output_is_ours_alone(shapes, capfd, command):
     """Not a line for each frozen parameter, and none by pycocotools."""
     frozen = ['model.backbone.frozen_stages=1', 'optim_wrapper.paramwise_cfg.norm_decay_mult=0']
     assert run_command(*command, STOCK, *frozen) == (0, '')
-    out = capfd.readouterr().out
+    warning, out = capfd.readouterr().out.split('\n', 1)
+    assert warning.startswith('warning: model.backbone.frozen_stages is 1')
     assert out.startswith('dry run: this config trains')
     assert all(line.startswith('  ') for line in out.splitlines()[1:])
     assert not (shapes / 'work_dirs').exists()
@@ -167,6 +168,15 @@ def test_a_broken_image_outside_the_first_batches_is_found(shapes):
     found = error_of('dry-run', STOCK)
     assert found.startswith('1 of 4 images cannot be loaded, the first is')
     assert 'val/000004.png (' in found
+
+
+def test_missing_test_data_do_not_stop_a_training_run(shapes, capsys, monkeypatch):
+    monkeypatch.setenv('SSSD_TEST_ANN', 'annotations/tets.json')
+    monkeypatch.setenv('SSSD_TEST_IMG', 'val')
+    assert run_command('dry-run', STOCK) == (0, '')
+    out = capsys.readouterr().out
+    assert 'warning: test_dataloader.dataset.ann_file: there is no' in out
+    assert 'dry run: this config trains, with 1 warning' in out
 
 
 def test_warnings_are_counted_in_the_summary(shapes, capsys):

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.settings import check_settings
 
 TRAINING = ('train', 'val')
@@ -69,6 +70,23 @@ def test_bad_settings_are_named(changes, named):
     with pytest.raises(ConfigError) as error:
         check_settings(config(**changes), TRAINING)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'warned'),
+    [
+        ({}, True),
+        ({'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='a.pth')}, False),
+        ({'model.backbone.frozen_stages': -1}, False),
+        ({'load_from': 'a.pth'}, False),
+    ],
+)
+def test_layers_that_stay_random_are_warned_of(changes, warned):
+    backbone = dict(type='ResNet', frozen_stages=1, init_cfg=None)
+    cfg = config(**{'model': dict(type='RetinaNet', backbone=backbone), **changes})
+    with warnings_listed() as warnings:
+        check_settings(cfg, TRAINING)
+    assert [x.startswith('model.backbone.frozen_stages is 1') for x in warnings] == [True] * warned
 
 
 def test_keys_of_mmdet_s_own_configs_pass():

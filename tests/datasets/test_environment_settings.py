@@ -7,7 +7,7 @@ import pytest
 from mmdet_sssd import ConfigError
 from mmdet_sssd.datasets import (
     VARIABLES,
-    check_variable_names,
+    check_variables,
     positive_integers,
     read_coco_summary,
 )
@@ -19,6 +19,9 @@ def test_summary(tmp_path):
     content = {'images': [{'id': i} for i in range(3)], 'categories': CATEGORIES}
     (tmp_path / 'train.json').write_text(json.dumps(content))
     assert read_coco_summary(str(tmp_path), 'train.json', '') == (('dog', 'cat'), 3)
+    (tmp_path / 'train.json').write_text(json.dumps(content | {'categories': []}))
+    with pytest.raises(ConfigError, match=r'^A: .*train\.json has no categories'):
+        read_coco_summary(str(tmp_path), 'train.json', 'A')
 
 
 def test_positive_integers():
@@ -40,10 +43,21 @@ def test_other_text_is_named_with_the_variable(text, count, least):
 def test_misspelt_variables_are_named(monkeypatch):
     for name in ('SSSD_MAX_EPOCHS', 'SSSD_TEST_ANN', 'SSSD_CLUSTER'):
         monkeypatch.setenv(name, '1')
-    check_variable_names()
+    check_variables()
     monkeypatch.setenv('SSSD_TRIAN_ANN', 'a.json')
     with pytest.raises(ConfigError, match=r'SSSD_TRIAN_ANN is set .* did you mean SSSD_TRAIN_ANN'):
-        check_variable_names()
+        check_variables()
+
+
+def test_test_labels_need_their_images_where_parts_have_folders(monkeypatch):
+    monkeypatch.setenv('SSSD_TEST_ANN', 'test.json')
+    check_variables()
+    monkeypatch.setenv('SSSD_TRAIN_IMG', 'train')
+    monkeypatch.setenv('SSSD_VAL_IMG', 'val')
+    with pytest.raises(ConfigError, match=r'SSSD_TEST_IMG, the folder of its images, is not'):
+        check_variables()
+    monkeypatch.setenv('SSSD_TEST_IMG', 'test')
+    check_variables()
 
 
 def test_every_variable_that_a_config_reads_is_known():

@@ -134,7 +134,8 @@ class JobRunner:
                         free.append(slot)
                         reason = _outcome(job)
                         failures += [Failure(run, reason)] if reason else []
-                        progress.console.log(f'{run}: {"failed" if reason else "done"}')
+                        outcome = f'failed, {reason}' if reason else 'done'
+                        progress.console.log(f'{run}: {outcome}')
                         progress.advance(task)
         finally:
             self._stop([job for job, _ in running.values()])

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ...checks.annotations import check_annotations
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots
@@ -143,7 +144,7 @@ class Study:
 
 
 def _check_test_data(cfg: Config) -> None:
-    """Make sure that there are test data, and other than the validation data."""
+    """Check the test data before runs take their time: that they exist, and are not validated on."""
     for part in ('dataloader', 'evaluator', 'cfg'):
         if f'test_{part}' not in cfg:
             raise ConfigError(f'--split test needs test_{part} in the config; there is none')
@@ -153,3 +154,4 @@ def _check_test_data(cfg: Config) -> None:
             'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither; in '
             'configs for your own data by SSSD_TEST_ANN and SSSD_TEST_IMG'
         )
+    check_annotations(cfg, ('test',))

@@ -12,8 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from ...config_tree import PACKAGE, nested_configs, value_at, with_imports
-from ...datasets import annotation_path, leaf_configs, read_coco_summary, use_data
+from ...config_tree import PACKAGE, starts_pretrained, value_at, with_imports
+from ...datasets import annotation_path, leaf_configs, read_coco, read_coco_summary, use_data
 from ...errors import ConfigError, within
 from ...models.distiller import is_distiller
 from ...optimizers import StudentNames
@@ -141,14 +141,6 @@ def _additions(
     return model, hooks
 
 
-def starts_pretrained(stock: Config | ConfigDict) -> bool:
-    """Tell whether a config's detector, or a part of it, starts from trained weights."""
-    return bool(stock.get('load_from')) or any(
-        part.get('type') == 'Pretrained' or part.get('pretrained')
-        for _, part in nested_configs(stock.model)
-    )
-
-
 def _read_stock(stock: str) -> ConfigDict:
     """Read a stock detector's config as the wrapped one will inherit it."""
     config = read_config(stock)
@@ -170,7 +162,7 @@ def _data_settings(
     use_data(config, **data)
     datasets = list(leaf_configs(config, 'train_dataloader.dataset'))
     if datasets and 'classes' not in data and data.keys() & {'data_root', 'train_ann'}:
-        set_by = '--data-root and --train-ann (not read with --classes)'
+        set_by = '--data-root and --train-ann, read for the classes unless --classes gives them'
         path = annotation_path(datasets[0][1])
         data['classes'], _ = read_coco_summary(*osp.split(path), set_by)
         use_data(config, classes=data['classes'])
@@ -186,8 +178,13 @@ def _data_settings(
 def _unlabelled_settings(dataset: ConfigDict, options: WrappingOptions) -> dict[str, Any]:
     """Find the arguments of ``with_unlabelled`` that make both kinds of images about as many."""
     root = dataset.get('data_root') or ''
-    _, num_labelled = read_coco_summary(root, dataset.ann_file, '--data-root and --train-ann')
-    _, num_unlabelled = read_coco_summary(root, options.unlabelled, '--data-root and --unlabelled')
+    num_labelled, num_unlabelled = (
+        len(read_coco(osp.join(root, file), f'--data-root and {option}')['images'])
+        for file, option in (
+            (dataset.ann_file, '--train-ann'),
+            (options.unlabelled, '--unlabelled'),
+        )
+    )
     settings = dict(
         ann_file=options.unlabelled,
         img=options.unlabelled_img,

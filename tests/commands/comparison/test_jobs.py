@@ -63,7 +63,7 @@ def test_what_starts_and_ends_is_printed(comparison, capsys):
         'arm seed 0: job 7',
         'arm seed 0: done',
         'arm seed 1: job 7',
-        'arm seed 1: failed',
+        'arm seed 1: failed, there is no annotation file',
     ]
 
 

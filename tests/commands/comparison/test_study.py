@@ -150,6 +150,10 @@ def test_options_that_do_not_go_together(options, message):
     ('options', 'message'),
     [
         (dict(split='test'), r'--split test: test_dataloader\.dataset'),
+        (
+            dict(split='test', cfg_options={'test_dataloader.dataset.ann_file': 'tets.json'}),
+            r'test_dataloader\.dataset\.ann_file: there is no .*tets\.json',
+        ),
         (dict(cfg_options={'val_evaluator': None}), r'val_evaluator is None'),
     ],
 )
