@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -78,12 +78,13 @@ def compare(args: Namespace, pair: str) -> None:
 
 def pairs_by_images(arm: str) -> dict[float, Estimate]:
     """Estimate what an arm gains in test AP near the plateau, by training images, for each pair."""
-    found = {}
-    for index, pair in enumerate(PAIRS):
+    found, beside = {}, Counter()
+    for pair in PAIRS:
         data = pair.partition('_')[0]
         results = ResultsFolder(Path(f'docs/benchmarks/{pair}-lite0_{EPOCHS[data]}-epochs')).read()
         if 'AP' in (x := differences(results, 'test').get(arm, {})):
-            found[IMAGES[data] * 1.02**index] = x['AP']  # side by side
+            found[IMAGES[data] * 1.1 ** beside[data]] = x['AP']  # side by side
+            beside[data] += 1
     return found
 
 

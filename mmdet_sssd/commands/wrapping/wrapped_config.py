@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
+from ...checks.annotations import check_annotations
 from ...config_tree import PACKAGE, starts_pretrained, value_at, with_imports
 from ...datasets import annotation_path, leaf_configs, read_coco, read_coco_summary, use_data
 from ...errors import ConfigError, within
@@ -280,6 +281,11 @@ def _notes(stock: ConfigDict, options: WrappingOptions, unlabelled: dict) -> lis
             'the backbone has no init_cfg with weights, so it is not frozen at first; if its class '
             "loads weights itself, add freeze_backbone=1 / 9 to default_hooks' phases"
         )
+    if options.data.keys() & {'data_root', 'train_ann'}:
+        try:
+            check_annotations(stock)
+        except ConfigError as error:
+            notes.append(f'it does not train yet: {error}')
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
     by_layer = constructor and 'Decay' in constructor.__name__

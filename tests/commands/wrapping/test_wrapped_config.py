@@ -19,6 +19,7 @@ from mmdet_sssd.recipes import RECIPES
 from mmdet_sssd_cli import making
 
 from ...command import error_of, run_command
+from ...small_runner import draw_shapes
 
 ROOT = Path(__file__).parents[3]
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -181,6 +182,17 @@ def test_data_and_classes_reach_wrapped_data_sets_and_lists_of_evaluators(tmp_pa
     assert wrapped['val_evaluator'][0]['ann_file'] == 'cells/val.json'
     assert wrapped['test_evaluator']['ann_file'] == 'cells/val.json'
     assert wrapped['model']['student']['bbox_head']['num_classes'] == 4
+
+
+def test_data_that_are_not_there_are_noted(tmp_path):
+    data = draw_shapes(tmp_path / 'cells')
+    names = dict(data_root=str(data), train_ann='annotations/train.json')
+    names |= dict(val_ann='annotations/val.json', val_img='val')
+    for image_folder, noted in ((None, True), ('train', False)):
+        options = WrappingOptions(data={**names, 'train_img': image_folder})
+        notes = write_wrapped_config(RETINANET, tmp_path / 'out.py', options, build=False)
+        missing = 'it does not train yet: train_dataloader.dataset.data_prefix.img: there is no'
+        assert any(x.startswith(missing) for x in notes) == noted
 
 
 def test_image_folders_leave_other_prefixes(tmp_path):
