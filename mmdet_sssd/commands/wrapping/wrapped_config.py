@@ -249,8 +249,9 @@ def _why_gentle(stock: ConfigDict) -> str:
     """Say what speaks for the gentle recipe, and against it (docs/benchmarks.md)."""
     if starts_pretrained(stock):
         return (
-            'recipe gentle, because the detector starts from trained weights: there it lost nothing '
-            'on average, paper and lgd did'
+            'recipe gentle, because the detector starts from trained weights: there it neither lost nor '
+            'gained on average, and paper and lgd lost. What gained are images without labels (--teacher, '
+            '--unlabelled)'
         )
     if value_at(stock, 'optim_wrapper.optimizer.type') == 'SGD':
         return (
