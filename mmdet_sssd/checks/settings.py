@@ -60,7 +60,11 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
                 f'the config has {key}, which nothing reads; if it is {found[0]}, write so, else give '
                 'it another name'
             )
-    for name, hook in (cfg.get('default_hooks') or {}).items():
+    hooks = cfg.get('default_hooks') or {}
+    for name, hook in hooks.items():
+        hint = did_you_mean(name, [x for x in hooks if hooks[x] is not None])
+        if hook is None and hint and name not in HOOKS_OF_MMENGINE:
+            raise ConfigError(f'default_hooks.{name} is None, which leaves out no hook{hint}')
         if isinstance(hook, dict) and 'type' not in hook:
             raise ConfigError(
                 f'default_hooks.{name} has no type; found {dict(hook)}. The config inherits no hook of '

@@ -34,6 +34,7 @@ def config(**changes) -> Config:
         {'default_hooks.checkpoint.save_best': 'coco/segm_mAP_75'},
         {'default_hooks.checkpoint.save_best': ['coco/bbox_mAP', 'coco/bbox_mAP_50']},
         {'train_cfg.max_epochs': 12.0},
+        {'default_hooks.mine': None},
         {'default_hooks.checkpoint.save_best': 'mAP', 'val_evaluator.type': 'VOCMetric'},
         {
             'default_hooks.checkpoint.save_best': 'coco/cat_precision',
@@ -57,6 +58,7 @@ def test_good_settings_pass(changes):
         ({'train_cfg.val_interval': -1}, 'train_cfg.val_interval is -1'),
         ({'val_dataloader.batch_size': 0}, 'val_dataloader.batch_size is 0'),
         ({'default_hooks.mine.interval': 1}, 'default_hooks.mine has no type'),
+        ({'default_hooks.checkpont': None}, 'leaves out no hook; did you mean checkpoint?'),
         ({'optim_wraper': {}}, 'optim_wrapper'),
         ({'model': None}, 'the config has no model.type'),
         ({'optim_wrapper.optimizer.lr': '1e-3'}, "optim_wrapper.optimizer.lr is '1e-3'"),
