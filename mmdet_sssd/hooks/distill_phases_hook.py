@@ -1,9 +1,12 @@
 import re
 from collections.abc import Sequence
 
+import torch
 from mmdet.registry import HOOKS
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
+from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import Parameter
@@ -42,6 +45,10 @@ class DistillPhasesHook(Hook):
     from ``teacher_until``     the teacher is off and frozen: stock training at stock cost
     =========================  ==============================================================
 
+    With ``teacher_must_lead``, the teacher is off from the end of ``detach_student`` on, unless it
+    detects better than the student by then: a student that starts from trained weights can be ahead of
+    a teacher that starts from random ones, and then has little to learn from it.
+
     Phases may overlap; detection losses train whatever is not frozen. Batch norms of a frozen
     backbone go on counting unless its ``norm_eval`` is set. A resumed run continues its phases.
     Sources: the first 1/6 detached and 1/9 frozen are LGD's (https://arxiv.org/abs/2109.11496) and
@@ -57,11 +64,15 @@ class DistillPhasesHook(Hook):
             [0, 1]. Defaults to 0.
         teacher_until: Fraction of the run after which the teacher and its terms stop, in [0, 1].
             Defaults to 1.
+        teacher_must_lead: Whether the teacher goes on after ``detach_student`` only if it leads: if the
+            sum of its detection losses was lower than that of the student's, in the mean over the
+            second half of that phase and all processes. Defaults to False.
         teacher: Name of the teacher. Defaults to ``'teacher'``, that of ``SSSDDistiller``.
 
     Raises:
-        ConfigError: if a fraction is not in [0, 1], the model has no such teacher, or the student has
-            no ``backbone`` to freeze.
+        ConfigError: if a fraction is not in [0, 1], the model has no such teacher, the student has no
+            ``backbone`` to freeze, or ``teacher_must_lead`` is set without ``detach_student`` or for a
+            teacher without detection losses.
 
     Example:
         >>> gentle = dict(type='DistillPhasesHook', detach_student=1 / 6, teacher_until=1 / 2)
@@ -75,17 +86,21 @@ class DistillPhasesHook(Hook):
         detach_last: float = 0.0,
         freeze_backbone: float = 0.0,
         teacher_until: float = 1.0,
+        teacher_must_lead: bool = False,
         teacher: str = 'teacher',
     ) -> None:
         self.detach_student = detach_student
         self.detach_last = detach_last
         self.freeze_backbone = freeze_backbone
         self.teacher_until = teacher_until
+        self.teacher_must_lead = teacher_must_lead
         self.teacher = teacher
         with within(type(self).__name__):
             for name in self.FRACTIONS:
                 value = getattr(self, name)
                 check(name, value, is_number(value, most=1), 'a fraction of the run, 0 to 1')
+            can_lead = not teacher_must_lead or detach_student > 0
+            check('teacher_must_lead', teacher_must_lead, can_lead, 'False, or detach_student > 0')
 
     def before_train(self, runner: Runner) -> None:
         """Find the teacher, its terms and the backbone."""
@@ -97,6 +112,11 @@ class DistillPhasesHook(Hook):
                 f'is {self.freeze_backbone}, but a {type(model.student).__name__} has no backbone; '
                 'accepted: 0',
                 f'{type(self).__name__}.freeze_backbone',
+            )
+        if self.teacher_must_lead and not self.owner.is_trained:
+            raise ConfigError(
+                f'is True, but teacher {self.teacher!r} has no detection losses; accepted: False',
+                f'{type(self).__name__}.teacher_must_lead',
             )
         if min(self.teacher_until, 1 - self.detach_last) <= self.detach_student:
             warn(
@@ -117,7 +137,7 @@ class DistillPhasesHook(Hook):
         self._set_detached(
             runner, progress < self.detach_student or progress >= 1 - self.detach_last
         )
-        if progress >= self.teacher_until and self.owner.active:
+        if self.owner.active and (progress >= self.teacher_until or self._lags(runner, progress)):
             self._stop_teacher(runner)
 
     def _set_frozen(self, runner: Runner, frozen: bool) -> None:
@@ -135,6 +155,33 @@ class DistillPhasesHook(Hook):
                     else f'Term {name} trains the student, too, from here on.'
                 )
             term.detach_student = detached
+
+    def _lags(self, runner: Runner, progress: float) -> bool:
+        """Tell whether the teacher has to lead and does not: found out once, kept in checkpoints."""
+        if not self.teacher_must_lead or progress < self.detach_student:
+            return False
+        hub, key = runner.message_hub, f'{self.teacher}_leads'
+        if key not in hub.runtime_info:
+            of_teacher, of_student = self._mean_losses(hub, runner.iter // 2)
+            hub.update_info(key, of_teacher < of_student)
+            runner.logger.info(
+                f"Teacher {self.teacher}: its detection loss is {of_teacher:.3g}, the student's "
+                f'{of_student:.3g}; a teacher that does not lead stops (teacher_must_lead).'
+            )
+        return not hub.get_info(key)
+
+    def _mean_losses(self, hub: MessageHub, window: int) -> tuple[float, float]:
+        """Average the teacher's and the student's detection losses over the last iterations."""
+        prefix = f'train/{self.teacher}.'
+        names = [x.removeprefix(prefix) for x in hub.log_scalars if x.startswith(prefix)]
+        sums = [
+            sum(hub.get_scalar(start + x).mean(window) for x in names if 'loss' in x)
+            for start in (prefix, 'train/')
+        ]
+        losses = torch.tensor(sums)
+        all_reduce(losses, 'mean')
+        of_teacher, of_student = losses.tolist()
+        return of_teacher / self.owner.loss_weight, of_student
 
     def _stop_teacher(self, runner: Runner) -> None:
         """Turn the teacher off, and freeze it and its terms."""

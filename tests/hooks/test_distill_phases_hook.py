@@ -53,7 +53,8 @@ class Watch(Hook):
 
 
 def run(tmp_path, loop='iterations', hooks=(), **kwargs):
-    phases = {name: kwargs.pop(name) for name in DistillPhasesHook.FRACTIONS if name in kwargs}
+    names = (*DistillPhasesHook.FRACTIONS, 'teacher_must_lead')
+    phases = {name: kwargs.pop(name) for name in names if name in kwargs}
     watch = Watch()
     runner = toy_runner(
         tmp_path,
@@ -110,6 +111,40 @@ def test_the_teacher_trains_until_its_end(tmp_path, until, expected):
     assert watch.moved('student.') == [True] * ITERS
 
 
+class Losses(Hook):
+    """Sets what the log has of the losses; the student's are 1, the teacher's as given."""
+
+    priority = 'HIGHEST'  # before the hook that logs them
+
+    def __init__(self, of_teacher):
+        self.of_teacher = of_teacher
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for name in [x for x in outputs if x.startswith('teacher.') and 'loss' in x]:
+            outputs[name] = torch.tensor(self.of_teacher(runner.iter))
+            outputs[name.removeprefix('teacher.')] = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    ('of_teacher', 'leads'),
+    [
+        (lambda i: 0.9, True),
+        (lambda i: 1.1, False),
+        (lambda i: 1.0, False),
+        (lambda i: 9.0 if i < 3 else 0.9, True),  # the second half of the phase counts
+        (lambda i: 0.1 if i < 3 else 1.1, False),
+    ],
+)
+def test_a_teacher_that_must_lead_stops_if_it_does_not(tmp_path, of_teacher, leads):
+    phases = dict(detach_student=1 / 3, teacher_until=2 / 3, teacher_must_lead=True)
+    watch, _ = run(tmp_path, hooks=[Losses(of_teacher)], **phases)
+    assert ['loss_distill' in x for x in watch.logged] == [
+        i < (12 if leads else 6) for i in range(ITERS)
+    ]
+    (said,) = in_log(tmp_path, r"its detection loss is .*, the student's ([0-9.]+)")
+    assert float(said) == 1.0
+
+
 @MODEL_WRAPPERS.register_module()
 class Wrapper:
     def __init__(self, module):
@@ -157,6 +192,8 @@ def test_phases_that_leave_no_time_are_told(tmp_path, phases, is_told):
     [
         dict(teacher_until=0.25, detach_student=0.75, freeze_backbone=0.75),
         dict(teacher_until=0.75, detach_student=0.25, freeze_backbone=0.25),
+        dict(teacher_must_lead=True, detach_student=0.25, hooks=[Losses(lambda i: 1.1)]),
+        dict(teacher_must_lead=True, detach_student=0.75),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, phases):

@@ -26,6 +26,7 @@ FRACTIONS = ('detach_student', 'detach_last', 'freeze_backbone', 'teacher_until'
         (COEF, 'ratio', math.nan),
         (COEF, 'ratio', '1'),
         *((PHASES, name, value) for name in FRACTIONS for value in (-0.1, 1.1)),
+        (PHASES, 'teacher_must_lead', True),  # without detach_student
     ],
 )
 def test_values(hook, name, value):
@@ -48,6 +49,11 @@ def test_a_distiller_in_test_time_augmentation_is_found(tmp_path):
         (rf'{COEF}\.ratio', [dict(type=COEF, ratio=0.3)], dict(distill_coef=0.0)),
         (f'there are two {COEF}', [dict(type=COEF)] * 2, {}),
         (rf'{PHASES}\.teacher', [dict(type=PHASES, teacher='x')], {}),
+        (
+            rf'{PHASES}\.teacher_must_lead',
+            [dict(type=PHASES, teacher_must_lead=True, detach_student=0.1)],
+            dict(teacher_loss_weight=0.0),
+        ),
         (f'there are two {PHASES}', [dict(type=PHASES)] * 2, {}),
         ('ExportStudentHook needs', [dict(type='ExportStudentHook')], None),
     ],

@@ -17,11 +17,10 @@ from mmdet.registry import HOOKS, MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.hooks.hook import DATA_BATCH
-from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdet_sssd.hooks import AdaptiveDistillCoefHook, DistillPhasesHook
+from mmdet_sssd.hooks import AdaptiveDistillCoefHook
 from mmdet_sssd.hooks.distill_phases_hook import run_progress
 from mmdet_sssd.models import LabelEncoderTeacher, SSSDDistiller
 from mmdet_sssd.models.replay import fresh_samples, head_parameters
@@ -66,41 +65,6 @@ class FadingCoefHook(AdaptiveDistillCoefHook):
 
     def _factor_now(self) -> float:
         return (1 + math.cos(math.pi * self.progress)) / 2
-
-
-@HOOKS.register_module()
-class EarnedPlaceHook(DistillPhasesHook):
-    """Stops the teacher when ``detach_student`` ends, unless it detects better than the student.
-
-    Better is the lower sum of detection losses, in the mean over the second half of that phase. Not for
-    several processes, which would have to decide together.
-    """
-
-    DECISION = 'teacher_has_earned_its_place'  # in the run's message hub, and so in its checkpoints
-
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
-    ) -> None:
-        super().before_train_iter(runner, batch_idx, data_batch)
-        if not self.owner.active or run_progress(runner, batch_idx) < self.detach_student:
-            return
-        hub = runner.message_hub
-        if self.DECISION not in hub.runtime_info:
-            theirs, ours = self._mean_losses(hub, window=runner.iter // 2)
-            runner.logger.info(f'Losses of teacher and student: {theirs:.4f}, {ours:.4f}.')
-            hub.update_info(self.DECISION, theirs < ours)
-        if not hub.get_info(self.DECISION):
-            self._stop_teacher(runner)
-
-    def _mean_losses(self, hub: MessageHub, window: int) -> tuple[float, float]:
-        """Sum up the teacher's losses and the student's of the same names."""
-        prefix = f'train/{self.teacher}.'
-        names = [x.removeprefix(prefix) for x in hub.log_scalars if x.startswith(prefix)]
-        theirs, ours = (
-            sum(hub.get_scalar(f'{start}{x}').mean(window) for x in names if 'loss' in x)
-            for start in (prefix, 'train/')
-        )
-        return theirs, ours
 
 
 @MODELS.register_module()

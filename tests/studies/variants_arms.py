@@ -27,10 +27,6 @@ arms = dict(
         base='gentle', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
     residual=dict(base='gentle', cfg_options={**imports, 'model.teacher.type': 'ResidualTeacher'}),
-    earned=dict(  # no teacher beyond the first sixth that is not ahead of its student
-        base='gentle',
-        cfg_options={**imports, 'default_hooks.phases.type': 'EarnedPlaceHook'},
-    ),
     own_classifier=dict(
         base='gentle',
         cfg_options={

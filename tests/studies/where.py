@@ -30,7 +30,6 @@ from mmdet_sssd.commands.shapes import draw_data_set
 from mmdet_sssd.hooks import EvalTeacherHook
 from mmdet_sssd.recipes import gentle, paper
 
-from . import variants  # noqa: F401  registers what arms name
 from .where_record import RecordHook, coco
 
 RESULTS = Path('docs/benchmarks/where-it-helps.jsonl')
@@ -82,7 +81,7 @@ ARMS = {
     'blind': {RATIO: 0.25, 'model.teacher': dict(class_vectors=False)},  # LGD's teacher
     'detach': {RATIO: 0.25, 'model.teacher': dict(detach_appearance=True)},
 }
-ARMS['earned'] = {**ARMS['gentle'], 'hooks.phases.type': 'EarnedPlaceHook'}
+ARMS['lead'] = {**ARMS['gentle'], 'hooks.phases.teacher_must_lead': True}
 """What each arm changes in SSSD's defaults, with random weights; ``baseline`` is stock."""
 
 
@@ -117,7 +116,7 @@ PLANS = dict(  # in the order of what they tell for their time
     near_learned=cells(*[{**STARTS[0], **x} for x in FEWER], arm=PAIR, seed=[*range(3)]),
     rates=cells(*RATES),
     teacher=cells(arm=['no-cls', 'detach']),
-    earned=cells({}, SGD, *LONGER[1:2], NEAR[1], *STARTS[:1], arm=['earned']),
+    lead=cells({}, SGD, *LONGER[1:2], NEAR[1], *STARTS[:1], arm=['lead']),
     iiit5k=cells({'data': 'iiit5k', 'images': 3873, 'epochs': 64}, arm=FIRST),
 )
 

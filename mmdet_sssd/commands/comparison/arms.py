@@ -31,7 +31,12 @@ PLACES = {
     'model.distill_loss': ('dim', 'tau'),
     'model.teacher': ('detach_appearance', 'soft_regions', 'class_vectors'),
     'default_hooks.distill_coef': ('ratio', 'policy', 'factor'),
-    'default_hooks.phases': ('detach_student', 'freeze_backbone', 'teacher_until'),
+    'default_hooks.phases': (
+        'detach_student',
+        'freeze_backbone',
+        'teacher_until',
+        'teacher_must_lead',
+    ),
     'optim_wrapper.optimizer': ('lr',),
 }
 SHORT_NAMES = {
