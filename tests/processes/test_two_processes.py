@@ -17,6 +17,7 @@ from .work import (
     chosen_to_resume,
     gradients,
     run_balanced,
+    run_leading,
     run_phases,
     run_taught,
     run_until,
@@ -169,6 +170,13 @@ def test_processes_do_not_wait_for_a_stopped_teacher(on_two_processes, tmp_path)
     assert [x['moved'] for x in resumed] == [[False] * 3] * 2
     for result in (*whole, *resumed):
         assert_equal(result['weights'], whole[0]['weights'])
+
+
+@pytest.mark.parametrize(('losses', 'leads'), [((0.5, 1.4), True), ((0.5, 1.6), False)])
+def test_processes_agree_whether_the_teacher_leads(losses, leads, on_two_processes, tmp_path):
+    """The student's losses are 1."""
+    moved = on_two_processes(run_leading, *[(str(tmp_path), x) for x in losses])
+    assert moved == [[True] * 3 + [leads] * 3] * 2
 
 
 @pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=SLOW)])

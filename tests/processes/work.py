@@ -19,6 +19,7 @@ from mmdet_sssd.hooks.model_parts import bare_model
 from mmdet_sssd.runs import SafeCheckpointHook
 
 from ..distillers import ADL, SSIM, TOY, pretrained, without_gradient
+from ..hooks.test_distill_phases_hook import Losses
 from ..hooks.test_ratio_of_gradients import norms
 from ..runs.stock_runs import make_runner
 from ..runs.test_preemption_hook import distilled, handlers_kept
@@ -265,14 +266,29 @@ def run_taught(work_dir, checkpoint):
     return dict(weights=dict(model.state_dict()), teacher=dict(teacher.detector.state_dict()))
 
 
+def teacher_moves(recorder):
+    """Tell for each iteration whether anything but the student moved."""
+    return [any(not key.startswith('student.') for key in row[-1]) for row in recorder.rows]
+
+
+def run_leading(work_dir, of_teacher):
+    """Train two epochs with a teacher that stops after the first if it does not lead.
+
+    The log of this process has 1 for the student's losses, and ``of_teacher`` for the teacher's.
+    """
+    phases = dict(type='DistillPhasesHook', detach_student=1 / 2, teacher_must_lead=True)
+    toy_run(work_dir, 2, [Losses(lambda _: of_teacher), phases, recorder := Recorder()])
+    return teacher_moves(recorder)
+
+
 def run_until(work_dir, until, resume_from=None):
     """Train two epochs with a teacher that stops; notes where it moves, and what DDP waits for."""
     hooks = [dict(type='DistillPhasesHook', teacher_until=until), recorder := Recorder()]
     runner = toy_run(work_dir, 2, hooks, resume_from)
     model = runner.model.module
     waited = sum(p.requires_grad for p in model.parameters())
-    moved = [any(not key.startswith('student.') for key in row[-1]) for row in recorder.rows]
-    return dict(weights=dict(model.state_dict()), moved=moved, waited=waited)
+    weights = dict(model.state_dict())
+    return dict(weights=weights, moved=teacher_moves(recorder), waited=waited)
 
 
 def run_until_signal(work_dir, loop, resume=False, signals=None) -> int:
