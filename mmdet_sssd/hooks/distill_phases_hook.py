@@ -99,8 +99,9 @@ class DistillPhasesHook(Hook):
             for name in self.FRACTIONS:
                 value = getattr(self, name)
                 check(name, value, is_number(value, most=1), 'a fraction of the run, 0 to 1')
-            can_lead = not teacher_must_lead or detach_student > 0
-            check('teacher_must_lead', teacher_must_lead, can_lead, 'False, or detach_student > 0')
+            accepted = teacher_must_lead in ([True, False] if detach_student else [False])
+            expected = 'True or False' if detach_student else 'False without detach_student'
+            check('teacher_must_lead', teacher_must_lead, accepted, expected)
 
     def before_train(self, runner: Runner) -> None:
         """Find the teacher, its terms and the backbone."""

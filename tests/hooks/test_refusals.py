@@ -27,6 +27,7 @@ FRACTIONS = ('detach_student', 'detach_last', 'freeze_backbone', 'teacher_until'
         (COEF, 'ratio', '1'),
         *((PHASES, name, value) for name in FRACTIONS for value in (-0.1, 1.1)),
         (PHASES, 'teacher_must_lead', True),  # without detach_student
+        (PHASES, 'teacher_must_lead', 'no'),
     ],
 )
 def test_values(hook, name, value):
