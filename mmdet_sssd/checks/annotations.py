@@ -2,6 +2,7 @@
 
 import math
 import os.path as osp
+from collections import Counter
 from typing import Any
 
 from mmdet.datasets import CocoDataset
@@ -149,7 +150,7 @@ class CocoFile:
                 )
 
     def check_classes(self, classes: list[str]) -> None:
-        """Refuse class names if none is a category of the file; warn of each that is not."""
+        """Refuse class names if none is a category of the file; warn of differences."""
         found = list(self.categories.values())
         missing = [name for name in classes if name not in found]
         where = f'{self.key}.metainfo.classes'
@@ -163,6 +164,13 @@ class CocoFile:
                 f'{where}: {_shortened(missing)} not among the categories of {self.path} '
                 f'({_shortened(found)}), and cannot be learnt or evaluated'
                 f'{did_you_mean(missing[0], found)}'
+            )
+        counts = Counter(self.categories.get(x.get('category_id')) for x in self.annotations)
+        left_out = [name for name in found if classes and name not in classes and counts[name]]
+        if left_out:
+            warn(
+                f'{where} leaves out {_shortened(left_out)} of {self.path}; their '
+                f'{sum(counts[name] for name in left_out)} objects count as background.'
             )
 
     def check_order(self, classes: list[str]) -> None:

@@ -86,10 +86,21 @@ def test_settings_that_disagree_with_the_files_are_refused(config, key, value, n
     assert_refused(config, key, named)
 
 
-@pytest.mark.parametrize('classes', [('cat',), ('dog',), ('cat', 'dog', 'lion')])
-def test_names_of_a_part_of_the_categories_pass(config, classes):
+@pytest.mark.parametrize(
+    ('classes', 'named'),
+    [
+        (('dog',), []),  # the file has no cat
+        (('cat',), ['leaves out dog', 'their 1 objects']),
+        (('cat', 'dog', 'lion'), ['lion not among']),
+    ],
+)
+def test_names_of_a_part_of_the_categories_pass(config, classes, named):
+    """Objects of the others are reported: training would count them as background, silently."""
     config.val_dataloader.dataset.metainfo.classes = classes
-    assert len(warnings_of(config)) == 1 + ('lion' in classes)  # one of training images
+    *others, images = warnings_of(config)
+    assert 'both trained on and validated on' in images
+    assert len(others) == bool(named)
+    assert all(x in others[0] for x in named)
 
 
 def test_coco_s_own_classes_count_where_none_are_given(config, write):
