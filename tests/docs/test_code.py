@@ -25,7 +25,7 @@ from mmdet_sssd.commands.comparison.arms import find_arm, read_definitions
 from mmdet_sssd.config_tree import nested_configs
 
 from ..stock_detectors import shallow_resnets
-from .blocks import PAGES, Block, blocks_of
+from .blocks import PAGES, ROOT, Block, blocks_of
 
 LANGUAGES = {'bash', 'python', 'json', ''}  # '' are pictures and what a command prints
 REGISTRIES = [
@@ -154,6 +154,15 @@ def test_an_annotation_file_is_one_that_mmdet_reads(folder):
     check_annotations(config, ('val',))
     (sample,) = DATASETS.build(dataset | dict(pipeline=[], lazy_init=True)).load_data_list()
     assert sample['instances'][0]['bbox'] == [48.5, 240.0, 48.5 + 195, 240 + 108.5]
+
+
+def test_files_of_the_package_are_shown_as_they_are():
+    blocks = [block for page in PAGES for block in blocks_of(page)]
+    shown = [block for block in blocks if block.text.startswith('# mmdet_sssd/')]
+    assert shown
+    for block in shown:
+        first, _, text = block.text.partition('\n')
+        assert text.strip() in (ROOT / first.removeprefix('# ')).read_text(), block
 
 
 def test_every_block_is_of_a_language_that_is_checked():
