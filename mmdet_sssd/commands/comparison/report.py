@@ -112,6 +112,12 @@ def _notes(results: Results, baselines: Sequence[float], num_intervals: int) -> 
             f'{num_intervals} differences of AP have an interval, each by itself: without any effect, '
             f'about {0.05 * num_intervals:.2g} of {num_intervals} would exclude 0 by chance.'
         )
+    for arm, runs in results.items():
+        if stopped := [str(seed) for seed, run in runs.items() if run.teacher_leads is False]:
+            notes.append(
+                f'{arm} (seeds {", ".join(stopped)}): the teacher was behind the student early in the '
+                'run and stopped there (teacher_must_lead); the rest was stock training.'
+            )
     if BASELINE not in results:
         notes.append('The baseline has no result yet, so there are no differences to it.')
     if baselines and min(baselines) < LITTLE:

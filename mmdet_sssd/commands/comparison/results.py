@@ -33,6 +33,7 @@ class RunResult:
         metrics: The evaluators' metrics for the last checkpoint, by split (``'val'``, ``'test'``).
         curve: AP at each validation in percent, by epoch or iteration.
         step_seconds: Time of the median iteration; None where it was not noted.
+        teacher_leads: What a ``DistillPhasesHook`` with ``teacher_must_lead`` found; None without it.
     """
 
     arm: str
@@ -46,6 +47,7 @@ class RunResult:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
     step_seconds: float | None = None
+    teacher_leads: bool | None = None
 
     @property
     def median_seconds(self) -> float | None:

@@ -81,7 +81,7 @@ class Training:
             arm=run.arm,
             seed=run.seed,
             unit=unit,
-            **read_costs(run.checkpoint),
+            **read_notes(run.checkpoint),
             versions=VERSIONS,
             metrics={'val': _numbers(metrics)},
             curve=[(step, round(100 * row[main], 3)) for step, row in sorted(validations.items())],
@@ -122,18 +122,19 @@ class Training:
         run_program(name, [self.tools / f'{name}.py', *args], run.log)
 
 
-def read_costs(checkpoint: Path) -> dict[str, Any]:
-    """Read from a checkpoint what :class:`TrainingCostHook` noted.
+def read_notes(checkpoint: Path) -> dict[str, Any]:
+    """Read from a checkpoint what :class:`TrainingCostHook` and ``DistillPhasesHook`` noted.
 
     Returns:
         The fields of :class:`~.results.RunResult` ``iterations``, ``train_seconds``,
-        ``step_seconds``, ``peak_memory`` and ``device``.
+        ``step_seconds``, ``peak_memory``, ``device`` and ``teacher_leads``.
     """
     content = torch.load(checkpoint, map_location='cpu', weights_only=False, mmap=True)
-    scalars = content['message_hub']['log_scalars']
+    scalars, info = (content['message_hub'][x] for x in ('log_scalars', 'runtime_info'))
     times = scalars['train/time'].data[0]
     return {
-        'device': content['message_hub']['runtime_info']['device'],
+        'device': info['device'],
+        'teacher_leads': info.get('teacher_leads'),
         'iterations': content['meta']['iter'],
         'train_seconds': round(float(times.sum()), 3),
         'step_seconds': round(float(np.median(times)), 6),

@@ -86,7 +86,8 @@ class Comparison:
         )
         history = HistoryBuffer([1.0, 2.0, 4.0, 1.5], [1] * 4)
         scalars = {'train/time': history, 'train/peak_memory': history}
-        hub = dict(log_scalars=scalars, runtime_info=dict(device='a GPU'))
+        info = dict(device='a GPU', teacher_leads=False)
+        hub = dict(log_scalars=scalars, runtime_info=info)
         torch.save(dict(meta=dict(iter=4), message_hub=hub), self.fake['checkpoint'])
 
     @property

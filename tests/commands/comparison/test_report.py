@@ -38,6 +38,16 @@ def test_a_baseline_that_learnt_nothing_is_pointed_out():
     assert 'hardly begun' not in comparison_report(results(baseline=[40.0], sssd=[0.1]))
 
 
+def test_teachers_that_stopped_early_are_pointed_out():
+    found = results(baseline=[40.0] * 3, gentle=[41.0] * 3, paper=[41.0])
+    assert 'teacher_must_lead' not in comparison_report(found)
+    for seed, leads in enumerate((False, True, False)):
+        found['gentle'][seed].teacher_leads = leads
+    text = comparison_report(found)
+    assert 'gentle (seeds 0, 2): the teacher was behind the student' in text
+    assert 'paper (' not in text
+
+
 def test_without_a_baseline_there_are_levels_alone():
     text = comparison_report(results(sssd=[40.0, 42.0]))
     assert 'The baseline has no result yet' in text

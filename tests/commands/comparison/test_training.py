@@ -12,6 +12,7 @@ def test_a_run_leaves_its_result(comparison):
     assert (result.train_seconds, result.peak_memory, result.iterations) == (8.5, 4.0, 4)
     assert (result.step_seconds, result.median_seconds) == (1.75, 7.0)
     assert result.device == 'a GPU'
+    assert result.teacher_leads is False
     assert comparison.run(1).checkpoint.name == 'epoch_2.pth'
 
 
