@@ -75,7 +75,7 @@ class DistillPhasesHook(Hook):
             teacher without detection losses.
 
     Example:
-        >>> gentle = dict(type='DistillPhasesHook', detach_student=1 / 6, teacher_until=1 / 2)
+        >>> half = dict(type='DistillPhasesHook', detach_student=1 / 6, teacher_until=1 / 2)
     """
 
     FRACTIONS = ('detach_student', 'detach_last', 'freeze_backbone', 'teacher_until')

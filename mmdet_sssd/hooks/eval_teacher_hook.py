@@ -27,8 +27,8 @@ class EvalTeacherHook(Hook):
 
     The student's metrics do not change, nor do the best checkpoint, schedulers that follow a metric,
     random numbers or weights. With an EMA the averaged weights are evaluated. Validation takes about
-    twice as long. Where a recipe's teacher has stopped (``gentle``: at half time), its last state is
-    evaluated on.
+    twice as long. Where a recipe's teacher has stopped (``gentle``: at half time, or earlier), its last
+    state is evaluated on.
 
     The pipeline must load annotations. If it loads them after resizing, like stock test pipelines,
     boxes and masks are in pixels of the original image; ``scale_factor`` converts them to input

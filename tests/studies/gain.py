@@ -43,7 +43,8 @@ OPTIONS = {
 DETECTORS = ('retinanet', 'fcos', 'faster-rcnn', 'mask-rcnn', 'rtmdet')
 PAIRS = [f'{data}_{detector}' for detector in DETECTORS for data in SCALES]
 BATCH_SIZE = 8
-TODAYS = 'gentle+class_vectors=True'  # studies of 'gentle' alone are of LGD's teacher
+# In the results of studies, 'gentle' is without teacher_must_lead, and alone it has LGD's teacher.
+TODAYS = 'gentle+class_vectors=True'
 
 
 def compare(args: Namespace, pair: str) -> None:

@@ -1,4 +1,5 @@
 # Arms of compare for the variants in variants.py.
+ungated = {'default_hooks.phases.teacher_must_lead': False}  # gentle as it was when these were run
 imports = {'custom_imports.imports': ['mmdet_sssd', 'tests.studies.variants']}
 
 arms = dict(
@@ -8,6 +9,7 @@ arms = dict(
         base='gentle',
         cfg_options={
             **imports,
+            **ungated,
             'default_hooks.distill_coef': dict(_delete_=True, type='FadingCoefHook', ratio=0.25),
             'default_hooks.phases.teacher_until': 1.0,
         },
@@ -21,22 +23,28 @@ arms = dict(
         cfg_options={'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
     ),
     no_gentle_adapter=dict(
-        base='gentle', cfg_options={**imports, 'model.adapter': dict(type='NoAdapter')}
+        base='gentle', cfg_options={**imports, **ungated, 'model.adapter': dict(type='NoAdapter')}
     ),
     noisy_labels=dict(
-        base='gentle', cfg_options={**imports, 'model.teacher.type': 'NoisyLabelTeacher'}
+        base='gentle', cfg_options={**imports, **ungated, 'model.teacher.type': 'NoisyLabelTeacher'}
     ),
-    residual=dict(base='gentle', cfg_options={**imports, 'model.teacher.type': 'ResidualTeacher'}),
+    residual=dict(
+        base='gentle', cfg_options={**imports, **ungated, 'model.teacher.type': 'ResidualTeacher'}
+    ),
     own_classifier=dict(
         base='gentle',
         cfg_options={
             **imports,
+            **ungated,
             'model.type': 'OwnClassifierDistiller',
             'model.teacher_head_grad': 1.0,
         },
     ),
     head_outputs=dict(
         base='gentle',
-        cfg_options={'model.terms': dict(logits=dict(type='LogitTerm', teacher='teacher'))},
+        cfg_options={
+            **ungated,
+            'model.terms': dict(logits=dict(type='LogitTerm', teacher='teacher')),
+        },
     ),
 )
