@@ -23,7 +23,8 @@ DATA = ('data_root', 'train_ann', 'val_ann', 'train_img', 'val_img', 'classes')
     '--recipe',
     type=click.Choice(RECIPES),
     help='gentle: distilling pulls 1/4 as hard as the detection loss, leaves what ranks boxes alone, '
-    "takes the cheapest settings, and ends after half of the run; paper: SSSD's; lgd: LGD's.  "
+    'takes the cheapest settings; its teacher stops at half time, or earlier if it is behind; '
+    "paper: SSSD's; lgd: LGD's.  "
     '[default: gentle; none beside a teacher]',
 )
 @click.option(

@@ -1,10 +1,10 @@
 import re
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from mmdet.registry import HOOKS
-from mmengine.dist import all_reduce
-from mmengine.hooks import Hook
+from mmengine.dist import broadcast_object_list
+from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.logging import MessageHub
 from mmengine.model import is_model_wrapper
@@ -45,9 +45,9 @@ class DistillPhasesHook(Hook):
     from ``teacher_until``     the teacher is off and frozen: stock training at stock cost
     =========================  ==============================================================
 
-    With ``teacher_must_lead``, the teacher is off from the end of ``detach_student`` on, unless it
-    detects better than the student by then: a student that starts from trained weights can be ahead of
-    a teacher that starts from random ones, and then has little to learn from it.
+    With ``teacher_must_lead``, the teacher is off from the end of ``detach_student`` on, unless its
+    detection loss is below the student's by then: a student that starts from trained weights can be
+    ahead of a teacher that starts from random ones, and then has little to learn from it.
 
     Phases may overlap; detection losses train whatever is not frozen. Batch norms of a frozen
     backbone go on counting unless its ``norm_eval`` is set. A resumed run continues its phases.
@@ -66,13 +66,14 @@ class DistillPhasesHook(Hook):
             Defaults to 1.
         teacher_must_lead: Whether the teacher goes on after ``detach_student`` only if it leads: if the
             sum of its detection losses was lower than that of the student's, in the mean over the
-            second half of that phase and all processes. Defaults to False.
+            second half of that phase (on the first process, whose history checkpoints keep; steps
+            whose losses are not finite do not count). Defaults to False.
         teacher: Name of the teacher. Defaults to ``'teacher'``, that of ``SSSDDistiller``.
 
     Raises:
         ConfigError: if a fraction is not in [0, 1], the model has no such teacher, the student has no
-            ``backbone`` to freeze, or ``teacher_must_lead`` is set without ``detach_student`` or for a
-            teacher without detection losses.
+            ``backbone`` to freeze, or ``teacher_must_lead`` is set without ``detach_student``, for a
+            teacher without detection losses, or in a run without a ``RuntimeInfoHook``.
 
     Example:
         >>> half = dict(type='DistillPhasesHook', detach_student=1 / 6, teacher_until=1 / 2)
@@ -119,6 +120,11 @@ class DistillPhasesHook(Hook):
                 f'is True, but teacher {self.teacher!r} has no detection losses; accepted: False',
                 f'{type(self).__name__}.teacher_must_lead',
             )
+        if self.teacher_must_lead and not any(isinstance(x, RuntimeInfoHook) for x in runner.hooks):
+            raise ConfigError(
+                f'{type(self).__name__}.teacher_must_lead needs default_hooks.runtime_info, which logs '
+                'the losses that it compares'
+            )
         if min(self.teacher_until, 1 - self.detach_last) <= self.detach_student:
             warn(
                 f'{type(self).__name__} of {self.teacher}: its terms never train the student, since '
@@ -159,15 +165,17 @@ class DistillPhasesHook(Hook):
 
     def _lags(self, runner: Runner, progress: float) -> bool:
         """Tell whether the teacher has to lead and does not: found out once, kept in checkpoints."""
-        if not self.teacher_must_lead or progress < self.detach_student:
-            return False
         hub, key = runner.message_hub, f'{self.teacher}_leads'
+        if not self.teacher_must_lead or progress < self.detach_student:
+            hub.runtime_info.pop(key, None)  # of a shorter run, which is resumed to be longer
+            return False
         if key not in hub.runtime_info:
             of_teacher, of_student = self._mean_losses(hub, runner.iter // 2)
             hub.update_info(key, of_teacher < of_student)
             runner.logger.info(
-                f"Teacher {self.teacher}: its detection loss is {of_teacher:.3g}, the student's "
-                f'{of_student:.3g}; a teacher that does not lead stops (teacher_must_lead).'
+                f"Teacher {self.teacher}: its detection loss is {of_teacher:.4g}, the student's "
+                f'{of_student:.4g}: {"it goes on" if of_teacher < of_student else "it stops"} '
+                '(teacher_must_lead).'
             )
         return not hub.get_info(key)
 
@@ -176,13 +184,15 @@ class DistillPhasesHook(Hook):
         prefix = f'train/{self.teacher}.'
         names = [x.removeprefix(prefix) for x in hub.log_scalars if x.startswith(prefix)]
         sums = [
-            sum(hub.get_scalar(start + x).mean(window) for x in names if 'loss' in x)
+            sum(
+                _finite_mean(hub.get_scalar(start + x).data[0][-window:])
+                for x in names
+                if 'loss' in x
+            )
             for start in (prefix, 'train/')
         ]
-        losses = torch.tensor(sums)
-        all_reduce(losses, 'mean')
-        of_teacher, of_student = losses.tolist()
-        return of_teacher / self.owner.loss_weight, of_student
+        broadcast_object_list(sums)
+        return sums[0] / self.owner.loss_weight, sums[1]
 
     def _stop_teacher(self, runner: Runner) -> None:
         """Turn the teacher off, and freeze it and its terms."""
@@ -195,6 +205,10 @@ class DistillPhasesHook(Hook):
         for key in list(runner.message_hub.log_scalars):
             if re.match(rf'train/(loss_)?({names})([._]|$)', key):
                 del runner.message_hub.log_scalars[key]
+
+
+def _finite_mean(values: np.ndarray) -> float:
+    return float(values[np.isfinite(values)].mean())
 
 
 def _set_trainable(runner: Runner, parameters: Sequence[Parameter], trainable: bool) -> None:

@@ -1,4 +1,4 @@
-"""The default of ``wrap``: costs least, and ends early where its teacher is behind the student."""
+"""The default of ``wrap``: costs least; its teacher stops early if it is behind the student."""
 
 from . import run
 
@@ -14,7 +14,7 @@ hooks = dict(
     # λ: distilling pulls 1/4 as hard as the detection loss, and 1/2 if the rate drops before half time
     distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.25),
     # first 1/6: the distillation loss trains only the adapter; then, until half of the run, also the
-    # student, if the teacher detects better than it by then; the rest is stock training
+    # student, if the teacher's detection loss is below its by then; the rest is stock training
     phases=dict(
         type='DistillPhasesHook', detach_student=1 / 6, teacher_must_lead=True, teacher_until=1 / 2
     ),

@@ -133,6 +133,7 @@ class Losses(Hook):
         (lambda i: 1.0, False),
         (lambda i: 9.0 if i < 3 else 0.9, True),  # the second half of the phase counts
         (lambda i: 0.1 if i < 3 else 1.1, False),
+        (lambda i: float('nan') if i == 4 else 0.9, True),  # a step that diverged does not count
     ],
 )
 def test_a_teacher_that_must_lead_stops_if_it_does_not(tmp_path, of_teacher, leads):
@@ -143,6 +144,17 @@ def test_a_teacher_that_must_lead_stops_if_it_does_not(tmp_path, of_teacher, lea
     ]
     (said,) = in_log(tmp_path, r"its detection loss is .*, the student's ([0-9.]+)")
     assert float(said) == 1.0
+
+
+def test_a_run_that_is_resumed_to_be_longer_looks_again(tmp_path, monkeypatch):
+    """It is found not to lead after 6 of 18 iterations, and to lead after 12 of 36."""
+    phases = dict(detach_student=1 / 3, teacher_must_lead=True)
+    run(tmp_path / 'short', hooks=[Losses(lambda i: 1.1)], **phases)
+    checkpoint = str(tmp_path / 'short' / f'iter_{ITERS // 2}.pth')
+    monkeypatch.setitem(LOOPS, 'long', {**LOOPS['iterations'], 'max_iters': 2 * ITERS})
+    again = dict(resume=True, load_from=checkpoint, hooks=[Losses(lambda i: 0.1)])
+    watch, _ = run(tmp_path / 'long', 'long', **again, **phases)
+    assert all('loss_distill' in x for x in watch.logged)
 
 
 @MODEL_WRAPPERS.register_module()

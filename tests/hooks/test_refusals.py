@@ -4,6 +4,7 @@ import math
 
 import pytest
 from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import RuntimeInfoHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch.optim import SGD
 
@@ -63,6 +64,15 @@ def test_models_that_do_not_fit(tmp_path, key, hooks, model):
     model = TOY if model is None else TOY_MODEL | model
     runner = toy_runner(tmp_path, hooks=hooks, model=model)
     with pytest.raises(ConfigError, match=f'^{key}'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_a_teacher_that_must_lead_needs_the_log_of_losses(tmp_path):
+    hooks = [dict(type=PHASES, teacher_must_lead=True, detach_student=0.1)]
+    runner = toy_runner(tmp_path, hooks=hooks, model=TOY_MODEL)
+    runner._hooks = [x for x in runner.hooks if not isinstance(x, RuntimeInfoHook)]
+    with pytest.raises(ConfigError, match=r'needs default_hooks\.runtime_info'):
         runner.train()
     assert runner.iter == 0
 

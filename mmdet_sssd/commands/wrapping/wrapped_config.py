@@ -249,9 +249,9 @@ def _why_gentle(stock: ConfigDict) -> str:
     """Say what speaks for the gentle recipe, and against it (docs/benchmarks.md)."""
     if starts_pretrained(stock):
         return (
-            'recipe gentle, because the detector starts from trained weights: there its teacher '
-            'stopped early, so that nothing was gained or lost, and paper and lgd lost; images '
-            'without labels gained (--teacher, --unlabelled)'
+            'recipe gentle: from trained weights paper and lgd lost AP, and its teacher is mostly '
+            'behind the detector and stops, so expect the AP of stock; for a gain use images without '
+            'labels (--teacher, --unlabelled)'
         )
     if value_at(stock, 'optim_wrapper.optimizer.type') == 'SGD':
         return (

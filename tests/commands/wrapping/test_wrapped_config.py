@@ -310,7 +310,7 @@ def test_the_choice_of_recipes_is_complete():
 @pytest.mark.parametrize(
     ('init_cfg', 'optimizer', 'reason'),
     [
-        (dict(type='Pretrained', checkpoint='resnet50.pth'), 'SGD', 'starts from trained weights'),
+        (dict(type='Pretrained', checkpoint='resnet50.pth'), 'SGD', 'from trained weights'),
         (None, 'SGD', 'with SGD from random weights'),
         (None, 'AdamW', 'thousands of images'),
     ],
