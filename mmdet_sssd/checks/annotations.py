@@ -169,8 +169,8 @@ class CocoFile:
         left_out = [name for name in found if classes and name not in classes and counts[name]]
         if left_out:
             warn(
-                f'{where} leaves out {_shortened(left_out)} of {self.path}; their '
-                f'{sum(counts[name] for name in left_out)} objects count as background.'
+                f'{where} leaves out {_shortened(left_out)} of {self.path}; the objects of these '
+                f'({sum(counts[name] for name in left_out)}) count as background.'
             )
 
     def check_order(self, classes: list[str]) -> None:

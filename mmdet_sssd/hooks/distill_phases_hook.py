@@ -122,8 +122,8 @@ class DistillPhasesHook(Hook):
             )
         if self.teacher_must_lead and not any(isinstance(x, RuntimeInfoHook) for x in runner.hooks):
             raise ConfigError(
-                f'{type(self).__name__}.teacher_must_lead needs default_hooks.runtime_info, which logs '
-                'the losses that it compares'
+                'is True, but default_hooks.runtime_info, which logs the losses to compare, is missing',
+                f'{type(self).__name__}.teacher_must_lead',
             )
         if min(self.teacher_until, 1 - self.detach_last) <= self.detach_student:
             warn(
@@ -182,17 +182,18 @@ class DistillPhasesHook(Hook):
     def _mean_losses(self, hub: MessageHub, window: int) -> tuple[float, float]:
         """Average the teacher's and the student's detection losses over the last iterations."""
         prefix = f'train/{self.teacher}.'
-        names = [x.removeprefix(prefix) for x in hub.log_scalars if x.startswith(prefix)]
+        names = [
+            x.removeprefix(prefix) for x in hub.log_scalars if x.startswith(prefix) and 'loss' in x
+        ]
         sums = [
             sum(
-                _finite_mean(hub.get_scalar(start + x).data[0][-window:])
+                np.ma.masked_invalid(hub.get_scalar(start + x).data[0][-window:]).mean()
                 for x in names
-                if 'loss' in x
             )
             for start in (prefix, 'train/')
         ]
         broadcast_object_list(sums)
-        return sums[0] / self.owner.loss_weight, sums[1]
+        return float(sums[0]) / self.owner.loss_weight, float(sums[1])
 
     def _stop_teacher(self, runner: Runner) -> None:
         """Turn the teacher off, and freeze it and its terms."""
@@ -205,10 +206,6 @@ class DistillPhasesHook(Hook):
         for key in list(runner.message_hub.log_scalars):
             if re.match(rf'train/(loss_)?({names})([._]|$)', key):
                 del runner.message_hub.log_scalars[key]
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    return float(values[np.isfinite(values)].mean())
 
 
 def _set_trainable(runner: Runner, parameters: Sequence[Parameter], trainable: bool) -> None:

@@ -90,7 +90,7 @@ def test_settings_that_disagree_with_the_files_are_refused(config, key, value, n
     ('classes', 'named'),
     [
         (('dog',), []),  # the file has no cat
-        (('cat',), ['leaves out dog', 'their 1 objects']),
+        (('cat',), ['leaves out dog', '(1) count as background']),
         (('cat', 'dog', 'lion'), ['lion not among']),
     ],
 )
