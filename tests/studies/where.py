@@ -83,6 +83,7 @@ ARMS = {
 }
 # The recipe of today; `gentle` is without it, as it was measured.
 ARMS['lead'] = {**ARMS['gentle'], 'hooks.phases.teacher_must_lead': True}
+ARMS['gentle-features'] = {**ARMS['gentle'], HEAD_GRAD: 0.0}
 """What each arm changes in SSSD's defaults, with random weights; ``baseline`` is stock."""
 
 
@@ -108,6 +109,9 @@ PLANS = dict(  # in the order of what they tell for their time
     spread=cells(arm=PAIR, seed=[*range(5)]) + cells(arm=['features'], seed=[1]),
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
+    sgd_why=cells(SGD, arm=['gentle-features'], seed=[0, 1])
+    + cells({**SGD, 'epochs': 8}, {**SGD, 'epochs': 16}, arm=PAIR)
+    + cells(SGD, arm=PAIR, seed=[3, 4]),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 64}, arm=PAIR) + cells({'width': 128}, arm=PAIR),
     start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
