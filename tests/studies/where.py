@@ -110,8 +110,9 @@ PLANS = dict(  # in the order of what they tell for their time
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     sgd_why=cells(SGD, arm=['gentle-features'], seed=[0, 1])
-    + cells({**SGD, 'epochs': 8}, {**SGD, 'epochs': 16}, arm=PAIR)
-    + cells(SGD, arm=PAIR, seed=[3, 4]),
+    + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'gentle-features']),
+    teacher_alone=cells(LONGER[1], arm=['gentle-features'], seed=[*range(3)])
+    + cells(arm=['gentle-features'], seed=[*range(5)]),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 64}, arm=PAIR) + cells({'width': 128}, arm=PAIR),
     start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
