@@ -84,6 +84,11 @@ ARMS = {
 # The recipe of today; `gentle` is without it, as it was measured.
 ARMS['lead'] = {**ARMS['gentle'], 'hooks.phases.teacher_must_lead': True}
 ARMS['gentle-features'] = {**ARMS['gentle'], HEAD_GRAD: 0.0}
+ARMS['alone'] = {  # the teacher's loss trains the teacher alone
+    **ARMS['gentle-features'],
+    'hooks.phases.teacher_must_lead': True,
+    'model.teacher': dict(detach_appearance=True),
+}
 """What each arm changes in SSSD's defaults, with random weights; ``baseline`` is stock."""
 
 
@@ -109,10 +114,10 @@ PLANS = dict(  # in the order of what they tell for their time
     spread=cells(arm=PAIR, seed=[*range(5)]) + cells(arm=['features'], seed=[1]),
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
-    sgd_why=cells(SGD, arm=['gentle-features'], seed=[0, 1])
-    + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'gentle-features']),
-    teacher_alone=cells(LONGER[1], arm=['gentle-features'], seed=[*range(3)])
-    + cells(arm=['gentle-features'], seed=[*range(5)]),
+    sgd_why=cells(SGD, arm=['gentle-features']) + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone']),
+    alone=cells(LONGER[1], SGD, arm=['alone'], seed=[*range(3)])
+    + cells(arm=['alone'], seed=[*range(5)])
+    + cells(NEAR[1], arm=['alone'], seed=[*range(5)]),
     coef=cells(arm=['sssd', 'coef-0', 'ratio-0.05']),
     width=cells({'width': 64}, arm=PAIR) + cells({'width': 128}, arm=PAIR),
     start=cells(*STARTS, {**STARTS[0], **SGD}, arm=PAIR) + cells(STARTS[0], arm=PAIR, seed=[1, 2]),
