@@ -401,9 +401,11 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
 
     This covers BN statistics, running counts, and everything nested in attributes: containers, arrays,
     generators, and objects such as assigners and samplers. The context works on copies, so tensors
-    saved by autograd are not written to. Not restored: parameters and their gradients, feature
-    extraction, which a replay does not run, and the global random generators.
+    saved by autograd are not written to. PyTorch's random state on the CPU and on the detector's GPU
+    is restored, too. Not restored: parameters and their gradients, and feature extraction, which a
+    replay does not run.
     """
+    device = next(detector.parameters()).device
     before = [(vars(x), dict(vars(x))) for x in head_modules(detector).values()]
     memo: dict[int, Any] = {}
     for attributes, values in before:
@@ -411,7 +413,8 @@ def state_restored(detector: BaseDetector) -> Iterator[None]:
             if name not in MODULE_INTERNALS:
                 attributes[name] = _copied(value, memo)
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+            yield
     finally:
         for attributes, values in before:
             attributes.clear()

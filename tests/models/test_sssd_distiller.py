@@ -35,8 +35,10 @@ def test_student_trains_as_stock_and_all_parts_get_gradients(name):
     model.student.backbone.register_forward_hook(lambda *_: passes.append(1))
     for seed in (0, 1):
         data = demo_batch(stock, with_mask=name == 'mask_rcnn')
-        expected, losses = losses_of(stock, data, seed), losses_of(model, data, seed)
+        expected, random_state = losses_of(stock, data, seed), torch.get_rng_state()
+        losses = losses_of(model, data, seed)
         assert_equal({key: losses[key] for key in expected}, expected)
+        assert_equal(torch.get_rng_state(), random_state)  # of the samples of the next step
         assert_equal(dict(model.student.named_buffers()), dict(stock.named_buffers()))
     assert len(passes) == 2
     if name == 'dynamic_rcnn':
