@@ -47,7 +47,9 @@ class DistillPhasesHook(Hook):
 
     With ``teacher_must_lead``, the teacher is off from the end of ``detach_student`` on, unless its
     detection loss is below the student's by then: a student that starts from trained weights can be
-    ahead of a teacher that starts from random ones, and then has little to learn from it.
+    ahead of a teacher that starts from random ones, and then has little to learn from it. Until this is
+    known, the teacher's loss trains the teacher alone. So where it does not lead, the student is
+    trained as in stock, to the bit (unless clipping by norm counts the teacher's gradients).
 
     Phases may overlap; detection losses train whatever is not frozen. Batch norms of a frozen
     backbone go on counting unless its ``norm_eval`` is set. A resumed run continues its phases.
@@ -141,9 +143,9 @@ class DistillPhasesHook(Hook):
         """Enter the phase of this iteration."""
         progress = run_progress(runner, batch_idx)
         self._set_frozen(runner, progress < self.freeze_backbone)
-        self._set_detached(
-            runner, progress < self.detach_student or progress >= 1 - self.detach_last
-        )
+        is_detached = progress < self.detach_student
+        self._set_detached(runner, is_detached or progress >= 1 - self.detach_last)
+        self.owner.trains_alone = is_detached and self.teacher_must_lead
         if self.owner.active and (progress >= self.teacher_until or self._lags(runner, progress)):
             self._stop_teacher(runner)
 

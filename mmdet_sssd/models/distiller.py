@@ -271,7 +271,8 @@ class Distiller(BaseDetector):
             if not teacher.active:
                 continue
             with within(*teacher.config_keys):
-                teacher_outputs[name] = teacher(self.student, outputs, batch_inputs, samples)
+                given = outputs.detach() if teacher.trains_alone else outputs
+                teacher_outputs[name] = teacher(self.student, given, batch_inputs, samples)
             if teacher.is_trained:
                 own, teacher_outputs[name] = self._trained_pass(
                     teacher, teacher_outputs[name].feats, results, batch_inputs, samples
@@ -292,13 +293,14 @@ class Distiller(BaseDetector):
     ) -> tuple[dict[str, Any], DetectorOutputs]:
         """Compute the student's loss on a teacher's features, without changing the student."""
         student = self.student
+        head_grad = {'': 0.0} if teacher.trains_alone else teacher.head_grad
         record = HeadRecord(student) if teacher.needs_head else None
         with (
             state_restored(student),  # first: the others replace methods of its copies
             given_feats(student, feats),
             record or nullcontext(),
             results_reused(student, results, teacher.reuses_assignment, teacher.start_level),
-            head_grad_scaled(student, teacher.head_grad),
+            head_grad_scaled(student, head_grad),
         ):
             losses = student.loss(batch_inputs, fresh_samples(samples))
         return losses, record.outputs(feats) if record else DetectorOutputs(feats)

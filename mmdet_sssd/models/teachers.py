@@ -36,6 +36,8 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         needs_head: Whether a term compares head outputs; the distiller sets it.
         is_trained: Whether the teacher is trained.
         active: Whether the teacher and its terms run; ``DistillPhasesHook`` sets it.
+        trains_alone: Whether its detection loss trains nothing of the student, whatever ``head_grad``
+            is; ``DistillPhasesHook`` sets it.
         reuses_assignment: Whether its detection loss reuses assignments that depend on predictions.
         start_level: Index of the first feature level that it makes itself; the finer ones before it
             are the student's, detached.
@@ -60,6 +62,7 @@ class Teacher(BaseModule, metaclass=ABCMeta):
         self.loss_weight = loss_weight
         self.is_trained = loss_weight != 0
         self.active = True
+        self.trains_alone = False
 
     @abstractmethod
     def forward(

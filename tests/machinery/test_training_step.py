@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 
+from mmdet_sssd.recipes import gentle
 from mmdet_sssd.runs import load_from_local
 
 from ..distillers import assert_equal, build, losses_of
@@ -73,6 +74,19 @@ def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, shapes
     runs = stock_and_distilled(tmp_path, shapes, 1, optim_wrapper=wrapper, **no_validation)
     (stock, _), (ours, _) = runs
     assert_equal(dict(ours.model.student.state_dict()), dict(stock.model.state_dict()))
+
+
+def test_where_the_teacher_does_not_lead_the_gentle_recipe_is_stock_training(shapes, tmp_path):
+    phases = {**gentle.hooks['phases'], 'detach_student': 0.5, 'teacher_until': 0.5}
+    hooks = dict(distill_coef=gentle.hooks['distill_coef'], phases=phases)
+    stock = small_runner(tmp_path / 'stock', shapes, distilled=False)
+    stock.train()
+    ours = small_runner(tmp_path / 'gentle', shapes, model=gentle.model, default_hooks=hooks)
+    at_start = copy.deepcopy(dict(ours.model.teachers.state_dict()))
+    ours.train()
+    assert_equal(dict(ours.model.student.state_dict()), dict(stock.model.state_dict()))
+    trained = ours.model.teachers.state_dict()
+    assert all(not torch.equal(trained[x], at_start[x]) for x in at_start)
 
 
 def test_hooks_do_to_it_what_they_do_to_the_detector_alone(shapes, tmp_path):
