@@ -49,7 +49,7 @@ class DistillPhasesHook(Hook):
     detection loss is below the student's by then: a student that starts from trained weights can be
     ahead of a teacher that starts from random ones, and then has little to learn from it. Until this is
     known, the teacher's loss trains the teacher alone. So where it does not lead, the student is
-    trained as in stock, to the bit (unless clipping by norm counts the teacher's gradients).
+    trained as in stock, to the bit (clipping by norm needs :class:`SeparateClippingHook`).
 
     Phases may overlap; detection losses train whatever is not frozen. Batch norms of a frozen
     backbone go on counting unless its ``norm_eval`` is set. A resumed run continues its phases.

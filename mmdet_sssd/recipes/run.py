@@ -3,6 +3,8 @@
 hooks = dict(
     # a resumed run draws the same numbers
     random_state=dict(type='RandomStateHook'),
+    # the student's gradients are clipped as without a teacher
+    clipping=dict(type='SeparateClippingHook'),
     # finds wrong labels before training
     check_dataset=dict(type='CheckDatasetHook'),
     # a run killed at any moment can be resumed

@@ -76,17 +76,28 @@ def test_without_distillation_a_run_equals_the_stock_run_to_the_bit(name, shapes
     assert_equal(dict(ours.model.student.state_dict()), dict(stock.model.state_dict()))
 
 
-def test_where_the_teacher_does_not_lead_the_gentle_recipe_is_stock_training(shapes, tmp_path):
+@pytest.mark.parametrize('name', SETTINGS)
+def test_where_the_teacher_does_not_lead_the_gentle_recipe_is_stock_training(
+    name, shapes, tmp_path
+):
     phases = {**gentle.hooks['phases'], 'detach_student': 0.5, 'teacher_until': 0.5}
-    hooks = dict(distill_coef=gentle.hooks['distill_coef'], phases=phases)
-    stock = small_runner(tmp_path / 'stock', shapes, distilled=False)
+    hooks = {x: gentle.hooks[x] for x in ('distill_coef', 'clipping')} | dict(phases=phases)
+    settings = dict(optim_wrapper=dict(optimizer=SGD, **SETTINGS[name]))
+    stock = small_runner(tmp_path / 'stock', shapes, distilled=False, **copy.deepcopy(settings))
     stock.train()
-    ours = small_runner(tmp_path / 'gentle', shapes, model=gentle.model, default_hooks=hooks)
+    ours = small_runner(
+        tmp_path / 'gentle', shapes, model=gentle.model, default_hooks=hooks, **settings
+    )
     at_start = copy.deepcopy(dict(ours.model.teachers.state_dict()))
     ours.train()
     assert_equal(dict(ours.model.student.state_dict()), dict(stock.model.state_dict()))
     trained = ours.model.teachers.state_dict()
     assert all(not torch.equal(trained[x], at_start[x]) for x in at_start)
+    norms = [x.message_hub.log_scalars.get('train/grad_norm') for x in (stock, ours)]
+    assert (norms[0] is None) == (name != 'clipping by norm')
+    if norms[0]:
+        assert norms[0].data[0].tolist() == norms[1].data[0].tolist()
+        assert norms[0].data[0].min() > 0.1  # it was clipped
 
 
 def test_hooks_do_to_it_what_they_do_to_the_detector_alone(shapes, tmp_path):

@@ -261,7 +261,8 @@ def config_of(data: Path, cell: dict, work_dir: Path) -> Config:
     if cell['arm'] != 'baseline':
         cfg.model = dict(type='SSSDDistiller', student=cfg.model)
         phases = dict(type='DistillPhasesHook', detach_student=1 / 6)
-        cfg.default_hooks.update(distill_coef=paper.hooks['distill_coef'], phases=phases)
+        hooks = {name: paper.hooks[name] for name in ('distill_coef', 'clipping')}
+        cfg.default_hooks.update(phases=phases, **hooks)
         arm = {x.replace('hooks.', 'default_hooks.', 1): y for x, y in ARMS[cell['arm']].items()}
         cfg.merge_from_dict(arm)
     return cfg
