@@ -3,7 +3,6 @@ from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import Parameter
@@ -25,12 +24,11 @@ class SeparateClippingHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Let the optimizers clip in two parts."""
+        """Let the optimizer's wrapper, if it clips, clip in two parts."""
         student = set(find_distiller(runner, self).student.parameters())
         wrapper = runner.optim_wrapper
-        for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            if isinstance(one, OptimWrapper) and one.clip_grad_kwargs:
-                one.clip_func = _separately(one.clip_func, student)
+        if getattr(wrapper, 'clip_grad_kwargs', None):
+            wrapper.clip_func = _separately(wrapper.clip_func, student)
 
 
 def _separately(clip: Callable, own: set[Parameter]) -> Callable:

@@ -13,8 +13,8 @@ model = dict(
 hooks = dict(
     # λ: distilling pulls 1/4 as hard as the detection loss, and 1/2 if the rate drops before half time
     distill_coef=dict(type='AdaptiveDistillCoefHook', ratio=0.25),
-    # first 1/6: the distillation loss trains only the adapter; then, until half of the run, also the
-    # student, if the teacher's detection loss is below its by then; the rest is stock training
+    # first 1/6: the student trains as in stock, teacher and adapter by themselves; then, until half of
+    # the run, it is distilled, if the teacher's detection loss is below its by then; the rest is stock
     phases=dict(
         type='DistillPhasesHook', detach_student=1 / 6, teacher_must_lead=True, teacher_until=1 / 2
     ),

@@ -18,7 +18,7 @@ LOSSES = ('detection', 'teacher', 'distill')
 
 
 class RecordHook(Hook):
-    """Adds a line to a file after each validation; a resumed run writes the last ones again.
+    """Adds a line to a file after each epoch's validation; a resumed run writes those it lost again.
 
     A line has the epoch, the metrics, the process's seconds, and, of a distiller, λ and the mean norms
     and cosines of the gradients since the last line: of the student's detection loss, the teacher's and
@@ -83,6 +83,8 @@ class RecordHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write a line."""
+        if any(x['epoch'] == runner.epoch for x in self.lines):
+            return  # a resumed run validates again
         now = time.process_time()
         line = dict(epoch=runner.epoch, **coco(metrics), cpu_seconds=round(now - self.start))
         self.start = now
