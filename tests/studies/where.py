@@ -114,7 +114,9 @@ PLANS = dict(  # in the order of what they tell for their time
     spread=cells(arm=PAIR, seed=[*range(5)]) + cells(arm=['features'], seed=[1]),
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
-    sgd_why=cells(SGD, arm=['gentle-features']) + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone']),
+    sgd_why=cells(SGD, arm=['gentle-features'])
+    + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone'])
+    + cells({**SGD, 'epochs': 8}, arm=['baseline', 'lead'], seed=[*range(3)]),
     alone=cells(LONGER[1], SGD, arm=['alone'], seed=[*range(3)])
     + cells(arm=['alone'], seed=[*range(5)])
     + cells(NEAR[1], arm=['alone'], seed=[*range(5)]),
