@@ -51,7 +51,7 @@ def write_wrapped_config(
         raise ConfigError(f'--out is {out}; accepted: a .py file other than the stock config')
     config = _read_stock(stock)
     data, unlabelled = _data_settings(config, options)
-    base = stock if '::' in stock else Path(osp.relpath(stock, out.parent)).as_posix()
+    base = stock if '::' in stock else _path_from(out.parent, stock)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.draft.py')
     draft.write_text(_text(base, config, options, data, unlabelled), encoding='utf-8')
@@ -63,6 +63,13 @@ def write_wrapped_config(
     finally:
         draft.unlink(missing_ok=True)
     return _notes(config, options, unlabelled)
+
+
+def _path_from(folder: Path, file: str) -> str:
+    """Name a file relative to a folder; absolutely where a link on the way leads elsewhere."""
+    relative = osp.relpath(file, folder)
+    is_same = (folder / relative).resolve() == Path(file).resolve()
+    return Path(relative if is_same else osp.abspath(file)).as_posix()
 
 
 def read_config(name: str) -> Config:
