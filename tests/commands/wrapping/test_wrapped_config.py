@@ -224,16 +224,16 @@ def test_a_file_is_inherited_by_its_relative_path(tmp_path):
     assert read(moved / 'out/wrapped.py') == wrapped
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
-    pass
-
-
 def test_a_file_is_inherited_from_a_folder_behind_a_link(tmp_path):
     (tmp_path / 'disk/runs').mkdir(parents=True)
     (tmp_path / 'out').symlink_to(tmp_path / 'disk/runs')
     wrapped = wrapped_by(tmp_path, stock_file(tmp_path, 'work_dir = "here"\n'))
     assert wrapped['work_dir'] == 'here'
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ForeignDecayConstructor(DefaultOptimWrapperConstructor):
+    pass
 
 
 def test_the_note_on_random_weights_and_on_layer_decay(tmp_path):
