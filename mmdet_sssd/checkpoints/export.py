@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import os
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 
-from ..config_tree import DROPPED, PACKAGE, config_of, imported_modules, rewritten
+from ..config_tree import DROPPED, PACKAGE, config_of, imported_modules, nested_configs, rewritten
 from ..datasets.branches import labelled_dataset
 from ..errors import ConfigError
 from ..models.distiller import is_distiller
@@ -86,8 +87,9 @@ def stock_config(cfg: Config) -> Config:
     its import, and each dict whose ``type`` is one of its classes or derives from one, with containers
     that this empties. A subclass of a stock class becomes that class and keeps its arguments. Imports
     whose classes nothing names any more, such as a teacher's or a term's, are removed. Unlabelled
-    images, which a stock detector cannot train on, are removed from the training data. Settings of the
-    run (``load_from``, ``resume``, ``work_dir``) are cleared.
+    images, which a stock detector cannot train on, are removed from the training data. Keys of
+    ``custom_keys`` lose ``student.``, and those of teachers and terms go. Settings of the run
+    (``load_from``, ``resume``, ``work_dir``) are cleared.
 
     Args:
         cfg: A config with a distiller; not changed.
@@ -109,8 +111,20 @@ def stock_config(cfg: Config) -> Config:
     for key in ('work_dir', 'launcher', 'own_teacher'):  # the last of configs/_base_
         content.pop(key, None)
     content = _without_package(content)
+    for _, part in nested_configs(content.get('optim_wrapper') or {}):
+        if 'custom_keys' in part:
+            part['custom_keys'] = _stock_keys(part['custom_keys'])
     _drop_imports(content)
     return Config(content)
+
+
+def _stock_keys(custom_keys: dict[str, Any]) -> dict[str, Any]:
+    """Rename parts of a distiller's parameters' names to those of the detector's parameters."""
+    return {
+        re.sub(r'^student(\.|$)', '', key): value
+        for key, value in custom_keys.items()
+        if not re.match(r'(teachers|terms)(\.|$)', key)
+    }
 
 
 def _student_weights(checkpoint: Any, file: str | os.PathLike) -> OrderedDict:

@@ -49,13 +49,15 @@ class CheckTestHook(Hook):
         check_evaluated_classes(runner, runner.test_loop, count_classes(find_detector(runner)))
 
 
-class CheckResumeHook(Hook):
+class CheckTrainHook(Hook):
     """Refuses to resume a run from a checkpoint of another model, or one that is no run's.
 
-    It also warns of settings that the checkpoint replaces, and if nothing is left to train.
+    It also refuses to start from weights of which none is the detector's, where mmengine would start
+    without them, and warns of settings that a checkpoint replaces, and if nothing is left to train.
 
     Raises:
-        ConfigError: if the checkpoint has only weights, or they do not fit the model.
+        ConfigError: if a checkpoint to resume from has only weights, or they do not fit the model; if
+            none of the weights to start from has a name that the detector knows.
     """
 
     priority = 'HIGHEST'  # before hooks that read a resumed state
@@ -63,6 +65,7 @@ class CheckResumeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Look at the parts of the checkpoint, the shapes of weights, and the settings."""
         if not runner._resume:
+            _check_start(runner, _weights(checkpoint))
             return
         path = runner._load_from or find_latest_checkpoint(runner.work_dir)
         if missing := [part for part in STATE if part not in checkpoint]:
@@ -92,6 +95,21 @@ class CheckResumeHook(Hook):
                 f'The checkpoint is at the end of the run, {done} of {length} {unit}: nothing is left '
                 f'to train. To train longer, raise train_cfg.max_{unit}.'
             )
+
+
+def _check_start(runner: Runner, loaded: dict[str, Tensor]) -> None:
+    model = bare_model(runner)
+    own = model.state_dict().keys()
+    if isinstance(model, Distiller) or own & loaded.keys():  # a distiller checks what it loads
+        return
+    hint = ''
+    if any(x.startswith('student.') for x in loaded):
+        hint = '. Of a distilled run, give the checkpoint in its export folder'
+    raise ConfigError(
+        f'load_from: none of the {len(loaded)} weights of {runner._load_from} is one of the '
+        f'{_name(runner)} that the config makes: it has {min(loaded, default="none")}, the detector '
+        f'{min(own)}{hint}'
+    )
 
 
 def _name(runner: Runner) -> str:

@@ -22,7 +22,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from ..checks.annotations import check_annotations
-from ..checks.checkpoints import CheckResumeHook, CheckTestHook
+from ..checks.checkpoints import CheckTestHook, CheckTrainHook
 from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
 from ..checks.settings import HOOKS_OF_MMENGINE, check_overrides, check_settings
@@ -85,7 +85,7 @@ def run_training(
         cfg.resume, cfg.load_from_at_start = True, cfg.get('load_from')  # without a checkpoint
         cfg.load_from = None if resume == 'auto' else resume
 
-    stages, hook = ('train', 'val'), CheckResumeHook()
+    stages, hook = ('train', 'val'), CheckTrainHook()
     with unreadable_images_named():
         if dry_run:
             rehearse(cfg, lambda cfg: build_runner(_checked(cfg, stages, warn_of_test=True), hook))

@@ -186,6 +186,12 @@ def test_exported_config_equals_the_stock_config(shapes, monkeypatch, method):
             dict(custom_imports=dict(imports=['mmdet_sssd.hooks', 'json'])),
             dict(custom_imports=dict(imports=['json'])),
         ),
+        (
+            dict(
+                optim_wrapper=dict(custom_keys={'student': 1, 'student.a': 2, 'b': 3, 'terms.c': 4})
+            ),
+            dict(optim_wrapper=dict(custom_keys={'': 1, 'a': 2, 'b': 3})),
+        ),
     ],
 )
 def test_settings_of_this_package_leave_the_config(settings, expected):

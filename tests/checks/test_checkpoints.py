@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checks.checkpoints import CheckResumeHook
+from mmdet_sssd.checks.checkpoints import CheckTrainHook
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.runs import load_from_local
 
@@ -24,7 +24,7 @@ def resume(tmp_path, path=None, lr=0.1, epochs=1, work_dir=None, **kwargs) -> li
     )
     runner = toy_runner(
         work_dir or tmp_path / f'run {next(RUNS)}',
-        hooks=[CheckResumeHook()],
+        hooks=[CheckTrainHook()],
         epochs=epochs,
         **dict(load_from=path and str(path), resume=path is not None, **settings) | kwargs,
     )
@@ -69,6 +69,19 @@ def test_weights_alone_are_refused(tmp_path, checkpoint):
         ConfigError, match=r'^--resume: .*weights\.pth has no message_hub and no opt'
     ):
         resume(tmp_path, tmp_path / 'weights.pth')
+
+
+def test_a_stock_detector_does_not_start_without_the_weights_it_was_given(tmp_path, checkpoint):
+    stock = TOY_MODEL['student']
+    with pytest.raises(ConfigError, match=r'^load_from: none of the \d+ weights .* export folder$'):
+        resume(tmp_path, checkpoint, model=stock, resume=False)
+    weights = load_from_local(str(checkpoint))['state_dict']
+    some = {'neck.weight': weights['student.neck.weight']}
+    torch.save(some, tmp_path / 'some.pth')
+    assert resume(tmp_path, tmp_path / 'some.pth', model=stock, resume=False) == []
+    torch.save({'other': torch.zeros(1)}, tmp_path / 'other.pth')
+    with pytest.raises(ConfigError, match=r'has other, the detector backbone\.bias$'):
+        resume(tmp_path, tmp_path / 'other.pth', model=stock, resume=False)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.checks.checkpoints import CheckResumeHook
+from mmdet_sssd.checks.checkpoints import CheckTrainHook
 from mmdet_sssd.checks.dry_run import rehearse as rehearse_run
 from mmdet_sssd.commands.training import build_runner
 
@@ -41,7 +41,7 @@ def rehearse(config, folder, capsys, **options) -> dict[str, str]:
     cfg.work_dir = str(folder / 'work')
     cfg.experiment_name = f'{folder.name}_{len(options)}'  # runners of one name share their logs
     cfg.merge_from_dict(options)
-    rehearse_run(cfg, partial(build_runner, hook=CheckResumeHook()))
+    rehearse_run(cfg, partial(build_runner, hook=CheckTrainHook()))
     assert cfg.train_dataloader.num_workers == 2, "the caller's config was changed"
     _, *lines = capsys.readouterr().out.rpartition('dry run: this config trains')[2].splitlines()
     return dict(re.split(r' {2,}', line.strip(), maxsplit=1) for line in lines)

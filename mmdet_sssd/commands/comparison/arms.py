@@ -44,6 +44,7 @@ SHORT_NAMES = {
     'loss': 'model.distill_loss.type',
     'context_box': 'model.teacher.add_context_box',
     'stretch': 'stretch',
+    'load_from': 'load_from',
 }
 """Short names of config keys, for changes of arms."""
 
@@ -138,7 +139,8 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
 
     Recipes are added to the detector alone, whatever its distiller; ``config`` is CONFIG itself or, of
     a stock detector, what ``wrap`` makes of it. Those of a teacher from outside need CONFIG's, and
-    ``semi`` its images without labels; they are left out where it has none.
+    ``semi`` its images without labels; they are left out where it has none. All start from CONFIG's
+    ``load_from``.
 
     Args:
         config: A config file or name, of a stock detector or a distiller.
@@ -150,10 +152,15 @@ def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[s
     cfg = read_config(config)
     check_overrides(cfg, cfg_options or {})
     _merge(cfg, cfg_options or {}, '--cfg-options')
+    if cfg.get('resume'):  # as in the config that a resumed run writes down
+        cfg.update(resume=False, load_from=cfg.get('load_from_at_start'))
     is_distilled = is_distiller(cfg.model)
     stock = stock_config(cfg) if is_distilled else cfg
+    stock.load_from = cfg.get('load_from')
     recipes = {x: Config(distilled_config(stock._cfg_dict, [x])) for x in RECIPES}
     recipes.update(_outside_roots(cfg, stock) if is_distilled else {})
+    for recipe in recipes.values():  # whose custom_keys may name ``student.…``, unlike stock's
+        recipe.optim_wrapper = copy.deepcopy(cfg.get('optim_wrapper'))
     return {
         BASELINE: stock,
         'config': cfg if is_distilled else recipes[DEFAULT_RECIPE],

@@ -125,7 +125,8 @@ def _hooks(configured: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
         if 'PreemptionHook' not in types:
             hooks['preemption'] = {'type': 'PreemptionHook'}
     checkpoint.update(save_last=True, max_keep_ckpts=1)
-    checkpoint.pop('save_best', None)
+    for key in ('save_best', 'out_dir', 'filename_tmpl'):  # they are looked for in the run's folder
+        checkpoint.pop(key, None)
     return hooks
 
 

@@ -167,3 +167,31 @@ def test_a_file_of_another_form(tmp_path, text):
 def test_a_change_that_finds_no_place_is_named(configs):
     with pytest.raises(ConfigError, match=r'arm paper.*: model\.student\.type'):
         configs_of(configs / 'stock.py', 'paper+model.student.type.x=1')
+
+
+def test_all_arms_start_from_the_weights_of_config(configs):
+    names = ('baseline', 'config', 'gentle', 'paper', 'baseline+load_from=None')
+    for options in ({'load_from': 'a.pth'}, {'resume': True, 'load_from': 'b.pth'}):
+        for config in ('stock', 'distilled'):
+            found = configs_of(configs / f'{config}.py', *names[:4], options=options)
+            expected = None if 'resume' in options else 'a.pth'  # what a resumed run has read
+            assert {(x.get('load_from'), bool(x.get('resume'))) for x in found} == {
+                (expected, False)
+            }
+    text = (configs / 'distilled.py').read_text()
+    (configs / 'resumed.py').write_text(
+        f"{text}\nload_from = 'b.pth'\nresume = True\nload_from_at_start = 'a.pth'"
+    )
+    found = configs_of(configs / 'resumed.py', *names)
+    assert [x.get('load_from') for x in found] == ['a.pth'] * 4 + [None]
+
+
+def test_rates_of_the_student_s_parts_are_those_of_all_arms(configs):
+    text = (configs / 'distilled.py').read_text()
+    keys = {'student.backbone': dict(lr_mult=0.1), 'terms': dict(lr_mult=2)}
+    paramwise = f'optim_wrapper = dict(paramwise_cfg=dict(custom_keys={keys}))'
+    (configs / 'rates.py').write_text(f'{text}\n{paramwise}')
+    baseline, *others = configs_of(configs / 'rates.py', 'baseline', 'config', 'paper')
+    found = baseline.optim_wrapper.paramwise_cfg.custom_keys
+    assert found == {'backbone': dict(lr_mult=0.1)}
+    assert all(x.optim_wrapper.paramwise_cfg.custom_keys == keys for x in others)

@@ -23,7 +23,13 @@ GIVEN = dict(
     default_hooks=dict(
         timer=dict(type='IterTimerHook'),
         logger=dict(type='LoggerHook', interval=7),
-        checkpoint=dict(type='CheckpointHook', interval=3, save_best='auto', max_keep_ckpts=9),
+        checkpoint=dict(
+            type='CheckpointHook',
+            interval=3,
+            save_best='auto',
+            max_keep_ckpts=9,
+            out_dir='elsewhere',
+        ),
         export=dict(type='ExportStudentHook'),
         numbers=dict(type='RandomStateHook'),
     ),
