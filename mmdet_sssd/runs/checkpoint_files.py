@@ -23,6 +23,7 @@ ADVICE = (
 
 
 PREEMPTED = 'preempted.pth'  # by PreemptionHook; outdated by any later checkpoint
+NONE_YET = 'none yet'  # in the last_checkpoint of a run whose folder has an earlier one's
 
 
 @register_backend('atomic_local')
@@ -97,8 +98,9 @@ def is_whole(path: str) -> bool:
 def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     """Find the checkpoint in ``last_checkpoint`` or, if lost or broken, the newest whole one.
 
-    The choice is logged. On several processes the first chooses for all: folders may differ, on
-    separate disks or while files arrive over a network.
+    None is taken if those in the folder are of an earlier run, as :func:`forget_earlier_run` noted. The
+    choice is logged. On several processes the first chooses for all: folders may differ, on separate
+    disks or while files arrive over a network.
 
     Args:
         work_dir: The run's folder, which contains ``last_checkpoint``.
@@ -106,7 +108,7 @@ def find_checkpoint_to_resume(work_dir: str, folder: str, filename_tmpl: str) ->
         filename_tmpl: Their names, with ``{}`` for the epoch or iteration.
 
     Returns:
-        Path of a whole checkpoint; None without any checkpoint.
+        Path of a whole checkpoint; None without any of this run.
 
     Raises:
         ConfigError: on every process, if there are checkpoints but none is whole.
@@ -129,6 +131,13 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
     if is_whole(named):
         print_log(f'Resuming from {named}.', logger='current')
         return named
+    if named == NONE_YET:
+        warn(
+            f'--resume: the last run in {work_dir} ended before its first checkpoint; those in '
+            f'{folder} are of an earlier one (--resume FILE takes one). Training starts from the '
+            'beginning.'
+        )
+        return None
     problem = f'{names} names {named!r}, which is missing or not whole' if named else f'no {names}'
     moved = osp.join(folder, osp.basename(named))  # with the folder
     candidates = [moved] if named and osp.exists(moved) else []
@@ -149,6 +158,16 @@ def _find(work_dir: str, folder: str, filename_tmpl: str) -> str | None:
         'the beginning.'
     )
     return None
+
+
+def forget_earlier_run(work_dir: str, folder: str, filename_tmpl: str) -> None:
+    """Note in ``last_checkpoint`` that a new run has none yet, if there are checkpoints already.
+
+    The arguments are those of :func:`find_checkpoint_to_resume`.
+    """
+    pointer = Path(work_dir, 'last_checkpoint')
+    if pointer.exists() or _checkpoints(folder, filename_tmpl):
+        AtomicLocalBackend().put_text(NONE_YET, str(pointer))
 
 
 def _checkpoints(folder: str, filename_tmpl: str) -> list[str]:

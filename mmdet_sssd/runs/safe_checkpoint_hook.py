@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .checkpoint_files import (
     ADVICE,
+    NONE_YET,
     PREEMPTED,
     AtomicLocalBackend,
     check_finite,
     find_checkpoint_to_resume,
+    forget_earlier_run,
 )
 
 
@@ -34,8 +36,9 @@ class SafeCheckpointHook(CheckpointHook):
     - A run with ``resume=True`` and no file to resume from takes the checkpoint that
       ``last_checkpoint`` names or, if that is lost or broken, the newest whole one. If all are broken
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
-      torchrun (``--max-restarts``) always continues from its own checkpoint: a new run removes the
-      ``last_checkpoint`` of an earlier one.
+      torchrun (``--max-restarts``) always continues from its own checkpoint.
+    - A new run in the folder of an earlier one notes in ``last_checkpoint`` that it has none yet, so
+      that it is not resumed from the earlier one's.
     - Half-written files of a killed run are removed when training starts.
     - A run that is resumed from a checkpoint whose validation was due starts with it, as it may have
       been interrupted.
@@ -89,11 +92,11 @@ class SafeCheckpointHook(CheckpointHook):
             return False  # a test, perhaps after training
         pointer = Path(runner.work_dir, 'last_checkpoint')
         if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
-            exists = [pointer.exists()]
-            broadcast_object_list(exists)  # folders may differ
-            return exists[0]
+            has_some = [pointer.exists() and pointer.read_text('utf-8', 'replace') != NONE_YET]
+            broadcast_object_list(has_some)  # folders may differ
+            return has_some[0]
         if not runner._resume and is_main_process():
-            pointer.unlink(missing_ok=True)
+            forget_earlier_run(runner.work_dir, self._folder(runner), self.filename_tmpl)
         return False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -167,6 +167,19 @@ def test_a_restarted_run_leaves_an_earlier_one_s_checkpoints_alone(tmp_path, who
     assert_equal_states(ours['state_dict'], expected['state_dict'])
 
 
+def test_a_run_does_not_go_on_from_an_earlier_one_s_checkpoint(tmp_path, whole):
+    case = 'distilled', 'epochs'
+    train(tmp_path, *case)
+    (tmp_path / 'preempted.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes())
+    with pytest.raises(Killed):
+        train(tmp_path, *case, killed_before=2)  # before its first checkpoint
+    train(tmp_path, *case, resume=True)
+    logs = [x.read_text() for x in tmp_path.glob('*/*.log')]
+    assert any('ended before its first checkpoint' in x for x in logs)
+    ours, expected = (load_from_local(str(last_checkpoint(x))) for x in (tmp_path, whole(*case)))
+    assert_equal_states(ours['state_dict'], expected['state_dict'])
+
+
 def test_a_test_after_training_leaves_its_checkpoint_named(tmp_path):
     runner = train(tmp_path)
     runner.call_hook('before_run')  # as when the same process goes on to test
