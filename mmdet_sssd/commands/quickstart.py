@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..errors import ConfigError
 from .shapes import draw_data_set
 from .training import run_test, run_training
 
@@ -19,8 +20,14 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
         epochs: Epochs of training.
         train: Number of images to train on.
         val: Number of images to evaluate on.
+
+    Raises:
+        ConfigError: if ``out`` has files that are not of an earlier quickstart, and would be replaced.
     """
     shapes, run, test = out / 'shapes', out / 'run', out / 'test'
+    for folder in (run, test):
+        if folder.exists() and not (folder / Path(config).name).exists():
+            raise ConfigError(f'--out: {folder} is not of a quickstart; give another folder')
     draw_data_set(shapes, train, val)
     os.environ.update(
         SSSD_DATA_ROOT=str(shapes),

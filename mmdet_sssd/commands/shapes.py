@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 from rich.progress import track
 
-from ..errors import check
+from ..errors import ConfigError, check
 from . import pictograms
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
@@ -17,6 +17,8 @@ MIN_VISIBLE = 0.35  # part of a shape that later ones must leave uncovered
 MIN_AREA = 16  # visible pixels
 HUE_SPREAD = 0.06  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
 MAX_TURN = np.pi / 4
+
+INFO = dict(description='drawn by mmdet_sssd')  # in annotation files
 
 Polygon = np.ndarray  # (n, 2) corners in pixels
 
@@ -34,21 +36,32 @@ def draw_data_set(
 
     The same arguments give the same files, and the first n images of a split do not depend on the
     number of images. They are 128 pixels wide, pictograms (``hard``) 96, unless ``size`` is given.
+    Those drawn before are replaced.
 
     Returns:
         The names of the classes.
 
     Raises:
-        ConfigError: if there are no images to train on or to validate on, or ``size`` is too small.
+        ConfigError: if there are no images to train on or to validate on, ``size`` is too small, or
+            ``out`` has annotations of other images.
     """
     size = size or (96 if hard else 128)
     checked = (('train', train, 1), ('val', val, 1), ('test', test, 0), ('size', size, 32))
     for name, value, least in checked:
         check(f'--{name}', value, value >= least, f'{least} or more')
+    for split in ('train', 'val', 'test'):
+        _check_is_drawn(out / 'annotations' / f'{split}.json')
     for index, (split, num_images) in enumerate((('train', train), ('val', val), ('test', test))):
         if num_images:
             write_split(out, split, num_images, size, np.random.default_rng([seed, index]), hard)
     return pictograms.CLASSES if hard else CLASSES
+
+
+def _check_is_drawn(path: Path) -> None:
+    if path.exists() and json.loads(path.read_text('utf-8')).get('info') != INFO:
+        raise ConfigError(
+            f'{path} is not of drawn images, and would be overwritten; give another folder'
+        )
 
 
 def write_split(
@@ -74,6 +87,7 @@ def write_split(
         for label, mask in objects:
             annotations.append(annotation(len(annotations) + 1, image_id, label, mask))
     content = {
+        'info': INFO,
         'images': images,
         'annotations': annotations,
         'categories': [{'id': i, 'name': name} for i, name in enumerate(classes, 1)],

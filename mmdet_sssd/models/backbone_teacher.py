@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from mmdet.models import BaseDetector, DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
 from torch import Tensor
 
+from ..config_tree import starts_pretrained
 from ..errors import ConfigError, check, did_you_mean
 from .pretrained_teacher import FixedWeights, ImageConversion
 from .replay import DetectorOutputs
@@ -33,8 +36,8 @@ class BackboneTeacher(FixedWeights, Teacher):
             config of a backbone that mmdet builds: mmdet's, or your own around another library. It
             returns maps of shape (B, C, h, w).
         checkpoint: File of the weights of a model of timm. ``'default'``: those that timm downloads, or
-            a config's own, by its ``init_cfg``. None leaves them random, for tests. Defaults to
-            ``'default'``.
+            a config's own, by its ``init_cfg``, its class's ``init_weights`` or as it is built. None
+            leaves them as built, for tests. Defaults to ``'default'``.
         mean: Mean of R, G and B, of pixels from 0 to 255. Defaults to timm's for the model, else
             ImageNet's.
         std: Standard deviation, likewise.
@@ -67,6 +70,7 @@ class BackboneTeacher(FixedWeights, Teacher):
             accepted = "'default' or None; init_cfg of the backbone's config names its weights"
             check('checkpoint', checkpoint, checkpoint in ('default', None), accepted)
             self.backbone = MODELS.build(backbone)
+            self._check_has_weights()
         else:
             self.backbone = _timm_backbone(backbone)
         # timm's description of the weights, of the model inside or of the list of its stages
@@ -81,10 +85,27 @@ class BackboneTeacher(FixedWeights, Teacher):
     def read_weights(self) -> None:
         """Read the weights, those of a config by its ``init_cfg``; see the base class."""
         if isinstance(self.config, dict):
-            self.backbone.init_weights()
+            own = getattr(type(self.backbone), 'init_weights', BaseModule.init_weights)
+            # BaseModule's would initialise again what the class has loaded
+            if own is not BaseModule.init_weights or self._has_init_cfg():
+                self.backbone.init_weights()
         else:
             file = None if self.checkpoint == 'default' else self.checkpoint
             self.backbone.load_state_dict(_timm_weights(self.config, file))
+
+    def _has_init_cfg(self) -> bool:
+        return any(getattr(x, 'init_cfg', None) for x in self.backbone.modules())
+
+    def _check_has_weights(self) -> None:
+        """Refuse a backbone of mmdet's own without trained weights."""
+        is_mmdet_s = type(self.backbone).__module__.startswith('mmdet.')
+        if is_mmdet_s and self.checkpoint and not starts_pretrained(ConfigDict(model=self.config)):
+            raise ConfigError(
+                f'is a {type(self.backbone).__name__} without trained weights; accepted: '
+                "init_cfg=dict(type='Pretrained', checkpoint=…) in it, or checkpoint=None to have it "
+                'random, for tests',
+                'backbone',
+            )
 
     @torch.no_grad()
     def forward(

@@ -55,7 +55,7 @@ class SSSDDistiller(Distiller):
             Defaults to 1.
         start_level: Index of the first distilled feature level; 1 skips the finest. See
             :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to 0, with ``economy`` to 1
-            if there are levels of several sizes.
+            if the first level is the finest.
         reuse_assignment: Whether the teacher's pass reuses label assignments that depend on the
             student's predictions; see :class:`~mmdet_sssd.models.ImplicitTeacher`. Defaults to False.
         economy: Whether unset options take cheaper values: ``start_level=1``, an adapter of one 1×1

@@ -103,8 +103,8 @@ class ImplicitTeacher(Teacher):
             Defaults to 1.
         start_level: Index of the first distilled feature level; 0 is the finest, which costs most. On
             those before it the teacher's features are the student's, detached, dense heads do not run
-            again, and their losses count without gradient. None: 1, or 0 if all levels have one size.
-            Defaults to 0.
+            again, and their losses count without gradient. None: 1, or 0 if the first level is not
+            finer than all others (YOLOv3's is the coarsest). Defaults to 0.
         reuse_assignment: Whether the teacher's pass reuses the student's label assignment even where it
             depends on predictions (YOLOX, RTMDet, TOOD, DETRs), as in LGD's reference code; where it
             does not (RetinaNet, FCOS, ATSS), it is reused anyway. Proposals of an R-CNN, and PAA's and
@@ -240,9 +240,9 @@ def _check_head_is_not_recomputed(student: BaseDetector) -> None:
 
 
 def _start_after_finest(student: BaseDetector) -> int:
-    """Choose 1, or 0 if all levels have one size; a student that only runs on a GPU has several."""
+    """Choose 1, or 0 if the first level is not the finest; where only a GPU could tell, it is."""
     try:
-        sizes = {x.shape[2:] for x in probe(student).feats}
+        first, *others = [x.shape[2:].numel() for x in probe(student).feats]
     except ConfigError:
         return 1
-    return int(len(sizes) > 1)
+    return int(bool(others) and first > max(others))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from mmdet_sssd import ConfigError
 from mmdet_sssd.commands import shapes
+from mmdet_sssd.commands.quickstart import run_quickstart
 
 
 def contents(folder):
@@ -57,3 +59,22 @@ def test_there_are_all_classes_and_scales_and_every_image_is_there(data_set):
     sides = [max(x['bbox'][2:]) for x in content['annotations']]
     assert min(sides) < 15
     assert max(sides) > 60
+
+
+def test_only_drawn_images_are_replaced(tmp_path):
+    for _ in range(2):
+        shapes.draw_data_set(tmp_path, 1, 1)
+    path = tmp_path / 'annotations/test.json'
+    path.write_text('{"images": []}')
+    with pytest.raises(ConfigError, match=r'test\.json is not of drawn images'):
+        shapes.draw_data_set(tmp_path, 1, 1)
+    assert path.read_text() == '{"images": []}'
+
+
+@pytest.mark.parametrize('name', ['run', 'test'])
+def test_a_quickstart_replaces_only_its_own_files(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'photo.jpg').write_bytes(b'photo')
+    with pytest.raises(ConfigError, match=rf'--out: .*{name} is not of a quickstart'):
+        run_quickstart('config.py', tmp_path, 1, 1, 1)
+    assert (tmp_path / name / 'photo.jpg').exists()

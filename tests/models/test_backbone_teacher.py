@@ -40,6 +40,32 @@ class Tokens(PatchEmbedding):
         return (self.project(images[..., :196, :196]).flatten(2).mT,)
 
 
+class Embedding(nn.Conv2d):
+    """Loaded with 0.01 by who builds it; like timm's models, it starts anew when asked to."""
+
+    def __init__(self):
+        super().__init__(3, 8, 14, 14)
+        nn.init.constant_(self.weight, 0.01)
+
+    def init_weights(self):
+        nn.init.normal_(self.weight)
+
+
+@MODELS.register_module()
+class LoadedModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = Embedding()
+
+    def forward(self, images):
+        return (self.project(images),)
+
+
+@MODELS.register_module()
+class LoadedBaseModule(BaseModule, LoadedModule):
+    pass
+
+
 OWN = dict(type='PatchEmbedding')
 
 
@@ -96,13 +122,39 @@ def test_checkpoints_leave_it_out_and_a_resumed_run_has_its_weights(tmp_path):
     assert (ours == 0.01).all()
 
 
+@pytest.mark.parametrize(
+    ('backbone', 'is_kept'),
+    [
+        (dict(type='LoadedModule'), True),
+        (dict(type='LoadedBaseModule'), True),
+        (dict(type='LoadedBaseModule', init_cfg=dict(type='Normal', layer='Embedding')), False),
+    ],
+)
+def test_a_backbone_of_one_s_own_keeps_the_weights_that_it_has_loaded(backbone, is_kept):
+    weight = build(backbone, multiple_of=14).teachers['backbone'].backbone.project.weight
+    assert (weight == 0.01).all() == is_kept
+
+
+def test_a_backbone_of_mmdet_s_without_weights_is_refused(tmp_path):
+    backbone = dict(stock_config('retinanet').backbone)
+    with pytest.raises(
+        ConfigError, match=r'backbone\.backbone is a ResNet without trained weights'
+    ):
+        build(backbone)
+    weights = {x: y + 1 for x, y in MODELS.build(backbone).state_dict().items()}
+    torch.save(weights, tmp_path / 'resnet.pth')
+    backbone['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
+    teacher = build(backbone).teachers['backbone']
+    assert torch.equal(teacher.backbone.conv1.weight, weights['conv1.weight'])
+
+
 def test_several_maps_of_a_detector_s_backbone():
     backbone = dict(stock_config('retinanet').backbone)
-    model = build(backbone, precision='bfloat16')
+    model = build(backbone, checkpoint=None, precision='bfloat16')
     assert model.terms['cosine'].pairs == [(0, 1), (1, 2), (2, 3), (3, 3)]
     losses = losses_of(model)
     assert 0 < losses['loss_cosine'] < 2
-    chosen = build(backbone, term=dict(levels=[None, 2, 3, None, None]))
+    chosen = build(backbone, checkpoint=None, term=dict(levels=[None, 2, 3, None, None]))
     assert chosen.terms['cosine'].pairs == [(1, 2), (2, 3)]
 
 

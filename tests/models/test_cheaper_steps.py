@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmdet_sssd.models import DetectorOutputs, FeatureAdapter
 
@@ -158,6 +159,22 @@ def test_the_same_predictions_learn_in_both_passes(monkeypatch):
     losses_of(model)
     assert len(sampled) == 4
     assert_equal(sampled[:2], sampled[2:])
+
+
+@pytest.mark.parametrize(
+    ('name', 'widths'),
+    [
+        ('yolox/yolox_nano_8xb8-300e_coco.py', [8, 4, 2]),
+        ('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', [2, 4, 8]),
+    ],
+)
+def test_economy_skips_the_first_level_where_that_is_the_finest(name, widths):
+    config = Config.fromstring(f'_base_ = "mmdet::{name}"', '.py').model
+    config.backbone.init_cfg = None
+    model = build(config, economy=True)
+    feats = model.extract_feat(torch.zeros(1, 3, 64, 64))
+    assert [x.shape[-1] for x in feats] == widths
+    assert model.teachers['teacher'].start_level == (widths[0] == 8)
 
 
 def test_economy_is_the_cheapest_settings_unless_others_are_given():

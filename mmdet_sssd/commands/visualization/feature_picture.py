@@ -33,6 +33,7 @@ class ImageFeatures:
     Attributes:
         sample: The image's data sample, with its labels in ``gt_instances``.
         input_size: Height and width of the input, padding included.
+        start_level: Index of the first level that the teacher makes; those before it are left out.
         maps: By name, one map of shape (h_p, w_p) per level: the root mean square over channels of
             the instance-normalised features, 1 on average. ``'student'``: the neck's features;
             ``'adapted student'`` and ``'teacher'``: what the distillation loss compares;
@@ -45,6 +46,7 @@ class ImageFeatures:
 
     sample: DetDataSample
     input_size: tuple[int, int]
+    start_level: int
     maps: dict[str, list[Tensor]]
     regions: list[Tensor]
     student_predictions: InstanceData
@@ -62,7 +64,8 @@ def look_at_features(
         inputs: The preprocessed image of shape (1, 3, H, W).
         sample: Its data sample, with ``gt_instances`` in input pixels.
     """
-    feats = distiller.extract_feat(inputs)
+    start_level = distiller.teachers['teacher'].start_level
+    feats = distiller.extract_feat(inputs)[start_level:]
     student = [instance_norm(x) for x in feats]
     neck = distiller.teachers['teacher'].neck
     adapted = [instance_norm(x) for x in distiller.terms['distill'].adapter(feats)]
@@ -83,6 +86,7 @@ def look_at_features(
     return ImageFeatures(
         sample=sample.cpu(),
         input_size=tuple(inputs.shape[-2:]),
+        start_level=start_level,
         maps={name: [_activity(x) for x in levels] for name, levels in maps.items()},
         regions=[x.maps[0, 1:].cpu() for x in objects.regions([x.shape[-2:] for x in feats])],
         student_predictions=by_student.pred_instances.cpu(),
@@ -91,7 +95,7 @@ def look_at_features(
 
 
 def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float = 0.3) -> Figure:
-    """Draw features and predictions, a row per level.
+    """Draw features and predictions, a row per distilled level.
 
     The first column has the labels and the predictions; the others have the maps. Those of a level
     share one colour scale, so their strengths can be compared (the visualizer's ``draw_featmap``
@@ -118,7 +122,8 @@ def draw_features(features: ImageFeatures, dataset_meta: dict, score_thr: float 
             drawn = _draw_level(axes, values, features, high)
             axes.set_title(name, fontsize=10)
         size = '×'.join(map(str, maps[0].shape[::-1]))
-        row[0].set_title(f'level {level}, {size} pixels: student', fontsize=10)
+        number = features.start_level + level
+        row[0].set_title(f'level {number}, {size} pixels: student', fontsize=10)
         figure.colorbar(drawn, ax=row, pad=0.01, shrink=0.9)
     return figure
 

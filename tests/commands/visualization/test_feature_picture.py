@@ -111,3 +111,14 @@ def drawn_at(axes, x, y):
     values = image.get_array()
     row = int((y - top) / (bottom - top) * values.shape[0])
     return values[row, int((x - left) / (right - left) * values.shape[1])]
+
+
+def test_only_levels_that_the_teacher_makes_are_drawn(sample):
+    config = dict(type='SSSDDistiller', student=stock_config('retinanet'), start_level=1)
+    features = look(MODELS.build(config).eval(), sample)
+    sizes = [(4, 4), (2, 2), (1, 1), (1, 1)]
+    assert [tuple(x.shape[1:]) for x in features.regions] == sizes
+    assert all([tuple(x.shape) for x in maps] == sizes for maps in features.maps.values())
+    titles = [x.get_title() for x in draw_features(features, CLASSES).axes]
+    levels = [x.partition(',')[0] for x in titles if x.startswith('level')]
+    assert levels == [f'level {i}' for i in range(1, 5)]
