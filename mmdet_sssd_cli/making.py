@@ -1,6 +1,7 @@
 """Commands that write files: configs, checkpoints, data sets."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -172,5 +173,5 @@ def shapes(out: Path, **options: int | None) -> None:
     classes = draw_data_set(out, **options)
     count = ' + '.join(str(options[split]) for split in ('train', 'val', 'test') if options[split])
     click.echo(f'{out} has {count} images of {", ".join(classes)}')
-    places = f'SSSD_DATA_ROOT={out} SSSD_TRAIN_IMG=train SSSD_VAL_IMG=val'
+    places = f'SSSD_DATA_ROOT={quote(str(out))} SSSD_TRAIN_IMG=train SSSD_VAL_IMG=val'
     click.echo(f'to train on them: {places} mmdet-sssd train CONFIG, one of the *_own-data configs')
