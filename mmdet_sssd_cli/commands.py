@@ -20,7 +20,7 @@ def command_line() -> None:
       mmdet-sssd setup-check
       mmdet-sssd wrap mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out my_config.py
       mmdet-sssd dry-run my_config.py
-      mmdet-sssd train my_config.py model.distill_coef=3
+      mmdet-sssd train my_config.py model.economy=False
       mmdet-sssd compare my_config.py --seeds 5
 
     \b

@@ -55,7 +55,9 @@ DATA = ('data_root', 'train_ann', 'val_ann', 'train_img', 'val_img', 'classes')
     '--unlabelled-img', metavar='DIR', help="Their folder.  [default: the labelled images']"
 )
 @click.option(
-    '--masks', is_flag=True, help='Use instance masks as regions; the pipelines then load them.'
+    '--masks',
+    is_flag=True,
+    help='Use instance masks as regions; the training pipelines then load them.',
 )
 @click.option('--data-root', help='Folder of your own data set, in COCO format.')
 @click.option('--train-ann', help='Training annotation file in --data-root.')

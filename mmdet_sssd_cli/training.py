@@ -56,7 +56,7 @@ def train(config: str, overrides: tuple[str, ...], **options: Any) -> None:
     Examples:
       mmdet-sssd train my_config.py
       mmdet-sssd train sssd_retinanet_r50_fpn_2x_coco train_cfg.max_epochs=12
-      mmdet-sssd train my_config.py model.distill_coef=3 model.distill_loss.dim=channel
+      mmdet-sssd train my_config.py default_hooks.distill_coef.ratio=0.1 model.distill_loss.dim=channel
       mmdet-sssd train my_config.py --resume
       torchrun --nproc-per-node 8 -m mmdet_sssd train my_config.py --launcher pytorch
     """

@@ -12,6 +12,7 @@ import os
 
 from mmdet_sssd.datasets import (
     check_variables,
+    metainfo_of,
     positive_integers,
     read_coco_summary,
 )
@@ -56,7 +57,7 @@ train_dataloader = dict(
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='CocoDataset',
-        metainfo=dict(classes=classes),
+        metainfo=metainfo_of(classes),
         data_root=data_root,
         ann_file=train_ann,
         data_prefix=dict(img=train_img),
@@ -72,7 +73,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoDataset',
-        metainfo=dict(classes=classes),
+        metainfo=metainfo_of(classes),
         data_root=data_root,
         ann_file=val_ann,
         data_prefix=dict(img=val_img),

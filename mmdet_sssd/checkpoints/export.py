@@ -114,8 +114,18 @@ def stock_config(cfg: Config) -> Config:
     for _, part in nested_configs(content.get('optim_wrapper') or {}):
         if 'custom_keys' in part:
             part['custom_keys'] = _stock_keys(part['custom_keys'])
+    _replace_constructor(content.get('optim_wrapper') or {})
     _drop_imports(content)
     return Config(content)
+
+
+def _replace_constructor(optim_wrapper: dict[str, Any]) -> None:
+    """Name the stock base of an optimizer wrapper's constructor, if that needs this package."""
+    stock_types, name = _stock_types(), optim_wrapper.get('constructor')
+    if name in stock_types:
+        del optim_wrapper['constructor']
+        if stock_types[name]:
+            optim_wrapper['constructor'] = stock_types[name]
 
 
 def _stock_keys(custom_keys: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
         ConfigError: if ``out`` has files that are not of an earlier quickstart, and would be replaced.
     """
     shapes, run, test = out / 'shapes', out / 'run', out / 'test'
-    for folder in (run, test):
-        if folder.exists() and not (folder / Path(config).name).exists():
+    name = Path(config).name
+    for folder, own in ((run, run / name), (test, test / f'test_{name}')):
+        if folder.exists() and not own.exists():
             raise ConfigError(f'--out: {folder} is not of a quickstart; give another folder')
     draw_data_set(shapes, train, val)
     os.environ.update(
@@ -47,7 +48,7 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
     _print_metrics(metrics)
     print(
         f'Files:\n  data set     {shapes}\n  predictions  {pictures}\n  checkpoint   {checkpoint}\n'
-        f'  config       {run / Path(config).name}\nNext: your own COCO-format data, see README.md.'
+        f'  config       {run / name}\nNext: your own COCO-format data, see README.md.'
     )
 
 

@@ -120,6 +120,9 @@ def run_test(
         raise ConfigError(f'--out is {out}; accepted: a file that ends with .pkl or .pickle')
     cfg = _read(config, overrides, work_dir, launcher)
     cfg.load_from = checkpoint
+    # mmengine writes the config into the work directory, where the training's is
+    path = Path(config)
+    cfg = Config(cfg._cfg_dict, cfg.text, path.with_stem(f'test_{path.stem}'))
     if show or show_dir:
         cfg = trigger_visualization_hook(
             cfg, Namespace(show=show, show_dir=show_dir, wait_time=wait_time)

@@ -8,7 +8,7 @@ from .environment_settings import (
 )
 from .label_pixels import loads_labels_after_resizing, rescale_labels
 from .leaf_datasets import evaluator_configs, leaf_configs, leaf_datasets
-from .use_data import annotation_path, use_data
+from .use_data import annotation_path, metainfo_of, use_data
 
 __all__ = [
     'VARIABLES',
@@ -19,6 +19,7 @@ __all__ = [
     'leaf_configs',
     'leaf_datasets',
     'loads_labels_after_resizing',
+    'metainfo_of',
     'positive_integers',
     'read_coco',
     'read_coco_summary',

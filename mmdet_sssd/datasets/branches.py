@@ -28,7 +28,7 @@ class PartlyLabelledDataset(ConcatDataset):
     def __init__(self, datasets: Sequence[dict], **kwargs: Any) -> None:
         super().__init__(datasets, **kwargs)
         for dataset in nested_datasets(self.datasets[1]):
-            _allow_crops_without_objects(getattr(dataset, 'pipeline', ()))
+            _allow_no_objects(getattr(dataset, 'pipeline', ()))
         for leaf in leaf_datasets(self.datasets[1]):
             leaf.pipeline = Compose([hide_labels, *leaf.pipeline.transforms])
 
@@ -50,7 +50,7 @@ class PartlyLabelledDataset(ConcatDataset):
         for leaf in leaf_datasets(self.datasets[0]):
             leaf.pipeline = pipeline
         pipeline = copy.deepcopy(pipeline)
-        _allow_crops_without_objects(pipeline)
+        _allow_no_objects(pipeline)
         for leaf in leaf_datasets(self.datasets[1]):
             leaf.pipeline = Compose([hide_labels, *pipeline.transforms])
 
@@ -67,11 +67,13 @@ def hide_labels(results: dict) -> dict:
     return {**results, 'instances': []}
 
 
-def _allow_crops_without_objects(pipeline: Compose | Sequence) -> None:
-    """Let a pipeline's crops, also those inside other steps, take any part of an image."""
+def _allow_no_objects(pipeline: Compose | Sequence) -> None:
+    """Let a pipeline's steps, also those inside others, keep images and crops without objects."""
     for step in _steps(pipeline):
         if hasattr(step, 'allow_negative_crop'):
             step.allow_negative_crop = True
+        if hasattr(step, 'skip_img_without_anno'):  # Albu's
+            step.skip_img_without_anno = False
 
 
 def _steps(pipeline: Any) -> Iterator[Any]:

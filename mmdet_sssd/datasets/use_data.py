@@ -2,6 +2,7 @@
 
 import os.path as osp
 from collections.abc import Sequence
+from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmengine.config import ConfigDict
@@ -52,11 +53,17 @@ def use_data(
             _set_paths(config, stage, data_root, ann_file, images)
         for key, dataset in _datasets(config, stage) if classes else ():
             _check_is_coco(key, dataset)
-            dataset.metainfo = dict(classes=tuple(classes))
+            dataset.metainfo = metainfo_of(classes)
     if classes:
         _set_class_count(config.model, len(classes))
     if masks:
         _load_masks(config)
+
+
+def metainfo_of(classes: Sequence[str]) -> dict[str, Any]:
+    """Make a data set's ``metainfo``: its classes, drawn in COCO's 80 colours or, if more, any."""
+    num_colors = len(CocoDataset.METAINFO['palette'])
+    return dict(classes=tuple(classes), **({'palette': None} if len(classes) > num_colors else {}))
 
 
 def annotation_path(dataset: ConfigDict) -> str:

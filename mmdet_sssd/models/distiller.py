@@ -402,11 +402,13 @@ class Distiller(BaseDetector):
                 f'a checkpoint has weights of a distiller ({ours[0]}) and of a stock detector '
                 f'({min(stock)}); remove either'
             )
-        if state_dict and not (stock or ours):
+        of_student = [key for key in ours if key.startswith('student.', len(prefix))]
+        is_another_s = own.isdisjoint(of_student) if of_student else not (stock or ours)
+        if state_dict and is_another_s:
             raise ConfigError(
                 f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
-                f'{type(self.student).__name__}: it has {min(state_dict)}, model.student has '
-                f'{min(self.student.state_dict())}. Load weights of a backbone alone by '
+                f'{type(self.student).__name__}: it has {min(of_student or state_dict)}, model.student '
+                f'has {min(self.student.state_dict())}. Load weights of a backbone alone by '
                 'model.student.backbone.init_cfg=dict(type="Pretrained", checkpoint=…)'
             )
         if not ours:

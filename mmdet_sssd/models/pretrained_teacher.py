@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -49,7 +50,7 @@ class DetectorTeacher(Teacher):
         batch_data_samples: SampleList,
     ) -> DetectorOutputs:
         """Run the detector on the student's images; see the base class."""
-        feats = self.detector.extract_feat(self.prepare(batch_inputs, batch_data_samples))
+        feats = self._extract_feat(self.prepare(batch_inputs, batch_data_samples))
         return outputs_from_feats(self.detector, feats, self.needs_head)
 
     @torch.no_grad()
@@ -68,13 +69,31 @@ class DetectorTeacher(Teacher):
             The outputs, and predictions for the B images in pixels of ``batch_inputs``.
         """
         images = self.prepare(batch_inputs, batch_data_samples)
-        feats = tuple(x.to(images.dtype) for x in self.detector.extract_feat(images))
+        feats = tuple(x.to(images.dtype) for x in self._extract_feat(images))
+        samples = fresh_samples(batch_data_samples)
+        for sample in samples:
+            if 'border' not in sample:  # CenterNet's test pipeline says where the image is
+                height, width = sample.get('img_shape', images.shape[2:])[:2]
+                sample.set_metainfo(dict(border=(0, height, 0, width)))
         full_precision = torch.autocast(images.device.type, enabled=False)
         record = HeadRecord(self.detector) if self.needs_head else None
         with given_feats(self.detector, feats), record or nullcontext(), full_precision:
-            found = self.detector.predict(images, fresh_samples(batch_data_samples), rescale=False)
+            found = self.detector.predict(images, samples, rescale=False)
         outputs = record.outputs(feats) if record else DetectorOutputs(feats)
         return outputs, [sample.pred_instances for sample in found]
+
+    def _extract_feat(self, images: Tensor) -> Sequence[Tensor]:
+        try:
+            return self.detector.extract_feat(images)
+        except RuntimeError as error:
+            height, width = images.shape[2:]
+            if isinstance(error, torch.OutOfMemoryError) or height % 32 == width % 32 == 0:
+                raise
+            raise ConfigError(
+                f'the teacher, a {type(self.detector).__name__}, fails on images of {height}×{width} '
+                f'pixels ({error}); if it needs multiples of 32, pad them: '
+                'model.student.data_preprocessor.pad_size_divisor=32'
+            ) from error
 
     def prepare(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Tensor:
         """Convert the student's images of shape (B, 3, H, W) for the detector."""

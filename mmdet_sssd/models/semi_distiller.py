@@ -2,7 +2,7 @@ import copy
 from typing import Any
 
 import torch
-from mmdet.models import MultiBranchDataPreprocessor
+from mmdet.models import MultiBranchDataPreprocessor, RTMDetInsHead
 from mmdet.models.utils import rename_loss_dict, reweight_loss_dict
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -81,7 +81,9 @@ class SemiDistiller(Distiller):
                 f'has {", ".join(kinds)}; accepted by SemiDistiller: one PretrainedTeacher',
                 'model.teachers',
             )
-        if self.student.with_mask:
+        head = getattr(self.student, 'bbox_head', None)
+        is_panoptic = hasattr(self.student, 'panoptic_head')
+        if self.student.with_mask or is_panoptic or isinstance(head, RTMDetInsHead):
             raise ConfigError(
                 f'is a {type(self.student).__name__}, which learns masks; SemiDistiller only labels '
                 'boxes. Accepted: a detector without a mask head',

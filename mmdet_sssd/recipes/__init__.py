@@ -14,11 +14,27 @@ A config imports one and uses its two parts::
 ``model.teachers`` beside them, of the names that they say.
 """
 
+import copy
+from types import ModuleType, SimpleNamespace
+
 from . import backbone, gentle, lgd, paper, run, sad, semi, structural_kd
 
-RECIPES = dict(gentle=gentle, paper=paper, lgd=lgd)
+
+def _as_shipped(*recipes: ModuleType) -> dict[str, SimpleNamespace]:
+    """Copy recipes, since a config may change the dicts of the one that it imports."""
+    return {
+        module.__name__.rpartition('.')[2]: SimpleNamespace(
+            model=copy.deepcopy(module.model),
+            hooks=copy.deepcopy(module.hooks),
+            TEACHER=getattr(module, 'TEACHER', None),
+        )
+        for module in recipes
+    }
+
+
+RECIPES = _as_shipped(gentle, paper, lgd)
 """Recipes with an implicit teacher."""
-OUTSIDE = dict(structural_kd=structural_kd, sad=sad, semi=semi, backbone=backbone)
+OUTSIDE = _as_shipped(structural_kd, sad, semi, backbone)
 """Recipes with a teacher from outside."""
 
 __all__ = [

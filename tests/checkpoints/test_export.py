@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import DetInferencer
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.checkpoints import export_student, stock_config
 from mmdet_sssd.commands import shapes as drawing
 from mmdet_sssd.datasets import with_unlabelled
+from mmdet_sssd.optimizers import StudentNames
 
 from ..command import run_command
 from ..small_runner import LOAD_IMAGE, PACK, STRETCH, shapes_dataset
@@ -192,6 +194,10 @@ def test_exported_config_equals_the_stock_config(shapes, monkeypatch, method):
             ),
             dict(optim_wrapper=dict(custom_keys={'': 1, 'a': 2, 'b': 3})),
         ),
+        (
+            dict(optim_wrapper=dict(constructor='OwnConstructorForStudents')),
+            dict(optim_wrapper=dict(constructor='OwnConstructor')),
+        ),
     ],
 )
 def test_settings_of_this_package_leave_the_config(settings, expected):
@@ -199,6 +205,16 @@ def test_settings_of_this_package_leave_the_config(settings, expected):
     stock = stock_config(cfg).to_dict()
     assert stock.pop('model') == dict(type='ATSS')
     assert stock == dict(expected, load_from=None, resume=False)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OwnConstructor(DefaultOptimWrapperConstructor):
+    pass
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OwnConstructorForStudents(StudentNames, OwnConstructor):
+    pass
 
 
 EXTENSION = """

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -18,7 +20,7 @@ from mmdet_sssd.checks.settings import check_overrides
 from mmdet_sssd.commands.locks import locked
 from mmdet_sssd.commands.training import _set_torchrun_variables
 
-from ..command import error_of, write_program
+from ..command import error_of, run_command, write_program
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/demo/sssd_retinanet_r18-small_own-data.py'
@@ -97,6 +99,21 @@ def test_a_checkpoint_of_another_detector_is_refused(data):
         found = error_of('test', STOCK, data / 'other.pth', '--work-dir', data)
         assert found.startswith(f'{data}/other.pth does not fit the RetinaNet')
         assert message in found
+
+
+def test_a_test_leaves_the_config_that_training_wrote(data):
+    torch.save({'state_dict': stock_weights(1)}, data / 'a.pth')
+    cv2.imwrite(str(data / 'images/a.jpg'), np.zeros((64, 64, 3), np.uint8))
+    (data / STOCK.name).write_text('trained = 1')
+    command = ('test', STOCK, data / 'a.pth', '--work-dir', data)
+    assert (
+        run_command(
+            *command, 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'
+        )[0]
+        == 0
+    )
+    assert (data / STOCK.name).read_text() == 'trained = 1'
+    assert (data / f'test_{STOCK.name}').is_file()
 
 
 def test_more_classes_than_the_data_are_evaluated_with_are_refused(data):

@@ -2,8 +2,9 @@
 
 from unittest import mock
 
+from mmcv.transforms import BaseTransform
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 
 from mmdet_sssd.datasets import with_unlabelled
 from mmdet_sssd.datasets.branches import BRANCHES, LABELLED, labelled_dataset
@@ -48,6 +49,21 @@ def test_crops_keep_images_without_objects(shapes):
     pipeline = [*LABELS_FIRST[:-1], CROPS, PACK]
     for dataset in (built(shapes, pipeline), built(shapes, LABELS_FIRST[:-1], [CROPS, PACK])):
         assert len(sizes(dataset)['unsup']) == 8
+
+
+@TRANSFORMS.register_module()
+class SkipsEmpty(BaseTransform):
+    """As ``Albu``, which the tests do not need."""
+
+    skip_img_without_anno = True
+
+    def transform(self, results):
+        return None if self.skip_img_without_anno and not len(results['gt_bboxes']) else results
+
+
+def test_no_step_throws_images_without_objects_away(shapes):
+    pipeline = [*LABELS_FIRST[:-1], dict(type='SkipsEmpty'), PACK]
+    assert len(sizes(built(shapes, pipeline))['unsup']) == 8
 
 
 def test_a_switched_pipeline_is_that_of_both_kinds(shapes):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet.models.dense_heads import FCOSHead
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -148,3 +149,26 @@ def test_the_teacher_sees_images_as_its_own_preprocessor_makes_them(student, tea
     expected = model.teachers['large'].detector.data_preprocessor(raw, True)
     seen = model.teachers['large'].convert(mine['inputs'], mine['data_samples'])
     torch.testing.assert_close(seen, expected['inputs'], rtol=1e-5, atol=2e-4)
+
+
+def test_images_of_a_size_that_the_teacher_cannot_take_are_named():
+    """A top-down and bottom-up pyramid wants multiples of its coarsest stride; DETR does not pad."""
+    model = distiller(teacher=stock_config('yolox'), student=stock_config('faster_rcnn'))
+    images, samples = torch.rand(1, 3, 100, 100), [DetDataSample()]
+    with pytest.raises(ConfigError, match=r'a YOLOX, fails on images of 100×100.*divisor=32'):
+        model.teachers['large'](model.student, None, images, samples)
+
+
+def test_images_without_a_border_are_whole_to_centernet():
+    config = Config.fromstring(
+        '_base_ = "mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py"', '.py'
+    )
+    config.model.backbone.init_cfg = None
+    teacher = distiller(teacher=config.model).teachers['large']
+    samples = [DetDataSample(metainfo=dict(img_shape=(64, 64), batch_input_shape=(64, 64)))]
+    images = torch.rand(1, 3, 64, 64)
+    _, (found,) = teacher.predict(images, samples)
+    assert 'border' not in samples[0]
+    samples[0].set_metainfo(dict(border=(0, 64, 0, 64)))
+    _, (expected,) = teacher.predict(images, samples)
+    assert torch.equal(found.bboxes, expected.bboxes)

@@ -7,6 +7,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mmdet_sssd import ConfigError
@@ -324,3 +325,14 @@ def test_batches_of_other_branches_are_refused():
     wrong = {key: {'teacher': x['sup']} for key, x in batch(sup=(0,)).items()}
     with pytest.raises(ConfigError, match='the branches: teacher'):
         preprocess(wrong, True)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', 'maskformer/maskformer_r50_ms-16xb1-75e_coco.py'],
+)
+def test_a_student_that_learns_masks_is_refused(name):
+    student = Config.fromstring(f'_base_ = "mmdet::{name}"', '.py').model
+    teachers = dict(large=pretrained(stock_config('retinanet')))
+    with pytest.raises(ConfigError, match='which learns masks'):
+        MODELS.build(dict(type='SemiDistiller', student=student, teachers=teachers))

@@ -102,6 +102,8 @@ def test_mixed_and_foreign_state_dicts_are_refused():
         load_checkpoint_weights(model, mixture)
     with pytest.raises(ConfigError, match=r'none of the 1 weights .* model\.student, a RetinaNet'):
         load_checkpoint_weights(model, {'conv1.weight': torch.zeros(64, 3, 7, 7)})
+    with pytest.raises(ConfigError, match=r'none of the 1 weights .* it has student\.x'):
+        load_checkpoint_weights(model, {'student.x': torch.zeros(1)})
 
 
 def test_attributes_lead_to_the_student():

@@ -38,10 +38,11 @@ STUDENT, TEACHER, SECOND_HEAD, TERMS, REST = PARTS = (
 """The parts of a step. The forward pass of a stock detector is all ``student``; ``second head pass``
 is the student's head on teachers' features; ``terms`` includes their adapters."""
 METHODS = {
-    STUDENT: '_student_pass',
-    TEACHER: '_teacher_passes',
-    SECOND_HEAD: '_trained_pass',  # called by the teachers'
-    TERMS: '_term_losses',
+    '_student_pass': STUDENT,
+    '_teacher_passes': TEACHER,
+    '_label': TEACHER,  # of a SemiDistiller
+    '_trained_pass': SECOND_HEAD,  # called by the teachers'
+    '_term_losses': TERMS,
 }
 
 
@@ -60,7 +61,7 @@ def count_step(trainee: Trainee) -> dict[str, dict[str, int]]:
             handle.remove()
     parts[TEACHER].subtract(parts[SECOND_HEAD])
     parts[REST] = counter.totals()
-    for part in METHODS:
+    for part in PARTS[:-1]:
         parts[REST].subtract(parts[part])
     return {part: dict(parts[part]) for part in PARTS if any(parts[part].values())}
 
@@ -69,7 +70,8 @@ def count_step(trainee: Trainee) -> dict[str, dict[str, int]]:
 def _parts_followed(model: BaseModel, counter: 'StepCounter') -> Iterator[dict[str, Counter]]:
     """Add up what a counter counts in the methods of each part."""
     found: dict[str, Counter] = {part: Counter() for part in PARTS}
-    methods = METHODS if isinstance(model, Distiller) else {STUDENT: 'loss'}
+    methods = METHODS if isinstance(model, Distiller) else {'loss': STUDENT}
+    methods = {name: part for name, part in methods.items() if hasattr(model, name)}
 
     def followed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -80,12 +82,12 @@ def _parts_followed(model: BaseModel, counter: 'StepCounter') -> Iterator[dict[s
 
         return call
 
-    for part, name in methods.items():
+    for name, part in methods.items():
         setattr(model, name, followed(part, getattr(model, name)))
     try:
         yield found
     finally:
-        for name in methods.values():
+        for name in methods:
             delattr(model, name)
 
 

@@ -216,6 +216,11 @@ def _text(
     if used:
         lines.append(f'from mmdet_sssd.datasets import {", ".join(used)}  # noqa: E402')
     lines.append(f'from mmdet_sssd.recipes import {name} as recipe  # noqa: E402\n')
+    # of the run that wrote the stock config down
+    if config.get('work_dir'):
+        lines.append('work_dir = None')
+    if config.get('resume'):
+        lines.append(f'resume, load_from = False, {config.get("load_from_at_start")!r}')
     if data:
         lines.append(call('use_data', stock, **data))
     if unlabelled:

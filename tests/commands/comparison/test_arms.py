@@ -1,5 +1,6 @@
 """Arms: what their configs are, and what is refused."""
 
+import copy
 import functools
 import re
 
@@ -195,3 +196,24 @@ def test_rates_of_the_student_s_parts_are_those_of_all_arms(configs):
     found = baseline.optim_wrapper.paramwise_cfg.custom_keys
     assert found == {'backbone': dict(lr_mult=0.1)}
     assert all(x.optim_wrapper.paramwise_cfg.custom_keys == keys for x in others)
+
+
+def test_recipes_stay_as_they_are_whatever_config_does_to_its_own(configs):
+    lines = """
+from mmdet_sssd.recipes import gentle as recipe
+default_hooks = recipe.hooks
+default_hooks['phases'].update(teacher_until=1.0)
+default_hooks['checkpoint'].update(interval=7)
+"""
+    (configs / 'own.py').write_text(DISTILLED.partition('default_hooks')[0] + lines)
+    before = copy.deepcopy(recipes.gentle.hooks)
+    try:
+        config, gentle, lgd = configs_of(configs / 'own.py', 'config', 'gentle', 'lgd')
+    finally:  # the module is everybody's
+        for name, hook in before.items():
+            recipes.gentle.hooks[name].clear()
+            recipes.gentle.hooks[name].update(hook)
+    assert config.default_hooks.phases.teacher_until == 1
+    assert gentle.default_hooks.phases.teacher_until == 0.5
+    # that is of the run, not of the recipe
+    assert [x.default_hooks.checkpoint.interval for x in (config, gentle, lgd)] == [7, 7, 7]

@@ -119,7 +119,7 @@ def test_what_is_documented_is_what_the_tool_writes(tmp_path, monkeypatch):
     ('name', 'start_level', 'trained'),
     [
         ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', 0, 'wh_head'),  # one level
-        ('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', 1, 'convs_bridge'),
+        ('yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', 0, 'convs_bridge'),  # coarsest first
         ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 1, 'conv_reg'),
         ('yolox/yolox_tiny_8xb8-300e_coco.py', 1, 'conv_reg'),
     ],
@@ -227,8 +227,18 @@ def test_a_file_is_inherited_by_its_relative_path(tmp_path):
 def test_a_file_is_inherited_from_a_folder_behind_a_link(tmp_path):
     (tmp_path / 'disk/runs').mkdir(parents=True)
     (tmp_path / 'out').symlink_to(tmp_path / 'disk/runs')
-    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, 'work_dir = "here"\n'))
-    assert wrapped['work_dir'] == 'here'
+    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, 'log_level = "DEBUG"\n'))
+    assert wrapped['log_level'] == 'DEBUG'
+
+
+def test_a_run_s_config_does_not_lead_into_that_run(tmp_path):
+    text = "work_dir = 'run'\nload_from = {!r}\n"
+    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, text.format('coco.pth')))
+    assert (wrapped['work_dir'], wrapped['load_from']) == (None, 'coco.pth')
+    (tmp_path / 'out/wrapped.py').unlink()
+    text = text.format('run/epoch_1.pth') + "resume = True\nload_from_at_start = 'coco.pth'\n"
+    wrapped = wrapped_by(tmp_path, stock_file(tmp_path, text))
+    assert [wrapped[x] for x in ('work_dir', 'resume', 'load_from')] == [None, False, 'coco.pth']
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
