@@ -403,8 +403,8 @@ class Distiller(BaseDetector):
                 f'({min(stock)}); remove either'
             )
         of_student = [key for key in ours if key.startswith('student.', len(prefix))]
-        is_another_s = own.isdisjoint(of_student) if of_student else not (stock or ours)
-        if state_dict and is_another_s:
+        is_foreign = own.isdisjoint(of_student) if of_student else not (stock or ours)
+        if state_dict and is_foreign:
             raise ConfigError(
                 f'none of the {len(state_dict)} weights of a checkpoint is one of model.student, a '
                 f'{type(self.student).__name__}: it has {min(of_student or state_dict)}, model.student '
