@@ -28,7 +28,9 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
     name = Path(config).name
     for folder, own in ((run, run / name), (test, test / f'test_{name}')):
         if folder.exists() and not own.exists():
-            raise ConfigError(f'--out: {folder} is not of a quickstart; give another folder')
+            raise ConfigError(
+                f'--out: {folder} is not of a quickstart; remove it, or give another folder'
+            )
     draw_data_set(shapes, train, val)
     os.environ.update(
         SSSD_DATA_ROOT=str(shapes),

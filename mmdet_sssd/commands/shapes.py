@@ -60,7 +60,8 @@ def draw_data_set(
 def _check_is_drawn(path: Path) -> None:
     if path.exists() and json.loads(path.read_text('utf-8')).get('info') != INFO:
         raise ConfigError(
-            f'{path} is not of drawn images, and would be overwritten; give another folder'
+            f'{path} is not of drawn images, and would be overwritten; remove it, or give '
+            'another folder'
         )
 
 
