@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmdet.models import SemiBaseDetector
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
@@ -100,7 +101,8 @@ class CheckTrainHook(Hook):
 def _check_start(runner: Runner, loaded: dict[str, Tensor]) -> None:
     model = bare_model(runner)
     own = model.state_dict().keys()
-    if isinstance(model, Distiller) or own & loaded.keys():  # a distiller checks what it loads
+    # a distiller checks what it loads, mmdet's semi-supervised detectors rename it
+    if isinstance(model, (Distiller, SemiBaseDetector)) or own & loaded.keys():
         return
     hint = ''
     if any(x.startswith('student.') for x in loaded):

@@ -18,7 +18,7 @@ MIN_AREA = 16  # visible pixels
 HUE_SPREAD = 0.06  # standard deviation; the classes' typical hues are 0.2 apart on a circle of 1
 MAX_TURN = np.pi / 4
 
-INFO = dict(description='drawn by mmdet_sssd')  # in annotation files
+INFO = dict(description='drawn by mmdet_sssd')  # annotation files begin with it
 
 Polygon = np.ndarray  # (n, 2) corners in pixels
 
@@ -42,7 +42,7 @@ def draw_data_set(
         The names of the classes.
 
     Raises:
-        ConfigError: if there are no images to train on or to validate on, ``size`` is too small, or
+        ConfigError: if there are no images to train on or to validate on; if ``size`` is too small; if
             ``out`` has annotations of other images.
     """
     size = size or (96 if hard else 128)
@@ -58,7 +58,8 @@ def draw_data_set(
 
 
 def _check_is_drawn(path: Path) -> None:
-    if path.exists() and json.loads(path.read_text('utf-8')).get('info') != INFO:
+    start = json.dumps({'info': INFO})[:-1]  # or a part of it, of a killed process
+    if path.exists() and not start.startswith(path.read_text('utf-8', 'replace')[: len(start)]):
         raise ConfigError(
             f'{path} is not of drawn images, and would be overwritten; remove it, or give '
             'another folder'

@@ -85,16 +85,14 @@ class BackboneTeacher(FixedWeights, Teacher):
     def read_weights(self) -> None:
         """Read the weights, those of a config by its ``init_cfg``; see the base class."""
         if isinstance(self.config, dict):
-            own = getattr(type(self.backbone), 'init_weights', BaseModule.init_weights)
-            # BaseModule's would initialise again what the class has loaded
-            if own is not BaseModule.init_weights or self._has_init_cfg():
+            init_weights = getattr(type(self.backbone), 'init_weights', BaseModule.init_weights)
+            is_own = init_weights is not BaseModule.init_weights
+            # without settings, BaseModule's would initialise again what the class has loaded
+            if is_own or any(getattr(x, 'init_cfg', None) for x in self.backbone.modules()):
                 self.backbone.init_weights()
         else:
             file = None if self.checkpoint == 'default' else self.checkpoint
             self.backbone.load_state_dict(_timm_weights(self.config, file))
-
-    def _has_init_cfg(self) -> bool:
-        return any(getattr(x, 'init_cfg', None) for x in self.backbone.modules())
 
     def _check_has_weights(self) -> None:
         """Refuse a backbone of mmdet's own without trained weights."""

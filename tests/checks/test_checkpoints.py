@@ -1,9 +1,11 @@
 """Runs resumed from checkpoints, their own or others."""
 
 from itertools import count
+from unittest import mock
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
@@ -82,6 +84,15 @@ def test_a_stock_detector_does_not_start_without_the_weights_it_was_given(tmp_pa
     torch.save({'other': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(ConfigError, match=r'has other, the detector backbone\.bias$'):
         resume(tmp_path, tmp_path / 'other.pth', model=stock, resume=False)
+
+
+def test_a_semi_supervised_detector_of_mmdet_s_starts_from_a_plain_one():
+    detector = TOY_MODEL['student']
+    semi = MODELS.build(dict(type='SemiBaseDetector', detector=detector, semi_train_cfg={}))
+    runner = mock.Mock(model=semi, _resume=False)
+    plain = MODELS.build(detector).state_dict()
+    CheckTrainHook().after_load_checkpoint(runner, dict(state_dict=plain))
+    assert not semi.load_state_dict(plain, strict=False).missing_keys
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):

@@ -62,8 +62,10 @@ def test_there_are_all_classes_and_scales_and_every_image_is_there(data_set):
 
 
 def test_only_drawn_images_are_replaced(tmp_path):
-    for _ in range(2):
+    path = tmp_path / 'annotations/train.json'
+    for length in (None, 60, 10, 0):  # also what a killed process has written of it
         shapes.draw_data_set(tmp_path, 1, 1)
+        path.write_text(path.read_text()[:length])
     path = tmp_path / 'annotations/test.json'
     path.write_text('{"images": []}')
     with pytest.raises(ConfigError, match=r'test\.json is not of drawn images'):

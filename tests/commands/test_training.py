@@ -105,13 +105,9 @@ def test_a_test_leaves_the_config_that_training_wrote(data):
     torch.save({'state_dict': stock_weights(1)}, data / 'a.pth')
     cv2.imwrite(str(data / 'images/a.jpg'), np.zeros((64, 64, 3), np.uint8))
     (data / STOCK.name).write_text('trained = 1')
-    command = ('test', STOCK, data / 'a.pth', '--work-dir', data)
-    assert (
-        run_command(
-            *command, 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'
-        )[0]
-        == 0
-    )
+    changes = [f'test_dataloader.{x}' for x in ('num_workers=0', 'persistent_workers=False')]
+    command = ('test', STOCK, data / 'a.pth', '--work-dir', data, *changes)
+    assert run_command(*command)[0] == 0
     assert (data / STOCK.name).read_text() == 'trained = 1'
     assert (data / f'test_{STOCK.name}').is_file()
 
