@@ -83,6 +83,8 @@ ARMS = {
 }
 # The recipe of today; `gentle` is without it, as it was measured.
 ARMS['lead'] = {**ARMS['gentle'], 'hooks.phases.teacher_must_lead': True}
+ARMS['late'] = {**ARMS['lead'], 'hooks.phases.detach_student': 1 / 3}
+ARMS['weak'] = {**ARMS['lead'], RATIO: 0.1}
 ARMS['gentle-features'] = {**ARMS['gentle'], HEAD_GRAD: 0.0}
 ARMS['alone'] = {  # the teacher's loss trains the teacher alone
     **ARMS['gentle-features'],
@@ -115,7 +117,8 @@ PLANS = dict(  # in the order of what they tell for their time
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     sgd_why=cells(SGD, arm=['gentle-features'])
-    + cells(SGD, arm=['lead'], seed=[0, 1])
+    + cells(SGD, arm=['lead', 'late', 'weak'], seed=[0, 1])  # what does it cost in the shortest run?
+    + cells(SGD, arm=['baseline', 'lead'], seed=[2, 3, 4])
     + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone'])
     + cells({**SGD, 'epochs': 8}, arm=['baseline', 'lead'], seed=[*range(3)]),
     alone=cells(LONGER[1], SGD, arm=['alone'], seed=[*range(3)])
