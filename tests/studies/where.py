@@ -117,7 +117,7 @@ PLANS = dict(  # in the order of what they tell for their time
     fewer=cells(*FEWER, arm=FIRST),
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     sgd_why=cells(SGD, arm=['gentle-features'])
-    + cells(SGD, arm=['lead', 'late', 'weak'], seed=[0, 1])  # what does it cost in the shortest run?
+    + cells(SGD, arm=['lead', 'late', 'weak'], seed=[0, 1])
     + cells(SGD, arm=['baseline', 'lead'], seed=[2, 3, 4])
     + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone'])
     + cells({**SGD, 'epochs': 8}, arm=['baseline', 'lead'], seed=[*range(3)]),
