@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..config_tree import nested_configs, starts_pretrained, value_at
 from ..datasets import VARIABLES, evaluator_configs
 from ..errors import ConfigError, check, did_you_mean, is_number, warn
+from ..models import Distiller
+from ..models.replay import FEATURE_MODULES
 
 OF_TOOLS = ('auto_scale_lr', 'find_unused_parameters', 'runner_type', 'tta_model', 'tta_pipeline')
 OF_RUNNERS = (
@@ -48,7 +51,7 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     Raises:
         ConfigError: if a model, a hook's type or the metric of ``save_best`` is missing; if a key is a
             misspelt one of mmengine's; if a length or batch size is not a whole number of 1 or more;
-            or if the learning rate is no number.
+            if the learning rate is no number; or if ``activation_checkpointing`` has a distilled head.
     """
     if value_at(cfg, 'model.type') is None:
         raise ConfigError('the config has no model.type; accepted: the whole config of a detector')
@@ -74,6 +77,7 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     if 'train' in stages:
         lengths |= {f'train_cfg.{key}' for key in LENGTHS}
         _check_best(cfg)
+        _check_heads_are_not_recomputed(cfg)
         _warn_of_frozen_stages(cfg)
     for key in sorted(lengths):
         value = value_at(cfg, key)
@@ -97,6 +101,19 @@ def _warn_of_frozen_stages(cfg: Config) -> None:
                 f'that these layers stay random; set {key}.frozen_stages=-1 and norm_eval=False, or '
                 'give weights'
             )
+
+
+def _check_heads_are_not_recomputed(cfg: Config) -> None:
+    """Refuse mmengine's activation checkpointing where the distiller itself refuses ``with_cp``."""
+    names = cfg.get('activation_checkpointing') or []
+    model = MODELS.get(cfg.model.type)
+    if not (isinstance(model, type) and issubclass(model, Distiller)):
+        return
+    for name in [names] if isinstance(names, str) else names:
+        part = name.removeprefix('student.').partition('.')[0]
+        accepted = part in (*FEATURE_MODULES, 'teachers', 'terms')
+        what = 'parts of the backbone or neck; distilling repeats or records what heads do'
+        check('activation_checkpointing', name, accepted, what)
 
 
 def _check_best(cfg: Config) -> None:

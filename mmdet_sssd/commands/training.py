@@ -91,7 +91,7 @@ def run_training(
             rehearse(cfg, lambda cfg: build_runner(_checked(cfg, stages, warn_of_test=True), hook))
         else:
             _checked(cfg, stages)
-            with _reserved(cfg.work_dir):
+            with _reserved(cfg):
                 build_runner(cfg, hook).train()
 
 
@@ -165,7 +165,7 @@ def _checked(cfg: Config, stages: tuple[str, ...], warn_of_test: bool = False) -
     check_settings(cfg, stages)
     if value_at(cfg, 'optim_wrapper.type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise ConfigError('--amp (optim_wrapper.type=AmpOptimWrapper) needs a GPU; there is none')
-    if _is_first_process():
+    if _is_first_process(cfg):
         check_annotations(cfg, stages)
         datasets = [value_at(cfg, f'{stage}_dataloader.dataset') for stage in ('val', 'test')]
         if warn_of_test and datasets[0] != datasets[1]:
@@ -194,26 +194,28 @@ def build_runner(cfg: Config, hook: Hook) -> Runner:
 
 
 @contextmanager
-def _reserved(work_dir: str) -> Iterator[None]:
-    """Keep other runs out of a work directory, whose files they would overwrite.
+def _reserved(cfg: Config) -> Iterator[None]:
+    """Keep other runs out of a config's work directory, whose files they would overwrite.
 
     Raises:
         ConfigError: if another run is there.
     """
     with ExitStack() as until_end:
         is_free = True
-        if _is_first_process():
-            lock = locked(Path(work_dir, LOCK), wait=SECONDS_TO_END, needed=False)
+        if _is_first_process(cfg):
+            lock = locked(Path(cfg.work_dir, LOCK), wait=SECONDS_TO_END, needed=False)
             is_free = until_end.enter_context(lock)
         if not is_free:
             raise ConfigError(
-                f'another run is training in {work_dir}, and both would write the same files; give '
-                'another --work-dir, or wait for its end'
+                f'another run is training in {cfg.work_dir}, and both would write the same files; give '
+                'another --work-dir, or wait for its end (processes of one run need --launcher)'
             )
         yield
 
 
-def _is_first_process() -> bool:
+def _is_first_process(cfg: Config) -> bool:
+    if cfg.launcher == 'none':  # whatever torchrun or srun say, each trains by itself
+        return True
     return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
 
 

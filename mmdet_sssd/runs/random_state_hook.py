@@ -1,7 +1,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count, repeat
+from itertools import chain, count, repeat
 from typing import Any
 
 import torch
@@ -38,8 +38,9 @@ class RandomStateHook(Hook):
     transforms that cache images (``CachedMosaic``, ``CachedMixUp``), custom loader classes and loops,
     loaders given to an ``IterBasedTrainLoop`` as objects instead of configs,
     ``MultiDataAspectRatioBatchSampler``, and, up to rounding, waiting gradients of several processes.
-    On another number of processes only the first gets its states back, the others' generators start
-    anew, and an epoch continues after the same fraction.
+    On another number of processes only the first gets its states back, and the others' generators start
+    anew. There, and with another batch size, an epoch continues after the same fraction; learning
+    rates stay as they were, and schedules that count iterations go on counting them: a warning says so.
 
     Checkpoints have all processes' states if ``SafeCheckpointHook`` saves them, else the first
     process's. After resuming, buffers that differ between processes (batch norms' statistics without
@@ -107,9 +108,13 @@ class RandomStateHook(Hook):
         )
         # before a validation that was due; the detector's when hooks have seen the config's values
         set_plain_state(stopping_hooks(runner), self.resumed_attributes)
-        num_passes, num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 0, 1))
         now = len(runner.train_dataloader)
-        num_read = num_read if now == num_batches else round(num_read / num_batches * now)
+        num_passes, num_read, num_batches = checkpoint.get(self.PLACE_KEY, (0, 0, now))
+        if now != num_batches:
+            num_read = round(num_read / num_batches * now)
+            if isinstance(runner.train_loop, EpochBasedTrainLoop):
+                checkpoint['meta']['iter'] = num_passes * now + num_read
+            _warn_of_rates(runner, checkpoint, num_batches)
         self.place = (num_passes, num_read)
         if self.GRADIENTS_KEY in checkpoint:
             parameters = _parameters(runner)
@@ -231,6 +236,20 @@ def _switch_pipelines(runner: Runner) -> None:
         if hasattr(hook, '_restart_dataloader'):
             hook.before_train_epoch(runner)
     loop._epoch += 1
+
+
+def _warn_of_rates(runner: Runner, checkpoint: dict, num_batches: int) -> None:
+    """Warn of what does not follow a new length of epochs, which had ``num_batches`` iterations."""
+    states = checkpoint.get('param_schedulers', [])
+    states = states if isinstance(states, list) else chain(*states.values())  # several optimizers
+    is_by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    counted = is_by_epoch and any(not x['by_epoch'] and x['last_step'] < x['end'] for x in states)
+    also = ', and their schedules count iterations, so that they come at other epochs'
+    runner.logger.warning(
+        f'An epoch has {len(runner.train_dataloader)} iterations, but had {num_batches} when the '
+        'checkpoint was saved, with another number of processes or batch size: learning rates stay as '
+        f'they were{also if counted else ""}. For other ones start a new run with load_from.'
+    )
 
 
 def _schedule(runner: Runner) -> tuple[list, list] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class SafeCheckpointHook(CheckpointHook):
       the run ends; without any it starts from the beginning. The log says which. A run restarted by
       torchrun (``--max-restarts``) always continues from its own checkpoint.
     - A new run in the folder of an earlier one notes in ``last_checkpoint`` that it has none yet, so
-      that it is not resumed from the earlier one's.
+      that it is not resumed from the earlier one's; one that is resumed from a given file notes that.
     - Half-written files of a killed run are removed when training starts.
     - A run that is resumed from a checkpoint whose validation was due starts with it, as it may have
       been interrupted.
@@ -91,7 +91,8 @@ class SafeCheckpointHook(CheckpointHook):
         if self.first_iter is not None or not isinstance(runner._train_loop, BaseLoop):
             return False  # a test, perhaps after training
         pointer = Path(runner.work_dir, 'last_checkpoint')
-        if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+        # of several nodes, only the one whose process died counts the restart
+        if max(all_gather_object(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)))) > 0:
             has_some = [pointer.exists() and pointer.read_text('utf-8', 'replace') != NONE_YET]
             broadcast_object_list(has_some)  # folders may differ
             return has_some[0]
@@ -105,12 +106,17 @@ class SafeCheckpointHook(CheckpointHook):
         self.validates_first = runner._resume and meta.get('validates_first', False)
 
     def before_train(self, runner: Runner) -> None:
-        """Remove half-written files of killed runs, and validate if due."""
+        """Note where the run goes on, remove half-written files of killed runs, and validate if due."""
         super().before_train(runner)
         # On a new best, the parent saves again if `last_ckpt` is set, which a resumed process lacks.
         self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
         self.first_iter = runner.iter
         if is_main_process():
+            if (
+                runner._resume and runner._load_from
+            ):  # until its own, those after it are another run's
+                pointer = osp.join(runner.work_dir, 'last_checkpoint')
+                AtomicLocalBackend().put_text(runner._load_from, pointer)
             for folder in {runner.work_dir, self.out_dir}:
                 for path in glob(osp.join(escape(folder), f'*{AtomicLocalBackend.SUFFIX}')):
                     os.remove(path)

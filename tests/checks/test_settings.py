@@ -45,6 +45,11 @@ def config(**changes) -> Config:
             'val_evaluator.metric': 'proposal_fast',
         },
         {'iter_param_scheduler': [], 'conv_cfg': None, 'val_evaluator_2': None, 'lr': 1},
+        {'activation_checkpointing': ['roi_head.bbox_head']},
+        {
+            'model.type': 'SSSDDistiller',
+            'activation_checkpointing': ['student.neck', 'backbone.layer1'],
+        },
     ],
 )
 def test_good_settings_pass(changes):
@@ -58,6 +63,13 @@ def test_good_settings_pass(changes):
         ({'train_cfg.val_interval': -1}, 'train_cfg.val_interval is -1'),
         ({'val_dataloader.batch_size': 0}, 'val_dataloader.batch_size is 0'),
         ({'default_hooks.mine.interval': 1}, 'default_hooks.mine has no type'),
+        (
+            {
+                'model.type': 'SSSDDistiller',
+                'activation_checkpointing': 'student.roi_head.bbox_head',
+            },
+            "activation_checkpointing is 'student.roi_head.bbox_head'",
+        ),
         ({'default_hooks.checkpont': None}, 'leaves out no hook; did you mean checkpoint?'),
         ({'optim_wraper': {}}, 'optim_wrapper'),
         ({'model': None}, 'the config has no model.type'),

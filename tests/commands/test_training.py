@@ -132,6 +132,14 @@ def test_a_second_run_in_a_folder_is_refused(data, monkeypatch):
     assert found.startswith(f'another run is training in {data}/work, and both would write')
 
 
+def test_a_second_process_of_a_run_whose_launcher_is_not_named_is_refused(data, monkeypatch):
+    monkeypatch.setattr('mmdet_sssd.commands.training.SECONDS_TO_END', 0.1)
+    monkeypatch.setenv('RANK', '1')
+    with locked(data / 'work/.lock'):
+        found = error_of('train', CONFIG, '--work-dir', data / 'work')
+    assert found.endswith('processes of one run need --launcher)')
+
+
 def test_a_file_system_without_locks_is_refused_where_they_are_needed(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, 'Function not implemented')

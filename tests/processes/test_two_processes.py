@@ -149,6 +149,14 @@ def test_all_processes_resume_from_what_the_first_one_finds(on_two_processes, tm
     assert on_two_processes(chosen_to_resume, *args) == [None, None]
 
 
+def test_a_restart_that_one_node_counts_is_one_of_all(on_two_processes, tmp_path):
+    """torchrun's agents count the deaths of their own processes."""
+    torch.save({}, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    args = [(str(tmp_path), False, restarts) for restarts in '01']
+    assert on_two_processes(chosen_to_resume, *args) == [str(tmp_path / 'epoch_1.pth')] * 2
+
+
 def test_a_group_of_one_does_not_wait_for_a_stopped_teacher(tmp_path, monkeypatch):
     """DDP wraps the model wherever there is a launcher."""
     monkeypatch.setenv('LOCAL_RANK', '0')

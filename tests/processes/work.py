@@ -4,6 +4,7 @@ import copy
 import os
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop
 
 from mmdet_sssd import ConfigError
 from mmdet_sssd.hooks.model_parts import bare_model
@@ -172,11 +174,13 @@ def gradients(name, images, with_terms=False):
     return {name: x.grad for name, x in model.named_parameters() if x.requires_grad}
 
 
-def chosen_to_resume(work_dir):
+def chosen_to_resume(work_dir, resume=True, restarts='0'):
     """Give what a run in a folder is resumed from, or why it cannot be."""
-    runner = SimpleNamespace(_resume=True, _load_from=None, work_dir=work_dir, cfg={})
+    paths = dict(_load_from=None, work_dir=work_dir, cfg={})
+    runner = SimpleNamespace(_resume=resume, _train_loop=Mock(BaseLoop), **paths)
     try:
-        SafeCheckpointHook().before_run(runner)
+        with patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT=restarts):
+            SafeCheckpointHook().before_run(runner)
     except ConfigError as error:
         return str(error)
     assert runner._resume == (runner._load_from is not None)

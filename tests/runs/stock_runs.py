@@ -301,6 +301,7 @@ def make_runner(
         hooks.append(KilledBefore(killed_before, killed_in_validation))
     interval, milestone = (1, 2) if by_epoch else (EPOCH, 2 * EPOCH + 1)
     multi_step = [dict(type='MultiStepLR', by_epoch=by_epoch, milestones=[milestone])]
+    case.setdefault('schedulers', multi_step)
     saving = dict(type='SafeCheckpointHook', by_epoch=by_epoch, interval=interval)
     defaults = dict(
         model(),
@@ -319,7 +320,6 @@ def make_runner(
         work_dir,
         hooks=hooks,
         train_cfg=epochs if by_epoch else iters,
-        schedulers=case.pop('schedulers', multi_step),
         train_dataloader=loader | SAMPLERS[sampler],
         **defaults | case | settings,
     )

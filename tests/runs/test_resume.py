@@ -9,6 +9,7 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.runs import load_from_local
 
 from .stock_runs import (
+    BATCH_SIZE,
     EPOCH,
     LAST,
     Killed,
@@ -114,3 +115,19 @@ def test_resume_warns_of_nothing_untrue(tmp_path, capsys, case):
     assert 'Resuming from' in printed
     for untrue in ('not defined in message_hub', 'gradient of some', 'Advance dataloader'):
         assert untrue not in printed
+
+
+def test_another_number_of_iterations_in_an_epoch(tmp_path, capsys):
+    """As on another number of processes: iterations are counted anew, schedules of them go on."""
+    schedulers = [dict(type='MultiStepLR', by_epoch=False, milestones=[2 * EPOCH + 2])]
+    kill(tmp_path, 'accumulation', killed_before=2 * EPOCH + 2, checkpoint=dict(interval=2))
+    path, half = last_checkpoint(tmp_path), dict(resume=True, batch_size=2 * BATCH_SIZE)
+    runner = train(tmp_path / 'as before', 'accumulation', load_from=str(path), **half)
+    assert load_from_local(str(path))['meta']['iter'] == 2 * EPOCH
+    assert runner.iter == LAST // 2
+    warning = f'An epoch has {EPOCH // 2} iterations, but had {EPOCH} when the'
+    assert warning in (printed := ''.join(capsys.readouterr()))
+    assert 'their schedules count iterations' not in printed
+    kill(tmp_path, killed_before=EPOCH + 1, schedulers=schedulers)
+    train(tmp_path, schedulers=schedulers, **half)
+    assert 'their schedules count iterations' in ''.join(capsys.readouterr())

@@ -149,7 +149,8 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, whole, loop, s
     (tmp_path / 'last_checkpoint').write_bytes(b'')
     steps.clear()
     train(tmp_path, *case, resume=True)
-    assert [name for what, name in steps if what == 'in place'] == [third.name, fourth.name]
+    written = [name for what, name in steps if what == 'in place']
+    assert written == ['last_checkpoint', third.name, fourth.name]
     assert_equal_runs(tmp_path, whole(*case))
 
 
@@ -178,6 +179,16 @@ def test_a_run_does_not_go_on_from_an_earlier_one_s_checkpoint(tmp_path, whole):
     assert any('ended before its first checkpoint' in x for x in logs)
     ours, expected = (load_from_local(str(last_checkpoint(x))) for x in (tmp_path, whole(*case)))
     assert_equal_states(ours['state_dict'], expected['state_dict'])
+
+
+def test_a_run_that_was_resumed_from_a_given_file_goes_on_from_it(tmp_path, whole):
+    """The later checkpoints in its folder are of the run that it left."""
+    case = 'distilled', 'epochs'
+    train(tmp_path, *case)
+    for settings in (dict(load_from=str(tmp_path / 'epoch_1.pth')), {}):
+        with pytest.raises(Killed):
+            train(tmp_path, *case, killed_before=EPOCH + 2, resume=True, **settings)
+        assert last_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
 
 
 def test_a_test_after_training_leaves_its_checkpoint_named(tmp_path):
