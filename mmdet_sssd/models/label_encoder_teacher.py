@@ -58,7 +58,8 @@ class LabelEncoderTeacher(BaseModule):
             masks. Defaults to False.
         soft_regions: Whether a region is the share of each level pixel that the object covers, which
             locates its edges to less than a pixel; only what lies within the image's last pixel has
-            none. False: LGD's regions, which are 0 or 1. Defaults to True.
+            none. A mask's is of a slightly larger window where sizes do not divide. False: LGD's
+            regions, which are 0 or 1. Defaults to True.
         class_vectors: Whether each object is painted with a learned vector of its class in addition,
             which reaches the map past encoder and attention: without it the teacher's class branch
             sees little of the labels (docs/benchmarks.md). False: LGD's teacher. Defaults to True.

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .building import build_part, completed
+from .dense_head import find_dense_head
 from .losses import AdaptiveDistillLoss, soft_positive_count
 from .replay import DetectorOutputs
 from .student import probe_pair
@@ -47,6 +47,7 @@ class LogitTerm(DistillTerm):
     ) -> None:
         super().__init__(distill_coef)
         _check_heads(*probe_pair(student, teacher, with_head=True))
+        self.strides = find_dense_head(student).prior_generator.strides  # (width, height) per level
         distill_loss = completed('distill_loss', distill_loss, type='AdaptiveDistillLoss')
         self.distill_loss = build_part('distill_loss', distill_loss, AdaptiveDistillLoss)
 
@@ -59,7 +60,10 @@ class LogitTerm(DistillTerm):
     ) -> dict[str, Tensor]:
         """Compare the logits of all counted anchors; see the base class."""
         logits, targets = _join(student.cls_scores), _join(teacher.cls_scores)
-        counts = [_inside_image(x, batch_inputs, batch_data_samples) for x in student.cls_scores]
+        counts = [
+            _inside_image(x, stride, batch_inputs, batch_data_samples)
+            for x, stride in zip(student.cls_scores, self.strides, strict=True)
+        ]
         flags = student.anchor_flags()
         if flags is not None:
             counts = [x & level for x, level in zip(counts, flags, strict=True)]
@@ -75,7 +79,9 @@ def _join(levels: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.flatten(1, 3) for x in levels], 1)
 
 
-def _inside_image(level: Tensor, batch_inputs: Tensor, samples: SampleList) -> Tensor:
+def _inside_image(
+    level: Tensor, stride: tuple[int, int], batch_inputs: Tensor, samples: SampleList
+) -> Tensor:
     """Mark the anchors whose pixel of the level (B, h, w, A, K) begins within the image.
 
     The rest of the H×W pixels is padding. mmdet defines valid anchors alike.
@@ -83,21 +89,13 @@ def _inside_image(level: Tensor, batch_inputs: Tensor, samples: SampleList) -> T
     Returns:
         Booleans of shape (B, h, w, A).
     """
-    height, width = batch_inputs.shape[2:]
-    shapes = [sample.get('img_shape', (height, width))[:2] for sample in samples]
+    shapes = [sample.get('img_shape', batch_inputs.shape[2:])[:2] for sample in samples]
     limits = torch.tensor(shapes, dtype=torch.float32).to(level.device, non_blocking=True)
     inside = [
-        torch.arange(n, device=level.device) * _stride(size, n) < limit
-        for n, size, limit in zip(
-            level.shape[1:3], (height, width), limits.split(1, 1), strict=True
-        )
+        torch.arange(n, device=level.device) * step < limit
+        for n, step, limit in zip(level.shape[1:3], stride[::-1], limits.split(1, 1), strict=True)
     ]
     return (inside[0][:, :, None] & inside[1][:, None]).unsqueeze(-1).expand(level.shape[:-1])
-
-
-def _stride(size: int, count: int) -> int:
-    """Find the stride, a power of two, with which ``count`` strides cover ``size`` pixels."""
-    return 2 ** math.ceil(math.log2(size / count))
 
 
 def _check_heads(student: DetectorOutputs, teacher: DetectorOutputs) -> None:

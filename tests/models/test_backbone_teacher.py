@@ -188,6 +188,16 @@ def test_the_cosine_is_finite_on_anything():
     assert CosineLoss()([x + 1], [3 * x + 3]).abs() < 1e-6
 
 
+def test_a_pixel_without_direction_gets_no_gradient_of_the_cosine():
+    x, target = torch.randn(2, 1, 4, 2, 2).abs()
+    x[..., 0, 1] = 0
+    x.requires_grad_()
+    CosineLoss()([x], [target]).backward()
+    sizes = x.grad.norm(dim=1).flatten()
+    assert sizes[1] == 0
+    assert 0.01 < sizes[[0, 2, 3]].min() < sizes.max() < 1
+
+
 @pytest.fixture
 def timm():
     """Skips where timm, or a torchvision that fits torch, is missing."""

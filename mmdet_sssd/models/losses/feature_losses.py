@@ -261,7 +261,8 @@ class CosineLoss(FeatureLoss):
     .. math:: \frac{1}{B h w} \sum_i 1 - \frac{x_i \cdot t_i}{\lVert x_i \rVert \lVert t_i \rVert}
 
     It takes no notice of the features' scale, which differs between a detector and a foundation
-    backbone (RT-DETRv4, https://arxiv.org/abs/2510.25257).
+    backbone (RT-DETRv4, https://arxiv.org/abs/2510.25257). Pixels without direction (up to 10⁻⁶ in all
+    channels, as after a ReLU) have distance 1, and no gradient.
 
     Example:
         >>> CosineLoss()([torch.tensor([[[[1.]], [[0.]]]])], [torch.tensor([[[[3.]], [[4.]]]])])
@@ -277,4 +278,7 @@ class CosineLoss(FeatureLoss):
 
 def _within_one(x: Tensor) -> Tensor:
     """Divide each pixel's channels of (B, C, h, w) by the largest, so that no square overflows."""
-    return x / x.detach().abs().amax(1, keepdim=True).clamp(min=1e-6) if x.numel() else x
+    if not x.numel():
+        return x
+    largest = x.detach().abs().amax(1, keepdim=True)
+    return x / largest.where(largest > 1e-6, torch.inf)
