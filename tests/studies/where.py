@@ -118,9 +118,10 @@ PLANS = dict(  # in the order of what they tell for their time
     sgd=cells(SGD, arm=FIRST) + cells(SGD, arm=PAIR, seed=[1, 2]),
     sgd_why=cells(SGD, arm=['gentle-features'])
     + cells(SGD, arm=['lead', 'late', 'weak'], seed=[0, 1])
-    + cells(SGD, arm=['baseline', 'lead'], seed=[2, 3, 4])
+    + cells(SGD, arm=['baseline', 'late', 'weak'], seed=[2, 3])  # by which nothing is chosen
     + cells({**SGD, 'epochs': 8}, arm=[*PAIR, 'alone'])
-    + cells({**SGD, 'epochs': 8}, arm=['baseline', 'lead'], seed=[*range(3)]),
+    + cells({**SGD, 'epochs': 8}, arm=['baseline', 'lead', 'late', 'weak'], seed=[*range(3)])
+    + cells(arm=['late', 'weak'], seed=[0, 1]),
     alone=cells(LONGER[1], SGD, arm=['alone'], seed=[*range(3)])
     + cells(arm=['alone'], seed=[*range(5)])
     + cells(NEAR[1], arm=['alone'], seed=[*range(5)]),
