@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
 
 from .errors import ConfigError, user_error
 
@@ -24,6 +25,12 @@ def config_of(file: str | os.PathLike) -> Config:
     except Exception as error:
         reason = user_error(error) or f'{type(error).__name__}: {error}'
         raise ConfigError(f'{file} cannot be read as a config ({reason})') from error
+
+
+def class_of(config: dict, registry: Registry) -> Any:
+    """Find what the ``type`` of a config names, by name or path, or is; None if there is none."""
+    found = config.get('type')
+    return registry.get(found) if isinstance(found, str) else found
 
 
 def imported_modules(config: dict) -> list[str]:

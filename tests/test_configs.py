@@ -235,6 +235,12 @@ def test_test_data_of_ones_own_are_the_validation_data_unless_named(monkeypatch)
     )
 
 
+def test_annotation_files_of_ones_own_may_be_anywhere(monkeypatch):
+    monkeypatch.setenv('SSSD_VAL_ANN', '/elsewhere/val.json')
+    cfg = Config.fromfile(ROOT / 'configs/_base_/own_data.py')
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == '/elsewhere/val.json'
+
+
 def test_length_and_classes_of_own_data_reach_everything(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/sssd/sssd_retinanet_r50_fpn_own-data.py')
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 36

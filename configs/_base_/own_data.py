@@ -89,10 +89,10 @@ test_dataloader = {
         'data_prefix': dict(img=os.environ.get('SSSD_TEST_IMG') or val_img),
     },
 }
-val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann}', metric='bbox')
+val_evaluator = dict(type='CocoMetric', ann_file=os.path.join(data_root, val_ann), metric='bbox')
 test_evaluator = {
     **val_evaluator,
-    'ann_file': f'{data_root}/{test_dataloader["dataset"]["ann_file"]}',
+    'ann_file': os.path.join(data_root, test_dataloader['dataset']['ann_file']),
 }
 
 # The papers' schedule as fractions of the run: warm-up, drops at 8/12 and 32/36.

@@ -58,7 +58,8 @@ class CheckTrainHook(Hook):
 
     Raises:
         ConfigError: if a checkpoint to resume from has only weights, or they do not fit the model; if
-            none of the weights to start from has a name that the detector knows.
+            none of the weights to start from has a name that the detector knows; if an epoch has no
+            batch.
     """
 
     priority = 'HIGHEST'  # before hooks that read a resumed state
@@ -87,8 +88,14 @@ class CheckTrainHook(Hook):
             )
 
     def before_train(self, runner: Runner) -> None:
-        """Say if a resumed run is complete."""
+        """Refuse data that make no batch, and say if a resumed run is complete."""
         loop, is_by_epoch = runner.train_loop, isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if is_by_epoch and not len(loop.dataloader):
+            raise ConfigError(
+                f'train_dataloader makes no batch of its {len(loop.dataloader.dataset)} images with '
+                f'batch_size={value_at(runner.cfg, "train_dataloader.batch_size")}: lower it, or set '
+                'drop_last=False'
+            )
         done, length = (loop.epoch, loop.max_epochs) if is_by_epoch else (loop.iter, loop.max_iters)
         if done >= length:
             unit = 'epochs' if is_by_epoch else 'iters'

@@ -53,8 +53,8 @@ def check_image_files(datasets: Iterable[BaseDataset]) -> None:
             )
         if odd:
             warn(
-                f'{len(odd)} of {len(dataset)} images lack their end or have another size than their '
-                f'labels say, the first is {odd[0]}.'
+                f'{len(odd)} of {len(dataset)} images lack their end, have 16 bits, or another size '
+                f'than their labels say, the first is {odd[0]}.'
             )
 
 
@@ -88,6 +88,8 @@ def _doubt(info: dict, turns: bool) -> str:
         return error.strerror or UNKNOWN
     except Image.DecompressionBombError:
         return UNKNOWN
+    if image.mode.startswith('I;16'):
+        return 'of 16 bits, of which the upper 8 are read'
     labelled = info.get('width', size[0]), info.get('height', size[1])
     return '' if size == labelled else '{} x {}, labelled as {} x {}'.format(*size, *labelled)
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from mmdet.registry import MODELS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..config_tree import nested_configs, starts_pretrained, value_at
+from ..config_tree import class_of, nested_configs, starts_pretrained, value_at
 from ..datasets import VARIABLES, evaluator_configs
 from ..errors import ConfigError, check, did_you_mean, is_number, warn
 from ..models import Distiller
@@ -63,6 +64,7 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
                 f'the config has {key}, which nothing reads; if it is {found[0]}, write so, else give '
                 'it another name'
             )
+    check('load_from', cfg.get('load_from'), cfg.get('load_from') != '', 'a checkpoint, or None')
     hooks = cfg.get('default_hooks') or {}
     for name, hook in hooks.items():
         hint = did_you_mean(name, [x for x in hooks if hooks[x] is not None])
@@ -106,7 +108,7 @@ def _warn_of_frozen_stages(cfg: Config) -> None:
 def _check_heads_are_not_recomputed(cfg: Config) -> None:
     """Refuse mmengine's activation checkpointing where the distiller itself refuses ``with_cp``."""
     names = cfg.get('activation_checkpointing') or []
-    model = MODELS.get(cfg.model.type)
+    model = class_of(cfg.model, MODELS)
     if not (isinstance(model, type) and issubclass(model, Distiller)):
         return
     for name in [names] if isinstance(names, str) else names:
@@ -134,7 +136,7 @@ def _check_best(cfg: Config) -> None:
 
 def coco_metrics(evaluator: dict) -> list[str]:
     """List what a CocoMetric's config evaluates, such as ``bbox``; empty for other metrics."""
-    if evaluator.get('type') not in ('CocoMetric', 'mmdet.CocoMetric'):
+    if class_of(evaluator, METRICS) is not CocoMetric:
         return []
     metrics = evaluator.get('metric', 'bbox')
     return [metrics] if isinstance(metrics, str) else list(metrics)

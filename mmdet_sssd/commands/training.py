@@ -27,6 +27,7 @@ from ..checks.dry_run import rehearse
 from ..checks.images import unreadable_images_named
 from ..checks.settings import HOOKS_OF_MMENGINE, check_overrides, check_settings
 from ..config_tree import config_of, value_at
+from ..datasets import leaf_configs
 from ..errors import ConfigError, warn
 from .locks import locked
 
@@ -122,17 +123,15 @@ def run_test(
     cfg.load_from = checkpoint
     # mmengine writes the config into the work directory, where the training's is
     path = Path(config)
-    cfg = Config(cfg._cfg_dict, cfg.text, path.with_stem(f'test_{path.stem}'))
+    object.__setattr__(cfg, '_filename', str(path.with_stem(f'test_{path.stem}')))
     if show or show_dir:
         cfg = trigger_visualization_hook(
             cfg, Namespace(show=show, show_dir=show_dir, wait_time=wait_time)
         )
     if tta:
-        dataset = cfg.test_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
-        pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), FLIPPED]
-        dataset.pipeline = cfg.get('tta_pipeline', pipeline)
+        for _, dataset in leaf_configs(cfg, 'test_dataloader.dataset'):
+            pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), FLIPPED]
+            dataset.pipeline = cfg.get('tta_pipeline', pipeline)
         cfg.model = dict(**cfg.get('tta_model', TTA_MODEL), module=cfg.model)
     with unreadable_images_named():
         runner = build_runner(_checked(cfg, ('test',)), CheckTestHook())

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
 from mmengine.config import ConfigDict
 
-from ..config_tree import nested_configs
+from ..config_tree import class_of, nested_configs
 from ..errors import ConfigError
 from .leaf_datasets import evaluator_configs, leaf_configs
 
@@ -143,7 +144,7 @@ def _load_masks(config: ConfigDict) -> None:
 
 
 def _check_is_coco(key: str, dataset: ConfigDict) -> None:
-    if dataset.get('type') not in ('CocoDataset', CocoDataset):
+    if class_of(dataset, DATASETS) is not CocoDataset:
         raise ConfigError(
             f'{key}.type is {dataset.get("type")!r}; the options for data and classes accept: '
             'CocoDataset. Start from a COCO config'

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 
 from mmdet_sssd import ConfigError
@@ -87,16 +88,16 @@ def test_settings_that_disagree_with_the_files_are_refused(config, key, value, n
 
 
 @pytest.mark.parametrize(
-    ('classes', 'named'),
+    ('key', 'classes', 'named'),
     [
-        (('dog',), []),  # the file has no cat
-        (('cat',), ['leaves out dog', '(1) count as background']),
-        (('cat', 'dog', 'lion'), ['lion not among']),
+        ('val_dataloader.dataset', ('dog',), []),  # the file has no cat
+        ('val_dataloader.dataset', ('cat',), ['leaves out dog', '(1) count as background']),
+        ('train_dataloader.dataset.dataset', ('cat', 'dog', 'lion'), ['lion not among']),
     ],
 )
-def test_names_of_a_part_of_the_categories_pass(config, classes, named):
+def test_names_of_a_part_of_the_categories_pass(config, key, classes, named):
     """Objects of the others are reported: training would count them as background, silently."""
-    config.val_dataloader.dataset.metainfo.classes = classes
+    config.merge_from_dict({f'{key}.metainfo.classes': classes})
     *others, images = warnings_of(config)
     assert 'both trained on and validated on' in images
     assert len(others) == bool(named)
@@ -115,10 +116,17 @@ def test_coco_s_own_classes_count_where_none_are_given(config, write):
     [
         (dict(images=[], annotations=[]), 'no images'),
         (dict(images=[{'id': 1, 'file_name': 'a.jpg', 'height': 8}]), 'a.jpg'),
+        (dict(images=[IMAGE | {'width': '8'}]), 'without height or width'),
+        (dict(images=[{'id': 1, 'height': 8, 'width': 8}]), 'without file_name'),
+        (dict(categories=[{'id': '2', 'name': 'cat'}]), "a category {'id': '2'"),
+        (dict(categories=[{'id': 2, 'name': 7}]), "'name': 7"),
         (dict(images=[IMAGE] * 2), '2 images with 1 ids'),
         (dict(annotations=[]), 'no annotations'),
         (dict(annotations=[annotation('area')]), 'without area'),
         (dict(annotations=[annotation('iscrowd')]), 'without iscrowd'),
+        (dict(annotations=[annotation(iscrowd=None)]), 'without iscrowd'),
+        (dict(annotations=[annotation(area='16')]), "area '16'"),
+        (dict(annotations=[annotation(id='a1')]), "the first 'a1'"),
         (dict(annotations=[annotation(category_id=7)]), 'category_id 7'),
         (dict(annotations=[annotation(bbox=['1', 1, 4, 4])]), 'annotation 5'),
         (dict(annotations=[annotation(bbox=[1, 4])]), 'annotation 5'),
@@ -151,11 +159,55 @@ def test_other_formats_are_refused(config, write, content):
 
 def test_boxes_of_another_format_are_reported(config, write):
     config.val_dataloader.dataset.ann_file = 'val.json'
-    config.val_evaluator.ann_file = write(name='val.json', annotations=[])
+    config.val_evaluator.ann_file = write(name='val.json')
     assert warnings_of(config) == []
     write(annotations=[annotation(bbox=[4, 4, 7, 8])])
     (message,) = warnings_of(config)
     assert '[4, 4, 7, 8]' in message
+
+
+@pytest.mark.parametrize(
+    'changes', [dict(bbox=[-5, 1, 4, 4]), dict(bbox=[1, 1, 0.5, 4]), dict(area=0)]
+)
+def test_objects_that_mmdet_leaves_out_are_reported(config, write, changes):
+    config.val_dataloader.dataset.ann_file = 'val.json'
+    config.val_evaluator.ann_file = write(name='val.json')
+    write(annotations=[annotation(), annotation(id=6, **changes)])
+    assert any('1 of 2 objects' in x and "{'id': 6" in x for x in warnings_of(config))
+
+
+def test_images_that_mmdet_leaves_out_are_reported(config, write):
+    config.val_dataloader.dataset.ann_file = 'val.json'
+    config.val_evaluator.ann_file = write(name='val.json')
+    large = IMAGE | dict(id=2, width=32, height=32)
+    write(images=[IMAGE, large])
+    for loader in (config.train_dataloader.dataset, config.val_dataloader):
+        loader.dataset.filter_cfg = dict(filter_empty_gt=True, min_size=32)
+    config.val_dataloader.dataset.test_mode = True  # no image is left out
+    (message,) = warnings_of(config)
+    assert '1 of 2 images less than 32' in message
+    write()
+    assert_refused(config, 'train.json', '1 of 1 images less than 32')
+
+
+def test_metrics_that_pycocotools_gets_wrong(config, write):
+    """It takes id 0 for no match; mmdet names the AP of sorted classes in the file's order.
+
+    A prediction of a class without category would end the evaluation with an IndexError.
+    """
+    write(annotations=[annotation(id=0)])
+    assert any('id 0' in x for x in warnings_of(config))
+    write(categories=[{'id': 2, 'name': 'cat'}, {'id': 1, 'name': 'dog'}])
+    check_annotations(config)
+    config.val_evaluator.classwise = True
+    assert_refused(config, 'ids in the order 2, 1')
+    config.val_dataloader.dataset.metainfo.classes = ('cat', 'dog', 'lion')
+    assert_refused(config, 'val_evaluator.ann_file', 'no category lion')
+    write(annotations=[])
+    assert_refused(config, 'val_evaluator.ann_file', 'no annotations')
+    config.val_dataloader.dataset.metainfo.classes = ('cat', 'dog')
+    config.val_evaluator.update(format_only=True)
+    check_annotations(config)
 
 
 def test_training_images_as_validation_images_are_reported(config):
@@ -168,7 +220,7 @@ def test_an_evaluator_with_other_images_is_refused(config, write):
     more = [IMAGE, IMAGE | {'id': 2, 'file_name': 'b.jpg'}]
     config.val_evaluator.ann_file = write(name='val.json', images=more)
     check_annotations(config)
-    write(name='val.json', images=more[1:], annotations=[])
+    write(name='val.json', images=more[1:], annotations=[annotation(image_id=2)])
     assert_refused(config, 'val_evaluator.ann_file', 'val.json', 'train.json')
 
 
@@ -178,11 +230,12 @@ def test_an_evaluator_with_other_images_is_refused(config, write):
 def test_masks_that_coco_s_metric_cannot_read_are_named(config, write, shape):
     """It would end the run after the first epoch."""
     good = [[1, 1, 4, 1, 4, 4]], {'size': [8, 8], 'counts': [64]}, {'size': [8, 8], 'counts': 'P2'}
-    annotations = [annotation(id=i, segmentation=x) for i, x in enumerate((*good, shape))]
+    annotations = [annotation(id=i, segmentation=x) for i, x in enumerate((*good, shape), 1)]
     write(annotations=annotations)
     check_annotations(config)
     config.val_evaluator.metric = ['bbox', 'segm']
-    assert_refused(config, 'val_evaluator.ann_file', 'annotation 3')
+    config.val_evaluator.type = CocoMetric  # as in configs of the new style
+    assert_refused(config, 'val_evaluator.ann_file', 'annotation 4')
     write(annotations=annotations[:3])
     check_annotations(config)
 
@@ -197,6 +250,7 @@ def test_what_no_check_is_for_passes(config, write, tmp_path):
         dict(backend_args=dict(backend='petrel'), ann_file='elsewhere.json'),
         dict(metainfo=dict(classes=str(tmp_path / 'classes.txt'))),
         dict(type=CocoDataset),
+        dict(type='mmdet.datasets.CocoDataset', backend_args=dict(backend='local')),
     ):
         config.val_dataloader = dict(dataset=dict(dataset, **changes))
         check_annotations(config)

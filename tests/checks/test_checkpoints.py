@@ -13,7 +13,7 @@ from mmdet_sssd.checks.checkpoints import CheckTrainHook
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.runs import load_from_local
 
-from ..toy_detector import TOY_MODEL, toy_runner
+from ..toy_detector import NUM_IMAGES, TOY_MODEL, toy_loader, toy_runner
 
 RUNS = count()
 
@@ -62,6 +62,12 @@ def test_a_complete_run_says_so(tmp_path, checkpoint):
     (message,) = resume(tmp_path, checkpoint)
     assert 'the end of the run, 1 of 1 epochs: nothing is left to train. ' in message
     assert message.endswith('raise train_cfg.max_epochs.')
+
+
+def test_an_epoch_without_a_batch_is_refused(tmp_path):
+    loader = toy_loader() | dict(batch_size=2 * NUM_IMAGES, drop_last=True)
+    with pytest.raises(ConfigError, match=f'no batch of its {NUM_IMAGES} images'):
+        resume(tmp_path, train_dataloader=loader)
 
 
 def test_weights_alone_are_refused(tmp_path, checkpoint):

@@ -61,6 +61,7 @@ def test_good_settings_pass(changes):
     [
         ({'train_cfg.max_epochs': 0}, 'train_cfg.max_epochs is 0'),
         ({'train_cfg.val_interval': -1}, 'train_cfg.val_interval is -1'),
+        ({'load_from': ''}, "load_from is ''"),
         ({'val_dataloader.batch_size': 0}, 'val_dataloader.batch_size is 0'),
         ({'default_hooks.mine.interval': 1}, 'default_hooks.mine has no type'),
         (

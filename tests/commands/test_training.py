@@ -112,6 +112,18 @@ def test_a_test_leaves_the_config_that_training_wrote(data):
     assert (data / f'test_{STOCK.name}').is_file()
 
 
+def test_a_config_of_the_new_style_is_tested(data):
+    Config.fromfile(STOCK).dump(data / 'base.py')
+    lines = 'from mmengine.config import read_base', 'with read_base():', '    from .base import *'
+    (data / 'lazy.py').write_text('\n'.join(lines))
+    torch.save({'state_dict': stock_weights(1)}, data / 'a.pth')
+    cv2.imwrite(str(data / 'images/a.jpg'), np.zeros((64, 64, 3), np.uint8))
+    changes = [f'test_dataloader.{x}' for x in ('num_workers=0', 'persistent_workers=False')]
+    command = ('test', data / 'lazy.py', data / 'a.pth', '--work-dir', data, *changes)
+    assert run_command(*command)[0] == 0
+    assert (data / 'test_lazy.py').is_file()
+
+
 def test_more_classes_than_the_data_are_evaluated_with_are_refused(data):
     """COCO's metric would end with an IndexError at the first prediction of another class."""
     message = (

@@ -10,7 +10,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.config import Config
 
-from ...config_tree import with_imports
+from ...config_tree import class_of, with_imports
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
 from .results import ResultsFolder, RunResult, plain_config
@@ -97,8 +97,7 @@ def comparable_config(cfg: Config) -> Config:
     cfg.default_hooks = _hooks(cfg.get('default_hooks') or {}, length(cfg)[0] == 'epoch')
     for split in ('val', 'test'):
         for _, evaluator in evaluator_configs(cfg, f'{split}_evaluator'):
-            kind = evaluator.type
-            metric = METRICS.get(kind) if isinstance(kind, str) else kind
+            metric = class_of(evaluator, METRICS)
             if isinstance(metric, type) and issubclass(metric, CocoMetric):
                 evaluator.classwise = True
     backends = (cfg.get('visualizer') or {}).get('vis_backends') or []

@@ -1,6 +1,7 @@
 """Draws what student and teacher see in validation images, one picture per image."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def draw_images(
 
     Raises:
         ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
-            model, there are no validation data, or an image is not among them.
+            model, there are no validation data, or an image is not among them, or several are.
     """
     if not cfg.get('val_dataloader'):
         raise ConfigError(f'{cfg.filename} has no val_dataloader to take images from')
@@ -55,13 +56,18 @@ def draw_images(
         distiller.teachers['teacher'].use_masks,
     )
     out.mkdir(parents=True, exist_ok=True)
+    num_of_stem: Counter[str] = Counter()
     for info in track(infos, 'drawing'):
         data = distiller.data_preprocessor(pseudo_collate([pipeline(info)]))
         (sample,) = data['data_samples']
         if needs_scaling:
             rescale_labels(sample.gt_instances, sample.scale_factor)
         features = look_at_features(distiller, data['inputs'], sample)
-        path = out / f'{Path(sample.img_path).stem}.png'
+        stem = Path(sample.img_path).stem
+        num_of_stem[stem] += 1  # images of several folders may share a name
+        path = out / (
+            f'{stem}.png' if num_of_stem[stem] == 1 else f'{stem}_{num_of_stem[stem]}.png'
+        )
         draw_features(features, distiller.dataset_meta, score_thr).savefig(path)
         print(f'{path} shows {sample.img_path}')
 
@@ -97,7 +103,7 @@ def labelled_images(dataset: BaseDataset, images: Sequence[str], num_images: int
         What the data set knows of each, labels included, before any pipeline.
 
     Raises:
-        ConfigError: if an image is not in the data set.
+        ConfigError: if an image is not in the data set, or several have its name.
     """
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if not images:
@@ -106,11 +112,16 @@ def labelled_images(dataset: BaseDataset, images: Sequence[str], num_images: int
     found = []
     for image in images:
         parts = Path(image).parts
-        named = [x for x in infos if Path(x['img_path']).parts[-len(parts) :] == parts]
+        named = [x for x in infos if Path(x['img_path']).absolute().parts[-len(parts) :] == parts]
         if not named:
             raise ConfigError(
                 f'{image} is not among the {len(infos)} images of val_dataloader.dataset, where the '
                 'teacher finds labels; accepted: path or file name of one of them'
+            )
+        if len(named) > 1:
+            raise ConfigError(
+                f'{image} is the name of {len(named)} images of val_dataloader.dataset; accepted: more '
+                f'of the path, as in {named[0]["img_path"]}'
             )
         found.append(named[0])
     return found

@@ -186,13 +186,16 @@ def _data_settings(
 def _unlabelled_settings(dataset: ConfigDict, options: WrappingOptions) -> dict[str, Any]:
     """Find the arguments of ``with_unlabelled`` that make both kinds of images about as many."""
     root = dataset.get('data_root') or ''
-    num_labelled, num_unlabelled = (
-        len(read_coco(osp.join(root, file), f'--data-root and {option}')['images'])
+    labelled, unlabelled = (
+        read_coco(osp.join(root, file), f'--data-root and {option}')
         for file, option in (
             (dataset.ann_file, '--train-ann'),
             (options.unlabelled, '--unlabelled'),
         )
     )
+    num_labelled, num_unlabelled = (len(x['images']) for x in (labelled, unlabelled))
+    if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+        num_labelled = len({x.get('image_id') for x in labelled['annotations']})
     settings = dict(
         ann_file=options.unlabelled,
         img=options.unlabelled_img,

@@ -1,10 +1,13 @@
 """The visualize command: which images it draws, with which labels, and what it refuses."""
 
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from mmdet_sssd import ConfigError
 from mmdet_sssd.commands.visualization import image_features
 
 from ...command import error_of, run_command
@@ -63,6 +66,25 @@ def test_without_names_images_at_even_distances_are_drawn(trained, seen):
     changes = 'val_dataloader.dataset.indices=3'
     assert run_command(*command, '--out', trained / 'out', changes)[0] == 0
     assert [x.img_path[-10:] for x in seen] == ['000001.png', '000003.png']
+
+
+def test_pictures_of_images_of_one_name_stay_apart(trained, seen):
+    config, image = changed_config(trained), 'val/000002.png'
+    command = ('visualize', config, trained / 'trained.pth', image, image)
+    assert run_command(*command, '--out', trained / 'twice')[0] == 0
+    assert {x.name for x in (trained / 'twice').iterdir()} == {'000002.png', '000002_2.png'}
+
+
+def test_an_image_is_named_by_as_much_of_its_path_as_is_needed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    dataset = MagicMock(__len__=lambda _: 2)
+    dataset.get_data_info = lambda i: dict(img_path=f'data/cam{i}/a.png')
+    for name in ('cam1/a.png', f'{tmp_path}/data/cam1/a.png'):
+        assert (
+            image_features.labelled_images(dataset, [name], 1)[0]['img_path'] == 'data/cam1/a.png'
+        )
+    with pytest.raises(ConfigError, match=r'a\.png is the name of 2 images'):
+        image_features.labelled_images(dataset, ['a.png'], 1)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from mmdet_sssd import ConfigError, recipes
 from mmdet_sssd.commands.comparison.arms import arm_config, find_arm, read_roots
 from mmdet_sssd.commands.shapes import CLASSES
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
+from mmdet_sssd.commands.wrapping.wrapped_config import _unlabelled_settings
 from mmdet_sssd.config_tree import value_at
 from mmdet_sssd.datasets import use_data
 from mmdet_sssd.models import backbone_teacher
@@ -121,6 +122,22 @@ def test_weights_of_timm_s_are_not_downloaded_while_wrapping(folder, monkeypatch
     monkeypatch.setattr(backbone_teacher, '_timm_backbone', backbone)
     cfg, _ = wrapped(folder, teacher=None, backbone_teacher='resnet18')
     assert cfg.model.teachers.backbone.backbone == 'resnet18'
+
+
+@pytest.mark.parametrize(('filter_empty', 'repeat'), [(False, 2), (True, 3)])
+def test_both_kinds_of_images_are_about_as_many(tmp_path, filter_empty, repeat):
+    """Of four labelled images two have an object, and of the others some are left out."""
+    images = [dict(id=i) for i in range(6)]
+    objects = [dict(image_id=i) for i in (0, 0, 1)]
+    for name, content in (
+        ('some', dict(images=images[:4], annotations=objects)),
+        ('all', dict(images=images, annotations=[])),
+    ):
+        (tmp_path / f'{name}.json').write_text(json.dumps(content | dict(categories=[])))
+    data = dict(data_root=str(tmp_path), ann_file='some.json')
+    data['filter_cfg'] = dict(filter_empty_gt=filter_empty)
+    options = WrappingOptions(unlabelled='all.json', teacher=('a.py', 'a.pth'))
+    assert _unlabelled_settings(ConfigDict(data), options)['repeat'] == repeat
 
 
 @pytest.mark.parametrize('method', [None, 'sad'])
