@@ -9,6 +9,7 @@ import click
 from .config_names import ConfigType
 
 KEY_VALUE = re.compile(r'[A-Za-z_][\w.]*=')
+COMMA = re.compile(r',(?![^\[(]*[\])])')  # not inside brackets
 
 
 class ListType(click.ParamType):
@@ -19,10 +20,10 @@ class ListType(click.ParamType):
     def convert(
         self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> list[str]:
-        """Split at the commas."""
-        return (
-            [x.strip() for x in value.split(',') if x.strip()] if isinstance(value, str) else value
-        )
+        """Split at the commas outside brackets."""
+        if not isinstance(value, str):
+            return value
+        return [x.strip() for x in COMMA.split(value) if x.strip()]
 
 
 def config_argument(required: bool = True, keep_scope: bool = False) -> Callable:

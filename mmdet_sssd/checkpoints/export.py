@@ -115,7 +115,7 @@ def stock_config(cfg: Config) -> Config:
         if 'custom_keys' in part:
             part['custom_keys'] = _stock_keys(part['custom_keys'])
     _replace_constructor(content.get('optim_wrapper') or {})
-    _drop_imports(content)
+    _drop_imports(content, before=set(_named(cfg.to_dict())))
     return Config(content)
 
 
@@ -194,31 +194,31 @@ def serialized(checkpoint: dict) -> bytes:
         return stream.getvalue()
 
 
-def _drop_imports(content: dict) -> None:
+def _drop_imports(content: dict, before: set[str]) -> None:
     """Drop the ``custom_imports`` of this package, and those whose classes nothing names any more.
 
-    A module that registers nothing was imported for its effect, and stays.
+    A module of which the config, which named ``before``, has never named a class was imported for its
+    effect, or for what other modules name, and stays.
     """
     imports, custom = imported_modules(content), content.pop('custom_imports', None)
-    named = {text.rpartition('.')[2] for text in _texts(content)}
-    needed = []
+    named, needed = set(_named(content)), []
     for module in imports:
         classes = {name for name, cls in _registered() if _comes_from(cls, module)}
-        if not _is_from(PACKAGE, module) and (not classes or classes & named):
+        if not _is_from(PACKAGE, module) and (not classes & before or classes & named):
             needed.append(module)
     if needed:
         content['custom_imports'] = {**custom, 'imports': needed}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts and the names of classes and functions in a config."""
+def _named(value: Any) -> Iterator[str]:
+    """Yield the names that may be of classes or functions in a config, without their modules."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _texts(inner)
+            yield from _named(inner)
     elif isinstance(value, str) or hasattr(value, '__qualname__'):
-        yield getattr(value, '__qualname__', value)
+        yield getattr(value, '__qualname__', value).rpartition('.')[2]
 
 
 def _registered() -> Iterator[tuple[str, type]]:

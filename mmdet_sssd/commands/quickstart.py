@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..datasets import VARIABLES
 from ..errors import ConfigError
 from .shapes import draw_data_set
 from .training import run_test, run_training
@@ -32,6 +33,8 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
                 f'--out: {folder} is not of a quickstart; remove it, or give another folder'
             )
     draw_data_set(shapes, train, val)
+    for name in VARIABLES:  # of the user's own data
+        os.environ.pop(name, None)
     os.environ.update(
         SSSD_DATA_ROOT=str(shapes),
         SSSD_TRAIN_IMG='train',

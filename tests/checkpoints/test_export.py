@@ -263,6 +263,16 @@ def test_extensions_that_the_stock_config_uses_stay_imported(shapes, tmp_path, m
     assert exported.custom_imports == dict(imports=kept, allow_failed_imports=False)
 
 
+def test_a_module_of_what_others_name_by_default_stays_imported(shapes, tmp_path, monkeypatch):
+    code = 'from mmdet.registry import MODELS\n\n@MODELS.register_module()\nclass OfOthers: pass\n'
+    (tmp_path / 'of_others.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = training_config('retinanet', shapes)
+    cfg.custom_imports = dict(imports=['mmdet_sssd', 'of_others'], allow_failed_imports=False)
+    exported = stock_config(Config.fromstring(cfg.pretty_text, '.py'))
+    assert exported.custom_imports.imports == ['of_others']
+
+
 @pytest.mark.parametrize('of_branches', [False, True])
 def test_the_innermost_data_preprocessor_is_the_exported_student_s(of_branches):
     cfg = Config(dict(model=dict(type='SemiDistiller', student=dict(type='ATSS'))))

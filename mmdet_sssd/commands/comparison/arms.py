@@ -76,13 +76,17 @@ def read_definitions(arms_file: str | None = None) -> dict[str, dict]:
         arms_file: A config file with ``arms = dict(name=dict(base=…, cfg_options={…}))``.
 
     Raises:
-        ConfigError: if the file does not define arms in this form.
+        ConfigError: if the file does not define arms in this form, or one has the name of a root.
     """
     if arms_file is None:
         return {}
     own = config_of(arms_file).get('arms')
     if not isinstance(own, dict) or not own:
         raise ConfigError(f'{arms_file} has no arms; accepted: arms = dict(name=dict(base=…), …)')
+    if taken := set(own) & {*ROOTS}:
+        raise ConfigError(
+            f'{arms_file} defines {min(taken)}, an arm of compare; give it another name'
+        )
     for name, definition in own.items():
         unknown = sorted(set(definition) - KEYS) if isinstance(definition, dict) else [definition]
         if unknown or not definition.get('base') or not re.fullmatch(r'[\w.-]+', name):
@@ -118,7 +122,8 @@ def find_arm(name: str, definitions: dict[str, dict]) -> Arm:
             )
         seen.append(defined)
         definition = definitions[defined]
-        changes.insert(0, definition.get('cfg_options') or {})
+        options = definition.get('cfg_options') or {}
+        changes.insert(0, {_long_name(key): value for key, value in options.items()})
         defined = definition['base']
     return Arm(name, defined, tuple(changes))
 
@@ -130,8 +135,12 @@ def _read_setting(setting: str) -> dict[str, Any]:
             f'an arm has the change {setting!r}; accepted: KEY=VALUE without a slash, where KEY is a '
             f'dotted key of the config or one of {", ".join(SHORT_NAMES)}'
         )
+    return {_long_name(key): DictAction._parse_iterable(text)}
+
+
+def _long_name(key: str) -> str:
     first, dot, rest = key.partition('.')
-    return {SHORT_NAMES.get(first, first) + dot + rest: DictAction._parse_iterable(text)}
+    return SHORT_NAMES.get(first, first) + dot + rest
 
 
 def read_roots(config: str, cfg_options: dict[str, Any] | None = None) -> dict[str, Config]:
@@ -193,7 +202,7 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
 
     Raises:
         ConfigError: if one of these keys has no effect on the arm, as it or its recipe sets the key
-            too, or if a change cannot be applied.
+            too, or if a change cannot be applied or has none.
     """
     if arm.root not in roots:
         option = dict(semi='unlabelled', backbone='backbone-teacher').get(arm.root, 'teacher')
@@ -202,6 +211,7 @@ def arm_config(arm: Arm, roots: dict[str, Config], cfg_options: Iterable[str] = 
         )
     cfg = copy.deepcopy(roots[arm.root])
     for changes in arm.changes:
+        check_overrides(cfg, {key: x for key, x in changes.items() if key != 'stretch'})
         _merge(cfg, changes, f'arm {arm.name}')
     for key in cfg_options:
         _check_has_effect(key, arm, cfg, roots)

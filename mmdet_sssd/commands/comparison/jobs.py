@@ -190,7 +190,7 @@ def _outcome(job: submitit.Job) -> str | None:
 def _progress() -> Progress:
     """Make a bar on the terminal, with the time that is left, and lines with the time of day."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(log_path=False, soft_wrap=True)
+    console = Console(log_path=False, soft_wrap=True, markup=False, emoji=False)
     return Progress(
         TextColumn('{task.description}'),
         *columns,

@@ -40,7 +40,7 @@ def comparison_report(results: Results, against: Sequence[str] = ()) -> str:
             continue
         parts += [f'## {title}', _ap_table(aps, results, split)]
         baselines += [aps[BASELINE]['AP'].mean] if BASELINE in aps else []
-        for reference in (BASELINE, *against):
+        for reference in dict.fromkeys((BASELINE, *against)):
             arms = differences(results, split, reference)
             if any(arms.values()):
                 parts += _difference_table(arms, reference)

@@ -10,6 +10,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.config import Config
 
+from ...checks.settings import coco_metrics
 from ...config_tree import class_of, with_imports
 from ...datasets import evaluator_configs
 from ...errors import ConfigError
@@ -87,7 +88,7 @@ def comparable_config(cfg: Config) -> Config:
     or iteration, whichever the loop counts, evaluate AP by class, and record time and memory.
 
     Raises:
-        ConfigError: if the config has no training or no validation.
+        ConfigError: if the config has no training, no validation, or none that gives the AP of boxes.
     """
     cfg = copy.deepcopy(cfg)
     cfg.pop('work_dir', None)
@@ -95,6 +96,9 @@ def comparable_config(cfg: Config) -> Config:
         if not cfg.get(key):
             raise ConfigError(f'{key} is {cfg.get(key)!r}; compare needs training and validation')
     cfg.default_hooks = _hooks(cfg.get('default_hooks') or {}, length(cfg)[0] == 'epoch')
+    kinds = [coco_metrics(x) for _, x in evaluator_configs(cfg, 'val_evaluator')]
+    if all(kinds) and not any('bbox' in x for x in kinds):  # others' AP is not known here
+        raise ConfigError(f'val_evaluator.metric is {kinds[0]}; compare needs bbox among them')
     for split in ('val', 'test'):
         for _, evaluator in evaluator_configs(cfg, f'{split}_evaluator'):
             metric = class_of(evaluator, METRICS)
@@ -129,12 +133,11 @@ def _hooks(configured: dict[str, Any], by_epoch: bool) -> dict[str, Any]:
     return hooks
 
 
-def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Run]) -> None:
-    """Keep an arm's config with its results, after checking that its runs are of the same one.
+def check_known(results: ResultsFolder, arm: str, cfg: Config) -> None:
+    """Check that an arm's results, if there are any, are of its config.
 
     Raises:
-        ConfigError: if results, or runs that were begun, are of another config, or a finished run has
-            no result here, whose checkpoint would be taken for a new one's.
+        ConfigError: if they are of another one.
     """
     known = results.arm(arm)
     if known.runs and known.config is not None:
@@ -144,6 +147,16 @@ def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Ru
                 f'{results.file} has results of arm {arm} from another config; it differs in '
                 f"{changed}. Use another --work-dir or --results, or remove the arm's seeds from it"
             )
+
+
+def keep_config(results: ResultsFolder, arm: str, cfg: Config, runs: Iterable[Run]) -> None:
+    """Keep an arm's config with its results, after checking that its runs are of the same one.
+
+    Raises:
+        ConfigError: if results, or runs that were begun, are of another config, or a finished run has
+            no result here, whose checkpoint would be taken for a new one's.
+    """
+    check_known(results, arm, cfg)
     for run in runs:
         if run.checkpoint and run.config_file.is_file():
             started = Config.fromfile(run.config_file, import_custom_modules=False)

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...checks.annotations import check_annotations
+from ...datasets import evaluator_configs
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from .arms import BASELINE, arm_config, find_arm, read_definitions, read_roots
@@ -17,7 +18,7 @@ from .jobs import Failure, JobRunner
 from .plots import draw_plots
 from .report import comparison_report, csv_report
 from .results import Results, ResultsFolder
-from .runs import Run, comparable_config, keep_config
+from .runs import Run, check_known, comparable_config, keep_config
 from .training import Training
 
 
@@ -114,6 +115,8 @@ class Study:
         roots = read_roots(self.config, self.cfg_options)
         if self.split == 'test':
             _check_test_data(roots[BASELINE])
+        # arms that are added are of the same detector, data and schedule
+        check_known(self.folder, BASELINE, comparable_config(roots[BASELINE]))
         return {
             arm.name: comparable_config(arm_config(arm, roots, self.cfg_options))
             for arm in self.found_arms
@@ -154,4 +157,6 @@ def _check_test_data(cfg: Config) -> None:
             'ann_file and data_prefix, and test_evaluator.ann_file, to data that is neither; in '
             'configs for your own data by SSSD_TEST_ANN and SSSD_TEST_IMG'
         )
+    if any(x.get('format_only') for _, x in evaluator_configs(cfg, 'test_evaluator')):
+        raise ConfigError('--split test: test_evaluator.format_only is True, which computes no AP')
     check_annotations(cfg, ('test',))

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from ...errors import ConfigError
 from ...runs import AtomicLocalBackend
 from ...version import __version__
+from ..locks import locked
 from .metrics import main_metric, read_validations
 from .programs import run_program
 from .results import RunResult
@@ -56,9 +57,11 @@ class Training:
             result = self._train(run, cfg)
             run.results.add(result)
             run.finished.touch()
-        if self.test and 'test' not in result.metrics:
-            result.metrics['test'] = self._evaluate(run, cfg, 'test')
-            run.results.add(result)
+        with locked(run.folder / 'test.lock', needed=False):  # another comparison may do it
+            result = run.result
+            if self.test and 'test' not in result.metrics:
+                result.metrics['test'] = self._evaluate(run, cfg, 'test')
+                run.results.add(result)
         if not self.keep_checkpoints:
             for path in (*run.folder.glob('*.pth'), run.folder / 'last_checkpoint'):
                 path.unlink(missing_ok=True)

@@ -83,6 +83,7 @@ def load_distiller(cfg: Config, checkpoint: str) -> SSSDDistiller:
             f'{cfg.filename} has model.type={cfg.model.type}; accepted: SSSDDistiller, whose teacher '
             'can be drawn. Predictions of any detector: mmdet-sssd test with --show-dir'
         )
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     distiller = MODELS.build(cfg.model)
     try:
         loaded = load_checkpoint(distiller, checkpoint, map_location='cpu', strict=True)

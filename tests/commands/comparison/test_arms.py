@@ -129,11 +129,17 @@ def test_a_name_with_changes(configs):
 def test_arms_of_a_file(configs):
     (configs / 'arms.py').write_text(
         "arms = dict(mine=dict(base='paper', cfg_options={'model.distill_coef': 4.0}),\n"
-        "            slow=dict(base='baseline', cfg_options=dict(stretch=1.5)))"
+        "            slow=dict(base='baseline', cfg_options=dict(stretch=1.5)),\n"
+        "            short=dict(base='mine', cfg_options=dict(distill_coef=5.0)),\n"
+        "            lost=dict(base='mine', cfg_options=dict(no_such_key=5.0)))"
     )
     definitions = read_definitions(str(configs / 'arms.py'))
     (mine,) = configs_of(configs / 'stock.py', 'mine', definitions=definitions)
     assert mine.model.distill_coef == 4
+    (short,) = configs_of(configs / 'stock.py', 'short', definitions=definitions)
+    assert short.model.distill_coef == 5
+    with pytest.raises(ConfigError, match='the config has no no_such_key'):
+        configs_of(configs / 'stock.py', 'lost', definitions=definitions)
     options = {'train_cfg': dict(max_epochs=12)}
     names = ('slow', 'slow+stretch=2', 'baseline')
     found = configs_of(configs / 'stock.py', *names, options=options, definitions=definitions)
@@ -158,7 +164,9 @@ def test_unknown_arms(name, message):
         find_arm(name, definitions)
 
 
-@pytest.mark.parametrize('text', ['arms = dict(x=dict(cfg_options={}))', 'y = 1'])
+@pytest.mark.parametrize(
+    'text', ['arms = dict(x=dict(cfg_options={}))', 'y = 1', "arms = dict(paper=dict(base='lgd'))"]
+)
 def test_a_file_of_another_form(tmp_path, text):
     (tmp_path / 'arms.py').write_text(text)
     with pytest.raises(ConfigError, match=r'arms\.py'):
@@ -166,7 +174,7 @@ def test_a_file_of_another_form(tmp_path, text):
 
 
 def test_a_change_that_finds_no_place_is_named(configs):
-    with pytest.raises(ConfigError, match=r'arm paper.*: model\.student\.type'):
+    with pytest.raises(ConfigError, match=r"model\.student\.type is 'RetinaNet', which has no"):
         configs_of(configs / 'stock.py', 'paper+model.student.type.x=1')
 
 

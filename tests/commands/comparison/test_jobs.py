@@ -55,6 +55,13 @@ def test_a_lost_job_is_a_failure(comparison, monkeypatch):
     assert failure.reason.startswith('its job 7 was ended from outside')
 
 
+def test_a_reason_with_brackets_is_printed_as_it_is(comparison, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, '_outcome', lambda job: 'no such folder among [/data/a, /data/b]')
+    (failure,) = comparison.train(0)
+    assert 'among [/data/a, /data/b]' in capsys.readouterr().out
+    assert failure.reason.endswith('[/data/a, /data/b]')
+
+
 def test_what_starts_and_ends_is_printed(comparison, capsys):
     comparison.fake['crash'] = [1]
     comparison.train(0, 1)

@@ -109,6 +109,17 @@ def test_what_was_trained_before_is_reported_too(config, tmp_path):
         Study(**chosen, against=['paper'])
 
 
+def test_an_arm_of_another_schedule_is_not_added(config, tmp_path):
+    folders = dict(work_dir=tmp_path, results=tmp_path, dry_run=False, seeds=[])
+    Study(config, arms=['baseline'], **folders).run()
+    folder_of(tmp_path, results(baseline=[40.0]))
+    other = Study(config, arms=['paper'], cfg_options={'train_cfg.max_epochs': 3}, **folders)
+    with pytest.raises(
+        ConfigError, match=r'arm baseline from another .* differs in train_cfg\.max'
+    ):
+        other.run()
+
+
 def _arms_of(folder):
     rows = (folder / 'report.csv').read_text().splitlines()[1:]
     return list(dict.fromkeys(row.partition(',')[0] for row in rows))
@@ -155,6 +166,20 @@ def test_options_that_do_not_go_together(options, message):
             r'test_dataloader\.dataset\.ann_file: there is no .*tets\.json',
         ),
         (dict(cfg_options={'val_evaluator': None}), r'val_evaluator is None'),
+        (
+            dict(cfg_options={'val_evaluator.metric': 'proposal'}),
+            r"metric is \['proposal'\]; compare",
+        ),
+        (
+            dict(
+                split='test',
+                cfg_options={
+                    'test_dataloader.dataset.ann_file': 'annotations/train.json',
+                    'test_evaluator.format_only': True,
+                },
+            ),
+            'format_only is True',
+        ),
     ],
 )
 def test_configs_that_cannot_be_compared(config, tmp_path, options, message):
