@@ -14,6 +14,7 @@ from mmengine.runner import Runner, TestLoop, ValLoop
 from ..datasets import leaf_datasets
 from ..errors import ConfigError, warn
 from ..hooks.model_parts import bare_model, find_detector, find_distiller
+from ..models import Distiller, LogitTerm, SemiDistiller
 from ..models.student import count_classes
 
 
@@ -50,12 +51,16 @@ def check_data_sets(runner: Runner) -> None:
     Raises:
         ConfigError: if a label of the training data is outside the detector's classes, a mask that the
             pipeline loads is missing, no training image has an object, the validation data name fewer
-            classes than the detector predicts, or a label stands for another class there.
+            classes than the detector predicts, or a label stands for another class there, or in a
+            teacher that labels images or whose scores are compared.
     """
     model, training = bare_model(runner), runner.train_dataloader.dataset
     num_classes = count_classes(model)
     is_rpn = isinstance(find_detector(runner), RPN)  # which accepts any label
     _check_labels(list(leaf_datasets(training)), None if is_rpn else num_classes)
+    labelled = next(leaf_datasets(training), None)
+    if isinstance(model, Distiller) and labelled is not None:
+        _check_teachers(model, labelled)
     if runner.val_loop is not None:
         check_evaluated_classes(runner, runner.val_loop, num_classes)
         _check_names(training, runner.val_loop.dataloader.dataset)
@@ -130,6 +135,23 @@ def _count_objects(dataset: BaseDataset, num_classes: int | None) -> int:
                     'with_mask=True; give each object one'
                 )
     return num_objects
+
+
+def _check_teachers(model: Distiller, dataset: BaseDataset) -> None:
+    """Check that a label is the same class for a pretrained teacher that labels or scores classes."""
+    scored = {x.teacher_name for x in model.terms.values() if isinstance(x, LogitTerm)}
+    ours = list(dataset.metainfo.get('classes') or ())
+    for name, teacher in model.teachers.items():
+        theirs = list(getattr(teacher, 'classes', None) or ours)
+        if ours == theirs or not (name in scored or isinstance(model, SemiDistiller)):
+            continue
+        found = (
+            f'train_dataloader has the classes {", ".join(ours)}, the checkpoint of '
+            f'model.teachers.{name} {", ".join(theirs)}'
+        )
+        if sorted(ours) == sorted(theirs):
+            raise ConfigError(f'{found}; give a teacher that was trained with the same order')
+        warn(f'{found}: check that they mean the same.')
 
 
 def _check_names(training: object, evaluation: object) -> None:

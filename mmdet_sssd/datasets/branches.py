@@ -100,6 +100,7 @@ def with_unlabelled(
     for _, leaf in nested_configs(unlabelled, into=WRAPPED):
         if 'ann_file' in leaf:
             leaf.update(ann_file=ann_file, filter_cfg=dict(filter_empty_gt=False))
+            leaf.pop('indices', None)
             if img is not None:
                 leaf['data_prefix'] = {**(leaf.get('data_prefix') or {}), 'img': img}
     if repeat > 1:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -72,6 +72,7 @@ class DetectorTeacher(Teacher):
         feats = tuple(x.to(images.dtype) for x in self._extract_feat(images))
         samples = fresh_samples(batch_data_samples)
         for sample in samples:
+            sample.set_metainfo(dict(flip=False))  # boxes and masks stay in these pixels
             if 'border' not in sample:  # CenterNet's test pipeline says where the image is
                 height, width = sample.get('img_shape', images.shape[2:])[:2]
                 sample.set_metainfo(dict(border=(0, height, 0, width)))
@@ -173,6 +174,7 @@ class PretrainedTeacher(FixedWeights, DetectorTeacher):
 
     Attributes:
         detector: The detector.
+        classes: Names of its classes, if the checkpoint that was read has them.
 
     Raises:
         ConfigError: if ``config`` cannot be read or its detector cannot be a teacher.
@@ -182,6 +184,7 @@ class PretrainedTeacher(FixedWeights, DetectorTeacher):
         super().__init__(_build(config))
         self.checkpoint = checkpoint
         self.is_loaded = checkpoint is None
+        self.classes: Sequence[str] | None = None
         with within('config'):
             self.convert = ImageConversion(
                 student.data_preprocessor, self.detector.data_preprocessor
@@ -200,13 +203,26 @@ class PretrainedTeacher(FixedWeights, DetectorTeacher):
             raise ConfigError(f'is {self.checkpoint!r}: {error}', 'checkpoint') from error
         weights = checkpoint.get('state_dict', checkpoint)
         weights = student_weights(weights) or weights
-        if problem := misfit(self.detector.state_dict(), weights):
+        if problem := self._load(weights):
             raise ConfigError(
                 f"is {self.checkpoint!r}, which does not fit the teacher's config: {problem}; give the "
                 'checkpoint of a run with that config',
                 'checkpoint',
             )
-        self.detector.load_state_dict(weights, strict=False)
+        self.classes = (checkpoint.get('meta', {}).get('dataset_meta') or {}).get('classes')
+
+    def _load(self, weights: Mapping[str, Tensor]) -> str:
+        """Load weights, which heads may rename if they are old, and say what does not fit."""
+        own = self.detector.state_dict()
+        try:
+            missing, unknown = self.detector.load_state_dict(weights, strict=False)
+        except RuntimeError:  # of another shape
+            return misfit(own, weights)
+        unknown = [
+            key for key in unknown if key.startswith(('backbone.', 'neck.'))
+        ]  # others: masks
+        foreign = f"{unknown[0]} in it is none of the detector's" if unknown else ''
+        return misfit({key: own[key] for key in missing}, {}) or foreign
 
 
 def _build(config: str | dict) -> BaseDetector:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..datasets.branches import BRANCHES, LABELLED, UNLABELLED
 from ..errors import ConfigError, check, is_number
 from .distiller import Distiller, add_losses, covers_a_pixel
-from .pretrained_teacher import DetectorTeacher
+from .pretrained_teacher import PretrainedTeacher
 from .replay import DetectorOutputs
 from .student import count_classes, single_branch_preprocessor
 
@@ -76,7 +76,7 @@ class SemiDistiller(Distiller):
     def _check_pseudo_labels_fit(self) -> None:
         """Refuse a teacher whose predictions cannot be the student's labels."""
         kinds = [type(teacher).__name__ for teacher in self.teachers.values()]
-        if len(kinds) != 1 or not isinstance(self._teacher, DetectorTeacher):
+        if len(kinds) != 1 or not isinstance(self._teacher, PretrainedTeacher):
             raise ConfigError(
                 f'has {", ".join(kinds)}; accepted by SemiDistiller: one PretrainedTeacher',
                 'model.teachers',
@@ -109,7 +109,7 @@ class SemiDistiller(Distiller):
         return next(iter(self.teachers))
 
     @property
-    def _teacher(self) -> DetectorTeacher:
+    def _teacher(self) -> PretrainedTeacher:
         return self.teachers[self._name]
 
     def loss(

@@ -11,7 +11,8 @@ from mmdet_sssd import ConfigError
 from mmdet_sssd.checks.dry_run import warnings_listed
 from mmdet_sssd.checks.labels import check_data_sets
 
-from ..distillers import TOY
+from ..distillers import ADL, SSIM, TOY, pretrained
+from ..stock_detectors import stock_config
 from ..toy_detector import TOY_MODEL, ToyDataset, ToyHead, toy_runner
 
 
@@ -75,6 +76,38 @@ def test_a_mask_that_the_pipeline_loads_is_missing(tmp_path):
     check(DATASETS.build(cfg | dict(pipeline=[load])), 2)
     with pytest.raises(ConfigError, match=r'1\.jpg'):
         check(DATASETS.build(cfg | dict(pipeline=[load | dict(with_mask=True)])), 2)
+
+
+@pytest.mark.parametrize('kind', ['semi', 'logits', 'features'])
+def test_a_label_means_the_same_class_to_a_teacher(tmp_path, kind):
+    terms = dict(semi={}, logits=dict(x=ADL), features=dict(x=SSIM))[kind]
+    model = MODELS.build(
+        dict(
+            type='SemiDistiller' if kind == 'semi' else 'Distiller',
+            student=stock_config('retinanet'),
+            teachers=dict(large=pretrained(stock_config('retinanet'))),
+            terms=terms,
+        )
+    )
+    training = DATASETS.build(coco_dataset(tmp_path, [0, 1, 2], tuple('abc')))
+    runner = SimpleNamespace(
+        model=model, train_dataloader=SimpleNamespace(dataset=training), val_loop=None
+    )
+    found = []
+    for classes in (None, 'abc', 'abd', 'bac'):
+        model.teachers['large'].classes = classes
+        with warnings_listed() as warnings:
+            try:
+                check_data_sets(runner)
+            except ConfigError as error:
+                warnings.append(str(error))
+        found.append(warnings)
+    if kind == 'features':
+        assert found == [[]] * 4
+    else:
+        assert found[:2] == [[], []]
+        assert found[2][0].endswith('a, b, d: check that they mean the same.')
+        assert found[3][0].endswith('give a teacher that was trained with the same order')
 
 
 def test_a_label_means_the_same_class_in_training_and_validation(tmp_path):

@@ -45,6 +45,12 @@ def test_each_kind_gets_its_branch_and_the_other_no_labels(shapes):
     assert [len(x) for x in found.values()] == [2 * 4, 8]
 
 
+def test_all_images_without_labels_are_used_if_some_with_labels_are_not(shapes):
+    dataset = shapes_dataset(shapes, 'val', LABELS_FIRST) | dict(test_mode=False, indices=2)
+    both = DATASETS.build(with_unlabelled(dataset, 'annotations/train.json', 'train'))
+    assert [len(x) for x in both.datasets] == [2, 8]
+
+
 def test_crops_keep_images_without_objects(shapes):
     pipeline = [*LABELS_FIRST[:-1], CROPS, PACK]
     for dataset in (built(shapes, pipeline), built(shapes, LABELS_FIRST[:-1], [CROPS, PACK])):

@@ -81,6 +81,27 @@ def test_weights_from_before_norms_counted_batches(tmp_path):
     distiller(config, str(tmp_path / 'weights.pth'))
 
 
+def test_weights_of_before_a_layer_was_renamed(tmp_path):
+    config = stock_config('fcos')
+    expected = MODELS.build(config).state_dict()
+    old = {key.replace('.conv_cls.', '.fcos_cls.'): x for key, x in expected.items()}
+    assert old.keys() != expected.keys()
+    torch.save(old, tmp_path / 'weights.pth')
+    model = distiller(config, str(tmp_path / 'weights.pth'))
+    assert_equal(dict(model.teachers['large'].detector.state_dict()), dict(expected))
+
+
+def test_weights_of_a_deeper_network_are_refused(tmp_path):
+    """All that a shallower one of the same blocks has are among them."""
+    deeper = stock_config('retinanet')
+    deeper.backbone.depth = 34
+    torch.save(MODELS.build(deeper).state_dict(), tmp_path / 'weights.pth')
+    with pytest.raises(
+        ConfigError, match=r'does not fit.*: backbone\.layer1\.2\.conv1.*none of the'
+    ):
+        distiller(stock_config('retinanet'), str(tmp_path / 'weights.pth'))
+
+
 @pytest.mark.parametrize(
     ('lacks', 'key'), [('student', 'model.student'), ('teacher', 'model.teachers.large.config')]
 )
@@ -157,6 +178,20 @@ def test_images_of_a_size_that_the_teacher_cannot_take_are_named():
     images, samples = torch.rand(1, 3, 100, 100), [DetDataSample()]
     with pytest.raises(ConfigError, match=r'a YOLOX, fails on images of 100×100.*divisor=32'):
         model.teachers['large'](model.student, None, images, samples)
+
+
+def test_predictions_are_not_turned_back(monkeypatch):
+    """Cascaded mask heads take a flipped image for one of several that are averaged."""
+    teacher = distiller().teachers['large']
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), flip=True, scale_factor=(1, 1)))
+    seen, predict = [], teacher.detector.predict
+    monkeypatch.setattr(
+        teacher.detector,
+        'predict',
+        lambda *args, **kw: seen.extend(args[1]) or predict(*args, **kw),
+    )
+    teacher.predict(torch.rand(1, 3, 64, 64), [sample])
+    assert ([x.flip for x in seen], sample.flip) == ([False], True)
 
 
 def test_images_without_a_border_are_whole_to_centernet():

@@ -1,5 +1,6 @@
 """Settings that cannot work are refused, and the error begins with the setting's key."""
 
+import copy
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.models import DetectorTeacher
 
 from ..distillers import ADL, MSE, SSIM, TOY, build, losses_of, pretrained
 from ..stock_detectors import demo_batch, stock_config
@@ -165,11 +167,20 @@ def test_an_untrained_teacher_without_a_term(kind):
         build(TOY, type='Distiller', terms=dict(ssim=SSIM))
 
 
+@MODELS.register_module()
+class Follower(DetectorTeacher):
+    """It changes when a term runs it, which labels do not need."""
+
+    def __init__(self, student):
+        super().__init__(copy.deepcopy(student))
+
+
 @pytest.mark.parametrize(
     ('key', 'settings'),
     [
         ('pseudo_score_thr', dict(pseudo_score_thr=1.5)),
         ('teachers', dict(teachers=dict(a=dict(type='ImplicitTeacher')))),
+        ('teachers', dict(teachers=dict(a=dict(type='Follower')))),
         ('teachers.a', dict(teachers=dict(a=pretrained(of_other_classes())))),
         ('student', dict(student=stock_config('mask_rcnn'))),
     ],

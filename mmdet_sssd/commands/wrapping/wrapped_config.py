@@ -196,6 +196,8 @@ def _unlabelled_settings(dataset: ConfigDict, options: WrappingOptions) -> dict[
     num_labelled, num_unlabelled = (len(x['images']) for x in (labelled, unlabelled))
     if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
         num_labelled = len({x.get('image_id') for x in labelled['annotations']})
+    if (indices := dataset.get('indices')) is not None:
+        num_labelled = min(num_labelled, abs(indices) if isinstance(indices, int) else len(indices))
     settings = dict(
         ann_file=options.unlabelled,
         img=options.unlabelled_img,

@@ -137,6 +137,7 @@ def test_both_kinds_of_images_are_about_as_many(tmp_path, filter_empty, repeat):
     data = dict(data_root=str(tmp_path), ann_file='some.json')
     data['filter_cfg'] = dict(filter_empty_gt=filter_empty)
     options = WrappingOptions(unlabelled='all.json', teacher=('a.py', 'a.pth'))
+    assert _unlabelled_settings(ConfigDict(data, indices=[0]), options)['repeat'] == 6
     assert _unlabelled_settings(ConfigDict(data), options)['repeat'] == repeat
 
 
