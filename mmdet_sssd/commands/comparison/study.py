@@ -61,13 +61,11 @@ class Study:
         if self.arms is None:
             self.arms = [] if self.report_only else [BASELINE, 'config']
         self.arms = list(dict.fromkeys(self.arms))
-        definitions = read_definitions(self.arms_file)
-        self.found_arms = [find_arm(name, definitions) for name in self.arms]
-        if self.report_only and not self._results():
-            raise ConfigError(
-                f'there are no results in {self.folder.path}; run compare without --report-only '
-                'first, or give --work-dir or --results'
-            )
+        if self.report_only:
+            self._check_results()
+        else:
+            definitions = read_definitions(self.arms_file)
+            self.found_arms = [find_arm(name, definitions) for name in self.arms]
         known = list(dict.fromkeys([*self.arms, *self._results()]))
         if missing := sorted(set(self.against) - set(known)):
             raise ConfigError(
@@ -75,6 +73,19 @@ class Study:
                 f'{", ".join(known)}'
             )
         self.training = Training(self.split == 'test', self.keep_checkpoints == 'last')
+
+    def _check_results(self) -> None:
+        found = self.folder.read(None)
+        if not found:
+            raise ConfigError(
+                f'there are no results in {self.folder.path}; run compare without --report-only '
+                'first, or give --work-dir or --results'
+            )
+        if missing := sorted(set(self.arms) - set(found)):
+            raise ConfigError(
+                f'--arms: {", ".join(missing)} has no results in {self.folder.path}; accepted: '
+                f'{", ".join(found)}'
+            )
 
     def run(self) -> list[Failure]:
         """Train what is missing, write the report and print it.

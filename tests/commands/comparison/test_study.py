@@ -107,6 +107,16 @@ def test_what_was_trained_before_is_reported_too(config, tmp_path):
     assert (commands, list(arms)) == (['compare x'], ['baseline', 'paper', 'lgd'])
     with pytest.raises(ConfigError, match=r'--against: paper is not among.*: baseline, lgd$'):
         Study(**chosen, against=['paper'])
+    with pytest.raises(
+        ConfigError, match=r'--arms: lost has no results in .*: baseline, paper, lgd$'
+    ):
+        Study(**chosen | dict(arms=['lost']))
+
+
+def test_an_arm_of_a_file_is_reported_without_the_file(tmp_path):
+    folder_of(tmp_path, results(baseline=[40.0], mine=[42.0]))
+    Study(report_only=True, results=tmp_path, arms=['baseline', 'mine']).run()
+    assert _arms_of(tmp_path) == ['baseline', 'mine']
 
 
 def test_an_arm_of_another_schedule_is_not_added(config, tmp_path):
