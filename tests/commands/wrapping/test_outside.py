@@ -108,7 +108,8 @@ def test_a_backbone_of_timm_s(folder):
     teacher = dict(type='BackboneTeacher', backbone='vit_tiny_patch16_224', checkpoint='vit.pth')
     assert cfg.model.teachers == dict(backbone=teacher)
     assert cfg.model.terms == recipes.backbone.model['terms']
-    assert cfg.default_hooks == recipes.backbone.hooks | recipes.gentle.hooks
+    phases = recipes.gentle.hooks['phases'] | dict(detach_student=1 / 3)  # by SGD
+    assert cfg.default_hooks == recipes.backbone.hooks | recipes.gentle.hooks | dict(phases=phases)
     assert arm(folder, 'backbone').model == dict(
         recipes.backbone.model, student=cfg.model.student, teachers=cfg.model.teachers
     )

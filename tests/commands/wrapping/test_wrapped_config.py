@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmdet_sssd import ConfigError
+from mmdet_sssd.commands.comparison.arms import read_roots
 from mmdet_sssd.commands.wrapping import WrappingOptions, write_wrapped_config
 from mmdet_sssd.config_tree import nested_configs
 from mmdet_sssd.models.replay import find_factor, head_parameters
@@ -83,6 +84,8 @@ def test_a_wrapped_config_is_its_stock_config_and_the_recipe(tmp_path, name, rec
     added, hooks = copy.deepcopy(AS_SHIPPED[recipe])
     if name == YOLOX:  # whose backbone has no weights
         hooks['phases'].pop('freeze_backbone', None)
+    if name == YOLOX and recipe == 'gentle':  # and which SGD trains
+        hooks['phases']['detach_student'] = 1 / 3
     assert wrapped.pop('model') == dict(added, student=stock.pop('model'))
     imports = stock.pop('custom_imports', dict(imports=[], allow_failed_imports=False))
     imports['imports'].append('mmdet_sssd')
@@ -325,14 +328,14 @@ def test_the_choice_of_recipes_is_complete():
 
 
 @pytest.mark.parametrize(
-    ('init_cfg', 'optimizer', 'reason'),
+    ('init_cfg', 'optimizer', 'reason', 'detached'),
     [
-        (dict(type='Pretrained', checkpoint='resnet50.pth'), 'SGD', 'from trained weights'),
-        (None, 'SGD', 'with SGD from random weights'),
-        (None, 'AdamW', 'thousands of images'),
+        (dict(type='Pretrained', checkpoint='resnet50.pth'), 'SGD', 'from trained weights', 1 / 6),
+        (None, 'SGD', 'with SGD from random weights', 1 / 3),
+        (None, 'AdamW', 'thousands of images', 1 / 6),
     ],
 )
-def test_says_why_it_chooses_gentle(tmp_path, init_cfg, optimizer, reason):
+def test_says_why_it_chooses_gentle(tmp_path, init_cfg, optimizer, reason, detached):
     (tmp_path / 'stock.py').write_text(
         f"_base_ = '{RETINANET}'\n"
         f'model = dict(backbone=dict(init_cfg={init_cfg}))\n'
@@ -341,4 +344,7 @@ def test_says_why_it_chooses_gentle(tmp_path, init_cfg, optimizer, reason):
     stock, out = str(tmp_path / 'stock.py'), tmp_path / 'out.py'
     (note,) = write_wrapped_config(stock, out, build=False)
     assert reason in note
+    assert Config.fromfile(out).default_hooks.phases.detach_student == detached
+    arms = read_roots(stock)  # as compare trains them
+    assert arms['gentle'].default_hooks.phases.detach_student == detached
     assert not write_wrapped_config(stock, out, WrappingOptions(recipe='gentle'), build=False)
