@@ -14,6 +14,7 @@ from mmengine.utils import import_modules_from_strings
 from torch.optim import SGD
 
 from ...checks.annotations import check_annotations
+from ...checks.dry_run import warnings_listed
 from ...config_tree import PACKAGE, class_of, starts_pretrained, value_at, with_imports
 from ...datasets import annotation_path, leaf_configs, read_coco, read_coco_summary, use_data
 from ...errors import ConfigError, within
@@ -312,9 +313,11 @@ def _notes(stock: ConfigDict, options: WrappingOptions, unlabelled: dict) -> lis
         )
     if options.data.keys() & {'data_root', 'train_ann'}:
         try:
-            check_annotations(stock)
+            with warnings_listed() as warnings:
+                check_annotations(stock)
         except ConfigError as error:
-            notes.append(f'it does not train yet: {error}')
+            warnings.append(f'it does not train yet: {error}')
+        notes += warnings
     name = (stock.get('optim_wrapper') or {}).get('constructor')
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if isinstance(name, str) else name
     by_layer = constructor and 'Decay' in constructor.__name__

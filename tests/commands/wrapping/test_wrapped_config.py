@@ -198,6 +198,22 @@ def test_data_that_are_not_there_are_noted(tmp_path):
         assert any(x.startswith(missing) for x in notes) == noted
 
 
+def test_images_that_the_stock_config_leaves_out_are_noted(tmp_path, capfd):
+    data = draw_shapes(tmp_path / 'cells')
+    file = data / 'annotations/train.json'
+    content = json.loads(file.read_text())
+    for image in content['images'][:3]:
+        image['width'] = 16
+    file.write_text(json.dumps(content))
+    names = dict(data_root=str(data), train_ann='annotations/train.json', train_img='train')
+    names |= dict(val_ann='annotations/val.json', val_img='val')
+    notes = write_wrapped_config(
+        RETINANET, tmp_path / 'x.py', WrappingOptions(data=names), build=False
+    )
+    assert any('3 of 8 images less than 32 pixels' in x for x in notes)
+    assert 'WARNING' not in ''.join(capfd.readouterr())
+
+
 def test_image_folders_leave_other_prefixes(tmp_path):
     wrapped = wrapped_by(
         tmp_path, 'mmdet::htc/htc_r50_fpn_1x_coco.py', train_img='images', val_img='images'
