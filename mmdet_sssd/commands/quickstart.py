@@ -33,8 +33,8 @@ def run_quickstart(config: str, out: Path, epochs: int, train: int, val: int) ->
                 f'--out: {folder} is not of a quickstart; remove it, or give another folder'
             )
     draw_data_set(shapes, train, val)
-    for name in VARIABLES:  # of the user's own data
-        os.environ.pop(name, None)
+    for variable in VARIABLES:  # of the user's own data
+        os.environ.pop(variable, None)
     os.environ.update(
         SSSD_DATA_ROOT=str(shapes),
         SSSD_TRAIN_IMG='train',

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from mmdet_sssd import ConfigError
-from mmdet_sssd.commands import shapes
+from mmdet_sssd.commands import quickstart, shapes
 from mmdet_sssd.commands.quickstart import run_quickstart
 
 
@@ -80,3 +82,25 @@ def test_a_quickstart_replaces_only_its_own_files(tmp_path, name):
     with pytest.raises(ConfigError, match=rf'--out: .*{name} is not of a quickstart'):
         run_quickstart('config.py', tmp_path, 1, 1, 1)
     assert (tmp_path / name / 'photo.jpg').exists()
+
+
+def test_a_quickstart_is_of_its_own_data_and_says_where_its_files_are(
+    tmp_path, monkeypatch, capsys
+):
+    def train(config, changes, work_dir):
+        Path(work_dir).mkdir()
+        Path(work_dir, 'last_checkpoint').write_text('epoch_1.pth')
+        seen.update({key: x for key, x in os.environ.items() if key.startswith('SSSD_')})
+
+    def test(*_, work_dir, **__):
+        Path(work_dir, 'now/predictions').mkdir(parents=True)
+        return {}
+
+    seen = {}
+    monkeypatch.setattr(quickstart, 'run_training', train)
+    monkeypatch.setattr(quickstart, 'run_test', test)
+    monkeypatch.setattr(os, 'environ', os.environ | dict(SSSD_TEST_ANN='mine.json'))
+    run_quickstart('configs/any.py', tmp_path, 1, 1, 1)
+    assert 'SSSD_TEST_ANN' not in seen
+    assert seen['SSSD_DATA_ROOT'] == f'{tmp_path}/shapes'
+    assert f'config       {tmp_path}/run/any.py' in capsys.readouterr().out
