@@ -225,8 +225,8 @@ class CocoFile:
         ids = [x.get('id') for x in self.annotations]
         if others := [x for x in ids if not isinstance(x, int)]:
             self.refuse(
-                f"{len(others)} annotations whose id is no whole number, as COCO's metric needs it, "
-                f'the first {others[0]!r}'
+                f"{len(others)} annotations without a whole number as id, which COCO's metric needs; "
+                f'the first has {others[0]!r}'
             )
         if 0 in ids:
             warn(

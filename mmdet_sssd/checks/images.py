@@ -89,7 +89,7 @@ def _doubt(info: dict, turns: bool) -> str:
     except Image.DecompressionBombError:
         return UNKNOWN
     if image.mode.startswith('I;16'):
-        return 'of 16 bits, of which the upper 8 are read'
+        return '16 bits deep; only the upper 8 are read'
     labelled = info.get('width', size[0]), info.get('height', size[1])
     return '' if size == labelled else '{} x {}, labelled as {} x {}'.format(*size, *labelled)
 

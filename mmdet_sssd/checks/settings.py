@@ -52,7 +52,7 @@ def check_settings(cfg: Config, stages: tuple[str, ...]) -> None:
     Raises:
         ConfigError: if a model, a hook's type or the metric of ``save_best`` is missing; if a key is a
             misspelt one of mmengine's; if a length or batch size is not a whole number of 1 or more;
-            if the learning rate is no number; or if ``activation_checkpointing`` has a distilled head.
+            if the learning rate is no number; or ``activation_checkpointing`` names a distilled head.
     """
     if value_at(cfg, 'model.type') is None:
         raise ConfigError('the config has no model.type; accepted: the whole config of a detector')

@@ -112,9 +112,8 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = self.last_ckpt or runner.message_hub.get_info('last_ckpt')
         self.first_iter = runner.iter
         if is_main_process():
-            if (
-                runner._resume and runner._load_from
-            ):  # until its own, those after it are another run's
+            if runner._resume and runner._load_from:
+                # later ones in the folder are of the run that it left
                 pointer = osp.join(runner.work_dir, 'last_checkpoint')
                 AtomicLocalBackend().put_text(runner._load_from, pointer)
             for folder in {runner.work_dir, self.out_dir}:

@@ -126,7 +126,7 @@ def test_coco_s_own_classes_count_where_none_are_given(config, write):
         (dict(annotations=[annotation('iscrowd')]), 'without iscrowd'),
         (dict(annotations=[annotation(iscrowd=None)]), 'without iscrowd'),
         (dict(annotations=[annotation(area='16')]), "area '16'"),
-        (dict(annotations=[annotation(id='a1')]), "the first 'a1'"),
+        (dict(annotations=[annotation(id='a1')]), "the first has 'a1'"),
         (dict(annotations=[annotation(category_id=7)]), 'category_id 7'),
         (dict(annotations=[annotation(bbox=['1', 1, 4, 4])]), 'annotation 5'),
         (dict(annotations=[annotation(bbox=[1, 4])]), 'annotation 5'),

@@ -121,7 +121,7 @@ def test_files_that_load_with_a_flaw_are_reported(tmp_path):
     assert '64 x 48, labelled as 48 x 64' in check(path, JPEG, (48, 64))[0]
     assert '48 x 64, labelled as 64 x 48' in check(path, turned_jpeg())[0]
     deep = cv2.imencode('.png', np.full((48, 64), 200, np.uint16))[1].tobytes()  # loads as black
-    assert 'of 16 bits, of which the upper 8' in check(path, deep)[0]
+    assert '16 bits deep; only the upper 8' in check(path, deep)[0]
 
 
 def test_what_others_load_is_not_checked(tmp_path):

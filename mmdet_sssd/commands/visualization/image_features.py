@@ -41,7 +41,7 @@ def draw_images(
 
     Raises:
         ConfigError: if the model is not an ``SSSDDistiller``, the checkpoint belongs to another
-            model, there are no validation data, or an image is not among them, or several are.
+            model, there are no validation data, or a name fits none of their images, or several.
     """
     if not cfg.get('val_dataloader'):
         raise ConfigError(f'{cfg.filename} has no val_dataloader to take images from')
